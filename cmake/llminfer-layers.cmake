@@ -1,0 +1,55 @@
+# Each layer of the library is an object library, so that a test links just the layers below it; llminfer itself is all of
+# them together.
+
+# llminfer_layer(NAME [FOLDER]): object library llminfer_NAME of the .cpp files in this folder.
+function(llminfer_layer name)
+  cmake_parse_arguments(arg "" "" "DEPENDS;LINK" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  add_library(llminfer_${name} OBJECT ${sources})
+  llminfer_compile_settings(llminfer_${name})
+  foreach(layer IN LISTS arg_DEPENDS)
+    target_link_libraries(llminfer_${name} PUBLIC llminfer_${layer})
+  endforeach()
+  target_link_libraries(llminfer_${name} PUBLIC ${arg_LINK})
+  set_property(GLOBAL APPEND PROPERTY LLMINFER_LAYERS llminfer_${name})
+endfunction()
+
+# What every target of the project is compiled with.
+function(llminfer_compile_settings target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF POSITION_INDEPENDENT_CODE ON
+    CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  target_compile_options(${target} PRIVATE -Wall -Wextra)
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+  if(LLMINFER_SANITIZE)
+    target_compile_options(${target} PUBLIC -fsanitize=${LLMINFER_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    target_link_options(${target} PUBLIC -fsanitize=${LLMINFER_SANITIZE})
+  endif()
+  if(BUILD_SHARED_LIBS)
+    target_compile_definitions(${target} PRIVATE LLMINFER_SHARED)
+  endif()
+endfunction()
+
+# The library: the objects of all layers.
+function(llminfer_add_library)
+  get_property(layers GLOBAL PROPERTY LLMINFER_LAYERS)
+  add_library(llminfer)
+  add_library(llminfer::llminfer ALIAS llminfer)
+  foreach(layer IN LISTS layers)
+    target_sources(llminfer PRIVATE $<TARGET_OBJECTS:${layer}>)
+  endforeach()
+  target_compile_features(llminfer PUBLIC cxx_std_20)
+  target_include_directories(llminfer PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
+  target_link_libraries(llminfer PRIVATE PkgConfig::PCRE2 PkgConfig::UTF8PROC Threads::Threads
+    $<$<TARGET_EXISTS:OpenMP::OpenMP_CXX>:OpenMP::OpenMP_CXX>)
+  if(BUILD_SHARED_LIBS)
+    target_compile_definitions(llminfer PUBLIC LLMINFER_SHARED)
+  endif()
+  if(LLMINFER_SANITIZE)
+    target_link_options(llminfer PUBLIC -fsanitize=${LLMINFER_SANITIZE})
+  endif()
+  set_target_properties(llminfer PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
+    LINKER_LANGUAGE CXX)
+endfunction()

@@ -1,0 +1,138 @@
+// Backend: what runs a Program. A host may write its own against this header and hand it to Engine::load.
+//
+// A backend is used by one engine thread at a time unless a function says otherwise. No function may throw; allocation
+// failure is Error{out_of_memory}.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <llminfer/config.hpp>
+#include <llminfer/program.hpp>
+#include <llminfer/result.hpp>
+#include <llminfer/weight.hpp>
+
+namespace llminfer::inline v0 {
+
+/// Changes whenever this header changes in a way that a compiled backend would notice.
+inline constexpr int kBackendInterfaceVersion = 1;
+
+/// Runs `body(index, count)` once for each index in [0, count), all at the same time on different threads, and returns
+/// when all have ended: the bodies wait for one another, so fewer threads than `count` is a deadlock. A host may lend its
+/// own thread pool this way.
+using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
+
+/// How cached keys and values are stored.
+enum class CacheType : std::uint8_t { f16, f32 };
+
+struct BackendOptions {
+  int threads = 0;              ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
+  /// Exact mode: float arithmetic on exactly unpacked weights, no quantization of activations. Slow; the reference.
+  bool exact = false;
+  std::string cpu_level;        ///< forces an instruction set level of the CPU backend ("scalar", "avx2", …); empty: the best
+  Executor executor;            ///< the host's threads; empty: the backend's own
+};
+
+/// A weight in the form that the backend's kernels read.
+class PreparedWeight {
+ public:
+  virtual ~PreparedWeight() = default;
+  virtual std::int64_t bytes() const noexcept = 0;  ///< memory it occupies beyond the checkpoint's own mapping
+};
+
+/// The pages of one cache group. Pages are numbered from 0; the backend owns their layout.
+class CacheStorage {
+ public:
+  virtual ~CacheStorage() = default;
+  virtual std::int64_t bytes() const noexcept = 0;
+  /// Copies tokens [0, tokens) of a page in all layers (copy-on-write). Pages differ.
+  virtual Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) = 0;
+  /// Bytes of a page in the canonical layout: for each layer, K then V, each float [tokens][kv_heads][head_dim].
+  virtual std::int64_t canonical_page_bytes() const noexcept = 0;
+  virtual Result<void> export_page(std::int32_t page, std::span<std::byte> out) = 0;
+  virtual Result<void> import_page(std::int32_t page, std::span<const std::byte> in) = 0;
+};
+
+/// Consecutive new tokens of one sequence: a chunk of a prompt, or one decoded token. All are causal.
+struct Run {
+  std::int32_t first_row = 0;   ///< index of its first token in the batch's arrays
+  std::int32_t rows = 0;        ///< at least 1
+  std::int32_t first_position = 0;  ///< tokens of the sequence that are cached already
+  /// Per cache group the sequence's pages: entry i holds tokens [i * kPageTokens, (i + 1) * kPageTokens), those of this
+  /// run included. Pages that a sliding window has left behind may be -1.
+  std::vector<std::span<const std::int32_t>> block_tables;
+};
+
+/// The input of one forward pass: token runs of many sequences. Spans belong to the caller and live until wait().
+struct Batch {
+  std::span<const std::int32_t> tokens;      ///< [rows] token ids; -1 where the row has an embedding instead
+  std::span<const float> embeddings;         ///< [rows, hidden_size], or empty when every row is a token
+  std::span<const std::int32_t> positions;   ///< [rows]
+  std::span<const Run> runs;
+  std::span<const std::int32_t> logit_rows;  ///< ascending batch rows whose logits are wanted
+  std::span<const std::int32_t> hidden_rows; ///< ascending batch rows whose last hidden state is wanted
+  std::span<float> logits;                   ///< out [logit_rows, vocab_size]
+  std::span<float> hidden;                   ///< out [hidden_rows, hidden_size]
+  /// Set from another thread to abandon the pass; polled at least once per layer. wait() then gives `cancelled`, and the
+  /// batch's cache rows are undefined.
+  const std::atomic<bool>* interrupt = nullptr;
+};
+
+/// A compiled Program. One batch is in flight at a time.
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  virtual std::int64_t bytes() const noexcept = 0;  ///< activations and scratch
+  /// Starts a forward pass over `batch`, at most `max_batch_rows` rows. `caches` has one storage per cache group.
+  virtual Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) = 0;
+  /// Waits for the end of the pass that was submitted and gives its outcome.
+  virtual Result<void> wait() = 0;
+};
+
+struct PlanOptions {
+  std::int32_t max_batch_rows = 512;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const noexcept = 0;
+  /// Not to be overridden: records the header that the backend was compiled with.
+  virtual int interface_version() const noexcept { return kBackendInterfaceVersion; }
+  /// A line for people: the device, its level and threads.
+  virtual std::string description() const = 0;
+
+  /// Whether the backend can run the program with weights of these types (one per weight of the program).
+  virtual Result<void> supports(const Program& program, std::span<const WeightType> types) = 0;
+  /// Bytes that prepare() of such a weight would take.
+  virtual std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) = 0;
+  /// Bytes that a Plan would take.
+  virtual std::int64_t plan_bytes(const Program& program, const PlanOptions& options) = 0;
+  /// Bytes of one page of a group, all its layers.
+  virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
+
+  virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
+  /// `weights` are in the program's order and shared with the plan.
+  virtual Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                                const PlanOptions& options) = 0;
+  virtual Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                           std::int32_t pages) = 0;
+};
+
+/// The CPU backend. Errors: invalid_argument (an unknown cpu_level, or one that this machine cannot run; threads < 0).
+/// The environment variable LLMINFER_CPU_LEVEL forces a level where options.cpu_level is empty.
+LLMINFER_API Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options);
+
+/// The instruction set levels of the CPU backend that this machine can run, slowest first: "scalar", "avx2", ….
+LLMINFER_API std::vector<std::string> cpu_levels();
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,126 @@
+// Program: a model architecture as a list of operations on named, shaped values. Knows nothing of SIMD, devices,
+// quantization or batching. Builder makes one; a Backend compiles it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include <llminfer/config.hpp>
+#include <llminfer/result.hpp>
+
+namespace llminfer::inline v0 {
+
+/// Index of a value: a matrix [tokens, width] of floats.
+enum class ValueId : std::int32_t { none = -1 };
+/// Index of a weight of the program.
+enum class WeightId : std::int32_t { none = -1 };
+
+/// A weight that the program needs. The checkpoint must have it with exactly this shape, unless it is optional.
+struct WeightSpec {
+  std::string name;        ///< the tensor's name in the checkpoint
+  std::int64_t rows = 1;   ///< output features; 1 for vectors
+  std::int64_t cols = 0;   ///< input features
+};
+
+struct ValueSpec {
+  std::string name;         ///< for people and error messages, e.g. "blk.3.q"
+  std::int64_t width = 0;
+};
+
+/// The cached keys and values of some layers, kept in pages of kPageTokens tokens.
+struct CacheGroup {
+  std::int32_t layers = 0;
+  std::int32_t kv_heads = 0;
+  std::int32_t head_dim = 0;
+  std::int32_t window = 0;  ///< a query sees itself and window - 1 tokens before it; 0: all
+};
+inline constexpr std::int32_t kPageTokens = 64;
+
+/// Rotary embedding (Su et al. 2021): pair i of a head is rotated by position * inverse_frequency[i].
+struct RopeTable {
+  std::vector<float> inverse_frequency;  ///< [rotary_dim / 2], all scaling rules applied
+  float magnitude = 1.0f;                ///< multiplies sine and cosine (YaRN's attention factor)
+  bool interleaved = false;              ///< pairs are (2i, 2i+1); otherwise (i, i + rotary_dim / 2)
+};
+
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh };
+
+namespace op {
+/// out = table[token id]; rows of the batch that carry an embedding take that instead.
+struct Embed { WeightId table; ValueId out; };
+/// out = in * weight^T + bias
+struct Linear { ValueId in; WeightId weight; WeightId bias; ValueId out; };
+/// Root-mean-square norm (Zhang and Sennrich 2019): out = in / sqrt(mean(in^2) + epsilon) * weight
+struct RmsNorm { ValueId in; WeightId weight; float epsilon; ValueId out; };
+/// Rotates each of the width / head_dim heads of `in` by `rope_tables[table]` at the token's position.
+struct Rope { ValueId in; std::int32_t head_dim; std::int32_t table; ValueId out; };
+/// Appends k and v to the cache, then out = softmax(q k^T * scale + mask) v. Query head h reads KV head h * kv_heads / heads.
+struct Attention {
+  ValueId q, k, v;
+  std::int32_t group;  ///< index of the cache group
+  std::int32_t layer;  ///< index of the layer inside the group
+  std::int32_t heads;
+  float scale;
+  ValueId out;
+};
+/// out = activation(gate) * up
+struct Glu { ValueId gate, up; Activation activation; ValueId out; };
+struct Add { ValueId a, b, out; };
+}  // namespace op
+
+using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add>;
+
+struct Program {
+  std::string architecture;
+  std::vector<WeightSpec> weights;
+  std::vector<ValueSpec> values;
+  std::vector<CacheGroup> cache_groups;
+  std::vector<RopeTable> rope_tables;
+  std::vector<Op> ops;           ///< in an order in which every value is written before it is read, and once
+  std::int64_t vocab_size = 0;
+  std::int64_t hidden_size = 0;
+  ValueId hidden = ValueId::none;  ///< the last hidden state, after the final norm [tokens, hidden_size]
+  ValueId logits = ValueId::none;  ///< [tokens, vocab_size]
+
+  /// The number of elements of all weights; tied weights count once.
+  LLMINFER_API std::int64_t parameter_count() const noexcept;
+};
+
+/// Makes a Program operation by operation and checks the shapes. A mistake is remembered and given by finish(), so that
+/// a description reads without error handling.
+class LLMINFER_API Builder {
+ public:
+  explicit Builder(std::string architecture);
+
+  /// A matrix [rows, cols], or the same id again if the name is known already (tied weights).
+  WeightId weight(std::string name, std::int64_t rows, std::int64_t cols);
+  WeightId vector(std::string name, std::int64_t size) { return weight(std::move(name), 1, size); }
+  std::int32_t cache_group(CacheGroup group);
+  std::int32_t rope_table(RopeTable table);
+
+  ValueId embed(WeightId table, std::string name);
+  ValueId linear(ValueId in, WeightId weight, std::string name, WeightId bias = WeightId::none);
+  ValueId rms_norm(ValueId in, WeightId weight, float epsilon, std::string name);
+  ValueId rope(ValueId in, std::int32_t head_dim, std::int32_t table, std::string name);
+  ValueId attention(ValueId q, ValueId k, ValueId v, std::int32_t group, std::int32_t layer, std::int32_t heads,
+                    float scale, std::string name);
+  ValueId glu(ValueId gate, ValueId up, Activation activation, std::string name);
+  ValueId add(ValueId a, ValueId b, std::string name);
+
+  /// Ends the description. Errors: shape_mismatch or invalid_argument of the first mistake, naming the value.
+  Result<Program> finish(ValueId hidden, ValueId logits) &&;
+
+ private:
+  std::int64_t width(ValueId id, std::string_view user);
+  std::int64_t expect_weight(WeightId id, std::int64_t rows, std::int64_t cols, std::string_view user);
+  ValueId value(std::string name, std::int64_t width);
+  void mistake(ErrorCode code, std::string message);
+
+  Program program_;
+  Result<void> first_mistake_;
+};
+
+}  // namespace llminfer::inline v0

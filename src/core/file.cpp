@@ -1,0 +1,179 @@
+#include "core/file.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "core/error.hpp"
+
+namespace llminfer::core {
+namespace {
+
+ErrorCode code_of_errno(int error) {
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR: return ErrorCode::not_found;
+    case EACCES:
+    case EPERM: return ErrorCode::permission_denied;
+    case ENOMEM: return ErrorCode::out_of_memory;
+    default: return ErrorCode::io_error;
+  }
+}
+
+Error errno_error(const std::string& path, const char* action, int error) {
+  return fail(code_of_errno(error), path, ": ", action, ": ", std::generic_category().message(error));
+}
+
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const noexcept { return fd_; }
+
+ private:
+  int fd_;
+};
+
+class MappedFile final : public ByteSource {
+ public:
+  MappedFile(std::string name, const void* address, std::uint64_t size)
+      : ByteSource(std::move(name), size),
+        mapping_(address, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }) {}
+
+  Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
+    LLMINFER_TRY(check_range(offset, count));
+    return Bytes{{static_cast<const std::byte*>(mapping_.get()) + offset, count}, mapping_};
+  }
+  bool resident() const noexcept override { return true; }
+
+ private:
+  std::shared_ptr<const void> mapping_;
+};
+
+class UnmappedFile final : public ByteSource {
+ public:
+  UnmappedFile(std::string name, FileDescriptor fd, std::uint64_t size)
+      : ByteSource(std::move(name), size), fd_(std::move(fd)) {}
+
+  Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
+    LLMINFER_TRY(check_range(offset, count));
+    auto buffer = std::make_shared<std::vector<std::byte>>(count);
+    std::uint64_t done = 0;
+    while (done < count) {
+      const ssize_t n = ::pread(fd_.get(), buffer->data() + done, count - done, static_cast<off_t>(offset + done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return errno_error(name(), "read", errno);
+      if (n == 0) return fail(ErrorCode::truncated, name(), ": the file was shortened while it was read");
+      done += static_cast<std::uint64_t>(n);
+    }
+    return Bytes{*buffer, buffer};
+  }
+  bool resident() const noexcept override { return false; }
+
+ private:
+  FileDescriptor fd_;
+};
+
+class MemorySource final : public ByteSource {
+ public:
+  MemorySource(std::string name, std::span<const std::byte> data, std::shared_ptr<const void> keep)
+      : ByteSource(std::move(name), data.size()), data_(data), keep_(std::move(keep)) {}
+  Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
+    LLMINFER_TRY(check_range(offset, count));
+    return Bytes{data_.subspan(offset, count), keep_};
+  }
+  bool resident() const noexcept override { return true; }
+
+ private:
+  std::span<const std::byte> data_;
+  std::shared_ptr<const void> keep_;
+};
+
+class ReaderSource final : public ByteSource {
+ public:
+  ReaderSource(std::string name, std::uint64_t size, std::function<bool(std::uint64_t, std::span<std::byte>)> read)
+      : ByteSource(std::move(name), size), read_(std::move(read)) {}
+  Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
+    LLMINFER_TRY(check_range(offset, count));
+    auto buffer = std::make_shared<std::vector<std::byte>>(count);
+    const std::lock_guard lock(mutex_);
+    bool done = false;
+    try {
+      done = read_(offset, *buffer);
+    } catch (...) {
+      return fail(ErrorCode::callback_failed, name(), ": the host's reader threw");
+    }
+    if (!done) return fail(ErrorCode::io_error, name(), ": the host's reader failed at offset ", offset);
+    return Bytes{*buffer, buffer};
+  }
+  bool resident() const noexcept override { return false; }
+
+ private:
+  std::function<bool(std::uint64_t, std::span<std::byte>)> read_;
+  mutable std::mutex mutex_;
+};
+
+struct OpenFile {
+  FileDescriptor fd;
+  std::uint64_t size;
+};
+
+Result<OpenFile> open_regular(const std::string& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return errno_error(path, "open", errno);
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return errno_error(path, "stat", errno);
+  if (!S_ISREG(info.st_mode)) return fail(ErrorCode::not_a_file, path, ": not a regular file");
+  return OpenFile{std::move(fd), static_cast<std::uint64_t>(info.st_size)};
+}
+
+}  // namespace
+
+Result<void> ByteSource::check_range(std::uint64_t offset, std::uint64_t count) const {
+  if (offset > size_ || count > size_ - offset) {
+    return fail(ErrorCode::truncated, name_, ": ", count, " bytes at offset ", offset, " pass the end, ", size_);
+  }
+  return {};
+}
+
+Result<std::shared_ptr<const ByteSource>> open_file(const std::string& path, bool use_mmap) {
+  OpenFile file = LLMINFER_TRY(open_regular(path));
+  if (file.size == 0) return fail(ErrorCode::truncated, path, ": the file is empty");
+  if (!use_mmap) {
+    return std::shared_ptr<const ByteSource>(std::make_shared<UnmappedFile>(path, std::move(file.fd), file.size));
+  }
+  void* address = ::mmap(nullptr, file.size, PROT_READ, MAP_PRIVATE, file.fd.get(), 0);
+  if (address == MAP_FAILED) return errno_error(path, "mmap", errno);
+  return std::shared_ptr<const ByteSource>(std::make_shared<MappedFile>(path, address, file.size));
+}
+
+std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<const std::byte> data,
+                                                std::shared_ptr<const void> keep) {
+  return std::make_shared<MemorySource>(std::move(name), data, std::move(keep));
+}
+
+std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t size,
+                                                std::function<bool(std::uint64_t, std::span<std::byte>)> read) {
+  return std::make_shared<ReaderSource>(std::move(name), size, std::move(read));
+}
+
+Result<std::string> read_text_file(const std::string& path, std::uint64_t limit) {
+  OpenFile file = LLMINFER_TRY(open_regular(path));
+  if (file.size > limit) return fail(ErrorCode::limit_exceeded, path, ": ", file.size, " bytes, the limit is ", limit);
+  const UnmappedFile source(path, std::move(file.fd), file.size);
+  const Bytes bytes = LLMINFER_TRY(source.read(0, source.size()));
+  return std::string(reinterpret_cast<const char*>(bytes.data.data()), bytes.data.size());
+}
+
+}  // namespace llminfer::core

@@ -1,0 +1,58 @@
+// ByteSource: where a checkpoint's bytes come from (a mapped file, memory of the host, a reader of the host).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include <llminfer/result.hpp>
+
+namespace llminfer::core {
+
+/// Bytes and what keeps them alive.
+struct Bytes {
+  std::span<const std::byte> data;
+  std::shared_ptr<const void> keep;
+};
+
+/// A random-access input of known size. Thread-safe.
+class ByteSource {
+ public:
+  virtual ~ByteSource() = default;
+  const std::string& name() const noexcept { return name_; }  ///< for error messages
+  std::uint64_t size() const noexcept { return size_; }
+  /// Bytes [offset, offset + count): a view where the source is in memory, a fresh copy otherwise.
+  /// Errors: truncated if the range passes the end; io_error.
+  virtual Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const = 0;
+  /// True where read() gives views of memory that stays.
+  virtual bool resident() const noexcept = 0;
+
+ protected:
+  ByteSource(std::string name, std::uint64_t size) : name_(std::move(name)), size_(size) {}
+  Result<void> check_range(std::uint64_t offset, std::uint64_t count) const;
+
+ private:
+  std::string name_;
+  std::uint64_t size_;
+};
+
+/// Maps the file (or, with use_mmap = false, reads it piece by piece on demand).
+/// Errors: not_found, permission_denied, not_a_file, truncated for an empty file, io_error.
+Result<std::shared_ptr<const ByteSource>> open_file(const std::string& path, bool use_mmap);
+
+/// Views memory that the caller keeps alive as long as `keep`.
+std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<const std::byte> data,
+                                                std::shared_ptr<const void> keep);
+
+/// Calls `read(offset, out)`, which fills `out` wholly and returns true. The callback may be called from any one thread
+/// at a time.
+std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t size,
+                                                std::function<bool(std::uint64_t, std::span<std::byte>)> read);
+
+/// The whole of a small text file, e.g. config.json. Errors as open_file, and limit_exceeded past `limit` bytes.
+Result<std::string> read_text_file(const std::string& path, std::uint64_t limit);
+
+}  // namespace llminfer::core

@@ -1,0 +1,112 @@
+// Checkpoint: what the engine sees of a model file or directory, whatever its format.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include <llminfer/result.hpp>
+#include <llminfer/weight.hpp>
+
+#include "core/file.hpp"
+
+namespace llminfer::load {
+
+/// Where the bytes of one tensor lie. Shape in the order of WeightView: a matrix is [rows, cols], a vector [1, n]; tensors of
+/// more dimensions have their leading ones folded into rows.
+struct TensorInfo {
+  std::string name;
+  WeightType type = WeightType::f32;
+  std::vector<std::int64_t> shape;  ///< as stored, outermost first
+  std::int64_t rows = 1;
+  std::int64_t cols = 0;
+  std::uint32_t source = 0;  ///< index into Checkpoint::sources
+  std::uint64_t offset = 0;  ///< from the start of the source
+  std::uint64_t bytes = 0;
+};
+
+/// How RoPE frequencies are scaled; the fields that a kind does not use are ignored.
+struct RopeScaling {
+  enum class Kind : std::uint8_t { none, linear, llama3, yarn, factors } kind = Kind::none;
+  double factor = 1.0;
+  double original_context = 0;
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;          ///< llama3
+  double beta_fast = 32.0, beta_slow = 1.0;                      ///< yarn
+  double attention_factor = 0;                                   ///< yarn; 0: the default, 0.1 ln(factor) + 1
+  std::vector<float> factors;  ///< a divisor per frequency (GGUF rope_freqs.weight); empty: none. Applies with any kind
+};
+
+/// The hyperparameters of a decoder, in one vocabulary for GGUF metadata and config.json.
+struct ModelConfig {
+  std::string architecture;  ///< "llama", "qwen2", …: the key of the table in src/arch
+  std::string name;          ///< for people
+  bool hf_names = false;     ///< tensors are named and rotary pairs ordered as in Hugging Face checkpoints, else as in GGUF
+  std::int64_t vocab_size = 0;
+  std::int64_t context_length = 0;
+  std::int64_t layers = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t ffn_size = 0;
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t rotary_dim = 0;
+  double rope_base = 10000.0;
+  RopeScaling rope_scaling;
+  double norm_epsilon = 1e-5;
+  std::int64_t sliding_window = 0;  ///< 0: none
+  bool tied_embeddings = false;
+  std::string activation = "silu";
+};
+
+/// What the checkpoint's makers recommend (generation_config.json); absent fields are empty.
+struct GenerationDefaults {
+  std::optional<float> temperature, top_p, min_p, repetition_penalty;
+  std::optional<std::int32_t> top_k;
+  std::optional<bool> do_sample;
+  std::vector<std::int32_t> eos_tokens;
+};
+
+/// The raw vocabulary, before src/tok makes a tokenizer of it: either the arrays of a GGUF file or tokenizer.json.
+struct VocabularyData {
+  // GGUF
+  std::string model;  ///< tokenizer.ggml.model: "gpt2", "llama", "bert", …; empty for tokenizer.json
+  std::string pre;    ///< tokenizer.ggml.pre
+  std::vector<std::string> tokens;
+  std::vector<float> scores;           ///< empty or one per token
+  std::vector<std::int32_t> types;     ///< empty or one per token: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
+  std::vector<std::string> merges;
+  std::optional<bool> add_space_prefix, add_bos, add_eos, remove_extra_whitespaces;
+  // Hugging Face
+  std::string tokenizer_json;         ///< the text of tokenizer.json
+  std::string tokenizer_config_json;  ///< the text of tokenizer_config.json, or empty
+  // both
+  std::optional<std::int64_t> bos, eos, eot, unk, pad;  ///< ids (eot: end of turn); not yet checked
+};
+
+/// An opened checkpoint. Immutable; thread-safe once made.
+struct Checkpoint {
+  std::string path;  ///< for messages
+  ModelConfig config;
+  GenerationDefaults generation;
+  VocabularyData vocabulary;
+  std::string chat_template;  ///< Jinja source, or empty
+  std::vector<TensorInfo> tensors;
+  std::unordered_map<std::string, std::size_t> by_name;  ///< index into tensors
+  std::vector<std::shared_ptr<const core::ByteSource>> sources;
+
+  const TensorInfo* find(const std::string& name) const;
+  /// The tensor's bytes: a view of the mapping where the source is resident, else a copy.
+  Result<WeightView> read(const TensorInfo& tensor) const;
+};
+
+/// Opens a GGUF file (also the first of a split set) or a Hugging Face directory. Reads headers and metadata only.
+Result<Checkpoint> open_checkpoint(const std::string& path, bool use_mmap);
+
+/// A GGUF checkpoint from a source of the host (memory or reader); split files can't be reached this way.
+Result<Checkpoint> open_gguf(std::shared_ptr<const core::ByteSource> source);
+
+}  // namespace llminfer::load
