@@ -1,0 +1,105 @@
+// Linear layers of the CPU backend: packing weights into panels and the table of kernels of each instruction set level.
+// Knows nothing of plans, threads or programs.
+//
+// Use: pack_weight once; per batch, quantize_row for each row if quantized() and then linear over any split of panels
+// and rows; both from the level's table. In exact mode: ExactWeight and linear_exact.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include <llminfer/backend.hpp>
+#include <llminfer/weight.hpp>
+
+#include "backends/cpu/panel.hpp"
+
+namespace llminfer::cpu {
+
+/// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
+class PackedWeight final : public PreparedWeight {
+ public:
+  /// Panels of zeros, to be filled by pack_panels. Errors: unsupported (no kernel reads the type), invalid_argument
+  /// (sizes that do not fit the type), out_of_memory.
+  static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols);
+  ~PackedWeight() override;
+
+  std::int64_t rows() const noexcept { return view_.rows; }
+  std::int64_t cols() const noexcept { return view_.cols; }
+  std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
+  PanelKind kind() const noexcept { return view_.kind; }
+  /// Whether linear reads quantized activations (ActivationView::groups) or float ones.
+  bool quantized() const noexcept { return panel_shape(view_.kind).bits != 0; }
+  const PackedWeightView& view() const noexcept { return view_; }
+  std::int64_t bytes() const noexcept override { return bytes_; }
+
+  /// Fills panels [begin, end) from the weight that it was allocated for. Disjoint ranges may be packed concurrently.
+  void pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end);
+
+ private:
+  PackedWeight() = default;
+  PackedWeightView view_{};
+  std::uint8_t* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
+/// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.
+Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
+
+/// Bytes that such a packed weight takes; 0 for a type that cannot be packed.
+std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols) noexcept;
+
+/// The kind of panels that a type is packed into, if any.
+std::optional<PanelKind> panel_kind(WeightType type) noexcept;
+
+/// out // (cols) = row `row` of the weight as float: embedding lookup straight from the panels.
+void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept;
+
+/// Groups to reserve for a quantized row of k values: one more than it has, so that the rows of a tile do not all start
+/// at the same place of a page and fight for the same cache sets.
+constexpr std::int64_t quantized_row_groups(std::int64_t k) { return (k + kGroupValues - 1) / kGroupValues + 1; }
+constexpr std::size_t quantized_row_bytes(std::int64_t k) {
+  return static_cast<std::size_t>(quantized_row_groups(k)) * sizeof(QuantizedGroup);
+}
+
+/// Scratch for LinearKernels::linear on weights of at most `cols` input values, per thread.
+std::size_t linear_scratch_bytes(std::int64_t cols) noexcept;
+
+/// A weight as it lies in the checkpoint, for exact mode: rows are unpacked when they are multiplied.
+class ExactWeight final : public PreparedWeight {
+ public:
+  /// Errors: invalid_argument if the data's size does not fit.
+  static Result<std::unique_ptr<ExactWeight>> make(const WeightView& weight);
+  std::int64_t rows() const noexcept { return view_.rows; }
+  std::int64_t cols() const noexcept { return view_.cols; }
+  std::int64_t bytes() const noexcept override { return 0; }
+  /// out // (cols) = row `row`, exactly.
+  void read_row(std::int64_t row, float* out) const noexcept;
+
+ private:
+  explicit ExactWeight(const WeightView& view) : view_(view) {}
+  WeightView view_;
+};
+
+/// As LinearKernels::linear, in float arithmetic on exactly unpacked weights, for output features
+/// [feature_begin, feature_end). `scratch` holds cols floats. A row's bits depend on nothing but that row.
+void linear_exact(const LinearKernels& kernels, const ExactWeight& w, std::int64_t feature_begin,
+                  std::int64_t feature_end, const float* x, std::int64_t stride, std::int32_t row_begin,
+                  std::int32_t row_end, float* out, std::int64_t out_stride, float* scratch) noexcept;
+
+// The tables, one per file of isa/. Only scalar may be called before the machine's level is known.
+namespace isa_scalar {
+const LinearKernels& linear_kernels();
+}
+namespace isa_avx2 {
+const LinearKernels& linear_kernels();
+}
+namespace isa_avx512 {
+const LinearKernels& linear_kernels();
+}
+namespace isa_avx512vnni {
+const LinearKernels& linear_kernels();
+}
+
+}  // namespace llminfer::cpu

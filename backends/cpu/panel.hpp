@@ -1,0 +1,185 @@
+// The layout of packed weights and of quantized activations, as plain data that kernels of every instruction set read.
+// Included by ISA files: no std container, no function that is not evaluated at compile time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llminfer::cpu {
+
+/// Output rows of a panel. A weight [N, K] is ceil(N / 16) panels; the last one is filled up with zero rows.
+inline constexpr int kPanelRows = 16;
+/// Input values that share one scale of a quantized activation row. K of every grouped weight is a multiple of it.
+inline constexpr int kGroupValues = 32;
+/// Groups of 32 that share the super-scales of a two-level format.
+inline constexpr int kSuperGroups = 8;
+
+/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / 127, |code| <= 127. The sums serve
+/// the zero points and minimums of weights. A group is one cache line, so a kernel reaches all of it from one pointer.
+struct alignas(64) QuantizedGroup {
+  std::int8_t code[kGroupValues];
+  float scale;
+  float scaled_sum;          ///< scale * sum(code)
+  float scaled_half_sum[2];  ///< the same of values 0-15 and 16-31
+  std::int32_t minus_sum;    ///< -sum(code)
+  std::int32_t minus_half_sum[2];
+  std::int32_t unused;
+};
+static_assert(sizeof(QuantizedGroup) == 64);
+
+/// How scales lie in a panel, always [group][16 rows].
+enum class PanelScale : std::uint8_t {
+  f16,        ///< half; minimums follow likewise
+  f32,        ///< float
+  two_level,  ///< int8 sub-scales (then uint8 sub-minimums) per group; half d (then d_min) per 256 values
+};
+
+/// What a kernel is instantiated for: value = scale * (code - zero) - minimum, or scale * table[code].
+/// With a table, codes become unsigned bytes table[code] + 128 when they are unpacked, so that zero = 128.
+struct PanelShape {
+  int bits;   ///< of a stored code: 2, 3, 4, 5, 6 or 8; 0 for dense panels
+  int group;  ///< 16 or 32
+  int zero;   ///< a power of two, or 0 where there is a minimum
+  bool table;
+  bool minimum;
+  PanelScale scale;
+};
+
+/// The kinds of panels. Grouped kinds are named after their first format; others share them.
+enum class PanelKind : std::uint8_t {
+  f32,
+  f16,
+  bf16,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_nl,
+  iq4_xs,
+  mxfp4,
+  nvfp4,
+  ternary,  ///< TQ1_0, TQ2_0
+  grid32,   ///< formats with vector grids, expanded to 8 bits: a scale per 32 values
+  grid16,   ///< and per 16
+};
+inline constexpr int kPanelKinds = 20;
+
+constexpr PanelShape panel_shape(PanelKind kind) {
+  switch (kind) {
+    case PanelKind::f32:
+    case PanelKind::f16:
+    case PanelKind::bf16:
+      return {0, 1, 0, false, false, PanelScale::f32};
+    case PanelKind::q4_0:
+      return {4, 32, 8, false, false, PanelScale::f16};
+    case PanelKind::q4_1:
+      return {4, 32, 0, false, true, PanelScale::f16};
+    case PanelKind::q5_0:
+      return {5, 32, 16, false, false, PanelScale::f16};
+    case PanelKind::q5_1:
+      return {5, 32, 0, false, true, PanelScale::f16};
+    case PanelKind::q8_0:
+      return {8, 32, 128, false, false, PanelScale::f16};
+    case PanelKind::q2_k:
+      return {2, 16, 0, false, true, PanelScale::two_level};
+    case PanelKind::q3_k:
+      return {3, 16, 4, false, false, PanelScale::two_level};
+    case PanelKind::q4_k:
+      return {4, 32, 0, false, true, PanelScale::two_level};
+    case PanelKind::q5_k:
+      return {5, 32, 0, false, true, PanelScale::two_level};
+    case PanelKind::q6_k:
+      return {6, 16, 32, false, false, PanelScale::two_level};
+    case PanelKind::iq4_nl:
+      return {4, 32, 128, true, false, PanelScale::f16};
+    case PanelKind::iq4_xs:
+      return {4, 32, 128, true, false, PanelScale::two_level};
+    case PanelKind::mxfp4:
+      return {4, 32, 128, true, false, PanelScale::f32};
+    case PanelKind::nvfp4:
+      return {4, 16, 128, true, false, PanelScale::f32};
+    case PanelKind::ternary:
+      return {2, 32, 1, false, false, PanelScale::f32};
+    case PanelKind::grid32:
+      return {8, 32, 128, false, false, PanelScale::f32};
+    case PanelKind::grid16:
+      return {8, 16, 128, false, false, PanelScale::f32};
+  }
+  return {};
+}
+
+/// Where the parts of a grouped panel lie, in bytes from its start. Each part starts on a cache line. Codes come in
+/// groups of 32 values, whose 8 quads are [16 rows][4 consecutive values] = 64 bytes:
+///   8 bits  plane q is quad q
+///   4 bits  plane p of 4: low nibbles quad p, high nibbles quad p + 4
+///   2 bits  plane p of 2: bits 2j, 2j + 1 are quad p + 2j
+///   5 bits  as 4, then one plane whose bit q is bit 4 of quad q
+///   3 bits  as 2, then one plane whose bit q is bit 2 of quad q
+///   6 bits  as 4, then two planes as for 2 bits with bits 4 and 5 of the codes
+struct PanelLayout {
+  std::int64_t code_bytes;  ///< of one group of 32
+  std::int64_t scale;       ///< scales, or sub-scales
+  std::int64_t minimum;     ///< minimums, or sub-minimums
+  std::int64_t super_scale;
+  std::int64_t super_minimum;
+  std::int64_t bytes;  ///< of a panel
+};
+
+constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols) {
+  const auto align = [](std::int64_t n) { return (n + 63) / 64 * 64; };
+  const std::int64_t groups = (cols + kGroupValues - 1) / kGroupValues;
+  const std::int64_t scales = groups * (kGroupValues / shape.group) * kPanelRows;
+  const std::int64_t supers = (groups + kSuperGroups - 1) / kSuperGroups * kPanelRows;
+  const bool two_level = shape.scale == PanelScale::two_level;
+  const std::int64_t scale_bytes = align(scales * (two_level ? 1 : shape.scale == PanelScale::f16 ? 2 : 4));
+  PanelLayout layout{};
+  layout.code_bytes = shape.bits * kGroupValues * kPanelRows / 8;
+  layout.scale = groups * layout.code_bytes;
+  layout.minimum = layout.scale + scale_bytes;
+  layout.super_scale = layout.minimum + (shape.minimum ? scale_bytes : 0);
+  layout.super_minimum = layout.super_scale + (two_level ? align(supers * 2) : 0);
+  layout.bytes = layout.super_minimum + (two_level && shape.minimum ? align(supers * 2) : 0);
+  return layout;
+}
+
+/// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type.
+struct PackedWeightView {
+  const std::uint8_t* data;  ///< panel_count panels of layout.bytes each, 64-byte aligned
+  std::int64_t rows;         ///< N
+  std::int64_t cols;         ///< K
+  PanelLayout layout;
+  PanelKind kind;
+  std::uint8_t table[16];  ///< table[code] + 128 for kinds with a table
+};
+
+/// The rows that a linear kernel multiplies: quantized for grouped kinds, float for dense ones.
+struct ActivationView {
+  const float* f32;              ///< [rows, stride]
+  std::int64_t stride;           ///< in floats
+  const QuantizedGroup* groups;  ///< [rows, group_stride]
+  std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
+};
+
+/// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
+struct LinearKernels {
+  const char* level;
+  /// x // (k) -> out // (ceil(k / 32)); the tail counts as zeros. A group whose values are not all finite gets a NaN
+  /// scale.
+  void (*quantize_row)(const float* x, std::int64_t k, QuantizedGroup* out);
+  /// out[row * out_stride + n] = sum over k of x[row, k] * w[n, k], for n in panels [panel_begin, panel_end) and rows
+  /// [row_begin, row_end). `scratch` holds linear_scratch_bytes(w.cols) bytes, 64-byte aligned, and is the thread's
+  /// own.
+  void (*linear)(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end, const ActivationView& x,
+                 std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch);
+  /// out[row] = dot(w // (k), x[row] // (k, stride)) in float: 16 partial sums over k mod 16, then a fixed tree.
+  void (*dot_rows)(const float* w, std::int64_t k, const float* x, std::int64_t stride, std::int32_t rows, float* out,
+                   std::int64_t out_stride);
+};
+
+}  // namespace llminfer::cpu
