@@ -70,7 +70,7 @@ enum class PanelKind : std::uint8_t {
 };
 inline constexpr int kPanelKinds = 20;
 
-constexpr PanelShape panel_shape(PanelKind kind) {
+[[gnu::always_inline]] constexpr PanelShape panel_shape(PanelKind kind) {
   switch (kind) {
     case PanelKind::f32:
     case PanelKind::f16:
@@ -103,7 +103,7 @@ constexpr PanelShape panel_shape(PanelKind kind) {
     case PanelKind::mxfp4:
       return {4, 32, 128, true, false, PanelScale::f32};
     case PanelKind::nvfp4:
-      return {4, 16, 128, true, false, PanelScale::f32};
+      return {4, 16, 128, true, false, PanelScale::f16};
     case PanelKind::ternary:
       return {2, 32, 1, false, false, PanelScale::f32};
     case PanelKind::grid32:
@@ -131,7 +131,7 @@ struct PanelLayout {
   std::int64_t bytes;  ///< of a panel
 };
 
-constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols) {
+[[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols) {
   const auto align = [](std::int64_t n) { return (n + 63) / 64 * 64; };
   const std::int64_t groups = (cols + kGroupValues - 1) / kGroupValues;
   const std::int64_t scales = groups * (kGroupValues / shape.group) * kPanelRows;

@@ -1,0 +1,466 @@
+// Linear kernels of the SIMD levels, once for all of them: register tiles of rows x vectors, where a vector holds one
+// output per lane, over weights that are unpacked in registers (few rows) or once into scratch (many). Included inside
+// the level's namespace after its vector operations. The arithmetic is that of linear_scalar-inl.hpp, bit for bit:
+// integer dots are exact, and each output has one accumulator that takes its groups in ascending order.
+
+namespace {
+
+template <int I>
+struct Index {
+  static constexpr int value = I;
+};
+/// body(Index<0>), …, body(Index<N - 1>): loops over registers must not survive as loops.
+template <int N, int I = 0, class Body>
+[[gnu::always_inline]] inline void unroll(const Body& body) {
+  if constexpr (I < N) {
+    body(Index<I>{});
+    unroll<N, I + 1>(body);
+  }
+}
+
+/// What a tile is instantiated for.
+struct TileShape {
+  PanelShape panel;
+  int range;         ///< bits of the unsigned codes that are multiplied; 8 means signed ones on levels without VNNI
+  bool signed_code;  ///< 8-bit codes lie in memory with zero = 0, two's complement (scratch of levels without VNNI)
+};
+constexpr TileShape direct_tile(PanelShape shape) { return {shape, shape.table ? 8 : shape.bits, false}; }
+/// The shape of the scratch that panels of a shape are unpacked into: bytes and float scales.
+constexpr TileShape unpacked_tile(PanelShape shape) {
+  const int range = kVnni || shape.table || shape.bits == 8 ? 8 : shape.bits < 4 ? 4 : shape.bits;
+  const int zero = range < 8 ? shape.zero : shape.minimum ? 0 : 128;
+  return {{8, shape.group, zero, false, shape.minimum, PanelScale::f32}, range, !kVnni && range == 8};
+}
+/// Without VNNI, 8-bit codes are multiplied as signed ones and need no correction for their zero.
+constexpr bool signed_dot(TileShape shape) { return !kVnni && shape.range == 8; }
+constexpr int halves(PanelShape shape) { return kGroupValues / shape.group; }
+constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
+
+/// Quads in an order that takes each plane of a panel once.
+constexpr int quad_at(int bits, int i) { return bits == 8 ? i : bits >= 4 ? i / 2 + i % 2 * 4 : i / 4 + i % 4 * 2; }
+
+/// Codes of quad `Q` as the dot product wants them; `codes` points at this vector's lanes in the group.
+template <TileShape T, int Q>
+[[gnu::always_inline]] inline Bytes unpack_quad(const std::uint8_t* codes, Bytes table) {
+  constexpr PanelShape s = T.panel;
+  Bytes c;
+  if constexpr (s.bits == 8) {
+    c = load_bytes(codes + Q * 64);
+  } else if constexpr (s.bits >= 4) {
+    c = and_bytes(shift_bits<-(Q & 4)>(load_bytes(codes + (Q & 3) * 64)), fill_bytes(15));
+    if constexpr (s.bits == 5) c = or_masked(c, shift_bits<4 - Q>(load_bytes(codes + 256)), fill_bytes(16));
+    if constexpr (s.bits == 6) {
+      c = or_masked(c, shift_bits<4 - (Q & 6)>(load_bytes(codes + 256 + (Q & 1) * 64)), fill_bytes(48));
+    }
+  } else {
+    c = and_bytes(shift_bits<-(Q & 6)>(load_bytes(codes + (Q & 1) * 64)), fill_bytes(3));
+    if constexpr (s.bits == 3) c = or_masked(c, shift_bits<2 - Q>(load_bytes(codes + 128)), fill_bytes(4));
+  }
+  if constexpr (s.table) c = look_up(table, c);
+  if constexpr (signed_dot(T) && !T.signed_code) c = xor_bytes(c, fill_bytes(128));
+  return c;
+}
+
+/// An exact integer dot product in progress: one per row, vector and group of 16 or 32.
+template <TileShape T>
+struct Dot {
+  Ints sum;
+#ifdef __AVX512VNNI__
+  template <int I>
+  [[gnu::always_inline]] inline void add(Bytes codes, Ints x) {
+    sum = dot_bytes(sum, codes, x);
+  }
+#else
+  Ints pairs;
+  /// Takes the I-th quad of the group. So many products of codes of `range` bits fit an int16 that pairs are widened
+  /// only after every kChunk of them.
+  template <int I>
+  [[gnu::always_inline]] inline void add(Bytes codes, Ints x) {
+    constexpr int kQuads = T.panel.group / 4;
+    constexpr int kFit = T.range <= 4 ? 8 : T.range == 5 ? 4 : T.range == 6 ? 2 : 1;
+    constexpr int kChunk = kFit < kQuads ? kFit : kQuads;
+    Ints product;
+    if constexpr (T.range == 8) {
+      product = dot_signed_pairs(codes, x);
+    } else {
+      product = dot_pairs(codes, x);
+    }
+    if constexpr (I % kChunk == 0) {
+      pairs = product;
+    } else {
+      pairs = add_pairs(pairs, product);
+    }
+    if constexpr (I % kChunk == kChunk - 1) sum = add_ints(sum, widen_pairs(pairs));
+  }
+#endif
+};
+
+/// V vectors of weights: where their lanes lie in which panel.
+template <int V>
+struct Columns {
+  const std::uint8_t* panel[V];
+  int lane[V];  ///< first lane of the vector in its panel, a multiple of kLanes
+};
+
+/// Loads of the super-scales that hold for kSuperGroups groups.
+template <PanelShape S>
+[[gnu::always_inline]] inline Floats load_super(const std::uint8_t* base, std::int64_t group, int lane) {
+  return load_halves(base + (group / kSuperGroups * kPanelRows + lane) * 2);
+}
+/// 16 or 8 scales or minimums; `index` counts groups of 16 or 32.
+template <PanelShape S, bool Signed>
+[[gnu::always_inline]] inline Floats load_scale(const std::uint8_t* base, std::int64_t index, int lane, Floats super) {
+  const std::int64_t at = index * kPanelRows + lane;
+  if constexpr (S.scale == PanelScale::f32) return load_floats(base + at * 4);
+  if constexpr (S.scale == PanelScale::f16) return load_halves(base + at * 2);
+  if constexpr (S.scale == PanelScale::two_level) {
+    return multiply(super, Signed ? load_int8(base + at) : load_uint8(base + at));
+  }
+}
+
+/// acc[m][v] = rows x // (M, groups, stride x_stride) times the weights of V vectors.
+template <TileShape T, int M, int V>
+[[gnu::always_inline]] inline void grouped_tile(const Columns<V>& w, const PanelLayout& layout,
+                                                const std::uint8_t* table_bytes, const QuantizedGroup* x,
+                                                std::int64_t x_stride, std::int64_t groups, Floats (&acc)[M][V]) {
+  constexpr PanelShape s = T.panel;
+  constexpr int H = halves(s);
+  constexpr bool two_level = s.scale == PanelScale::two_level;
+  Bytes table{};
+  if constexpr (s.table) table = load_table(table_bytes);
+  Floats super[V]{}, super_minimum[V]{};
+  unroll<M>([&](auto m) __attribute__((always_inline)) {
+    unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
+  });
+  const std::uint8_t* codes[V];
+  unroll<V>([&](auto v) __attribute__((always_inline)) { codes[v.value] = w.panel[v.value] + w.lane[v.value] * 4; });
+
+  for (std::int64_t g = 0; g < groups; ++g, ++x) {
+    if constexpr (two_level) {
+      if (g % kSuperGroups == 0) {
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          super[v.value] = load_super<s>(w.panel[v.value] + layout.super_scale, g, w.lane[v.value]);
+          if constexpr (s.minimum) {
+            super_minimum[v.value] = load_super<s>(w.panel[v.value] + layout.super_minimum, g, w.lane[v.value]);
+          }
+        });
+      }
+    }
+    Dot<T> dot[M][V][H];
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const QuantizedGroup& row = x[m.value * x_stride];
+      unroll<H>([&](auto h) __attribute__((always_inline)) {
+        Ints start = zero_ints();
+        if constexpr (s.zero != 0 && !signed_dot(T)) {
+          start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[h.value]));
+        }
+        unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value][h.value].sum = start; });
+      });
+    });
+    unroll<8>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kQuad = quad_at(s.bits, i.value);
+      constexpr int kHalf = H == 1 ? 0 : kQuad / 4;
+      // The how manieth quad of its half this is.
+      constexpr int kTurn = H == 1        ? i.value
+                            : s.bits == 8 ? i.value % 4
+                            : s.bits >= 4 ? i.value / 2
+                                          : i.value / 4 * 2 + i.value % 2;
+      Bytes c[V];
+      unroll<V>([&](auto v)
+                    __attribute__((always_inline)) { c[v.value] = unpack_quad<T, kQuad>(codes[v.value], table); });
+      unroll<M>([&](auto m) __attribute__((always_inline)) {
+        const Ints quad = fill_quad(x[m.value * x_stride].code + kQuad * 4);
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          dot[m.value][v.value][kHalf].template add<kTurn>(c[v.value], quad);
+        });
+      });
+    });
+    Floats scale[V][H], minimum[V][H];
+    unroll<V>([&](auto v) __attribute__((always_inline)) {
+      unroll<H>([&](auto h) __attribute__((always_inline)) {
+        scale[v.value][h.value] =
+            load_scale<s, true>(w.panel[v.value] + layout.scale, g * H + h.value, w.lane[v.value], super[v.value]);
+        if constexpr (s.minimum) {
+          minimum[v.value][h.value] = load_scale<s, false>(w.panel[v.value] + layout.minimum, g * H + h.value,
+                                                           w.lane[v.value], super_minimum[v.value]);
+        }
+      });
+      codes[v.value] += layout.code_bytes;
+    });
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const QuantizedGroup& row = x[m.value * x_stride];
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        Floats t = multiply(scale[v.value][0], to_floats(dot[m.value][v.value][0].sum));
+        if constexpr (H == 2) t = fma(scale[v.value][1], to_floats(dot[m.value][v.value][1].sum), t);
+        Floats& a = acc[m.value][v.value];
+        a = fma(t, fill_float(row.scale), a);
+        if constexpr (s.minimum) {
+          unroll<H>([&](auto h) __attribute__((always_inline)) {
+            a = fnma(minimum[v.value][h.value], fill_float(H == 1 ? row.scaled_sum : row.scaled_half_sum[h.value]), a);
+          });
+        }
+      });
+    });
+  }
+}
+
+enum class Dense { f32, f16, bf16 };
+template <Dense D>
+[[gnu::always_inline]] inline Floats load_dense(const std::uint8_t* panel, std::int64_t at) {
+  if constexpr (D == Dense::f32) return load_floats(panel + at * 4);
+  if constexpr (D == Dense::f16) return load_halves(panel + at * 2);
+  if constexpr (D == Dense::bf16) return load_bfloats(panel + at * 2);
+}
+
+/// The same for dense panels and float rows.
+template <Dense D, int M, int V>
+[[gnu::always_inline]] inline void dense_tile(const Columns<V>& w, const float* x, std::int64_t x_stride,
+                                              std::int64_t cols, Floats (&acc)[M][V]) {
+  unroll<M>([&](auto m) __attribute__((always_inline)) {
+    unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
+  });
+  for (std::int64_t k = 0; k < cols; ++k, ++x) {
+    Floats c[V];
+    unroll<V>([&](auto v) __attribute__((always_inline)) {
+      c[v.value] = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
+    });
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const Floats value = fill_float(x[m.value * x_stride]);
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        acc[m.value][v.value] = fma(c[v.value], value, acc[m.value][v.value]);
+      });
+    });
+  }
+}
+
+/// Output features [first, …) of a call: those of V vectors that exist.
+struct Output {
+  float* data;  ///< of the tile's first row
+  std::int64_t stride;
+  std::int64_t first;  ///< feature of vector 0, lane 0
+  std::int64_t end;    ///< features from here on are not to be written
+};
+
+template <int M, int V>
+[[gnu::always_inline]] inline void store_tile(const Floats (&acc)[M][V], const Output& out) {
+  unroll<V>([&](auto v) __attribute__((always_inline)) {
+    const std::int64_t first = out.first + v.value * kLanes;
+    const std::int64_t count = out.end - first;
+    if (count <= 0) return;
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      float* const to = out.data + m.value * out.stride + first;
+      if (count >= kLanes) {
+        store_floats(to, acc[m.value][v.value]);
+      } else {
+        store_some(to, acc[m.value][v.value], static_cast<int>(count));
+      }
+    });
+  });
+}
+
+/// One call of a tile, with what does not change from row to row.
+template <int V>
+struct GroupedCall {
+  Columns<V> columns;
+  PanelLayout layout;
+  const std::uint8_t* table;
+  std::int64_t groups;
+  std::int64_t x_stride;
+};
+
+template <TileShape T, int M>
+[[gnu::noinline]] void grouped_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, const Output& out) {
+  Floats acc[M][kTileVectors];
+  grouped_tile<T, M, kTileVectors>(call.columns, call.layout, call.table, x, call.x_stride, call.groups, acc);
+  store_tile<M, kTileVectors>(acc, out);
+}
+
+/// All rows [0, rows) in tiles of at most Limit.
+template <TileShape T, int Limit>
+void grouped_all_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, std::int32_t rows, Output out) {
+  for (; rows >= Limit; rows -= Limit, x += Limit * call.x_stride, out.data += Limit * out.stride) {
+    grouped_rows<T, Limit>(call, x, out);
+  }
+  unroll<Limit>([&](auto m) __attribute__((always_inline)) {
+    if constexpr (m.value > 0) {
+      if (rows == m.value) grouped_rows<T, m.value>(call, x, out);
+    }
+  });
+}
+
+/// Unpacks a panel into scratch of the shape `unpacked_tile`.
+template <PanelShape S>
+void unpack_panel(const std::uint8_t* panel, const PanelLayout& layout, const std::uint8_t* table_bytes,
+                  std::int64_t groups, std::uint8_t* out, const PanelLayout& out_layout) {
+  constexpr TileShape to = unpacked_tile(S);
+  constexpr TileShape from{S, to.range, false};
+  constexpr int H = halves(S);
+  // What lifts the codes of a small range to the zero of the scratch.
+  constexpr int kLift = from.range == 8 && !S.table && !S.minimum ? (kVnni ? 128 - S.zero : -S.zero) : 0;
+  Bytes table{};
+  if constexpr (S.table) table = load_table(table_bytes);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (int lane = 0; lane < kPanelRows; lane += kLanes) {
+      const std::uint8_t* const codes = panel + g * layout.code_bytes + lane * 4;
+      std::uint8_t* const to_codes = out + g * out_layout.code_bytes + lane * 4;
+      unroll<8>([&](auto i) __attribute__((always_inline)) {
+        constexpr int kQuad = quad_at(S.bits, i.value);
+        Bytes c = unpack_quad<from, kQuad>(codes, table);
+        if constexpr (kVnni && kLift != 0) c = add_bytes(c, fill_bytes(kLift));
+        store_bytes(to_codes + kQuad * 64, c);
+      });
+      Floats super{}, super_minimum{};
+      if constexpr (S.scale == PanelScale::two_level) {
+        super = load_super<S>(panel + layout.super_scale, g, lane);
+        if constexpr (S.minimum) super_minimum = load_super<S>(panel + layout.super_minimum, g, lane);
+      }
+      unroll<H>([&](auto h) __attribute__((always_inline)) {
+        const std::int64_t at = g * H + h.value;
+        const auto place = [&](std::int64_t part) {
+          return reinterpret_cast<float*>(out + part) + at * kPanelRows + lane;
+        };
+        store_floats(place(out_layout.scale), load_scale<S, true>(panel + layout.scale, at, lane, super));
+        if constexpr (S.minimum) {
+          store_floats(place(out_layout.minimum),
+                       load_scale<S, false>(panel + layout.minimum, at, lane, super_minimum));
+        }
+      });
+    }
+  }
+}
+
+constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
+
+/// Vectors of the panels from `first` on, `stride` bytes apart. Where fewer than kTilePanels are left, the last one
+/// stands in for the missing ones, and its results are not stored.
+[[gnu::always_inline]] inline Columns<kTileVectors> columns_of(const std::uint8_t* first, std::int64_t stride,
+                                                               std::int32_t panels) {
+  Columns<kTileVectors> c;
+  for (int v = 0; v < kTileVectors; ++v) {
+    const int panel = v * kLanes / kPanelRows;
+    c.panel[v] = first + (panel < panels ? panel : panels - 1) * stride;
+    c.lane[v] = v * kLanes % kPanelRows;
+  }
+  return c;
+}
+
+template <PanelShape S>
+[[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                                      const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
+                                      std::int64_t out_stride, void* scratch) {
+  constexpr bool bytes = S.bits == 8;  // nothing to unpack
+  constexpr int kDirectRows = bytes ? kTileRows : kTileRows < 4 ? kTileRows : 4;
+  const std::int32_t rows = row_end - row_begin;
+  const std::int64_t groups = w.cols / kGroupValues;
+  const QuantizedGroup* const in = x.groups + row_begin * x.group_stride;
+  GroupedCall<kTileVectors> call;
+  call.table = w.table;
+  call.groups = groups;
+  call.x_stride = x.group_stride;
+  for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
+    const std::uint8_t* const panel = w.data + p * w.layout.bytes;
+    const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
+    const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
+    const Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows,
+                    end < w.rows ? end : w.rows};
+    if (bytes || rows <= kDirectRows) {
+      call.columns = columns_of(panel, w.layout.bytes, panels);
+      call.layout = w.layout;
+      grouped_all_rows<direct_tile(S), kDirectRows>(call, in, rows, to);
+    } else if constexpr (!bytes) {
+      constexpr TileShape tile = unpacked_tile(S);
+      std::uint8_t* const slice = static_cast<std::uint8_t*>(scratch);
+      call.layout = panel_layout(tile.panel, w.cols);
+      for (int i = 0; i < panels; ++i) {
+        unpack_panel<S>(panel + i * w.layout.bytes, w.layout, w.table, groups, slice + i * call.layout.bytes,
+                        call.layout);
+      }
+      call.columns = columns_of(slice, call.layout.bytes, panels);
+      grouped_all_rows<tile, kTileRows>(call, in, rows, to);
+    }
+  }
+}
+
+/// Vectors of a dense tile: enough independent sums to hide the latency of fma with a single row.
+constexpr int kDenseVectors = 4;
+
+template <Dense D, int M>
+[[gnu::noinline]] void dense_rows(const Columns<kDenseVectors>& columns, const float* x, std::int64_t x_stride,
+                                  std::int64_t cols, const Output& out) {
+  Floats acc[M][kDenseVectors];
+  dense_tile<D, M, kDenseVectors>(columns, x, x_stride, cols, acc);
+  store_tile<M, kDenseVectors>(acc, out);
+}
+
+template <Dense D>
+[[gnu::noinline]] void dense_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                                    const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
+                                    std::int64_t out_stride) {
+  constexpr int kPanels = kDenseVectors * kLanes / kPanelRows;
+  for (std::int32_t p = panel_begin; p < panel_end; p += kPanels) {
+    const std::int32_t panels = panel_end - p < kPanels ? panel_end - p : kPanels;
+    Columns<kDenseVectors> columns;
+    for (int v = 0; v < kDenseVectors; ++v) {
+      const int panel = v * kLanes / kPanelRows;
+      columns.panel[v] = w.data + (p + (panel < panels ? panel : panels - 1)) * w.layout.bytes;
+      columns.lane[v] = v * kLanes % kPanelRows;
+    }
+    const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
+    Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows};
+    for (std::int32_t row = row_begin; row < row_end;) {
+      const std::int32_t left = row_end - row;
+      const float* const in = x.f32 + row * x.stride;
+      const std::int32_t taken = kLanes == 16 && left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      if (taken == 4) {
+        if constexpr (kLanes == 16) dense_rows<D, 4>(columns, in, x.stride, w.cols, to);
+      } else if (taken == 2) {
+        dense_rows<D, 2>(columns, in, x.stride, w.cols, to);
+      } else {
+        dense_rows<D, 1>(columns, in, x.stride, w.cols, to);
+      }
+      row += taken;
+      to.data += taken * out_stride;
+    }
+  }
+}
+
+template <int Kind>
+bool linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                    const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
+                    std::int64_t out_stride, void* scratch) {
+  constexpr PanelKind kind = static_cast<PanelKind>(Kind);
+  if (w.kind != kind) return false;
+  if constexpr (kind == PanelKind::f32) {
+    dense_linear<Dense::f32>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else if constexpr (kind == PanelKind::f16) {
+    dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else if constexpr (kind == PanelKind::bf16) {
+    dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else {
+    grouped_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, scratch);
+  }
+  return true;
+}
+
+void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end, const ActivationView& x,
+            std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch) {
+  unroll<kPanelKinds>([&](auto kind) __attribute__((always_inline)) {
+    linear_of_kind<kind.value>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, scratch);
+  });
+}
+
+void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) {
+  for (; k >= kGroupValues; k -= kGroupValues, x += kGroupValues) quantize_group(x, out++);
+  if (k > 0) {
+    float tail[kGroupValues] = {};
+    for (int i = 0; i < k; ++i) tail[i] = x[i];
+    quantize_group(tail, out);
+  }
+}
+
+void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t stride, std::int32_t rows, float* out,
+              std::int64_t out_stride) {
+  for (std::int32_t row = 0; row < rows; ++row, x += stride) out[row * out_stride] = dot_row(w, x, k);
+}
+
+}  // namespace

@@ -1,0 +1,152 @@
+// Vector operations of the linear kernels on AVX2 with FMA and F16C: one vector is 8 of the 16 rows of a panel.
+// Included inside the level's namespace.
+
+namespace {
+
+constexpr int kLanes = 8;
+constexpr bool kVnni = false;
+constexpr int kTileRows = 3;  // 3 x 2 integer and float accumulators leave 4 of the 16 registers
+constexpr int kTileVectors = 2;
+
+using Bytes = __m256i;  // 32 codes: [8 rows][4 values]
+using Ints = __m256i;
+using Floats = __m256;
+
+[[gnu::always_inline]] inline Bytes load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+[[gnu::always_inline]] inline void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+[[gnu::always_inline]] inline Bytes fill_bytes(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
+[[gnu::always_inline]] inline Bytes and_bytes(Bytes a, Bytes b) { return _mm256_and_si256(a, b); }
+[[gnu::always_inline]] inline Bytes xor_bytes(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
+[[gnu::always_inline]] inline Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+/// a | (b & mask)
+[[gnu::always_inline]] inline Bytes or_masked(Bytes a, Bytes b, Bytes mask) {
+  return _mm256_or_si256(a, _mm256_and_si256(b, mask));
+}
+/// Shifts 16-bit lanes: to the left by n, to the right by -n. Callers mask off what crosses into the neighbour byte.
+template <int n>
+[[gnu::always_inline]] inline Bytes shift_bits(Bytes v) {
+  if constexpr (n > 0) return _mm256_slli_epi16(v, n);
+  if constexpr (n < 0) return _mm256_srli_epi16(v, -n);
+  return v;
+}
+[[gnu::always_inline]] inline Bytes load_table(const std::uint8_t* p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+[[gnu::always_inline]] inline Bytes look_up(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+
+[[gnu::always_inline]] inline Ints zero_ints() { return _mm256_setzero_si256(); }
+[[gnu::always_inline]] inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+/// Four consecutive activation codes, or one integer, in every lane.
+[[gnu::always_inline]] inline Ints fill_quad(const void* p) {
+  int v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return _mm256_set1_epi32(v);
+}
+template <int n>
+[[gnu::always_inline]] inline Ints shift_ints(Ints v) {
+  return _mm256_slli_epi32(v, n);
+}
+
+[[gnu::always_inline]] inline Floats zero_floats() { return _mm256_setzero_ps(); }
+[[gnu::always_inline]] inline Floats fill_float(float v) { return _mm256_set1_ps(v); }
+[[gnu::always_inline]] inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+[[gnu::always_inline]] inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+/// a * b + c and c - a * b, rounded once
+[[gnu::always_inline]] inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+[[gnu::always_inline]] inline Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+[[gnu::always_inline]] inline Floats load_floats(const void* p) {
+  return _mm256_loadu_ps(static_cast<const float*>(p));
+}
+[[gnu::always_inline]] inline Floats load_halves(const void* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
+[[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+[[gnu::always_inline]] inline Floats load_int8(const void* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+[[gnu::always_inline]] inline Floats load_uint8(const void* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+}
+[[gnu::always_inline]] inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+/// The first `count` of 8.
+[[gnu::always_inline]] inline void store_some(float* p, Floats v, int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), v);
+}
+
+/// Sums of two products, int16: exact for codes of at most 7 bits.
+[[gnu::always_inline]] inline Ints dot_pairs(Bytes codes, Ints x) { return _mm256_maddubs_epi16(codes, x); }
+/// The same for signed codes -128…127, through their magnitude: 128 * 127 * 2 < 2^15.
+[[gnu::always_inline]] inline Ints dot_signed_pairs(Bytes codes, Ints x) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+}
+[[gnu::always_inline]] inline Ints add_pairs(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
+[[gnu::always_inline]] inline Ints widen_pairs(Ints v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+
+[[gnu::always_inline]] inline std::int32_t sum_of(__m256i v) {
+  const __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i s2 = _mm_add_epi32(s4, _mm_shuffle_epi32(s4, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s2, _mm_shuffle_epi32(s2, 0xb1)));
+}
+
+// Quantization of one group of 32; see linear_scalar-inl.hpp.
+void quantize_group(const float* x, QuantizedGroup* out) {
+  __m256 v[4];
+  __m256i most = _mm256_setzero_si256();
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_loadu_ps(x + i * 8);
+    most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x7fffffff)));
+  }
+  __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+  const std::int32_t bits = _mm_cvtsi128_si32(m);
+  const float absmax = __builtin_bit_cast(float, bits);
+  const bool finite = bits < 0x7f800000;
+  const bool zero = !finite || absmax < 1e-30f;
+  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : 127.0f / absmax);
+  const __m256i live = _mm256_set1_epi32(zero ? 0 : -1);
+  __m256i code[4];
+  for (int i = 0; i < 4; ++i) code[i] = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), live);
+  // Packing works within 128-bit halves; the permutation restores the order.
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->code), _mm256_permutevar8x32_epi32(bytes, order));
+  const std::int32_t sum_a = sum_of(_mm256_add_epi32(code[0], code[1]));
+  const std::int32_t sum_b = sum_of(_mm256_add_epi32(code[2], code[3]));
+  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / 127.0f;
+  out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
+  out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
+  out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);
+  out->minus_sum = -(sum_a + sum_b);
+  out->minus_half_sum[0] = -sum_a;
+  out->minus_half_sum[1] = -sum_b;
+  out->unused = 0;
+}
+
+float dot_row(const float* w, const float* x, std::int64_t k) {
+  __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+  for (; k >= 16; k -= 16, w += 16, x += 16) {
+    low = _mm256_fmadd_ps(_mm256_loadu_ps(w), _mm256_loadu_ps(x), low);
+    high = _mm256_fmadd_ps(_mm256_loadu_ps(w + 8), _mm256_loadu_ps(x + 8), high);
+  }
+  if (k > 0) {
+    alignas(32) float sum[16];
+    _mm256_store_ps(sum, low);
+    _mm256_store_ps(sum + 8, high);
+    for (int i = 0; i < k; ++i) sum[i] = __builtin_fmaf(w[i], x[i], sum[i]);
+    low = _mm256_load_ps(sum);
+    high = _mm256_load_ps(sum + 8);
+  }
+  const __m256 s8 = _mm256_add_ps(low, high);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+
+}  // namespace

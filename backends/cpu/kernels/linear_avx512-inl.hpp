@@ -1,0 +1,141 @@
+// Vector operations of the linear kernels on AVX-512 (F, BW, DQ, VL), with VNNI where the file is compiled for it: one
+// vector is the 16 rows of a panel. Included inside the level's namespace.
+
+namespace {
+
+constexpr int kLanes = 16;
+#ifdef __AVX512VNNI__
+constexpr bool kVnni = true;
+constexpr int kTileRows = 8;  // rows of a register tile: 8 x 2 integer and float accumulators
+#else
+constexpr bool kVnni = false;
+constexpr int kTileRows = 4;
+#endif
+constexpr int kTileVectors = 2;
+
+using Bytes = __m512i;  // 64 codes: [16 rows][4 values]
+using Ints = __m512i;
+using Floats = __m512;
+
+[[gnu::always_inline]] inline Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+[[gnu::always_inline]] inline void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
+[[gnu::always_inline]] inline Bytes fill_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+[[gnu::always_inline]] inline Bytes and_bytes(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
+[[gnu::always_inline]] inline Bytes xor_bytes(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
+[[gnu::always_inline]] inline Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
+/// a | (b & mask)
+[[gnu::always_inline]] inline Bytes or_masked(Bytes a, Bytes b, Bytes mask) {
+  return _mm512_ternarylogic_epi32(a, b, mask, 0xf8);
+}
+/// Shifts 16-bit lanes: to the left by n, to the right by -n. Callers mask off what crosses into the neighbour byte.
+template <int n>
+[[gnu::always_inline]] inline Bytes shift_bits(Bytes v) {
+  if constexpr (n > 0) return _mm512_slli_epi16(v, n);
+  if constexpr (n < 0) return _mm512_srli_epi16(v, -n);
+  return v;
+}
+[[gnu::always_inline]] inline Bytes load_table(const std::uint8_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+[[gnu::always_inline]] inline Bytes look_up(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
+
+[[gnu::always_inline]] inline Ints zero_ints() { return _mm512_setzero_si512(); }
+[[gnu::always_inline]] inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+/// Four consecutive activation codes, or one integer, in every lane.
+[[gnu::always_inline]] inline Ints fill_quad(const void* p) {
+  int v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return _mm512_set1_epi32(v);
+}
+template <int n>
+[[gnu::always_inline]] inline Ints shift_ints(Ints v) {
+  return _mm512_slli_epi32(v, n);
+}
+
+[[gnu::always_inline]] inline Floats zero_floats() { return _mm512_setzero_ps(); }
+[[gnu::always_inline]] inline Floats fill_float(float v) { return _mm512_set1_ps(v); }
+[[gnu::always_inline]] inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+[[gnu::always_inline]] inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+/// a * b + c and c - a * b, rounded once
+[[gnu::always_inline]] inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+[[gnu::always_inline]] inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+[[gnu::always_inline]] inline Floats load_floats(const void* p) { return _mm512_loadu_ps(p); }
+[[gnu::always_inline]] inline Floats load_halves(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+[[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+[[gnu::always_inline]] inline Floats load_int8(const void* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+[[gnu::always_inline]] inline Floats load_uint8(const void* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+}
+[[gnu::always_inline]] inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+/// The first `count` of 16.
+[[gnu::always_inline]] inline void store_some(float* p, Floats v, int count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
+}
+
+#ifdef __AVX512VNNI__
+/// sum + the dot products of unsigned bytes with signed bytes, four to a lane.
+[[gnu::always_inline]] inline Ints dot_bytes(Ints sum, Bytes codes, Ints x) {
+  return _mm512_dpbusd_epi32(sum, codes, x);
+}
+#else
+/// Sums of two products, int16: exact for codes of at most 7 bits.
+[[gnu::always_inline]] inline Ints dot_pairs(Bytes codes, Ints x) { return _mm512_maddubs_epi16(codes, x); }
+/// The same for signed codes -128…127, through their magnitude: 128 * 127 * 2 < 2^15.
+[[gnu::always_inline]] inline Ints dot_signed_pairs(Bytes codes, Ints x) {
+  const Ints signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x);
+  return _mm512_maddubs_epi16(_mm512_abs_epi8(codes), signed_x);
+}
+[[gnu::always_inline]] inline Ints add_pairs(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
+[[gnu::always_inline]] inline Ints widen_pairs(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
+#endif
+
+// Quantization of one group of 32; see linear_scalar-inl.hpp.
+void quantize_group(const float* x, QuantizedGroup* out) {
+  const __m512 a = _mm512_loadu_ps(x);
+  const __m512 b = _mm512_loadu_ps(x + 16);
+  const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+  const __m512i absolute =
+      _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), sign), _mm512_and_si512(_mm512_castps_si512(b), sign));
+  const std::int32_t bits = _mm512_reduce_max_epi32(absolute);
+  const float absmax = __builtin_bit_cast(float, bits);
+  const bool finite = bits < 0x7f800000;
+  const bool zero = !finite || absmax < 1e-30f;
+  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : 127.0f / absmax);
+  const __mmask16 live = zero ? 0 : 0xffff;
+  const __m512i code_a = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(a, inverse));
+  const __m512i code_b = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(b, inverse));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out->code), _mm512_cvtepi32_epi8(code_a));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out->code + 16), _mm512_cvtepi32_epi8(code_b));
+  const std::int32_t sum_a = _mm512_reduce_add_epi32(code_a);
+  const std::int32_t sum_b = _mm512_reduce_add_epi32(code_b);
+  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / 127.0f;
+  out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
+  out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
+  out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);
+  out->minus_sum = -(sum_a + sum_b);
+  out->minus_half_sum[0] = -sum_a;
+  out->minus_half_sum[1] = -sum_b;
+  out->unused = 0;
+}
+
+float dot_row(const float* w, const float* x, std::int64_t k) {
+  __m512 sum = _mm512_setzero_ps();
+  for (; k >= 16; k -= 16, w += 16, x += 16) sum = _mm512_fmadd_ps(_mm512_loadu_ps(w), _mm512_loadu_ps(x), sum);
+  if (k > 0) {
+    const __mmask16 tail = static_cast<__mmask16>((1u << k) - 1u);
+    sum = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(tail, w), _mm512_maskz_loadu_ps(tail, x), sum, tail);
+  }
+  const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+
+}  // namespace

@@ -1,0 +1,74 @@
+// Reading a packed panel value by value: the scalar truth of the panel layout. Included inside a namespace by files
+// that need it; internal linkage and no dependency but panel.hpp, so that it may be part of an ISA file.
+
+static inline float panel_half(const std::uint8_t* p) {
+  const std::uint32_t h = p[0] | p[1] << 8;
+  const std::uint32_t sign = (h & 0x8000u) << 16;
+  const std::uint32_t magnitude = h & 0x7fffu;
+  if (magnitude < 0x400u) {
+    const float f = static_cast<float>(magnitude) * 0x1p-24f;
+    return sign ? -f : f;
+  }
+  const std::uint32_t bits =
+      magnitude >= 0x7c00u ? 0x7f800000u | (magnitude & 0x3ffu) << 13 : (magnitude << 13) + 0x38000000u;
+  return __builtin_bit_cast(float, sign | bits);
+}
+
+static inline float panel_float(const std::uint8_t* p) {
+  float f;
+  __builtin_memcpy(&f, p, sizeof f);
+  return f;
+}
+
+/// The 32 codes of row `lane` in group `group`; with a table, table[code] + 128.
+static inline void panel_codes(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel,
+                               std::int64_t group, int lane, std::uint8_t* out) {
+  const std::uint8_t* row = panel + group * w.layout.code_bytes + lane * 4;
+  for (int quad = 0; quad < 8; ++quad) {
+    for (int j = 0; j < 4; ++j) {
+      const std::uint8_t* p = row + j;
+      int code = 0;
+      if (shape.bits == 8) {
+        code = p[quad * 64];
+      } else if (shape.bits >= 4) {
+        code = p[(quad & 3) * 64] >> (quad & 4) & 15;
+        if (shape.bits == 5) code |= (p[256] >> quad & 1) << 4;
+        if (shape.bits == 6) code |= (p[256 + (quad & 1) * 64] >> (quad & 6) & 3) << 4;
+      } else {
+        code = p[(quad & 1) * 64] >> (quad & 6) & 3;
+        if (shape.bits == 3) code |= (p[128] >> quad & 1) << 2;
+      }
+      out[quad * 4 + j] = shape.table ? w.table[code] : static_cast<std::uint8_t>(code);
+    }
+  }
+}
+
+/// Scale and minimum (0 where the kind has none) of row `lane`; `index` counts groups of 16 or 32 as the shape has
+/// them.
+static inline void panel_scale(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel,
+                               std::int64_t index, int lane, float* scale, float* minimum) {
+  const std::uint8_t* s = panel + w.layout.scale;
+  const std::uint8_t* m = panel + w.layout.minimum;
+  const std::int64_t at = index * kPanelRows + lane;
+  *minimum = 0.0f;
+  if (shape.scale == PanelScale::f32) {
+    *scale = panel_float(s + at * 4);
+    if (shape.minimum) *minimum = panel_float(m + at * 4);
+  } else if (shape.scale == PanelScale::f16) {
+    *scale = panel_half(s + at * 2);
+    if (shape.minimum) *minimum = panel_half(m + at * 2);
+  } else {
+    const std::int64_t super = (index * shape.group / (kGroupValues * kSuperGroups) * kPanelRows + lane) * 2;
+    *scale = panel_half(panel + w.layout.super_scale + super) * static_cast<float>(static_cast<std::int8_t>(s[at]));
+    if (shape.minimum) *minimum = panel_half(panel + w.layout.super_minimum + super) * static_cast<float>(m[at]);
+  }
+}
+
+/// Element (k, lane) of a dense panel.
+static inline float panel_dense(const PackedWeightView& w, const std::uint8_t* panel, std::int64_t k, int lane) {
+  const std::int64_t at = k * kPanelRows + lane;
+  if (w.kind == PanelKind::f32) return panel_float(panel + at * 4);
+  if (w.kind == PanelKind::f16) return panel_half(panel + at * 2);
+  const std::uint32_t bits = static_cast<std::uint32_t>(panel[at * 2] | panel[at * 2 + 1] << 8) << 16;
+  return __builtin_bit_cast(float, bits);
+}

@@ -1,0 +1,269 @@
+// Packing of checkpoint weights into panels, reading rows back, and exact mode. Runs once per weight; knows no SIMD.
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "backends/cpu/linear.hpp"
+#include "core/checked.hpp"
+#include "core/error.hpp"
+#include "core/half.hpp"
+#include "quant/format.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+#include "backends/cpu/kernels/panel_read-inl.hpp"
+
+/// Memory from this size on starts on a huge page, so that streaming weights does not miss the TLB.
+constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
+bool known(WeightType type) { return static_cast<std::size_t>(type) < quant::formats().size(); }
+
+/// Bytes of the data that a view of this type and shape must have, if the shape is one.
+std::optional<std::uint64_t> source_bytes(WeightType type, std::int64_t rows, std::int64_t cols) {
+  if (!known(type)) return std::nullopt;
+  const quant::Format& f = quant::format(type);
+  if (rows <= 0 || cols <= 0 || cols % f.block_values != 0) return std::nullopt;
+  const auto row =
+      core::checked_mul(static_cast<std::uint64_t>(cols / f.block_values), static_cast<std::uint64_t>(f.block_bytes));
+  return row ? core::checked_mul(*row, static_cast<std::uint64_t>(rows)) : row;
+}
+
+Result<void> check_source(const WeightView& weight) {
+  const auto expected = source_bytes(weight.type, weight.rows, weight.cols);
+  if (!expected) {
+    return core::fail(ErrorCode::invalid_argument, "weight ", weight.name, ": shape [", weight.rows, ", ", weight.cols,
+                      "] is not whole blocks of ", weight_type_info(weight.type).name);
+  }
+  if (weight.data.size() != *expected) {
+    return core::fail(ErrorCode::invalid_argument, "weight ", weight.name, ": ", weight.data.size(),
+                      " bytes, expected ", *expected);
+  }
+  return {};
+}
+
+void put_u16(std::uint8_t* to, std::uint16_t v) { std::memcpy(to, &v, sizeof v); }
+void put_float(std::uint8_t* to, float v) { std::memcpy(to, &v, sizeof v); }
+
+/// Writes 32 codes of one row into its group of a zeroed panel. The inverse of panel_codes.
+void put_codes(const PanelShape& shape, std::uint8_t* row, const std::uint8_t* codes) {
+  for (int quad = 0; quad < 8; ++quad) {
+    for (int j = 0; j < 4; ++j) {
+      const unsigned code = codes[quad * 4 + j];
+      std::uint8_t* const p = row + j;
+      const auto put = [&](int plane, unsigned bits, int shift) {
+        p[plane * 64] = static_cast<std::uint8_t>(p[plane * 64] | bits << shift);
+      };
+      if (shape.bits == 8) {
+        put(quad, code, 0);
+      } else if (shape.bits >= 4) {
+        put(quad & 3, code & 15, quad & 4);
+        if (shape.bits == 5) put(4, code >> 4 & 1, quad);
+        if (shape.bits == 6) put(4 + (quad & 1), code >> 4 & 3, quad & 6);
+      } else {
+        put(quad & 1, code & 3, quad & 6);
+        if (shape.bits == 3) put(2, code >> 2 & 1, quad);
+      }
+    }
+  }
+}
+
+/// Packs one block of row `lane`, whose first value is column `col`.
+void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format,
+               const quant::GroupedBlock& block, std::uint8_t* panel, std::int64_t col, int lane) {
+  // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
+  for (int i = 0; i < format.block_values; i += kGroupValues) {
+    put_codes(shape, panel + (col + i) / kGroupValues * layout.code_bytes + lane * 4, block.code + i);
+  }
+  for (int i = 0; i < format.block_values; i += shape.group) {
+    const int g = i / format.shape.group;
+    const std::int64_t at = (col + i) / shape.group * kPanelRows + lane;
+    std::uint8_t* const scale = panel + layout.scale;
+    std::uint8_t* const minimum = panel + layout.minimum;
+    switch (shape.scale) {
+      case PanelScale::f32:
+        put_float(scale + at * 4, block.scale[g]);
+        if (shape.minimum) put_float(minimum + at * 4, block.minimum[g]);
+        break;
+      case PanelScale::f16:
+        put_u16(scale + at * 2, core::float_to_half(block.scale[g]));
+        if (shape.minimum) put_u16(minimum + at * 2, core::float_to_half(block.minimum[g]));
+        break;
+      case PanelScale::two_level:
+        scale[at] = static_cast<std::uint8_t>(block.sub_scale[g]);
+        if (shape.minimum) minimum[at] = block.sub_minimum[g];
+        break;
+    }
+  }
+  if (shape.scale == PanelScale::two_level) {
+    const std::int64_t at = (col / (kGroupValues * kSuperGroups) * kPanelRows + lane) * 2;
+    put_u16(panel + layout.super_scale + at, core::float_to_half(block.d));
+    if (shape.minimum) put_u16(panel + layout.super_minimum + at, core::float_to_half(block.d_min));
+  }
+}
+
+PanelLayout layout_of(PanelKind kind, std::int64_t cols) {
+  const PanelShape shape = panel_shape(kind);
+  if (shape.bits != 0) return panel_layout(shape, cols);
+  PanelLayout layout{};
+  layout.bytes = (cols * kPanelRows * (kind == PanelKind::f32 ? 4 : 2) + 63) / 64 * 64;
+  return layout;
+}
+
+}  // namespace
+
+std::optional<PanelKind> panel_kind(WeightType type) noexcept {
+  switch (type) {
+    case WeightType::f32:
+      return PanelKind::f32;
+    case WeightType::f16:
+      return PanelKind::f16;
+    case WeightType::bf16:
+      return PanelKind::bf16;
+    default:
+      break;
+  }
+  if (!known(type)) return std::nullopt;
+  const quant::GroupedShape& want = quant::format(type).shape;
+  for (int i = static_cast<int>(PanelKind::q4_0); i < kPanelKinds; ++i) {
+    const auto kind = static_cast<PanelKind>(i);
+    const PanelShape has = panel_shape(kind);
+    const bool table = want.table != nullptr;
+    const bool two_level = want.scales == quant::ScaleKind::two_level;
+    const bool scales = has.scale == PanelScale::f32 ||
+                        (want.half_scales && has.scale == (two_level ? PanelScale::two_level : PanelScale::f16));
+    if (has.bits == want.bits && has.group == want.group && has.table == table && (table || has.zero == want.zero) &&
+        has.minimum == want.minimum && scales) {
+      return kind;
+    }
+  }
+  return std::nullopt;
+}
+
+std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols) noexcept {
+  const auto kind = panel_kind(type);
+  if (!kind || rows <= 0 || cols <= 0) return 0;
+  return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols).bytes;
+}
+
+Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols) {
+  const auto kind = panel_kind(type);
+  if (!kind)
+    return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
+                      weight_type_info(type).name);
+  const auto source = source_bytes(type, rows, cols);
+  if (!source || *source > std::uint64_t{1} << 48) {
+    return core::fail(ErrorCode::invalid_argument, "a weight [", rows, ", ", cols, "] of type ",
+                      weight_type_info(type).name, " is not possible");
+  }
+  std::unique_ptr<PackedWeight> weight(new PackedWeight);
+  weight->view_.rows = rows;
+  weight->view_.cols = cols;
+  weight->view_.kind = *kind;
+  weight->view_.layout = layout_of(*kind, cols);
+  if (const std::int8_t* table = quant::format(type).shape.table) {
+    for (int i = 0; i < 16; ++i) weight->view_.table[i] = static_cast<std::uint8_t>(table[i] + 128);
+  }
+  weight->bytes_ = weight->panels() * weight->view_.layout.bytes;
+  const std::int64_t alignment = weight->bytes_ >= kHugePage ? kHugePage : 64;
+  const std::int64_t size = (weight->bytes_ + alignment - 1) / alignment * alignment;
+  void* const memory = std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(size));
+  if (!memory)
+    return core::fail(ErrorCode::out_of_memory, "no memory for a packed weight of ", weight->bytes_, " bytes");
+  weight->data_ = static_cast<std::uint8_t*>(memory);
+  weight->view_.data = weight->data_;
+#ifdef MADV_HUGEPAGE
+  if (alignment == kHugePage) (void)madvise(memory, static_cast<std::size_t>(size), MADV_HUGEPAGE);
+#endif
+  return weight;
+}
+
+PackedWeight::~PackedWeight() { std::free(data_); }
+
+void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end) {
+  const quant::Format& format = quant::format(weight.type);
+  const PanelShape shape = panel_shape(view_.kind);
+  const PanelLayout& layout = view_.layout;
+  const std::int64_t row_bytes = view_.cols / format.block_values * format.block_bytes;
+  const auto* const source = reinterpret_cast<const std::uint8_t*>(weight.data.data());
+  for (std::int32_t p = begin; p < end; ++p) {
+    std::uint8_t* const panel = data_ + p * layout.bytes;
+    std::memset(panel, 0, static_cast<std::size_t>(layout.bytes));
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const std::int64_t row = std::int64_t{p} * kPanelRows + lane;
+      if (row >= view_.rows) break;
+      const std::uint8_t* block = source + row * row_bytes;
+      if (shape.bits == 0) {
+        const std::int64_t size = format.block_bytes / format.block_values;
+        for (std::int64_t k = 0; k < view_.cols; ++k) {
+          std::memcpy(panel + (k * kPanelRows + lane) * size, block + k * size, static_cast<std::size_t>(size));
+        }
+        continue;
+      }
+      quant::GroupedBlock decomposed;
+      for (std::int64_t col = 0; col < view_.cols; col += format.block_values, block += format.block_bytes) {
+        format.decompose(block, decomposed);
+        put_block(shape, layout, format, decomposed, panel, col, lane);
+      }
+    }
+  }
+}
+
+Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight) {
+  LLMINFER_TRY(check_source(weight));
+  auto packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols));
+  packed->pack_panels(weight, 0, packed->panels());
+  return packed;
+}
+
+void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept {
+  const PanelShape shape = panel_shape(w.kind);
+  const std::uint8_t* const panel = w.data + row / kPanelRows * w.layout.bytes;
+  const int lane = static_cast<int>(row % kPanelRows);
+  if (shape.bits == 0) {
+    for (std::int64_t k = 0; k < w.cols; ++k) out[k] = panel_dense(w, panel, k, lane);
+    return;
+  }
+  for (std::int64_t g = 0; g < w.cols / kGroupValues; ++g) {
+    std::uint8_t codes[kGroupValues];
+    panel_codes(w, shape, panel, g, lane, codes);
+    float scale = 0.0f, minimum = 0.0f;
+    for (int i = 0; i < kGroupValues; ++i) {
+      if (i % shape.group == 0)
+        panel_scale(w, shape, panel, (g * kGroupValues + i) / shape.group, lane, &scale, &minimum);
+      out[g * kGroupValues + i] = scale * static_cast<float>(codes[i] - shape.zero) - minimum;
+    }
+  }
+}
+
+std::size_t linear_scratch_bytes(std::int64_t cols) noexcept {
+  // Two panels of bytes with float scales and minimums per 16 values; more than the scalar kernels need.
+  constexpr PanelShape kWidest{8, 16, 0, false, true, PanelScale::f32};
+  return static_cast<std::size_t>(2 * panel_layout(kWidest, cols).bytes);
+}
+
+Result<std::unique_ptr<ExactWeight>> ExactWeight::make(const WeightView& weight) {
+  LLMINFER_TRY(check_source(weight));
+  return std::unique_ptr<ExactWeight>(new ExactWeight(weight));
+}
+
+void ExactWeight::read_row(std::int64_t row, float* out) const noexcept {
+  const quant::Format& format = quant::format(view_.type);
+  const std::int64_t blocks = view_.cols / format.block_values;
+  const auto* block = reinterpret_cast<const std::uint8_t*>(view_.data.data()) + row * blocks * format.block_bytes;
+  for (std::int64_t i = 0; i < blocks; ++i, block += format.block_bytes)
+    format.unpack(block, out + i * format.block_values);
+}
+
+void linear_exact(const LinearKernels& kernels, const ExactWeight& w, std::int64_t feature_begin,
+                  std::int64_t feature_end, const float* x, std::int64_t stride, std::int32_t row_begin,
+                  std::int32_t row_end, float* out, std::int64_t out_stride, float* scratch) noexcept {
+  for (std::int64_t n = feature_begin; n < feature_end; ++n) {
+    w.read_row(n, scratch);
+    kernels.dot_rows(scratch, w.cols(), x + row_begin * stride, stride, row_end - row_begin,
+                     out + row_begin * out_stride + n, out_stride);
+  }
+}
+
+}  // namespace llminfer::cpu

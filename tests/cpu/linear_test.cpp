@@ -1,0 +1,398 @@
+// Linear kernels: every weight type at every instruction set level that this machine runs.
+#include "backends/cpu/linear.hpp"
+
+#include <Eigen/Core>
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <iostream>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "quant/format.hpp"
+#include "tests/cpu/random_weight.hpp"
+
+namespace cpu = llminfer::cpu;
+using llminfer::ErrorCode;
+using llminfer::WeightType;
+using llminfer::test::random_weight;
+using llminfer::test::RandomWeight;
+
+namespace {
+
+constexpr auto kTypes = static_cast<int>(WeightType::nvfp4) + 1;
+
+/// The levels that this machine can run, scalar first; names the others once.
+const std::vector<const cpu::LinearKernels*>& levels() {
+  static const auto found = [] {
+    std::vector<const cpu::LinearKernels*> list{&cpu::isa_scalar::linear_kernels()};
+    const auto add = [&](bool can, const cpu::LinearKernels& (*table)(), const char* name) {
+      if (can) {
+        list.push_back(&table());
+      } else {
+        std::cout << "skipped, not on this machine: level " << name << '\n';
+      }
+    };
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    add(avx2, cpu::isa_avx2::linear_kernels, "avx2");
+    add(avx512, cpu::isa_avx512::linear_kernels, "avx512");
+    add(avx512 && __builtin_cpu_supports("avx512vnni"), cpu::isa_avx512vnni::linear_kernels, "avx512vnni");
+    return list;
+  }();
+  return found;
+}
+
+/// Memory as linear wants it: on a cache line.
+std::shared_ptr<void> aligned(std::size_t bytes) { return {std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free}; }
+
+/// Rows of activations in both forms.
+struct Rows {
+  std::vector<float> f32;
+  std::vector<cpu::QuantizedGroup> groups;
+  cpu::ActivationView view;
+};
+
+Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu::LinearKernels& kernels) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Rows r;
+  const std::int64_t stride = cols + 3, group_stride = cpu::quantized_row_groups(cols);
+  r.f32.resize(static_cast<std::size_t>(rows * stride));
+  for (float& f : r.f32) f = normal(random);
+  r.groups.resize(static_cast<std::size_t>(rows * group_stride));
+  for (std::int32_t i = 0; i < rows; ++i) {
+    kernels.quantize_row(r.f32.data() + i * stride, cols, r.groups.data() + i * group_stride);
+  }
+  r.view = {r.f32.data(), stride, r.groups.data(), group_stride};
+  return r;
+}
+
+constexpr float kUntouched = 12345.0f;
+
+/// out [rows, N + 5]; what the kernel may not write is kUntouched.
+std::vector<float> multiply(const cpu::LinearKernels& kernels, const cpu::PackedWeight& w, const Rows& x,
+                            std::int32_t rows) {
+  const std::int64_t stride = w.rows() + 5;
+  std::vector<float> out(static_cast<std::size_t>(rows * stride), kUntouched);
+  const auto scratch = aligned(cpu::linear_scratch_bytes(w.cols()));
+  kernels.linear(w.view(), 0, w.panels(), x.view, 0, rows, out.data(), stride, scratch.get());
+  return out;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+std::int64_t at_least_a_block(WeightType type, std::int64_t cols) {
+  const std::int64_t block = llminfer::weight_type_info(type).block_values;
+  return (cols + block - 1) / block * block;
+}
+
+std::unique_ptr<cpu::PackedWeight> pack(const RandomWeight& w) { return cpu::pack_weight(w.view()).value(); }
+
+std::vector<float> unpacked(const RandomWeight& w) {
+  std::vector<float> out(static_cast<std::size_t>(w.rows * w.cols));
+  llminfer::unpack_rows(w.view(), 0, w.rows, out).value();
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("every weight type is packed, and its rows read back exactly") {
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    INFO(llminfer::weight_type_info(type).name);
+    for (const std::int64_t cols : {at_least_a_block(type, 1), at_least_a_block(type, 544)}) {
+      const RandomWeight w = random_weight(type, 37, cols, 1);
+      const auto packed = pack(w);
+      REQUIRE(packed->bytes() == cpu::packed_bytes(type, w.rows, w.cols));
+      REQUIRE(packed->panels() == 3);
+      const std::vector<float> expected = unpacked(w);
+      std::vector<float> row(static_cast<std::size_t>(cols));
+      const auto exact = cpu::ExactWeight::make(w.view()).value();
+      for (std::int64_t n = 0; n < w.rows; ++n) {
+        const float* const want = expected.data() + n * cols;
+        cpu::read_row(packed->view(), n, row.data());
+        REQUIRE(std::equal(row.begin(), row.end(), want));
+        exact->read_row(n, row.data());
+        REQUIRE(std::equal(row.begin(), row.end(), want));
+      }
+    }
+  }
+}
+
+TEST_CASE("packing a range of panels touches nothing else") {
+  const RandomWeight w = random_weight(WeightType::q4_k, 70, 512, 2);
+  const auto whole = pack(w);
+  auto parts = cpu::PackedWeight::allocate(w.type, w.rows, w.cols).value();
+  parts->pack_panels(w.view(), 2, 5);
+  parts->pack_panels(w.view(), 0, 2);
+  REQUIRE(std::memcmp(parts->view().data, whole->view().data, static_cast<std::size_t>(whole->bytes())) == 0);
+}
+
+TEST_CASE("packed weights keep close to the size of their checkpoint") {
+  for (const WeightType type :
+       {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
+        WeightType::q6_k, WeightType::q2_k, WeightType::q3_k}) {
+    const auto info = llminfer::weight_type_info(type);
+    const std::int64_t source = 1024 * 1536 / info.block_values * info.block_bytes;
+    INFO(info.name);
+    // Q2_K holds its sub-scales and sub-minimums in nibbles; panels in bytes.
+    REQUIRE(cpu::packed_bytes(type, 1024, 1536) <= source * (type == WeightType::q2_k ? 120 : 104) / 100);
+  }
+}
+
+TEST_CASE("all levels give the bits of the scalar kernels") {
+  const auto& scalar = *levels()[0];
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    for (const std::int64_t want_cols : {32, 96, 576, 1536}) {
+      const std::int64_t cols = at_least_a_block(type, want_cols);
+      const std::int64_t rows = want_cols == 1536 ? 16 : want_cols == 576 ? 50 : 67;
+      const RandomWeight w = random_weight(type, rows, cols, 3);
+      const auto packed = pack(w);
+      const Rows x = random_rows(33, cols, 4, scalar);
+      const std::vector<float> expected = multiply(scalar, *packed, x, 33);
+      for (const auto* level : levels()) {
+        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33}) {
+          INFO(llminfer::weight_type_info(type).name << " [" << rows << ", " << cols << "] on " << level->level
+                                                     << ", M = " << m);
+          const std::vector<float> first(expected.begin(), expected.begin() + m * (rows + 5));
+          REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the split of a call into panels and rows changes no bit") {
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const std::int64_t cols = at_least_a_block(type, 256);
+    const RandomWeight w = random_weight(type, 90, cols, 5);  // 6 panels
+    const auto packed = pack(w);
+    for (const auto* level : levels()) {
+      INFO(llminfer::weight_type_info(type).name << " on " << level->level);
+      const Rows x = random_rows(19, cols, 6, *level);
+      const std::vector<float> expected = multiply(*level, *packed, x, 19);
+      std::vector<float> out(expected.size(), kUntouched);
+      const auto scratch = aligned(cpu::linear_scratch_bytes(cols));
+      for (const auto& [panel_begin, panel_end] : {std::pair{0, 1}, {1, 4}, {4, 6}}) {
+        for (const auto& [row_begin, row_end] : {std::pair{0, 1}, {1, 4}, {4, 17}, {17, 19}}) {
+          level->linear(packed->view(), panel_begin, panel_end, x.view, row_begin, row_end, out.data(), w.rows + 5,
+                        scratch.get());
+        }
+      }
+      REQUIRE(same_bits(out, expected));
+    }
+  }
+}
+
+TEST_CASE("kernels compute the product that the quantized operands define") {
+  const auto& scalar = *levels()[0];
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    for (const std::int64_t want_cols : {32, 64, 256, 640, 896, 960}) {
+      const std::int64_t cols = at_least_a_block(type, want_cols);
+      const std::int32_t rows = 9;
+      const RandomWeight w = random_weight(type, 33, cols, 7);
+      const auto packed = pack(w);
+      const Rows x = random_rows(rows, cols, 8, scalar);
+      using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+      Eigen::MatrixXd in(rows, cols);
+      for (std::int32_t m = 0; m < rows; ++m) {
+        for (std::int64_t k = 0; k < cols; ++k) {
+          const cpu::QuantizedGroup& g = x.groups[static_cast<std::size_t>(m * x.view.group_stride + k / 32)];
+          in(m, k) = packed->quantized() ? static_cast<double>(g.scale) * g.code[k % 32]
+                                         : static_cast<double>(x.f32[static_cast<std::size_t>(m * x.view.stride + k)]);
+        }
+      }
+      const std::vector<float> weights = unpacked(w);
+      const Eigen::MatrixXd expected =
+          in * Eigen::Map<const Matrix>(weights.data(), w.rows, cols).cast<double>().transpose();
+      const std::vector<float> out = multiply(scalar, *packed, x, rows);
+      const Eigen::MatrixXd got =
+          Eigen::Map<const Matrix, 0, Eigen::OuterStride<>>(out.data(), rows, w.rows, Eigen::OuterStride<>(w.rows + 5))
+              .cast<double>();
+      INFO(llminfer::weight_type_info(type).name << " K = " << cols);
+      REQUIRE((got - expected).squaredNorm() <= 1e-10 * expected.squaredNorm());
+      for (std::int32_t m = 0; m < rows; ++m) {
+        for (int i = 0; i < 5; ++i) REQUIRE(out[static_cast<std::size_t>(m * (w.rows + 5) + w.rows + i)] == kUntouched);
+      }
+    }
+  }
+}
+
+TEST_CASE("extreme codes do not overflow the integer dots") {
+  for (int t = static_cast<int>(WeightType::q4_0); t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const std::int64_t cols = at_least_a_block(type, 256);
+    for (const int fill : {0x00, 0x7f, 0x80, 0xff}) {
+      RandomWeight w = random_weight(type, 16, cols, 9);
+      const RandomWeight scales = w;
+      const auto info = llminfer::weight_type_info(type);
+      for (std::byte& b : w.bytes) b = static_cast<std::byte>(fill);
+      // Keep what random_weight chose where a scale of NaN or infinity would hide the codes.
+      std::vector<float> row(static_cast<std::size_t>(cols));
+      llminfer::unpack_rows(w.view(), 0, 1, std::span(row)).value();
+      if (!std::isfinite(row[0]) || row[0] == 0.0f) {
+        for (std::size_t i = 0; i < w.bytes.size(); ++i) {
+          if (i % info.block_bytes < 4 || i % info.block_bytes + 4 >= info.block_bytes) w.bytes[i] = scales.bytes[i];
+        }
+      }
+      const auto packed = pack(w);
+      for (const float sign : {1.0f, -1.0f}) {
+        Rows x = random_rows(5, cols, 10, *levels()[0]);
+        for (float& f : x.f32) f = sign;
+        for (int m = 0; m < 5; ++m) {
+          levels()[0]->quantize_row(x.f32.data() + m * x.view.stride, cols, x.groups.data() + m * x.view.group_stride);
+        }
+        const std::vector<float> expected = multiply(*levels()[0], *packed, x, 5);
+        for (const auto* level : levels()) {
+          for (const std::int32_t m : {1, 5}) {
+            INFO(info.name << " of " << fill << " on " << level->level);
+            const std::vector<float> first(expected.begin(), expected.begin() + m * (w.rows + 5));
+            REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("activations are quantized alike on all levels") {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  std::mt19937 random(11);
+  std::vector<float> x(32 * 12 + 7);
+  std::normal_distribution<float> normal;
+  for (float& f : x) f = normal(random) * std::exp(3.0f * normal(random));
+  for (std::size_t i = 0; i < 32; ++i) {
+    x[i] = 0.0f;                                // group 0: zeros
+    x[32 + i] = static_cast<float>(i) - 15.5f;  // ties below
+    x[64 + i] *= 1e-36f;                        // too small for a scale
+    x[96 + i] *= 1e36f;
+  }
+  x[32] = 127.0f;
+  x[128 + 5] = kInf;
+  x[160 + 31] = -kInf;
+  x[192] = kNan;
+  x[224] = std::numeric_limits<float>::max();
+  x[256 + 17] = -std::numeric_limits<float>::max();
+  std::vector<cpu::QuantizedGroup> expected(13);
+  levels()[0]->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), expected.data());
+
+  for (std::size_t g = 0; g < expected.size(); ++g) {
+    INFO("group " << g);
+    const cpu::QuantizedGroup& q = expected[g];
+    int sum[2] = {0, 0};
+    float absmax = 0.0f;
+    for (std::size_t i = 0; i < 32; ++i) {
+      sum[i / 16] += q.code[i];
+      const float value = g * 32 + i < x.size() ? x[g * 32 + i] : 0.0f;
+      absmax = std::isfinite(value) ? std::max(absmax, std::abs(value)) : kInf;
+      if (absmax == kInf) break;
+    }
+    if (absmax == kInf) {
+      REQUIRE(std::isnan(q.scale));
+      continue;
+    }
+    REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / 127.0f));
+    for (std::size_t i = 0; i < 32 && g * 32 + i < x.size(); ++i) {
+      REQUIRE(std::abs(static_cast<double>(q.code[i]) * q.scale - x[g * 32 + i]) <= 0.5001 * q.scale + 1e-30);
+    }
+    REQUIRE(q.minus_half_sum[0] == -sum[0]);
+    REQUIRE(q.minus_half_sum[1] == -sum[1]);
+    REQUIRE(q.minus_sum == -sum[0] - sum[1]);
+    REQUIRE(q.scaled_sum == q.scale * static_cast<float>(sum[0] + sum[1]));
+    REQUIRE(q.scaled_half_sum[0] == q.scale * static_cast<float>(sum[0]));
+    REQUIRE(q.scaled_half_sum[1] == q.scale * static_cast<float>(sum[1]));
+  }
+  for (const auto* level : levels()) {
+    INFO(level->level);
+    std::vector<cpu::QuantizedGroup> got(13);
+    level->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), got.data());
+    for (std::size_t g = 0; g < got.size(); ++g) {
+      INFO("group " << g);
+      if (std::isnan(expected[g].scale)) {
+        REQUIRE(std::isnan(got[g].scale));
+        REQUIRE(std::memcmp(got[g].code, expected[g].code, sizeof got[g].code) == 0);
+      } else {
+        REQUIRE(std::memcmp(&got[g], &expected[g], sizeof got[g]) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("a value that is not finite reaches the result") {
+  const RandomWeight w = random_weight(WeightType::q4_1, 16, 64, 12);
+  const auto packed = pack(w);
+  for (const auto* level : levels()) {
+    Rows x = random_rows(2, 64, 13, *level);
+    x.f32[40] = std::numeric_limits<float>::quiet_NaN();
+    level->quantize_row(x.f32.data(), 64, x.groups.data());
+    const std::vector<float> out = multiply(*level, *packed, x, 2);
+    REQUIRE(std::isnan(out[3]));
+    REQUIRE(std::isfinite(out[16 + 5 + 3]));
+  }
+}
+
+TEST_CASE("exact mode: float products of exactly unpacked weights, with the same bits on all levels and splits") {
+  for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::q8_0, WeightType::q4_k}) {
+    const std::int64_t cols = type == WeightType::f32 ? 77 : at_least_a_block(type, 576);
+    const RandomWeight w = random_weight(type, 21, cols, 14);
+    const auto exact = cpu::ExactWeight::make(w.view()).value();
+    const Rows x = random_rows(6, cols, 15, *levels()[0]);
+    const std::vector<float> weights = unpacked(w);
+    std::vector<float> scratch(static_cast<std::size_t>(cols)), first;
+    for (const auto* level : levels()) {
+      std::vector<float> out(6 * 21), split(6 * 21);
+      cpu::linear_exact(*level, *exact, 0, 21, x.view.f32, x.view.stride, 0, 6, out.data(), 21, scratch.data());
+      cpu::linear_exact(*level, *exact, 4, 21, x.view.f32, x.view.stride, 0, 6, split.data(), 21, scratch.data());
+      cpu::linear_exact(*level, *exact, 0, 4, x.view.f32, x.view.stride, 0, 5, split.data(), 21, scratch.data());
+      cpu::linear_exact(*level, *exact, 0, 4, x.view.f32, x.view.stride, 5, 6, split.data(), 21, scratch.data());
+      INFO(llminfer::weight_type_info(type).name << " on " << level->level);
+      REQUIRE(same_bits(out, split));
+      if (first.empty()) {
+        first = out;
+        double error = 0.0, norm = 0.0;
+        for (std::int64_t m = 0; m < 6; ++m) {
+          for (std::int64_t n = 0; n < 21; ++n) {
+            double sum = 0.0;
+            for (std::int64_t k = 0; k < cols; ++k) {
+              sum += static_cast<double>(weights[static_cast<std::size_t>(n * cols + k)]) *
+                     x.view.f32[m * x.view.stride + k];
+            }
+            const double difference = sum - out[static_cast<std::size_t>(m * 21 + n)];
+            error += difference * difference;
+            norm += sum * sum;
+          }
+        }
+        REQUIRE(error <= 1e-12 * norm);
+      }
+      REQUIRE(same_bits(out, first));
+    }
+  }
+}
+
+TEST_CASE("shapes that do not fit their data or type are refused") {
+  RandomWeight w = random_weight(WeightType::q4_0, 4, 64, 16);
+  w.bytes.pop_back();
+  REQUIRE(cpu::pack_weight(w.view()).error().code == ErrorCode::invalid_argument);
+  REQUIRE(cpu::ExactWeight::make(w.view()).error().code == ErrorCode::invalid_argument);
+  w.cols = 48;
+  REQUIRE(cpu::pack_weight(w.view()).error().code == ErrorCode::invalid_argument);
+  for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{0, 32},
+                                   {-1, 32},
+                                   {4, 0},
+                                   {4, 33},
+                                   {std::numeric_limits<std::int64_t>::max(), 64}}) {
+    const auto result = cpu::PackedWeight::allocate(WeightType::q4_0, rows, cols);
+    REQUIRE_FALSE(result.has_value());
+    REQUIRE(result.error().code == ErrorCode::invalid_argument);
+  }
+  REQUIRE(cpu::packed_bytes(WeightType::q4_0, 0, 32) == 0);
+}
