@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include <llminfer/weight.hpp>
 
@@ -17,7 +18,7 @@ namespace llminfer::quant {
 
 /// How the scales of a format's groups are stored.
 enum class ScaleKind : std::uint8_t {
-  direct,     ///< one float (of half precision in the file) per group
+  direct,     ///< one float per group
   two_level,  ///< super-scale d (and d_min) times an integer sub-scale (and sub-minimum) per group
 };
 
@@ -30,6 +31,9 @@ struct GroupedShape {
   const std::int8_t* table = nullptr;  ///< 16 integers that 4-bit codes index, or none
   bool minimum = false;
   ScaleKind scales = ScaleKind::direct;
+  /// Every scale and minimum (every d and d_min of a two-level format) is exactly a half-precision number. Not so in
+  /// MXFP4, whose scales are any power of two, and in the grid formats whose d carries a factor 1/8 or 1/4.
+  bool half_scales = true;
 };
 
 /// One block, decomposed. Two-level formats: scale[g] == d * sub_scale[g] and minimum[g] == d_min * sub_minimum[g].
@@ -37,7 +41,7 @@ struct GroupedBlock {
   std::uint8_t code[256];
   float scale[16];
   float minimum[16];
-  float d, d_min;                ///< two-level only; each is exactly a half-precision number
+  float d, d_min;                ///< two-level only; half-precision numbers where GroupedShape::half_scales
   std::int8_t sub_scale[16];     ///< two-level only
   std::uint8_t sub_minimum[16];  ///< two-level only
 };
@@ -49,11 +53,14 @@ struct Format {
   std::uint32_t ggml_type;  ///< number in GGUF files
   int block_values;
   int block_bytes;
-  GroupedShape shape;       ///< bits == 0 for f32, f16, bf16
+  GroupedShape shape;  ///< bits == 0 for f32, f16, bf16
   void (*unpack)(const std::uint8_t* block, float* out);
   void (*decompose)(const std::uint8_t* block, GroupedBlock& out);  ///< nullptr for f32, f16, bf16
 };
 
+/// All formats, in the order of WeightType.
+std::span<const Format> formats() noexcept;
+/// `type` is an enumerator of WeightType.
 const Format& format(WeightType type) noexcept;
 /// nullptr if the number names no type that llminfer reads.
 const Format* format_by_ggml_type(std::uint32_t ggml_type) noexcept;
