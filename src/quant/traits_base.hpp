@@ -27,14 +27,12 @@ inline float load_half(const std::uint8_t* bytes) noexcept {
 /// most 24 significant bits in every format but Q6_K, so contraction to a fused multiply-add can't change a value.
 template <class Format>
 void unpack_grouped(const std::uint8_t* block, float* out) noexcept {
-  constexpr GroupedShape shape = Format::shape;
-  constexpr bool kHasTable = shape.table != nullptr;
+  const GroupedShape shape = Format::shape;
   GroupedBlock b;
   Format::decompose(block, b);
   for (int i = 0; i < Format::block_values; ++i) {
     const int code = b.code[i];
-    int integer = code - shape.zero;
-    if constexpr (kHasTable) integer = shape.table[code];
+    const int integer = shape.table ? shape.table[code] : code - shape.zero;
     const float product = b.scale[i / shape.group] * static_cast<float>(integer);
     out[i] = shape.minimum ? product - b.minimum[i / shape.group] : product;
   }
