@@ -1,7 +1,8 @@
 // Linear kernels of the SIMD levels, once for all of them: register tiles of rows x vectors, where a vector holds one
-// output per lane, over weights that are unpacked in registers (few rows) or once into scratch (many). Included inside
-// the level's namespace after its vector operations. The arithmetic is that of linear_scalar-inl.hpp, bit for bit:
-// integer dots are exact, and each output has one accumulator that takes its groups in ascending order.
+// output per lane. Codes are unpacked in registers, again for every tile of rows: unpacking a slice into scratch for
+// all rows measured no faster but for 5 and 6 bits on AVX2. Included inside the level's namespace after its vector
+// operations. The arithmetic is that of linear_scalar-inl.hpp, bit for bit: integer dots are exact, and each output has
+// one accumulator that takes its groups in ascending order.
 
 namespace {
 
@@ -18,21 +19,10 @@ template <int N, int I = 0, class Body>
   }
 }
 
-/// What a tile is instantiated for.
-struct TileShape {
-  PanelShape panel;
-  int range;         ///< bits of the unsigned codes that are multiplied; 8 means signed ones on levels without VNNI
-  bool signed_code;  ///< 8-bit codes lie in memory with zero = 0, two's complement (scratch of levels without VNNI)
-};
-constexpr TileShape direct_tile(PanelShape shape) { return {shape, shape.table ? 8 : shape.bits, false}; }
-/// The shape of the scratch that panels of a shape are unpacked into: bytes and float scales.
-constexpr TileShape unpacked_tile(PanelShape shape) {
-  const int range = kVnni || shape.table || shape.bits == 8 ? 8 : shape.bits < 4 ? 4 : shape.bits;
-  const int zero = range < 8 ? shape.zero : shape.minimum ? 0 : 128;
-  return {{8, shape.group, zero, false, shape.minimum, PanelScale::f32}, range, !kVnni && range == 8};
-}
-/// Without VNNI, 8-bit codes are multiplied as signed ones and need no correction for their zero.
-constexpr bool signed_dot(TileShape shape) { return !kVnni && shape.range == 8; }
+/// Bits of the codes that are multiplied. 8 means signed codes on levels without VNNI, which need no correction for
+/// zero.
+constexpr int code_range(PanelShape shape) { return shape.table ? 8 : shape.bits; }
+constexpr bool signed_dot(PanelShape shape) { return !kVnni && code_range(shape) == 8; }
 constexpr int halves(PanelShape shape) { return kGroupValues / shape.group; }
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
@@ -40,9 +30,8 @@ constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2
 constexpr int quad_at(int bits, int i) { return bits == 8 ? i : bits >= 4 ? i / 2 + i % 2 * 4 : i / 4 + i % 4 * 2; }
 
 /// Codes of quad `Q` as the dot product wants them; `codes` points at this vector's lanes in the group.
-template <TileShape T, int Q>
+template <PanelShape s, int Q>
 [[gnu::always_inline]] inline Bytes unpack_quad(const std::uint8_t* codes, Bytes table) {
-  constexpr PanelShape s = T.panel;
   Bytes c;
   if constexpr (s.bits == 8) {
     c = load_bytes(codes + Q * 64);
@@ -57,12 +46,12 @@ template <TileShape T, int Q>
     if constexpr (s.bits == 3) c = or_masked(c, shift_bits<2 - Q>(load_bytes(codes + 128)), fill_bytes(4));
   }
   if constexpr (s.table) c = look_up(table, c);
-  if constexpr (signed_dot(T) && !T.signed_code) c = xor_bytes(c, fill_bytes(128));
+  if constexpr (signed_dot(s)) c = xor_bytes(c, fill_bytes(128));
   return c;
 }
 
 /// An exact integer dot product in progress: one per row, vector and group of 16 or 32.
-template <TileShape T>
+template <PanelShape s>
 struct Dot {
   Ints sum;
 #ifdef __AVX512VNNI__
@@ -72,15 +61,16 @@ struct Dot {
   }
 #else
   Ints pairs;
-  /// Takes the I-th quad of the group. So many products of codes of `range` bits fit an int16 that pairs are widened
+  /// Takes the I-th quad of the group. So many products of codes of kRange bits fit an int16 that pairs are widened
   /// only after every kChunk of them.
   template <int I>
   [[gnu::always_inline]] inline void add(Bytes codes, Ints x) {
-    constexpr int kQuads = T.panel.group / 4;
-    constexpr int kFit = T.range <= 4 ? 8 : T.range == 5 ? 4 : T.range == 6 ? 2 : 1;
+    constexpr int kQuads = s.group / 4;
+    constexpr int kRange = code_range(s);
+    constexpr int kFit = kRange <= 4 ? 8 : kRange == 5 ? 4 : kRange == 6 ? 2 : 1;
     constexpr int kChunk = kFit < kQuads ? kFit : kQuads;
     Ints product;
-    if constexpr (T.range == 8) {
+    if constexpr (kRange == 8) {
       product = dot_signed_pairs(codes, x);
     } else {
       product = dot_pairs(codes, x);
@@ -119,11 +109,10 @@ template <PanelShape S, bool Signed>
 }
 
 /// acc[m][v] = rows x // (M, groups, stride x_stride) times the weights of V vectors.
-template <TileShape T, int M, int V>
+template <PanelShape s, int M, int V>
 [[gnu::always_inline]] inline void grouped_tile(const Columns<V>& w, const PanelLayout& layout,
                                                 const std::uint8_t* table_bytes, const QuantizedGroup* x,
                                                 std::int64_t x_stride, std::int64_t groups, Floats (&acc)[M][V]) {
-  constexpr PanelShape s = T.panel;
   constexpr int H = halves(s);
   constexpr bool two_level = s.scale == PanelScale::two_level;
   Bytes table{};
@@ -146,12 +135,12 @@ template <TileShape T, int M, int V>
         });
       }
     }
-    Dot<T> dot[M][V][H];
+    Dot<s> dot[M][V][H];
     unroll<M>([&](auto m) __attribute__((always_inline)) {
       const QuantizedGroup& row = x[m.value * x_stride];
       unroll<H>([&](auto h) __attribute__((always_inline)) {
         Ints start = zero_ints();
-        if constexpr (s.zero != 0 && !signed_dot(T)) {
+        if constexpr (s.zero != 0 && !signed_dot(s)) {
           start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[h.value]));
         }
         unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value][h.value].sum = start; });
@@ -167,7 +156,7 @@ template <TileShape T, int M, int V>
                                           : i.value / 4 * 2 + i.value % 2;
       Bytes c[V];
       unroll<V>([&](auto v)
-                    __attribute__((always_inline)) { c[v.value] = unpack_quad<T, kQuad>(codes[v.value], table); });
+                    __attribute__((always_inline)) { c[v.value] = unpack_quad<s, kQuad>(codes[v.value], table); });
       unroll<M>([&](auto m) __attribute__((always_inline)) {
         const Ints quad = fill_quad(x[m.value * x_stride].code + kQuad * 4);
         unroll<V>([&](auto v) __attribute__((always_inline)) {
@@ -268,65 +257,24 @@ struct GroupedCall {
   std::int64_t x_stride;
 };
 
-template <TileShape T, int M>
+template <PanelShape s, int M>
 [[gnu::noinline]] void grouped_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, const Output& out) {
   Floats acc[M][kTileVectors];
-  grouped_tile<T, M, kTileVectors>(call.columns, call.layout, call.table, x, call.x_stride, call.groups, acc);
+  grouped_tile<s, M, kTileVectors>(call.columns, call.layout, call.table, x, call.x_stride, call.groups, acc);
   store_tile<M, kTileVectors>(acc, out);
 }
 
-/// All rows [0, rows) in tiles of at most Limit.
-template <TileShape T, int Limit>
+/// All rows [0, rows) in tiles of at most kTileRows.
+template <PanelShape s>
 void grouped_all_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, std::int32_t rows, Output out) {
-  for (; rows >= Limit; rows -= Limit, x += Limit * call.x_stride, out.data += Limit * out.stride) {
-    grouped_rows<T, Limit>(call, x, out);
+  for (; rows >= kTileRows; rows -= kTileRows, x += kTileRows * call.x_stride, out.data += kTileRows * out.stride) {
+    grouped_rows<s, kTileRows>(call, x, out);
   }
-  unroll<Limit>([&](auto m) __attribute__((always_inline)) {
+  unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
     if constexpr (m.value > 0) {
-      if (rows == m.value) grouped_rows<T, m.value>(call, x, out);
+      if (rows == m.value) grouped_rows<s, m.value>(call, x, out);
     }
   });
-}
-
-/// Unpacks a panel into scratch of the shape `unpacked_tile`.
-template <PanelShape S>
-void unpack_panel(const std::uint8_t* panel, const PanelLayout& layout, const std::uint8_t* table_bytes,
-                  std::int64_t groups, std::uint8_t* out, const PanelLayout& out_layout) {
-  constexpr TileShape to = unpacked_tile(S);
-  constexpr TileShape from{S, to.range, false};
-  constexpr int H = halves(S);
-  // What lifts the codes of a small range to the zero of the scratch.
-  constexpr int kLift = from.range == 8 && !S.table && !S.minimum ? (kVnni ? 128 - S.zero : -S.zero) : 0;
-  Bytes table{};
-  if constexpr (S.table) table = load_table(table_bytes);
-  for (std::int64_t g = 0; g < groups; ++g) {
-    for (int lane = 0; lane < kPanelRows; lane += kLanes) {
-      const std::uint8_t* const codes = panel + g * layout.code_bytes + lane * 4;
-      std::uint8_t* const to_codes = out + g * out_layout.code_bytes + lane * 4;
-      unroll<8>([&](auto i) __attribute__((always_inline)) {
-        constexpr int kQuad = quad_at(S.bits, i.value);
-        Bytes c = unpack_quad<from, kQuad>(codes, table);
-        if constexpr (kVnni && kLift != 0) c = add_bytes(c, fill_bytes(kLift));
-        store_bytes(to_codes + kQuad * 64, c);
-      });
-      Floats super{}, super_minimum{};
-      if constexpr (S.scale == PanelScale::two_level) {
-        super = load_super<S>(panel + layout.super_scale, g, lane);
-        if constexpr (S.minimum) super_minimum = load_super<S>(panel + layout.super_minimum, g, lane);
-      }
-      unroll<H>([&](auto h) __attribute__((always_inline)) {
-        const std::int64_t at = g * H + h.value;
-        const auto place = [&](std::int64_t part) {
-          return reinterpret_cast<float*>(out + part) + at * kPanelRows + lane;
-        };
-        store_floats(place(out_layout.scale), load_scale<S, true>(panel + layout.scale, at, lane, super));
-        if constexpr (S.minimum) {
-          store_floats(place(out_layout.minimum),
-                       load_scale<S, false>(panel + layout.minimum, at, lane, super_minimum));
-        }
-      });
-    }
-  }
 }
 
 constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
@@ -344,40 +292,22 @@ constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
   return c;
 }
 
-template <PanelShape S>
+template <PanelShape s>
 [[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                                       const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
-                                      std::int64_t out_stride, void* scratch) {
-  constexpr bool bytes = S.bits == 8;  // nothing to unpack
-  constexpr int kDirectRows = bytes ? kTileRows : kTileRows < 4 ? kTileRows : 4;
-  const std::int32_t rows = row_end - row_begin;
-  const std::int64_t groups = w.cols / kGroupValues;
-  const QuantizedGroup* const in = x.groups + row_begin * x.group_stride;
+                                      std::int64_t out_stride) {
   GroupedCall<kTileVectors> call;
+  call.layout = w.layout;
   call.table = w.table;
-  call.groups = groups;
+  call.groups = w.cols / kGroupValues;
   call.x_stride = x.group_stride;
   for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
-    const std::uint8_t* const panel = w.data + p * w.layout.bytes;
     const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
     const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-    const Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows,
-                    end < w.rows ? end : w.rows};
-    if (bytes || rows <= kDirectRows) {
-      call.columns = columns_of(panel, w.layout.bytes, panels);
-      call.layout = w.layout;
-      grouped_all_rows<direct_tile(S), kDirectRows>(call, in, rows, to);
-    } else if constexpr (!bytes) {
-      constexpr TileShape tile = unpacked_tile(S);
-      std::uint8_t* const slice = static_cast<std::uint8_t*>(scratch);
-      call.layout = panel_layout(tile.panel, w.cols);
-      for (int i = 0; i < panels; ++i) {
-        unpack_panel<S>(panel + i * w.layout.bytes, w.layout, w.table, groups, slice + i * call.layout.bytes,
-                        call.layout);
-      }
-      call.columns = columns_of(slice, call.layout.bytes, panels);
-      grouped_all_rows<tile, kTileRows>(call, in, rows, to);
-    }
+    call.columns = columns_of(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+    grouped_all_rows<s>(
+        call, x.groups + row_begin * x.group_stride, row_end - row_begin,
+        {out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows});
   }
 }
 
@@ -424,12 +354,10 @@ template <Dense D>
   }
 }
 
-template <int Kind>
-bool linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+template <PanelKind kind>
+void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                     const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
-                    std::int64_t out_stride, void* scratch) {
-  constexpr PanelKind kind = static_cast<PanelKind>(Kind);
-  if (w.kind != kind) return false;
+                    std::int64_t out_stride) {
   if constexpr (kind == PanelKind::f32) {
     dense_linear<Dense::f32>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::f16) {
@@ -437,15 +365,15 @@ bool linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
   } else if constexpr (kind == PanelKind::bf16) {
     dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else {
-    grouped_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, scratch);
+    grouped_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   }
-  return true;
 }
 
 void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end, const ActivationView& x,
-            std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch) {
-  unroll<kPanelKinds>([&](auto kind) __attribute__((always_inline)) {
-    linear_of_kind<kind.value>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, scratch);
+            std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* /*scratch*/) {
+  unroll<kPanelKinds>([&](auto i) __attribute__((always_inline)) {
+    constexpr PanelKind kind = static_cast<PanelKind>(i.value);
+    if (w.kind == kind) linear_of_kind<kind>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   });
 }
 

@@ -6,7 +6,7 @@ namespace {
 constexpr int kLanes = 16;
 #ifdef __AVX512VNNI__
 constexpr bool kVnni = true;
-constexpr int kTileRows = 8;  // rows of a register tile: 8 x 2 integer and float accumulators
+constexpr int kTileRows = 6;  // 6 x 2 integer and float accumulators, of 32 registers
 #else
 constexpr bool kVnni = false;
 constexpr int kTileRows = 4;
