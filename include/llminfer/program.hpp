@@ -18,7 +18,7 @@ enum class ValueId : std::int32_t { none = -1 };
 /// Index of a weight of the program.
 enum class WeightId : std::int32_t { none = -1 };
 
-/// A weight that the program needs. The checkpoint must have it with exactly this shape, unless it is optional.
+/// A weight that the program needs. The checkpoint must have it with exactly this shape.
 struct WeightSpec {
   std::string name;        ///< the tensor's name in the checkpoint
   std::int64_t rows = 1;   ///< output features; 1 for vectors
@@ -90,7 +90,7 @@ struct Program {
 };
 
 /// Makes a Program operation by operation and checks the shapes. A mistake is remembered and given by finish(), so that
-/// a description reads without error handling.
+/// a description reads without error handling; the call that made it returns `none` (or -1), which may be passed on.
 class LLMINFER_API Builder {
  public:
   explicit Builder(std::string architecture);
@@ -110,15 +110,13 @@ class LLMINFER_API Builder {
   ValueId glu(ValueId gate, ValueId up, Activation activation, std::string name);
   ValueId add(ValueId a, ValueId b, std::string name);
 
+  /// The width of a value; 0 for `none`.
+  std::int64_t width(ValueId id) const noexcept;
+
   /// Ends the description. Errors: shape_mismatch or invalid_argument of the first mistake, naming the value.
   Result<Program> finish(ValueId hidden, ValueId logits) &&;
 
  private:
-  std::int64_t width(ValueId id, std::string_view user);
-  std::int64_t expect_weight(WeightId id, std::int64_t rows, std::int64_t cols, std::string_view user);
-  ValueId value(std::string name, std::int64_t width);
-  void mistake(ErrorCode code, std::string message);
-
   Program program_;
   Result<void> first_mistake_;
 };

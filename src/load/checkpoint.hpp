@@ -37,6 +37,7 @@ struct RopeScaling {
   double low_freq_factor = 1.0, high_freq_factor = 4.0;          ///< llama3
   double beta_fast = 32.0, beta_slow = 1.0;                      ///< yarn
   double attention_factor = 0;                                   ///< yarn; 0: the default, 0.1 ln(factor) + 1
+  bool truncate = true;                                          ///< yarn: the ramp begins and ends at whole dimensions
   std::vector<float> factors;  ///< a divisor per frequency (GGUF rope_freqs.weight); empty: none. Applies with any kind
 };
 
@@ -58,6 +59,7 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   double norm_epsilon = 1e-5;
   std::int64_t sliding_window = 0;  ///< 0: none
+  std::vector<std::uint8_t> sliding_layers;  ///< one per layer: 1 where the sliding window applies; empty: in all layers
   bool tied_embeddings = false;
   std::string activation = "silu";
 };

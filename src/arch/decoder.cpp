@@ -1,0 +1,153 @@
+#include "arch/decoder.hpp"
+
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "arch/rope.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::arch {
+namespace {
+
+using core::fail;
+
+struct PartName {
+  const char* gguf;  ///< inside "blk.N." for parts of a layer
+  const char* hf;    ///< inside "model.layers.N." for parts of a layer
+};
+
+/// In the order of Part.
+constexpr std::array<PartName, 12> kPartNames = {{
+    {"token_embd", "model.embed_tokens"},
+    {"output_norm", "model.norm"},
+    {"output", "lm_head"},
+    {"attn_norm", "input_layernorm"},
+    {"attn_q", "self_attn.q_proj"},
+    {"attn_k", "self_attn.k_proj"},
+    {"attn_v", "self_attn.v_proj"},
+    {"attn_output", "self_attn.o_proj"},
+    {"ffn_norm", "post_attention_layernorm"},
+    {"ffn_gate", "mlp.gate_proj"},
+    {"ffn_up", "mlp.up_proj"},
+    {"ffn_down", "mlp.down_proj"},
+}};
+
+const PartName& names_of(Part part) { return kPartNames[static_cast<std::size_t>(part)]; }
+
+bool of_layer(Part part) { return part >= Part::attention_norm; }
+
+Result<Activation> activation_of(const std::string& name) {
+  if (name == "silu" || name == "swish") return Activation::silu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh" || name == "gelu_pytorch_tanh" || name == "gelu_new") return Activation::gelu_tanh;
+  return fail(ErrorCode::unsupported, "the activation \"", name, "\"; expected silu, gelu or gelu_pytorch_tanh");
+}
+
+}  // namespace
+
+Decoder::Decoder(std::string architecture, const load::Checkpoint& checkpoint)
+    : checkpoint_(checkpoint),
+      config_(checkpoint.config),
+      builder_(std::move(architecture)),
+      tied_(config_.hf_names ? config_.tied_embeddings
+                             : !checkpoint.by_name.contains(tensor(Part::output, ".weight", -1))) {
+  make_cache_groups();
+}
+
+/// Layers that see everything and layers that see a window free their pages at different times, so each kind is a
+/// group.
+void Decoder::make_cache_groups() {
+  std::array<CacheGroup, 2> groups{};  // [0] full, [1] sliding window
+  std::vector<std::pair<std::size_t, std::int32_t>> slots;
+  for (std::int64_t i = 0; i < config_.layers; ++i) {
+    const bool slides = config_.sliding_window > 0 &&
+                        (config_.sliding_layers.empty() || config_.sliding_layers[static_cast<std::size_t>(i)] != 0);
+    slots.emplace_back(slides, groups[slides].layers++);
+  }
+  std::array<std::int32_t, 2> ids{};
+  for (std::size_t kind = 0; kind < groups.size(); ++kind) {
+    if (groups[kind].layers == 0) continue;
+    groups[kind].kv_heads = static_cast<std::int32_t>(config_.kv_heads);
+    groups[kind].head_dim = static_cast<std::int32_t>(config_.head_dim);
+    groups[kind].window = kind == 1 ? static_cast<std::int32_t>(config_.sliding_window) : 0;
+    ids[kind] = builder_.cache_group(groups[kind]);
+  }
+  for (const auto& [kind, layer] : slots) cache_slots_.push_back({ids[kind], layer});
+}
+
+void Decoder::enter_layer(std::int64_t index) { layer_ = index; }
+void Decoder::leave_layers() { layer_ = -1; }
+
+std::string Decoder::tensor(Part part, const char* suffix, std::int64_t layer) const {
+  std::string name;
+  if (of_layer(part)) name = (config_.hf_names ? "model.layers." : "blk.") + std::to_string(layer) + ".";
+  return name + (config_.hf_names ? names_of(part).hf : names_of(part).gguf) + suffix;
+}
+
+std::string Decoder::value_name(std::string_view name) const {
+  return layer_ < 0 ? std::string(name) : "blk." + std::to_string(layer_) + "." + std::string(name);
+}
+
+void Decoder::mistake(Error error) {
+  if (first_mistake_) first_mistake_ = std::move(error);
+}
+
+std::int32_t Decoder::rope_table(bool interleaved) {
+  Result<RopeTable> table = make_rope_table(config_, interleaved);
+  if (table) return builder_.rope_table(std::move(*table));
+  mistake(std::move(table).error());
+  return -1;
+}
+
+ValueId Decoder::embed() {
+  return builder_.embed(
+      builder_.weight(tensor(Part::embedding, ".weight", layer_), config_.vocab_size, config_.hidden_size),
+      value_name(names_of(Part::embedding).gguf));
+}
+
+ValueId Decoder::norm(ValueId in, Part part) {
+  return builder_.rms_norm(in, builder_.vector(tensor(part, ".weight", layer_), config_.hidden_size),
+                           static_cast<float>(config_.norm_epsilon), value_name(names_of(part).gguf));
+}
+
+ValueId Decoder::linear(ValueId in, Part part, std::int64_t rows, Bias bias) {
+  if (bias == Bias::if_stored) {
+    bias = checkpoint_.by_name.contains(tensor(part, ".bias", 0)) ? Bias::required : Bias::none;
+  }
+  const WeightId weight = builder_.weight(tensor(part, ".weight", layer_), rows, builder_.width(in));
+  return builder_.linear(in, weight, value_name(names_of(part).gguf),
+                         bias == Bias::none ? WeightId::none : builder_.vector(tensor(part, ".bias", layer_), rows));
+}
+
+ValueId Decoder::rope(ValueId in, std::int32_t table, std::string_view name) {
+  return builder_.rope(in, static_cast<std::int32_t>(config_.head_dim), table, value_name(name));
+}
+
+ValueId Decoder::attention(ValueId q, ValueId k, ValueId v) {
+  const CacheSlot& slot = cache_slots_[static_cast<std::size_t>(layer_)];
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim)));
+  return builder_.attention(q, k, v, slot.group, slot.layer, static_cast<std::int32_t>(config_.heads), scale,
+                            value_name("attention"));
+}
+
+ValueId Decoder::glu(ValueId gate, ValueId up) {
+  Result<Activation> activation = activation_of(config_.activation);
+  if (!activation) mistake(std::move(activation).error());
+  return builder_.glu(gate, up, activation ? *activation : Activation::silu, value_name("ffn_glu"));
+}
+
+ValueId Decoder::add(ValueId a, ValueId b, std::string_view name) { return builder_.add(a, b, value_name(name)); }
+
+ValueId Decoder::logits(ValueId hidden) {
+  const Part part = tied_ ? Part::embedding : Part::output;
+  return builder_.linear(
+      hidden, builder_.weight(tensor(part, ".weight", layer_), config_.vocab_size, config_.hidden_size), "logits");
+}
+
+Result<Program> Decoder::finish(ValueId hidden, ValueId logits) && {
+  LLMINFER_TRY(std::move(first_mistake_));
+  return std::move(builder_).finish(hidden, logits);
+}
+
+}  // namespace llminfer::arch

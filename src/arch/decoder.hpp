@@ -1,0 +1,88 @@
+// Decoder: the vocabulary in which decoder-only transformers are described. It knows how checkpoints name the tensors
+// of such a model and which sizes they have; what is done with them, and in which order, is in the architecture's own
+// file.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <llminfer/program.hpp>
+#include <llminfer/result.hpp>
+
+#include "load/checkpoint.hpp"
+
+namespace llminfer::arch {
+
+/// A tensor's role. Those of a layer have one tensor in each layer.
+enum class Part : std::uint8_t {
+  embedding,
+  final_norm,
+  output,  // of the model
+  attention_norm,
+  q,
+  k,
+  v,
+  attention_out,
+  ffn_norm,
+  gate,
+  up,
+  down,  // of a layer
+};
+
+enum class Bias : std::uint8_t {
+  none,
+  required,
+  if_stored,  ///< as layer 0 has it: all layers have the bias, or none
+};
+
+class Decoder {
+ public:
+  /// `checkpoint`, whose config is checked, outlives the Decoder.
+  Decoder(std::string architecture, const load::Checkpoint& checkpoint);
+
+  const load::ModelConfig& config() const noexcept { return config_; }
+  /// The output matrix is the embedding table. Says the config of Hugging Face checkpoints; GGUF files just leave it
+  /// out.
+  bool tied() const noexcept { return tied_; }
+
+  /// The names and cache slots from now on are those of layer `index`.
+  void enter_layer(std::int64_t index);
+  void leave_layers();
+
+  std::int32_t rope_table(bool interleaved);
+  ValueId embed();
+  ValueId norm(ValueId in, Part part);
+  /// in [.., width of in] -> [.., rows]
+  ValueId linear(ValueId in, Part part, std::int64_t rows, Bias bias = Bias::none);
+  ValueId rope(ValueId in, std::int32_t table, std::string_view name);
+  /// Grouped-query attention (Ainslie et al. 2023) with this layer's cache, scaled by 1 / sqrt(head_dim).
+  ValueId attention(ValueId q, ValueId k, ValueId v);
+  ValueId glu(ValueId gate, ValueId up);
+  ValueId add(ValueId a, ValueId b, std::string_view name);
+  ValueId logits(ValueId hidden);
+
+  Result<Program> finish(ValueId hidden, ValueId logits) &&;
+
+ private:
+  /// Where the keys and values of a layer go.
+  struct CacheSlot {
+    std::int32_t group, layer;
+  };
+
+  void make_cache_groups();
+  std::string tensor(Part part, const char* suffix, std::int64_t layer) const;
+  std::string value_name(std::string_view name) const;
+  void mistake(Error error);
+
+  const load::Checkpoint& checkpoint_;
+  const load::ModelConfig& config_;
+  Builder builder_;
+  bool tied_;
+  std::int64_t layer_ = -1;             ///< -1 outside of the layers
+  std::vector<CacheSlot> cache_slots_;  ///< [layers]
+  Result<void> first_mistake_;
+};
+
+}  // namespace llminfer::arch

@@ -1,0 +1,46 @@
+// Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971), SmolLM2 and Mistral (Jiang et al. 2023, arXiv:2310.06825).
+#include "arch/arch.hpp"
+#include "arch/decoder.hpp"
+
+namespace llminfer::arch {
+namespace {
+
+ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
+  const load::ModelConfig& c = d.config();
+  const std::int64_t q_width = c.heads * c.head_dim;
+  const std::int64_t kv_width = c.kv_heads * c.head_dim;
+  const ValueId normed = d.norm(x, Part::attention_norm);                                          // [hidden]
+  const ValueId q = d.rope(d.linear(normed, Part::q, q_width, Bias::if_stored), rope, "q_rope");   // [q_width]
+  const ValueId k = d.rope(d.linear(normed, Part::k, kv_width, Bias::if_stored), rope, "k_rope");  // [kv_width]
+  const ValueId v = d.linear(normed, Part::v, kv_width, Bias::if_stored);                          // [kv_width]
+  return d.linear(d.attention(q, k, v), Part::attention_out, c.hidden_size, Bias::if_stored);      // [hidden]
+}
+
+ValueId feed_forward_block(Decoder& d, ValueId x) {
+  const load::ModelConfig& c = d.config();
+  const ValueId normed = d.norm(x, Part::ffn_norm);                                // [hidden]
+  const ValueId gate = d.linear(normed, Part::gate, c.ffn_size, Bias::if_stored);  // [ffn]
+  const ValueId up = d.linear(normed, Part::up, c.ffn_size, Bias::if_stored);      // [ffn]
+  return d.linear(d.glu(gate, up), Part::down, c.hidden_size, Bias::if_stored);    // [hidden]
+}
+
+}  // namespace
+
+Result<Program> build_llama(const load::Checkpoint& checkpoint) {
+  Decoder d("llama", checkpoint);
+  // Converters to GGUF permute the rows of Q and K so that the two halves of a rotary pair are neighbours.
+  const std::int32_t rope = d.rope_table(/*interleaved=*/!d.config().hf_names);
+
+  ValueId x = d.embed();
+  for (std::int64_t layer = 0; layer < d.config().layers; ++layer) {
+    d.enter_layer(layer);
+    x = d.add(x, attention_block(d, x, rope), "attn_residual");
+    x = d.add(x, feed_forward_block(d, x), "ffn_residual");
+  }
+  d.leave_layers();
+  const ValueId hidden = d.norm(x, Part::final_norm);
+  const ValueId logits = d.logits(hidden);
+  return std::move(d).finish(hidden, logits);
+}
+
+}  // namespace llminfer::arch
