@@ -1,0 +1,162 @@
+// CpuBackend: the Backend interface over levels, prepared weights, plans and caches.
+#include <cstdlib>
+#include <limits>
+#include <utility>
+
+#include "backends/cpu/cache.hpp"
+#include "backends/cpu/level.hpp"
+#include "backends/cpu/matrix.hpp"
+#include "backends/cpu/plan.hpp"
+#include "core/checked.hpp"
+#include "core/cpu_count.hpp"
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+using core::fail;
+
+constexpr int kMaxThreads = 1024;
+constexpr const char* kLevelVariable = "LLMINFER_CPU_LEVEL";
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Level& level, bool exact, std::shared_ptr<core::Team> team)
+      : level_(level), exact_(exact), team_(std::move(team)) {}
+
+  std::string_view name() const noexcept override { return "cpu"; }
+  std::string description() const override {
+    const int threads = team_->threads();
+    return std::string("cpu, level ") + level_.name + ", " + std::to_string(threads) +
+           (threads == 1 ? " thread" : " threads") + (exact_ ? ", exact" : "");
+  }
+
+  Result<void> supports(const Program& program, std::span<const WeightType> types) override {
+    return core::guarded([&]() -> Result<void> {
+      if (types.size() != program.weights.size()) {
+        return fail(ErrorCode::invalid_argument, types.size(), " types; the program has ", program.weights.size(),
+                    " weights");
+      }
+      LLMINFER_TRY(make_steps(program));
+      for (std::size_t i = 0; i < types.size(); ++i) {
+        const WeightSpec& weight = program.weights[i];
+        if (exact_ || weight.rows == 1 || panel_kind(types[i])) continue;
+        return fail(ErrorCode::unsupported, "weight ", weight.name, " has type ", weight_type_info(types[i]).name,
+                    ", which the CPU backend has no kernels for");
+      }
+      return {};
+    });
+  }
+
+  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) override {
+    if (rows == 1) return cols * static_cast<std::int64_t>(sizeof(float));
+    return exact_ ? 0 : packed_bytes(type, rows, cols);
+  }
+
+  std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
+    const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
+      const Steps steps = LLMINFER_TRY(make_steps(program));
+      return PlanLayout(program, steps, std::max(1, options.max_batch_rows), team_->threads()).bytes();
+    });
+    return bytes ? *bytes : 0;
+  }
+
+  std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return cache_page_bytes(group, type); }
+
+  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
+      if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() ||
+          weight.cols > std::numeric_limits<std::int32_t>::max()) {
+        return fail(ErrorCode::invalid_argument, weight.name, ": a weight of shape [", weight.rows, ", ", weight.cols,
+                    "]");
+      }
+      auto prepared = weight.rows == 1 ? prepare_vector(weight)
+                      : exact_         ? prepare_exact(weight)
+                                       : prepare_packed(weight);
+      if (!prepared) return core::at(weight.name, std::move(prepared).error());
+      return prepared;
+    });
+  }
+
+  Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                        std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                        const PlanOptions& options) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
+      return std::unique_ptr<Plan>(
+          LLMINFER_TRY(CpuPlan::make(program, std::move(weights), options, level_, exact_, team_)));
+    });
+  }
+
+  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                   std::int32_t pages) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
+      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(CpuCache::make(group, type, pages)));
+    });
+  }
+
+ private:
+  static Result<std::unique_ptr<PreparedWeight>> prepare_vector(const WeightView& weight) {
+    std::vector<float> values(static_cast<std::size_t>(weight.cols));
+    LLMINFER_TRY(unpack_rows(weight, 0, 1, values));
+    return std::unique_ptr<PreparedWeight>(std::make_unique<VectorWeight>(std::move(values)));
+  }
+
+  static Result<std::unique_ptr<PreparedWeight>> prepare_exact(const WeightView& weight) {
+    return std::unique_ptr<PreparedWeight>(LLMINFER_TRY(ExactWeight::make(weight)));
+  }
+
+  /// Packs with all threads.
+  Result<std::unique_ptr<PreparedWeight>> prepare_packed(const WeightView& weight) {
+    const WeightTypeInfo info = weight_type_info(weight.type);
+    const std::int64_t blocks = weight.cols / info.block_values;
+    const auto row_bytes = core::checked_mul(static_cast<std::uint64_t>(blocks), info.block_bytes);
+    const auto bytes =
+        row_bytes ? core::checked_mul(*row_bytes, static_cast<std::uint64_t>(weight.rows)) : std::nullopt;
+    if (weight.cols % info.block_values != 0 || !bytes || *bytes != weight.data.size()) {
+      return fail(ErrorCode::invalid_argument, weight.data.size(), " bytes do not fit a ", info.name,
+                  " weight of shape [", weight.rows, ", ", weight.cols, "]");
+    }
+    std::unique_ptr<PackedWeight> packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols));
+    const int panels = packed->panels();
+    auto body = [&](core::Worker& worker) {
+      worker.share(panels, 8, [&](int first, int last) { packed->pack_panels(weight, first, last); });
+    };
+    LLMINFER_TRY(team_->run(body));
+    return std::unique_ptr<PreparedWeight>(std::move(packed));
+  }
+
+  const Level level_;
+  const bool exact_;
+  const std::shared_ptr<core::Team> team_;
+};
+
+}  // namespace
+}  // namespace llminfer::cpu
+
+namespace llminfer::inline v0 {
+
+Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options) {
+  return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
+    if (options.threads < 0 || options.threads > cpu::kMaxThreads) {
+      return core::fail(ErrorCode::invalid_argument, "BackendOptions::threads is ", options.threads, "; expected 0 to ",
+                        cpu::kMaxThreads);
+    }
+    std::string_view level_name = options.cpu_level, option = "BackendOptions::cpu_level";
+    if (level_name.empty()) {
+      if (const char* forced = std::getenv(cpu::kLevelVariable)) level_name = forced, option = cpu::kLevelVariable;
+    }
+    const cpu::Level level = LLMINFER_TRY(cpu::choose_level(level_name, option));
+    const int threads = options.threads > 0 ? options.threads : std::min(core::usable_cpus(), cpu::kMaxThreads);
+    std::shared_ptr<core::Team> team = LLMINFER_TRY(core::Team::make(threads, options.executor));
+    return std::shared_ptr<Backend>(std::make_shared<cpu::CpuBackend>(level, options.exact, std::move(team)));
+  });
+}
+
+std::vector<std::string> cpu_levels() {
+  std::vector<std::string> names;
+  for (const cpu::Level& level : cpu::runnable_levels()) names.emplace_back(level.name);
+  return names;
+}
+
+}  // namespace llminfer::inline v0

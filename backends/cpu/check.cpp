@@ -1,0 +1,243 @@
+#include "backends/cpu/check.hpp"
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+using core::fail;
+
+constexpr std::int64_t kMaxWidth = std::int64_t{1} << 28;
+
+class ProgramCheck {
+ public:
+  explicit ProgramCheck(const Program& program) : p_(program), written_(program.values.size(), false) {}
+
+  Result<void> run() {
+    for (const ValueSpec& value : p_.values) {
+      if (value.width < 1 || value.width > kMaxWidth) {
+        return fail(ErrorCode::invalid_argument, "value ", value.name, " has width ", value.width);
+      }
+    }
+    for (const WeightSpec& weight : p_.weights) {
+      if (weight.rows < 1 || weight.cols < 1 || weight.rows > kMaxWidth || weight.cols > kMaxWidth) {
+        return fail(ErrorCode::invalid_argument, "weight ", weight.name, " has shape [", weight.rows, ", ", weight.cols,
+                    "]");
+      }
+    }
+    for (const RopeTable& table : p_.rope_tables) {
+      if (table.inverse_frequency.size() > static_cast<std::size_t>(kMaxWidth)) {
+        return fail(ErrorCode::invalid_argument, "a rope table has ", table.inverse_frequency.size(), " pairs");
+      }
+    }
+    for (const CacheGroup& group : p_.cache_groups) {
+      if (group.layers < 1 || group.kv_heads < 1 || group.head_dim < 1 || group.head_dim > 4096 || group.window < 0) {
+        return fail(ErrorCode::invalid_argument, "a cache group has ", group.layers, " layers, ", group.kv_heads,
+                    " KV heads, head_dim ", group.head_dim, ", window ", group.window);
+      }
+    }
+    for (const Op& op : p_.ops) {
+      Result<void> inputs;
+      for_each_input(op, [&](ValueId id) {
+        if (inputs) inputs = readable(id);
+      });
+      LLMINFER_TRY(std::move(inputs));
+      const ValueId out = output_of(op);
+      if (!in_range(out)) return fail(ErrorCode::invalid_argument, "an operation writes no value of the program");
+      if (written_[static_cast<std::size_t>(out)]) {
+        return fail(ErrorCode::invalid_argument, "value ", name(out), " is written twice");
+      }
+      LLMINFER_TRY(std::visit([&](const auto& o) { return check(o); }, op));
+      written_[static_cast<std::size_t>(out)] = true;
+    }
+    if (p_.hidden != ValueId::none) {
+      LLMINFER_TRY(readable(p_.hidden));
+      LLMINFER_TRY(expect(p_.hidden, p_.hidden_size));
+    }
+    if (p_.logits != ValueId::none) {
+      LLMINFER_TRY(readable(p_.logits));
+      LLMINFER_TRY(expect(p_.logits, p_.vocab_size));
+    }
+    return {};
+  }
+
+ private:
+  bool in_range(ValueId id) const {
+    return static_cast<std::int32_t>(id) >= 0 && static_cast<std::size_t>(id) < p_.values.size();
+  }
+  const std::string& name(ValueId id) const { return p_.values[static_cast<std::size_t>(id)].name; }
+  std::int64_t width(ValueId id) const { return p_.values[static_cast<std::size_t>(id)].width; }
+  Result<void> readable(ValueId id) const {
+    if (!in_range(id)) return fail(ErrorCode::invalid_argument, "an operation reads no value of the program");
+    if (!written_[static_cast<std::size_t>(id)]) {
+      return fail(ErrorCode::invalid_argument, "value ", name(id), " is read before it is written");
+    }
+    return {};
+  }
+  Result<void> expect(ValueId id, std::int64_t expected) const {
+    if (width(id) == expected) return {};
+    return fail(ErrorCode::shape_mismatch, "value ", name(id), " has width ", width(id), "; expected ", expected);
+  }
+  Result<void> expect_weight(WeightId id, std::int64_t rows, std::int64_t cols) const {
+    const auto i = static_cast<std::size_t>(id);
+    if (static_cast<std::int32_t>(id) < 0 || i >= p_.weights.size()) {
+      return fail(ErrorCode::invalid_argument, "an operation reads no weight of the program");
+    }
+    const WeightSpec& weight = p_.weights[i];
+    if (cols == weight.cols && (rows == weight.rows || rows == 0)) return {};
+    return fail(ErrorCode::shape_mismatch, "weight ", weight.name, " is [", weight.rows, ", ", weight.cols,
+                "]; expected [", rows, ", ", cols, "]");
+  }
+
+  Result<void> check(const op::Embed& o) { return expect_weight(o.table, 0, width(o.out)); }
+  Result<void> check(const op::Linear& o) {
+    LLMINFER_TRY(expect_weight(o.weight, width(o.out), width(o.in)));
+    if (o.bias == WeightId::none) return {};
+    return expect_weight(o.bias, 1, width(o.out));
+  }
+  Result<void> check(const op::RmsNorm& o) {
+    LLMINFER_TRY(expect_weight(o.weight, 1, width(o.in)));
+    return expect(o.out, width(o.in));
+  }
+  Result<void> check(const op::Rope& o) {
+    if (o.table < 0 || static_cast<std::size_t>(o.table) >= p_.rope_tables.size()) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": no rope table ", o.table);
+    }
+    const auto pairs =
+        static_cast<std::int64_t>(p_.rope_tables[static_cast<std::size_t>(o.table)].inverse_frequency.size());
+    if (o.head_dim < 1 || width(o.in) % o.head_dim != 0 || 2 * pairs > o.head_dim) {
+      return fail(ErrorCode::shape_mismatch, "value ", name(o.out), ": width ", width(o.in), ", head_dim ", o.head_dim,
+                  " and ", pairs, " rotated pairs do not fit together");
+    }
+    return expect(o.out, width(o.in));
+  }
+  Result<void> check(const op::Attention& o) {
+    if (o.group < 0 || static_cast<std::size_t>(o.group) >= p_.cache_groups.size()) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": no cache group ", o.group);
+    }
+    const CacheGroup& group = p_.cache_groups[static_cast<std::size_t>(o.group)];
+    if (o.layer < 0 || o.layer >= group.layers || o.heads < 1 || o.heads % group.kv_heads != 0) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": layer ", o.layer, " of ", group.layers, ", ",
+                  o.heads, " heads for ", group.kv_heads, " KV heads");
+    }
+    LLMINFER_TRY(expect(o.q, std::int64_t{o.heads} * group.head_dim));
+    LLMINFER_TRY(expect(o.k, std::int64_t{group.kv_heads} * group.head_dim));
+    LLMINFER_TRY(expect(o.v, std::int64_t{group.kv_heads} * group.head_dim));
+    return expect(o.out, width(o.q));
+  }
+  Result<void> check(const op::Glu& o) {
+    if (o.activation > Activation::gelu_tanh) {
+      return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation));
+    }
+    LLMINFER_TRY(expect(o.up, width(o.gate)));
+    return expect(o.out, width(o.gate));
+  }
+  Result<void> check(const op::Add& o) {
+    LLMINFER_TRY(expect(o.b, width(o.a)));
+    return expect(o.out, width(o.a));
+  }
+
+  const Program& p_;
+  std::vector<bool> written_;
+};
+
+Result<void> check_wanted(std::span<const std::int32_t> wanted, const char* wanted_name, std::size_t out,
+                          const char* out_name, std::int64_t width, std::size_t rows) {
+  std::int32_t before = -1;
+  for (const std::int32_t row : wanted) {
+    if (row <= before || row >= static_cast<std::int64_t>(rows)) {
+      return fail(ErrorCode::invalid_argument, "Batch::", wanted_name, ": row ", row, " after ", before,
+                  "; expected ascending rows below ", rows);
+    }
+    before = row;
+  }
+  if (out != wanted.size() * static_cast<std::size_t>(width)) {
+    return fail(ErrorCode::invalid_argument, "Batch::", out_name, " has ", out, " floats; expected ", wanted.size(),
+                " rows of ", width);
+  }
+  return {};
+}
+
+Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, const BatchLimits& limits) {
+  const auto error = [&](const auto&... parts) {
+    return fail(ErrorCode::invalid_argument, "Batch::runs[", index, "]: ", parts...);
+  };
+  if (run.first_position < 0 ||
+      run.first_position > std::numeric_limits<std::int32_t>::max() - run.rows - kPageTokens) {
+    return error("first_position ", run.first_position, " is out of range");
+  }
+  for (std::int32_t i = 0; i < run.rows; ++i) {
+    const std::int32_t position = batch.positions[static_cast<std::size_t>(run.first_row + i)];
+    if (position != run.first_position + i) {
+      return error("row ", run.first_row + i, " has position ", position, "; expected ", run.first_position + i);
+    }
+  }
+  if (run.block_tables.size() != limits.groups.size()) {
+    return error(run.block_tables.size(), " block tables; expected one for each of ", limits.groups.size(),
+                 " cache groups");
+  }
+  const std::int32_t tokens = run.first_position + run.rows;
+  const std::int32_t page_count = (tokens + kPageTokens - 1) / kPageTokens;
+  for (std::size_t g = 0; g < limits.groups.size(); ++g) {
+    const std::span<const std::int32_t> table = run.block_tables[g];
+    if (table.size() < static_cast<std::size_t>(page_count)) {
+      return error("block table ", g, " has ", table.size(), " pages; ", tokens, " tokens need ", page_count);
+    }
+    const std::int32_t window = limits.groups[g].window;
+    const std::int32_t first = window > 0 ? std::max(0, run.first_position - window + 1) : 0;
+    for (std::int32_t i = first / kPageTokens; i < page_count; ++i) {
+      const std::int32_t page = table[static_cast<std::size_t>(i)];
+      if (page < 0 || page >= limits.pages[g]) {
+        return error("block table ", g, " names page ", page, " at ", i, "; the cache has ", limits.pages[g]);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> check_program(const Program& program) { return ProgramCheck(program).run(); }
+
+Result<void> check_batch(const Batch& batch, const BatchLimits& limits) {
+  const std::size_t rows = batch.positions.size();
+  if (rows == 0 || rows > static_cast<std::size_t>(limits.max_rows)) {
+    return fail(ErrorCode::invalid_argument, "a batch of ", rows, " rows; expected 1 to ", limits.max_rows);
+  }
+  if (batch.tokens.size() != rows) {
+    return fail(ErrorCode::invalid_argument, "Batch::tokens has ", batch.tokens.size(), " rows, positions ", rows);
+  }
+  if (!batch.embeddings.empty() && batch.embeddings.size() != rows * static_cast<std::size_t>(limits.hidden_size)) {
+    return fail(ErrorCode::invalid_argument, "Batch::embeddings has ", batch.embeddings.size(), " floats; expected ",
+                rows, " rows of ", limits.hidden_size);
+  }
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::int32_t token = batch.tokens[i];
+    if (token == -1 && !batch.embeddings.empty()) continue;
+    if (token < 0 || token >= limits.vocab_rows) {
+      return fail(ErrorCode::invalid_argument, "Batch::tokens: token ", token, " in row ", i, "; expected 0 to ",
+                  limits.vocab_rows - 1);
+    }
+  }
+  std::int64_t next = 0;
+  for (std::size_t i = 0; i < batch.runs.size(); ++i) {
+    const Run& run = batch.runs[i];
+    if (run.rows < 1 || run.first_row != next || run.rows > static_cast<std::int64_t>(rows) - next) {
+      return fail(ErrorCode::invalid_argument, "Batch::runs[", i, "] has rows ", run.first_row, " to ",
+                  std::int64_t{run.first_row} + run.rows, "; runs follow one another and cover the ", rows, " rows");
+    }
+    next += run.rows;
+    LLMINFER_TRY(check_run(batch, run, i, limits));
+  }
+  if (next != static_cast<std::int64_t>(rows)) {
+    return fail(ErrorCode::invalid_argument, "Batch::runs cover ", next, " of ", rows, " rows");
+  }
+  LLMINFER_TRY(check_wanted(batch.logit_rows, "logit_rows", batch.logits.size(), "logits", limits.vocab_size, rows));
+  return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden.size(), "hidden", limits.hidden_size, rows);
+}
+
+}  // namespace llminfer::cpu

@@ -1,0 +1,16 @@
+// Attention kernels for the avx2 level.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/attention.hpp"
+
+namespace llminfer::cpu::isa_avx2 {
+// In this order: each stands on those before it.
+#include "backends/cpu/kernels/vec_avx2-inl.hpp"
+//
+#include "backends/cpu/kernels/math-inl.hpp"
+//
+#include "backends/cpu/kernels/attention-inl.hpp"
+}  // namespace llminfer::cpu::isa_avx2

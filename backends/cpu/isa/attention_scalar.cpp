@@ -1,0 +1,14 @@
+// Attention kernels for the scalar level.
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/attention.hpp"
+
+namespace llminfer::cpu::isa_scalar {
+// In this order: each stands on those before it.
+#include "backends/cpu/kernels/vec_scalar-inl.hpp"
+//
+#include "backends/cpu/kernels/math-inl.hpp"
+//
+#include "backends/cpu/kernels/attention-inl.hpp"
+}  // namespace llminfer::cpu::isa_scalar

@@ -1,0 +1,15 @@
+// Elementwise kernels for the avx512 level.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "backends/cpu/elementwise.hpp"
+
+namespace llminfer::cpu::isa_avx512 {
+// In this order: each stands on those before it.
+#include "backends/cpu/kernels/vec_avx512-inl.hpp"
+//
+#include "backends/cpu/kernels/math-inl.hpp"
+//
+#include "backends/cpu/kernels/elementwise-inl.hpp"
+}  // namespace llminfer::cpu::isa_avx512

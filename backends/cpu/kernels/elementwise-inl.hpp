@@ -1,0 +1,87 @@
+// Norm, rotary embedding, gated activations and sums on rows of floats. Included inside namespace isa_<level>, after
+// math-inl.hpp. A tail shorter than a Vec goes through a padded copy, so that it takes the same operations.
+
+static inline Vec load_part(const float* p, int n) {
+  float lanes[Vec::kWidth] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+static inline void store_part(float* p, Vec a, int n) {
+  float lanes[Vec::kWidth];
+  store(lanes, a);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+/// out[i] = f(a[i], b[i])
+template <class F>
+static inline void map2(const float* a, const float* b, std::int64_t n, float* out, F f) {
+  std::int64_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth) store(out + i, f(load(a + i), load(b + i)));
+  const int rest = static_cast<int>(n - i);
+  if (rest) store_part(out + i, f(load_part(a + i, rest), load_part(b + i, rest)), rest);
+}
+
+static void rms_norm(const float* in, const float* weight, float epsilon, std::int64_t n, float* out) {
+  constexpr int kSums = 4;
+  Vec sums[kSums];
+  for (Vec& sum : sums) sum = broadcast(0.0f);
+  std::int64_t i = 0;
+  for (; i + kSums * Vec::kWidth <= n; i += kSums * Vec::kWidth) {
+    for (int j = 0; j < kSums; ++j) {
+      const Vec x = load(in + i + j * Vec::kWidth);
+      sums[j] = fma(x, x, sums[j]);
+    }
+  }
+  for (; i < n; i += Vec::kWidth) {
+    const Vec x = i + Vec::kWidth <= n ? load(in + i) : load_part(in + i, static_cast<int>(n - i));
+    sums[0] = fma(x, x, sums[0]);
+  }
+  const float sum = reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  const Vec factor = broadcast(1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + epsilon));
+  map2(in, weight, n, out, [&](Vec x, Vec w) { return x * factor * w; });
+}
+
+static void rope(const float* in, const float* cosine, const float* sine, std::int32_t pairs, bool interleaved,
+                 std::int32_t head_dim, float scale, float* out) {
+  if (interleaved) {
+    for (std::int32_t i = 0; i < pairs; ++i) {
+      const float a = in[2 * i], b = in[2 * i + 1];
+      out[2 * i] = (a * cosine[i] - b * sine[i]) * scale;
+      out[2 * i + 1] = (a * sine[i] + b * cosine[i]) * scale;
+    }
+  } else {
+    std::int32_t i = 0;
+    const Vec factor = broadcast(scale);
+    for (; i + Vec::kWidth <= pairs; i += Vec::kWidth) {
+      const Vec a = load(in + i), b = load(in + pairs + i), c = load(cosine + i), s = load(sine + i);
+      store(out + i, (a * c - b * s) * factor);
+      store(out + pairs + i, (a * s + b * c) * factor);
+    }
+    for (; i < pairs; ++i) {
+      const float a = in[i], b = in[pairs + i];
+      out[i] = (a * cosine[i] - b * sine[i]) * scale;
+      out[pairs + i] = (a * sine[i] + b * cosine[i]) * scale;
+    }
+  }
+  for (std::int32_t i = 2 * pairs; i < head_dim; ++i) out[i] = in[i] * scale;
+}
+
+static void glu_silu(const float* gate, const float* up, std::int64_t n, float* out) {
+  map2(gate, up, n, out, [](Vec g, Vec u) { return silu(g) * u; });
+}
+static void glu_gelu(const float* gate, const float* up, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = 0.5f * gate[i] * (1.0f + __builtin_erff(gate[i] * 0.70710678f)) * up[i];
+  }
+}
+static void glu_gelu_tanh(const float* gate, const float* up, std::int64_t n, float* out) {
+  map2(gate, up, n, out, [](Vec g, Vec u) { return gelu_tanh(g) * u; });
+}
+static void add(const float* a, const float* b, std::int64_t n, float* out) {
+  map2(a, b, n, out, [](Vec x, Vec y) { return x + y; });
+}
+
+const ElementwiseKernels& elementwise_kernels() {
+  static constexpr ElementwiseKernels kKernels{rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add};
+  return kKernels;
+}

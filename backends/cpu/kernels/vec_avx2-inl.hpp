@@ -1,0 +1,45 @@
+// Vec for AVX2 with FMA and F16C: eight floats. Included inside namespace isa_avx2, after <immintrin.h>.
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  __m256 v;
+};
+inline constexpr int kBlockCols = 2;  ///< vectors of a register block of matrix products
+inline constexpr int kBlockRows = 6;
+
+static inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+static inline Vec load(const std::uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+static inline Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+static inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+static inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+/// a where x >= y, else 0
+static inline Vec where_at_least(Vec x, Vec y, Vec a) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.v, y.v, _CMP_GE_OQ), a.v)};
+}
+static inline Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+/// a * 2^n for integers n in [-126, 127]
+static inline Vec scale_exponent(Vec a, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
+}
+static inline float reduce_add(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+static inline float reduce_max(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+static inline std::uint16_t float_to_half(float f) {
+  return static_cast<std::uint16_t>(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT));
+}

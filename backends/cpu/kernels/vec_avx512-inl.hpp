@@ -1,0 +1,40 @@
+// Vec for AVX-512: sixteen floats. Included inside namespace isa_avx512, after <immintrin.h>.
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  __m512 v;
+};
+inline constexpr int kBlockCols = 4;  ///< vectors of a register block of matrix products
+inline constexpr int kBlockRows = 6;
+
+static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline Vec load(const std::uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+static inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+/// a where x >= y, else 0
+static inline Vec where_at_least(Vec x, Vec y, Vec a) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ), a.v)};
+}
+static inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+/// a * 2^n for integers n in [-126, 127]
+static inline Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline float reduce_add(Vec a) {
+  const __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a.v), 1));
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(a.v), high);
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+static inline std::uint16_t float_to_half(float f) {
+  return static_cast<std::uint16_t>(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT));
+}

@@ -1,0 +1,63 @@
+#include "backends/cpu/level.hpp"
+
+#include <vector>
+
+#include "core/error.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+#if defined(__x86_64__)
+/// The compiler's check looks at what the operating system saves, too.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+std::vector<Level> find_levels() {
+  std::vector<Level> levels;
+  levels.push_back(
+      {"scalar", &isa_scalar::linear_kernels(), &isa_scalar::elementwise_kernels(), &isa_scalar::attention_kernels()});
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (has_avx2()) {
+    levels.push_back(
+        {"avx2", &isa_avx2::linear_kernels(), &isa_avx2::elementwise_kernels(), &isa_avx2::attention_kernels()});
+  }
+  if (has_avx512()) {
+    levels.push_back({"avx512", &isa_avx512::linear_kernels(), &isa_avx512::elementwise_kernels(),
+                      &isa_avx512::attention_kernels()});
+  }
+  if (has_avx512vnni()) {  // VNNI serves linear layers only
+    levels.push_back({"avx512vnni", &isa_avx512vnni::linear_kernels(), &isa_avx512::elementwise_kernels(),
+                      &isa_avx512::attention_kernels()});
+  }
+#endif
+  return levels;
+}
+
+}  // namespace
+
+std::span<const Level> runnable_levels() {
+  static const std::vector<Level> levels = find_levels();
+  return levels;
+}
+
+Result<Level> choose_level(std::string_view name, std::string_view option) {
+  const std::span<const Level> levels = runnable_levels();
+  if (name.empty()) return Level(levels.back());
+  std::string possible;
+  for (const Level& level : levels) {
+    if (level.name == name) return Level(level);
+    possible += possible.empty() ? "" : ", ";
+    possible += level.name;
+  }
+  return core::fail(ErrorCode::invalid_argument, option, " is \"", name, "\"; this machine can run: ", possible);
+}
+
+}  // namespace llminfer::cpu

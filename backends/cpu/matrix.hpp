@@ -1,0 +1,63 @@
+// What the backend makes of a weight: a matrix in panels, a matrix as it lies in the checkpoint (exact mode), or a
+// vector.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "backends/cpu/level.hpp"
+
+namespace llminfer::cpu {
+
+/// A weight of one row, as floats.
+class VectorWeight final : public PreparedWeight {
+ public:
+  explicit VectorWeight(std::vector<float> values) : values_(std::move(values)) {}
+  std::int64_t bytes() const noexcept override { return static_cast<std::int64_t>(values_.size() * sizeof(float)); }
+  const std::vector<float>& values() const noexcept { return values_; }
+
+ private:
+  std::vector<float> values_;
+};
+
+/// Work on a matrix is shared out in units of this many output features: two panels, which kernels take together.
+inline constexpr std::int32_t kUnitFeatures = 2 * kPanelRows;
+
+/// A weight matrix [rows, cols] to multiply with, whichever form it has. Refers to a prepared weight that lives on.
+class Matrix {
+ public:
+  Matrix() = default;
+  explicit Matrix(const PackedWeight& packed) : packed_(&packed), rows_(packed.rows()), cols_(packed.cols()) {}
+  explicit Matrix(const ExactWeight& exact) : exact_(&exact), rows_(exact.rows()), cols_(exact.cols()) {}
+
+  std::int64_t rows() const noexcept { return rows_; }
+  std::int64_t cols() const noexcept { return cols_; }
+  /// Whether multiply() reads ActivationView::groups rather than f32.
+  bool quantized() const noexcept { return packed_ && packed_->quantized(); }
+  std::int32_t units() const noexcept { return static_cast<std::int32_t>((rows_ + kUnitFeatures - 1) / kUnitFeatures); }
+
+  /// out[row * out_stride + n] = x[row] * w[n], n in units [first, last), rows [row_begin, row_end).
+  void multiply(const LinearKernels& kernels, std::int32_t first, std::int32_t last, const ActivationView& x,
+                std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride,
+                void* scratch) const noexcept {
+    if (packed_) {
+      const std::int32_t end = std::min(2 * last, packed_->panels());
+      kernels.linear(packed_->view(), 2 * first, end, x, row_begin, row_end, out, out_stride, scratch);
+    } else {
+      const std::int64_t end = std::min(std::int64_t{last} * kUnitFeatures, rows_);
+      linear_exact(kernels, *exact_, std::int64_t{first} * kUnitFeatures, end, x.f32, x.stride, row_begin, row_end, out,
+                   out_stride, static_cast<float*>(scratch));
+    }
+  }
+  void read_row(std::int64_t row, float* out) const noexcept {
+    packed_ ? cpu::read_row(packed_->view(), row, out) : exact_->read_row(row, out);
+  }
+
+ private:
+  const PackedWeight* packed_ = nullptr;
+  const ExactWeight* exact_ = nullptr;
+  std::int64_t rows_ = 0, cols_ = 0;
+};
+
+}  // namespace llminfer::cpu

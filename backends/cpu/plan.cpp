@@ -1,0 +1,286 @@
+#include "backends/cpu/plan.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <new>
+#include <utility>
+
+#include "backends/cpu/check.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+using core::fail;
+
+constexpr std::size_t kLine = 64;
+std::int64_t on_line(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+std::int64_t float_bytes(std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); }
+
+}  // namespace
+
+AlignedBytes::AlignedBytes(std::int64_t bytes)
+    : data_(static_cast<std::byte*>(::operator new[](static_cast<std::size_t>(bytes), std::align_val_t{kLine}))) {}
+void AlignedBytes::Delete::operator()(std::byte* p) const noexcept { ::operator delete[](p, std::align_val_t{kLine}); }
+
+PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows, int thread_count)
+    : threads(thread_count) {
+  const auto shared = [&](std::int64_t bytes) { return std::exchange(shared_bytes, shared_bytes + on_line(bytes)); };
+  const auto mine = [&](std::int64_t bytes) { return std::exchange(own_bytes, own_bytes + on_line(bytes)); };
+  const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
+
+  std::int64_t widest_copied = 0;  // inputs of linear layers that are normed or gathered on the way
+  for (const Step& step : steps.steps) {
+    if (const auto* linear = std::get_if<LinearStep>(&step)) {
+      widest_input = std::max(widest_input, width(linear->in));
+      const bool direct = steps.logits_direct && &step == &steps.steps.back();
+      if (linear->norm != WeightId::none || direct) widest_copied = std::max(widest_copied, width(linear->in));
+    } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
+      const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
+      tile_rows = std::max({tile_rows, kTileRows, attention->op.heads / group.kv_heads});
+      padded_dim = std::max(padded_dim, (group.head_dim + 15) / 16 * 16);
+    }
+  }
+  for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(shared(float_bytes(stride * max_rows)));
+  for (const RopeTable& table : program.rope_tables) {
+    angles.push_back(shared(float_bytes(2 * static_cast<std::int64_t>(table.inverse_frequency.size()) * max_rows)));
+  }
+  normed_stride = (widest_copied + 15) / 16 * 16 + 16;
+  normed = shared(float_bytes(normed_stride * max_rows));
+  quantized_stride = quantized_row_groups(widest_input);
+  quantized = shared(static_cast<std::int64_t>(quantized_row_bytes(widest_input)) * max_rows);
+
+  own_normed = mine(float_bytes(normed_stride));
+  own_quantized = mine(static_cast<std::int64_t>(quantized_row_bytes(widest_input)));
+  linear = mine(std::max(static_cast<std::int64_t>(linear_scratch_bytes(widest_input)), float_bytes(widest_input)));
+  head = mine(float_bytes(padded_dim));
+  const std::int64_t rows = tile_rows;
+  tile = mine(float_bytes(attend_scratch_floats(rows, padded_dim) + rows * padded_dim +
+                          2 * state_floats(rows, padded_dim) + 2 * rows));
+  own_bytes += 256;  // threads' parts do not all start at the same place of a page
+}
+
+CpuPlan::CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
+                 std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
+                 const Level& level, std::shared_ptr<core::Team> team)
+    : program_(program),
+      steps_(std::move(steps)),
+      layout_(layout),
+      max_rows_(options.max_batch_rows),
+      level_(level),
+      team_(std::move(team)),
+      weights_(std::move(weights)),
+      memory_(layout.bytes()) {
+  for (const Step& step : steps_.steps) {
+    const auto* attention = std::get_if<AttentionStep>(&step);
+    if (!attention) continue;
+    const auto same = [&](const AttentionTasks& tasks) {
+      return tasks.group == attention->op.group && tasks.heads == attention->op.heads;
+    };
+    if (std::none_of(pass_.attention.begin(), pass_.attention.end(), same)) {
+      pass_.attention.emplace_back(attention->op.group, attention->op.heads);
+    }
+  }
+}
+
+Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
+                                               std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                               const PlanOptions& options, const Level& level, bool exact,
+                                               std::shared_ptr<core::Team> team) {
+  if (options.max_batch_rows < 1 || options.max_batch_rows > 1 << 20) {
+    return fail(ErrorCode::invalid_argument, "PlanOptions::max_batch_rows is ", options.max_batch_rows,
+                "; expected 1 to ", 1 << 20);
+  }
+  Steps steps = LLMINFER_TRY(make_steps(program));
+  if (weights.size() != program.weights.size()) {
+    return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
+  }
+  const PlanLayout layout(program, steps, options.max_batch_rows, team->threads());
+  std::unique_ptr<CpuPlan> plan(
+      new CpuPlan(program, std::move(steps), layout, std::move(weights), options, level, std::move(team)));
+  LLMINFER_TRY(plan->bind_weights(exact));
+  return plan;
+}
+
+/// Finds out what each weight is used as, and checks that its prepared form fits.
+Result<void> CpuPlan::bind_weights(bool exact) {
+  std::vector<bool> multiplied(weights_.size(), false), vectors(weights_.size(), false);  // by use
+  const auto mark = [](std::vector<bool>& marks, WeightId id) {
+    if (id != WeightId::none) marks[static_cast<std::size_t>(id)] = true;
+  };
+  for (const Op& op : program_.ops) {
+    if (const auto* embed = std::get_if<op::Embed>(&op)) {
+      mark(multiplied, embed->table);
+      embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
+    } else if (const auto* linear = std::get_if<op::Linear>(&op)) {
+      mark(multiplied, linear->weight);
+      mark(vectors, linear->bias);
+    } else if (const auto* norm = std::get_if<op::RmsNorm>(&op)) {
+      mark(vectors, norm->weight);
+    }
+  }
+  matrices_.resize(weights_.size());
+  vectors_.resize(weights_.size(), nullptr);
+  for (std::size_t i = 0; i < program_.weights.size(); ++i) {
+    const WeightSpec& spec = program_.weights[i];
+    if (const auto* vector = dynamic_cast<const VectorWeight*>(weights_[i].get())) {
+      if (spec.rows != 1 || spec.cols != static_cast<std::int64_t>(vector->values().size())) {
+        return fail(ErrorCode::shape_mismatch, "weight ", spec.name, " has ", vector->values().size(),
+                    " elements; expected [", spec.rows, ", ", spec.cols, "]");
+      }
+      vectors_[i] = vector->values().data();
+      if (!multiplied[i]) continue;
+      // A matrix of one row was prepared as a vector.
+      const auto values = std::as_bytes(std::span(vector->values()));
+      const WeightView view{spec.name, WeightType::f32, 1, spec.cols, values, weights_[i]};
+      if (exact) {
+        weights_.push_back(LLMINFER_TRY(ExactWeight::make(view)));
+        matrices_[i] = Matrix(static_cast<const ExactWeight&>(*weights_.back()));
+      } else {
+        weights_.push_back(LLMINFER_TRY(pack_weight(view)));
+        matrices_[i] = Matrix(static_cast<const PackedWeight&>(*weights_.back()));
+      }
+    } else {
+      if (const auto* packed = dynamic_cast<const PackedWeight*>(weights_[i].get())) {
+        matrices_[i] = Matrix(*packed);
+      } else if (const auto* exact_weight = dynamic_cast<const ExactWeight*>(weights_[i].get())) {
+        matrices_[i] = Matrix(*exact_weight);
+      } else {
+        return fail(ErrorCode::invalid_argument, "weight ", spec.name, " was not prepared by the CPU backend");
+      }
+      if (matrices_[i].rows() != spec.rows || matrices_[i].cols() != spec.cols || vectors[i]) {
+        return fail(ErrorCode::shape_mismatch, "weight ", spec.name, " is [", matrices_[i].rows(), ", ",
+                    matrices_[i].cols(), "]; expected [", spec.rows, ", ", spec.cols, "]");
+      }
+    }
+  }
+  return {};
+}
+
+std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes(); }
+
+Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
+  return core::guarded([&]() -> Result<void> {
+    if (outcome_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
+    LLMINFER_TRY(begin(batch, caches));
+    auto body = [this](core::Worker& worker) { walk(worker); };
+    Result<void> ran = team_->run(body);
+    if (ran && pass_.stop_at.load() != std::numeric_limits<std::size_t>::max()) {
+      ran = fail(ErrorCode::cancelled, "the pass was interrupted");
+    }
+    outcome_ = std::move(ran);
+    return {};
+  });
+}
+
+Result<void> CpuPlan::wait() {
+  if (!outcome_) return Error{ErrorCode::invalid_state, {}};
+  Result<void> outcome = *std::move(outcome_);
+  outcome_.reset();
+  return outcome;
+}
+
+/// Checks the batch and lays out what all layers share.
+Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> caches) {
+  if (caches.size() != program_.cache_groups.size()) {
+    return fail(ErrorCode::invalid_argument, caches.size(), " caches; the program has ", program_.cache_groups.size(),
+                " cache groups");
+  }
+  pass_.batch = &batch;
+  pass_.caches.clear();
+  std::vector<std::int32_t> pages;
+  for (std::size_t g = 0; g < caches.size(); ++g) {
+    auto* cache = dynamic_cast<CpuCache*>(caches[g]);
+    const CacheGroup& group = program_.cache_groups[g];
+    if (!cache || cache->group().layers != group.layers || cache->group().kv_heads != group.kv_heads ||
+        cache->group().head_dim != group.head_dim) {
+      return fail(ErrorCode::invalid_argument, "cache ", g,
+                  " was not made for the program's cache group by this backend");
+    }
+    pass_.caches.push_back(cache);
+    pages.push_back(cache->pages());
+  }
+  BatchLimits limits;
+  limits.max_rows = max_rows_;
+  limits.vocab_rows = embed_rows_;
+  limits.hidden_size = program_.hidden_size;
+  limits.vocab_size = program_.vocab_size;
+  limits.groups = program_.cache_groups;
+  limits.pages = pages;
+  LLMINFER_TRY(check_batch(batch, limits));
+  if ((program_.logits == ValueId::none && !batch.logit_rows.empty()) ||
+      (program_.hidden == ValueId::none && !batch.hidden_rows.empty())) {
+    return fail(ErrorCode::invalid_argument, "the batch asks for an output that the program does not have");
+  }
+
+  pass_.run_of_row.clear();
+  for (std::size_t r = 0; r < batch.runs.size(); ++r) {
+    pass_.run_of_row.insert(pass_.run_of_row.end(), static_cast<std::size_t>(batch.runs[r].rows),
+                            static_cast<std::int32_t>(r));
+  }
+  pass_.selected.clear();
+  std::set_union(batch.logit_rows.begin(), batch.logit_rows.end(), batch.hidden_rows.begin(), batch.hidden_rows.end(),
+                 std::back_inserter(pass_.selected));
+  pass_.logit_index.clear();
+  for (const std::int32_t row : batch.logit_rows) {
+    const auto it = std::lower_bound(pass_.selected.begin(), pass_.selected.end(), row);
+    pass_.logit_index.push_back(static_cast<std::int32_t>(it - pass_.selected.begin()));
+  }
+  for (AttentionTasks& tasks : pass_.attention) {
+    const auto g = static_cast<std::size_t>(tasks.group);
+    tasks.build(batch, program_.cache_groups[g], pass_.caches[g]->head(0, 0).padded_dim, team_->threads());
+  }
+  // Where each run is one token and no two write to the same page, the task that reads a run's last page can write it.
+  pass_.write_in_attention = batch.runs.size() == batch.positions.size();
+  for (std::size_t g = 0; g < program_.cache_groups.size() && pass_.write_in_attention; ++g) {
+    std::vector<std::int32_t> written;
+    for (const Run& run : batch.runs) {
+      written.push_back(run.block_tables[g][static_cast<std::size_t>(run.first_position / kPageTokens)]);
+    }
+    std::sort(written.begin(), written.end());
+    pass_.write_in_attention = std::adjacent_find(written.begin(), written.end()) == written.end();
+  }
+  pass_.stop_at = std::numeric_limits<std::size_t>::max();
+  return {};
+}
+
+/// What every thread does in a pass. Every step ends with all threads meeting.
+void CpuPlan::walk(core::Worker& worker) noexcept {
+  Thread thread{worker, memory_.at<std::byte>(layout_.shared_bytes + worker.index() * layout_.own_bytes),
+                static_cast<std::int32_t>(pass_.batch->positions.size())};
+  const std::atomic<bool>* const interrupt = pass_.batch->interrupt;
+  compute_angles(thread);
+  for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
+    if (worker.index() == 0 && interrupt && interrupt->load(std::memory_order_relaxed) &&
+        pass_.stop_at.load(std::memory_order_relaxed) > i + 1) {
+      pass_.stop_at.store(i + 1, std::memory_order_relaxed);
+    }
+    if (pass_.stop_at.load(std::memory_order_relaxed) <= i) return;
+    std::visit([&](const auto& step) { run(step, thread); }, steps_.steps[i]);
+    if (thread.selected && thread.rows == 0) return;
+  }
+  give_out(thread);
+}
+
+std::int64_t CpuPlan::width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }
+
+std::int64_t CpuPlan::stride(ValueId id) const noexcept {
+  return steps_.buffer_strides[static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)])];
+}
+
+float* CpuPlan::row(ValueId id, std::int32_t row) const noexcept {
+  const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
+  return memory_.at<float>(layout_.buffers[buffer]) + row * steps_.buffer_strides[buffer];
+}
+
+const float* CpuPlan::cosines(std::int32_t table, std::int32_t batch_row) const noexcept {
+  const auto t = static_cast<std::size_t>(table);
+  const auto pairs = static_cast<std::int64_t>(program_.rope_tables[t].inverse_frequency.size());
+  return memory_.at<float>(layout_.angles[t]) + 2 * pairs * batch_row;
+}
+
+const float* CpuPlan::sines(std::int32_t table, std::int32_t batch_row) const noexcept {
+  return cosines(table, batch_row) + program_.rope_tables[static_cast<std::size_t>(table)].inverse_frequency.size();
+}
+
+}  // namespace llminfer::cpu

@@ -1,0 +1,150 @@
+// CpuPlan: a compiled program. One parallel region per pass; inside it every thread walks the same list of steps.
+//
+// A token's bits depend on nothing but that token and those before it: each row of a step is computed by the same
+// operations in the same order whatever the other rows, the split over threads and the pages.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+
+#include "backends/cpu/attention_tasks.hpp"
+#include "backends/cpu/cache.hpp"
+#include "backends/cpu/matrix.hpp"
+#include "backends/cpu/steps.hpp"
+#include "core/parallel.hpp"
+
+namespace llminfer::cpu {
+
+/// Memory on cache lines.
+class AlignedBytes {
+ public:
+  AlignedBytes() = default;
+  /// Throws std::bad_alloc.
+  explicit AlignedBytes(std::int64_t bytes);
+  template <class T>
+  T* at(std::int64_t offset) const noexcept {
+    return reinterpret_cast<T*>(data_.get() + offset);
+  }
+
+ private:
+  struct Delete {
+    void operator()(std::byte* p) const noexcept;
+  };
+  std::unique_ptr<std::byte[], Delete> data_;
+};
+
+/// The sizes of a plan's memory, known from the program alone.
+struct PlanLayout {
+  PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows, int threads);
+
+  std::int64_t widest_input = 0;  ///< of a linear layer
+  std::int32_t tile_rows = 0;     ///< most rows of an attention tile
+  std::int32_t padded_dim = 0;    ///< widest head
+  // Offsets in bytes from the start of the shared memory.
+  std::vector<std::int64_t> buffers;  ///< per Steps buffer
+  std::vector<std::int64_t> angles;   ///< per rope table: [max_rows] of cosines [pairs], sines [pairs]
+  std::int64_t normed = 0;            ///< float rows [max_rows, normed_stride]
+  std::int64_t normed_stride = 0;
+  std::int64_t quantized = 0;         ///< quantized rows [max_rows, quantized_stride]
+  std::int64_t quantized_stride = 0;  ///< in groups
+  std::int64_t shared_bytes = 0;
+  // Offsets in a thread's own memory.
+  std::int64_t own_normed = 0, own_quantized = 0, linear = 0, head = 0, tile = 0;
+  std::int64_t own_bytes = 0;
+  std::int64_t bytes() const noexcept { return shared_bytes + threads * own_bytes; }
+  int threads = 1;
+};
+
+class CpuPlan final : public Plan {
+ public:
+  /// `weights` as in Backend::compile. Errors: invalid_argument, shape_mismatch, out_of_memory.
+  static Result<std::unique_ptr<CpuPlan>> make(const Program& program,
+                                               std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                               const PlanOptions& options, const Level& level, bool exact,
+                                               std::shared_ptr<core::Team> team);
+
+  std::int64_t bytes() const noexcept override;
+  Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
+  Result<void> wait() override;
+
+ private:
+  /// The pass that is running. All rows of the batch go through the steps up to the selection, `rows` after it.
+  struct Pass {
+    const Batch* batch = nullptr;
+    std::vector<CpuCache*> caches;
+    std::vector<std::int32_t> run_of_row;
+    std::vector<std::int32_t> selected;     ///< ascending rows whose logits or hidden states are wanted
+    std::vector<std::int32_t> logit_index;  ///< per logit row its index in `selected`
+    std::vector<AttentionTasks> attention;  ///< per cache group and number of heads
+    bool write_in_attention = false;        ///< attention tasks write keys and values: every run is one token
+    /// The step before which every thread ends the pass. Only thread 0 lowers it, and always to a later step than any
+    /// thread can be in, so that all end at the same one.
+    std::atomic<std::size_t> stop_at{0};
+  };
+  /// One thread's view of the pass.
+  struct Thread {
+    core::Worker& worker;
+    std::byte* own;         ///< its part of the memory
+    std::int32_t rows;      ///< that steps work on now
+    bool selected = false;  ///< rows are those of Pass::selected
+
+    template <class T>
+    T* at(std::int64_t offset) const noexcept {
+      return reinterpret_cast<T*>(own + offset);
+    }
+  };
+
+  CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
+          std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
+          std::shared_ptr<core::Team> team);
+  Result<void> bind_weights(bool exact);
+  Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
+  void walk(core::Worker& worker) noexcept;
+
+  void run(const EmbedStep& step, Thread& thread) noexcept;
+  void run(const NormStep& step, Thread& thread) noexcept;
+  void run(const LinearStep& step, Thread& thread) noexcept;
+  void run(const RopeStep& step, Thread& thread) noexcept;
+  void run(const AttentionStep& step, Thread& thread) noexcept;
+  void run(const GluStep& step, Thread& thread) noexcept;
+  void run(const AddStep& step, Thread& thread) noexcept;
+  void run(const SelectStep& step, Thread& thread) noexcept;
+  void give_out(Thread& thread) noexcept;
+
+  void compute_angles(Thread& thread) noexcept;
+  void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
+  void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
+  ActivationView prepare_input(const LinearStep& step, std::int32_t rows, bool direct, Thread& thread) noexcept;
+  void run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
+                std::int32_t row_begin, std::int32_t row_end, bool direct, Thread& thread) noexcept;
+
+  AttentionTasks& tasks_of(const AttentionStep& step) noexcept;
+  std::int64_t stride(ValueId id) const noexcept;
+  float* row(ValueId id, std::int32_t row) const noexcept;
+  std::int64_t width(ValueId id) const noexcept;
+  const float* vector(WeightId id) const noexcept { return vectors_[static_cast<std::size_t>(id)]; }
+  const Matrix& matrix(WeightId id) const noexcept { return matrices_[static_cast<std::size_t>(id)]; }
+  const float* cosines(std::int32_t table, std::int32_t batch_row) const noexcept;
+  const float* sines(std::int32_t table, std::int32_t batch_row) const noexcept;
+
+  const Program program_;
+  const Steps steps_;
+  const PlanLayout layout_;
+  const std::int32_t max_rows_;
+  const Level level_;
+  const std::shared_ptr<core::Team> team_;
+  std::vector<std::shared_ptr<const PreparedWeight>> weights_;
+  std::vector<Matrix> matrices_;       // per weight
+  std::vector<const float*> vectors_;  // per weight, nullptr for matrices
+  std::int64_t embed_rows_ = 0;        // tokens that can be looked up
+  AlignedBytes memory_;
+
+  Pass pass_;
+  std::optional<Result<void>> outcome_;  // of the pass that wait() has not been called for
+};
+
+}  // namespace llminfer::cpu

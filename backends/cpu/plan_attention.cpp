@@ -1,0 +1,127 @@
+// Attention of a plan: writes the new tokens' keys and values, then runs the tasks that the batch was cut into.
+#include <algorithm>
+
+#include "backends/cpu/plan.hpp"
+
+namespace llminfer::cpu {
+
+AttentionTasks& CpuPlan::tasks_of(const AttentionStep& step) noexcept {
+  return *std::find_if(pass_.attention.begin(), pass_.attention.end(), [&](const AttentionTasks& tasks) {
+    return tasks.group == step.op.group && tasks.heads == step.op.heads;
+  });
+}
+
+void CpuPlan::write_key_value(const AttentionStep& step, std::int32_t batch_row, std::int32_t kv_head,
+                              Thread& thread) noexcept {
+  const auto g = static_cast<std::size_t>(step.op.group);
+  const AttentionPages pages = pass_.caches[g]->head(step.op.layer, kv_head);
+  const Run& run = pass_.batch->runs[static_cast<std::size_t>(pass_.run_of_row[static_cast<std::size_t>(batch_row)])];
+  const std::int32_t position = run.first_position + (batch_row - run.first_row);
+  const std::int32_t page = run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)];
+  const float* key = row(step.op.k, batch_row) + std::int64_t{kv_head} * pages.head_dim;
+  if (step.k_rope >= 0) {
+    const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(step.k_rope)];
+    float* const rotated = thread.at<float>(layout_.head);
+    level_.elementwise->rope(key, cosines(step.k_rope, batch_row), sines(step.k_rope, batch_row),
+                             static_cast<std::int32_t>(table.inverse_frequency.size()), table.interleaved,
+                             pages.head_dim, 1.0f, rotated);
+    key = rotated;
+  }
+  level_.attention->write(pages, page, position % kPageTokens, key,
+                          row(step.op.v, batch_row) + std::int64_t{kv_head} * pages.head_dim);
+}
+
+void CpuPlan::run(const AttentionStep& step, Thread& thread) noexcept {
+  AttentionTasks& tasks = tasks_of(step);
+  if (!pass_.write_in_attention) {
+    const std::int32_t kv_heads = program_.cache_groups[static_cast<std::size_t>(step.op.group)].kv_heads;
+    const int items = thread.rows * kv_heads;
+    thread.worker.share(items, std::max(1, items / (8 * thread.worker.count())), [&](int first, int last) {
+      for (int i = first; i < last; ++i) write_key_value(step, i / kv_heads, i % kv_heads, thread);
+    });
+    thread.worker.barrier();
+  }
+  thread.worker.share(static_cast<int>(tasks.tasks.size()), 1, [&](int first, int last) {
+    for (int i = first; i < last; ++i) attend(step, tasks.tasks[static_cast<std::size_t>(i)], tasks, thread);
+  });
+  thread.worker.barrier();
+}
+
+void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks,
+                     Thread& thread) noexcept {
+  const auto g = static_cast<std::size_t>(step.op.group);
+  const CacheGroup& group = program_.cache_groups[g];
+  const Run& run = pass_.batch->runs[static_cast<std::size_t>(task.run)];
+  const AttentionPages pages = pass_.caches[g]->head(step.op.layer, task.kv_head);
+  const AttentionKernels& kernels = *level_.attention;
+  const std::int32_t sharing = step.op.heads / group.kv_heads;
+  const std::int32_t rows = (task.token_end - task.token_begin) * sharing;
+  const std::int32_t first_batch_row = run.first_row + task.token_begin;
+  const std::int32_t end_position = run.first_position + task.token_end;
+
+  const bool last_pages = task.page_end == (end_position - 1) / kPageTokens + 1;
+  if (pass_.write_in_attention && last_pages) write_key_value(step, first_batch_row, task.kv_head, thread);
+  if (&step == std::get_if<AttentionStep>(&steps_.steps[static_cast<std::size_t>(steps_.last_attention)])) {
+    // Nothing reads the other rows.
+    const auto wanted = std::lower_bound(pass_.selected.begin(), pass_.selected.end(), first_batch_row);
+    if (wanted == pass_.selected.end() || *wanted >= run.first_row + task.token_end) return;
+  }
+
+  // The tile's queries, rotated and scaled, row = token * sharing + head.
+  float* memory = thread.at<float>(layout_.tile);
+  const auto take = [&](std::int64_t floats) { return std::exchange(memory, memory + (floats + 15) / 16 * 16); };
+  float* const q = take(std::int64_t{rows} * pages.head_dim);
+  float* const scratch = take(attend_scratch_floats(rows, pages.padded_dim));
+  float* const states[2] = {take(state_floats(rows, pages.padded_dim)), take(state_floats(rows, pages.padded_dim))};
+  auto* const first = reinterpret_cast<std::int32_t*>(take(rows));
+  auto* const last = reinterpret_cast<std::int32_t*>(take(rows));
+  for (std::int32_t r = 0; r < rows; ++r) {
+    const std::int32_t batch_row = first_batch_row + r / sharing;
+    const std::int32_t head = task.kv_head * sharing + r % sharing;
+    const float* const in = row(step.op.q, batch_row) + std::int64_t{head} * pages.head_dim;
+    float* const out = q + std::int64_t{r} * pages.head_dim;
+    if (step.q_rope >= 0) {
+      const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(step.q_rope)];
+      level_.elementwise->rope(in, cosines(step.q_rope, batch_row), sines(step.q_rope, batch_row),
+                               static_cast<std::int32_t>(table.inverse_frequency.size()), table.interleaved,
+                               pages.head_dim, step.op.scale, out);
+    } else {
+      for (std::int32_t i = 0; i < pages.head_dim; ++i) out[i] = in[i] * step.op.scale;
+    }
+    last[r] = run.first_position + task.token_begin + r / sharing;
+    first[r] = group.window > 0 ? std::max(0, last[r] - group.window + 1) : 0;
+  }
+
+  const AttentionTile tile{q, first, last, rows};
+  const std::int32_t* const table = run.block_tables[g].data();
+  const auto state_at = [&](float* p) { return AttentionState{p, p + rows, p + 2 * rows}; };
+  AttentionState total = state_at(states[0]);
+  if (task.tile < 0) {
+    for (std::int32_t page = task.page_begin; page < task.page_end;) {
+      const std::int32_t end = std::min(task.page_end, (page / kChunkPages + 1) * kChunkPages);
+      const AttentionState part = page == task.page_begin ? total : state_at(states[1]);
+      kernels.attend(pages, tile, table, page, end, part, scratch);
+      if (page != task.page_begin) kernels.merge(rows, pages.padded_dim, total, part);
+      page = end;
+    }
+  } else {
+    const auto t = static_cast<std::size_t>(task.tile);
+    const std::int64_t floats = state_floats(rows, pages.padded_dim);
+    float* const partials = tasks.partials.data() + tasks.tiles[t].partials;
+    kernels.attend(pages, tile, table, task.page_begin, task.page_end, state_at(partials + task.chunk * floats),
+                   scratch);
+    if (tasks.missing[t].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    tasks.missing[t].store(tasks.tiles[t].chunks, std::memory_order_relaxed);  // for the next layer
+    total = state_at(partials);
+    for (std::int32_t c = 1; c < tasks.tiles[t].chunks; ++c) {
+      kernels.merge(rows, pages.padded_dim, total, state_at(partials + c * floats));
+    }
+  }
+  for (std::int32_t r = 0; r < rows; ++r) {
+    const std::int32_t head = task.kv_head * sharing + r % sharing;
+    kernels.finish(total.out + std::int64_t{r} * pages.padded_dim, total.sum[r], pages.head_dim,
+                   row(step.op.out, first_batch_row + r / sharing) + std::int64_t{head} * pages.head_dim);
+  }
+}
+
+}  // namespace llminfer::cpu
