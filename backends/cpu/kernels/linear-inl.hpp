@@ -92,6 +92,16 @@ struct Columns {
   int lane[V];  ///< first lane of the vector in its panel, a multiple of kLanes
 };
 
+/// What a tile of grouped weights needs beside its rows.
+template <int V>
+struct GroupedColumns {
+  Columns<V> columns;
+  PanelLayout layout;
+  const std::uint8_t* table;
+  std::int64_t groups;
+  std::int64_t ahead;  ///< bytes from a code to the one to be prefetched meanwhile
+};
+
 /// Loads of the super-scales that hold for kSuperGroups groups.
 template <PanelShape S>
 [[gnu::always_inline]] inline Floats load_super(const std::uint8_t* base, std::int64_t group, int lane) {
@@ -110,13 +120,14 @@ template <PanelShape S, bool Signed>
 
 /// acc[m][v] = rows x // (M, groups, stride x_stride) times the weights of V vectors.
 template <PanelShape s, int M, int V>
-[[gnu::always_inline]] inline void grouped_tile(const Columns<V>& w, const PanelLayout& layout,
-                                                const std::uint8_t* table_bytes, const QuantizedGroup* x,
-                                                std::int64_t x_stride, std::int64_t groups, Floats (&acc)[M][V]) {
+[[gnu::always_inline]] inline void grouped_tile(const GroupedColumns<V>& weights, const QuantizedGroup* x,
+                                                std::int64_t x_stride, Floats (&acc)[M][V]) {
+  const Columns<V>& w = weights.columns;
+  const PanelLayout& layout = weights.layout;
   constexpr int H = halves(s);
   constexpr bool two_level = s.scale == PanelScale::two_level;
   Bytes table{};
-  if constexpr (s.table) table = load_table(table_bytes);
+  if constexpr (s.table) table = load_table(weights.table);
   Floats super[V]{}, super_minimum[V]{};
   unroll<M>([&](auto m) __attribute__((always_inline)) {
     unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
@@ -124,7 +135,7 @@ template <PanelShape s, int M, int V>
   const std::uint8_t* codes[V];
   unroll<V>([&](auto v) __attribute__((always_inline)) { codes[v.value] = w.panel[v.value] + w.lane[v.value] * 4; });
 
-  for (std::int64_t g = 0; g < groups; ++g, ++x) {
+  for (std::int64_t g = 0; g < weights.groups; ++g, ++x) {
     if constexpr (two_level) {
       if (g % kSuperGroups == 0) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
@@ -174,6 +185,13 @@ template <PanelShape s, int M, int V>
                                                            w.lane[v.value], super_minimum[v.value]);
         }
       });
+      // Hardware prefetching alone keeps up with nothing but the wide stream of 8-bit codes.
+      if constexpr (M > 1 || s.bits < 8) {
+        constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
+        const std::uint8_t* const line =
+            codes[v.value] + weights.ahead + v.value * kLanes % kPanelRows / kLanes * (kLines * 64);
+        for (int i = 0; i < kLines; ++i) __builtin_prefetch(line + i * 64);
+      }
       codes[v.value] += layout.code_bytes;
     });
     unroll<M>([&](auto m) __attribute__((always_inline)) {
@@ -247,32 +265,24 @@ template <int M, int V>
   });
 }
 
-/// One call of a tile, with what does not change from row to row.
-template <int V>
-struct GroupedCall {
-  Columns<V> columns;
-  PanelLayout layout;
-  const std::uint8_t* table;
-  std::int64_t groups;
-  std::int64_t x_stride;
-};
-
 template <PanelShape s, int M>
-[[gnu::noinline]] void grouped_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, const Output& out) {
+[[gnu::noinline]] void grouped_rows(const GroupedColumns<kTileVectors>& w, const QuantizedGroup* x,
+                                    std::int64_t x_stride, const Output& out) {
   Floats acc[M][kTileVectors];
-  grouped_tile<s, M, kTileVectors>(call.columns, call.layout, call.table, x, call.x_stride, call.groups, acc);
+  grouped_tile<s, M, kTileVectors>(w, x, x_stride, acc);
   store_tile<M, kTileVectors>(acc, out);
 }
 
 /// All rows [0, rows) in tiles of at most kTileRows.
 template <PanelShape s>
-void grouped_all_rows(const GroupedCall<kTileVectors>& call, const QuantizedGroup* x, std::int32_t rows, Output out) {
-  for (; rows >= kTileRows; rows -= kTileRows, x += kTileRows * call.x_stride, out.data += kTileRows * out.stride) {
-    grouped_rows<s, kTileRows>(call, x, out);
+void grouped_all_rows(const GroupedColumns<kTileVectors>& w, const QuantizedGroup* x, std::int64_t x_stride,
+                      std::int32_t rows, Output out) {
+  for (; rows >= kTileRows; rows -= kTileRows, x += kTileRows * x_stride, out.data += kTileRows * out.stride) {
+    grouped_rows<s, kTileRows>(w, x, x_stride, out);
   }
   unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
     if constexpr (m.value > 0) {
-      if (rows == m.value) grouped_rows<s, m.value>(call, x, out);
+      if (rows == m.value) grouped_rows<s, m.value>(w, x, x_stride, out);
     }
   });
 }
@@ -296,17 +306,19 @@ template <PanelShape s>
 [[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                                       const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
                                       std::int64_t out_stride) {
-  GroupedCall<kTileVectors> call;
-  call.layout = w.layout;
-  call.table = w.table;
-  call.groups = w.cols / kGroupValues;
-  call.x_stride = x.group_stride;
+  GroupedColumns<kTileVectors> columns;
+  columns.layout = w.layout;
+  columns.table = w.table;
+  columns.groups = w.cols / kGroupValues;
+  // The same place of the next tile's panels where that is near, else further down in these.
+  const std::int64_t next = kTilePanels * w.layout.bytes;
+  columns.ahead = next <= 16384 ? next : 4096;
   for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
     const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
     const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-    call.columns = columns_of(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+    columns.columns = columns_of(w.data + p * w.layout.bytes, w.layout.bytes, panels);
     grouped_all_rows<s>(
-        call, x.groups + row_begin * x.group_stride, row_end - row_begin,
+        columns, x.groups + row_begin * x.group_stride, x.group_stride, row_end - row_begin,
         {out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows});
   }
 }
