@@ -1,0 +1,138 @@
+#include "load/hf.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/json.hpp"
+#include "load/hf_config.hpp"
+#include "load/safetensors.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+using core::Json;
+
+constexpr std::uint64_t kMaxConfigBytes = 16ull << 20;
+constexpr std::uint64_t kMaxIndexBytes = 128ull << 20;
+constexpr std::uint64_t kMaxTokenizerBytes = 512ull << 20;
+constexpr std::size_t kMaxShards = 10'000;
+
+/// The text of a file that may be absent.
+Result<std::optional<std::string>> read_optional(const std::string& path, std::uint64_t limit) {
+  Result<std::string> text = core::read_text_file(path, limit);
+  if (text) return std::optional(std::move(*text));
+  if (text.error().code == ErrorCode::not_found) return std::optional<std::string>();
+  return std::move(text).error();
+}
+
+/// Whether a path stays below the directory that it is relative to. Links are followed: caches are made of them.
+bool stays_inside(const std::string& relative) {
+  if (relative.empty() || relative.front() == '/' || relative.find('\0') != std::string::npos) return false;
+  const std::filesystem::path path(relative);
+  return std::none_of(path.begin(), path.end(), [](const std::filesystem::path& part) { return part == ".."; });
+}
+
+Result<void> add_file(const std::string& path, bool use_mmap, Checkpoint& checkpoint) {
+  auto source = LLMINFER_TRY(core::open_file(path, use_mmap));
+  auto tensors = LLMINFER_TRY(read_safetensors_header(*source, static_cast<std::uint32_t>(checkpoint.sources.size())));
+  checkpoint.sources.push_back(std::move(source));
+  for (TensorInfo& tensor : tensors) {
+    if (!checkpoint.by_name.emplace(tensor.name, checkpoint.tensors.size()).second) {
+      return fail(ErrorCode::corrupt, path, ": tensor ", tensor.name, " is in two files");
+    }
+    checkpoint.tensors.push_back(std::move(tensor));
+  }
+  return {};
+}
+
+/// The shards of model.safetensors.index.json: {"weight_map": {tensor: file}}.
+Result<void> add_shards(const std::string& directory, const std::string& index_path, std::string_view text,
+                        bool use_mmap, Checkpoint& checkpoint) {
+  const Json index = LLMINFER_TRY(core::parse_json(text, index_path));
+  const auto map = index.is_object() ? index.find("weight_map") : index.end();
+  if (!index.is_object() || map == index.end() || !map->is_object() || map->empty()) {
+    return fail(ErrorCode::corrupt, index_path, ": expected an object \"weight_map\" of tensors and files");
+  }
+  std::map<std::string, std::uint32_t> shards;  // file to index of its source
+  for (const auto& [tensor, file] : map->items()) {
+    if (!file.is_string())
+      return fail(ErrorCode::corrupt, index_path, ": tensor ", tensor, ": the file is not a string");
+    const auto& shard = file.get_ref<const std::string&>();
+    if (!stays_inside(shard)) {
+      return fail(ErrorCode::corrupt, index_path, ": tensor ", tensor, ": the file \"", shard,
+                  "\" is not inside the model's directory");
+    }
+    shards.emplace(shard, 0);
+  }
+  if (shards.size() > kMaxShards) {
+    return fail(ErrorCode::limit_exceeded, index_path, ": ", shards.size(), " files, the limit is ", kMaxShards);
+  }
+  for (auto& [shard, source] : shards) {
+    source = static_cast<std::uint32_t>(checkpoint.sources.size());
+    LLMINFER_TRY(add_file(directory + "/" + shard, use_mmap, checkpoint));
+  }
+  for (const auto& [name, file] : map->items()) {
+    const TensorInfo* tensor = checkpoint.find(name);
+    const auto& shard = file.get_ref<const std::string&>();
+    if (tensor && tensor->source == shards.at(shard)) continue;
+    return fail(ErrorCode::missing_tensor, index_path, ": tensor ", name, " is not in ", shard);
+  }
+  return {};
+}
+
+Result<void> add_weights(const std::string& directory, bool use_mmap, Checkpoint& checkpoint) {
+  const std::string single = directory + "/model.safetensors";
+  const std::string index = single + ".index.json";
+  Result<void> added = add_file(single, use_mmap, checkpoint);
+  if (added || added.error().code != ErrorCode::not_found) return added;
+  const auto text = LLMINFER_TRY(read_optional(index, kMaxIndexBytes));
+  if (text) return add_shards(directory, index, *text, use_mmap, checkpoint);
+  return fail(ErrorCode::not_found, directory, ": neither model.safetensors nor model.safetensors.index.json");
+}
+
+Result<void> add_texts(const std::string& directory, Checkpoint& checkpoint) {
+  VocabularyData& vocabulary = checkpoint.vocabulary;
+  vocabulary.tokenizer_json =
+      LLMINFER_TRY(read_optional(directory + "/tokenizer.json", kMaxTokenizerBytes)).value_or("");
+  const std::string config_path = directory + "/tokenizer_config.json";
+  vocabulary.tokenizer_config_json = LLMINFER_TRY(read_optional(config_path, kMaxConfigBytes)).value_or("");
+  auto chat_template = LLMINFER_TRY(read_optional(directory + "/chat_template.jinja", kMaxConfigBytes));
+  if (!chat_template && !vocabulary.tokenizer_config_json.empty()) {
+    chat_template = LLMINFER_TRY(parse_chat_template(vocabulary.tokenizer_config_json, config_path));
+  }
+  checkpoint.chat_template = std::move(chat_template).value_or("");
+  return {};
+}
+
+}  // namespace
+
+Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap) {
+  Checkpoint checkpoint;
+  checkpoint.path = path;
+  const std::string config_path = path + "/config.json";
+  HfConfig config =
+      LLMINFER_TRY(parse_hf_config(LLMINFER_TRY(core::read_text_file(config_path, kMaxConfigBytes)), config_path));
+  checkpoint.config = std::move(config.model);
+  checkpoint.config.name = (std::filesystem::path(path) / "").parent_path().filename().string();
+  checkpoint.vocabulary.bos = config.bos;
+  checkpoint.vocabulary.eos = config.eos;
+  checkpoint.vocabulary.pad = config.pad;
+
+  const std::string generation_path = path + "/generation_config.json";
+  if (const auto text = LLMINFER_TRY(read_optional(generation_path, kMaxConfigBytes))) {
+    checkpoint.generation = LLMINFER_TRY(parse_generation_config(*text, generation_path, checkpoint.config.vocab_size));
+  }
+  if (checkpoint.generation.eos_tokens.empty()) checkpoint.generation.eos_tokens = std::move(config.eos_tokens);
+
+  LLMINFER_TRY(add_texts(path, checkpoint));
+  LLMINFER_TRY(add_weights(path, use_mmap, checkpoint));
+  return checkpoint;
+}
+
+}  // namespace llminfer::load

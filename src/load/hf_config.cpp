@@ -1,0 +1,285 @@
+#include "load/hf_config.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.hpp"
+#include "core/json.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+using core::Json;
+
+/// A model_type, the architecture that runs it, and the defaults of its configuration class in transformers.
+struct Family {
+  std::string_view model_type;
+  const char* architecture;
+  std::int64_t context_length;
+  std::int64_t kv_heads;        ///< 0: as many as heads
+  std::int64_t sliding_window;  ///< where the key is absent (null switches the window off)
+};
+
+constexpr Family kFamilies[] = {
+    {"llama", "llama", 2048, 0, 0},
+    {"mistral", "llama", 131072, 8, 4096},
+    {"qwen2", "qwen2", 32768, 0, 4096},
+};
+
+// Bounds that keep arithmetic on hyperparameters inside an int64.
+constexpr std::int64_t kMaxCount = 1 << 24;
+constexpr std::int64_t kMaxContext = INT32_MAX;
+
+/// The keys of one JSON object, with range checks.
+class Reader {
+ public:
+  Reader(const Json& object, std::string_view name) : object_(object), name_(name) {}
+
+  Result<std::int64_t> integer(const char* key, std::int64_t fallback, std::int64_t min, std::int64_t max) const {
+    const std::int64_t value = LLMINFER_TRY(core::json_int(object_, key, name_)).value_or(fallback);
+    if (value >= min && value <= max) return value;
+    return fail(ErrorCode::corrupt, name_, ": \"", key, "\" is ", value, ", expected ", min, " … ", max);
+  }
+  Result<std::int64_t> required(const char* key, std::int64_t max) const {
+    LLMINFER_TRY(require(key));
+    return integer(key, 0, 1, max);
+  }
+  Result<double> number(const char* key, double fallback) const {
+    return LLMINFER_TRY(core::json_number(object_, key, name_)).value_or(fallback);
+  }
+  Result<double> required_number(const char* key) const {
+    LLMINFER_TRY(require(key));
+    return number(key, 0);
+  }
+  Result<bool> flag(const char* key, bool fallback) const {
+    return LLMINFER_TRY(core::json_bool(object_, key, name_)).value_or(fallback);
+  }
+  Result<std::string> text(const char* key, const char* fallback) const {
+    return LLMINFER_TRY(core::json_string(object_, key, name_)).value_or(fallback);
+  }
+  /// A member that is neither absent nor null.
+  const Json* member(const char* key) const {
+    const auto it = object_.find(key);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+  bool contains(const char* key) const { return object_.contains(key); }
+  std::string_view name() const { return name_; }
+
+ private:
+  Result<void> require(const char* key) const {
+    if (member(key)) return {};
+    return fail(ErrorCode::corrupt, name_, ": \"", key, "\" is missing");
+  }
+
+  const Json& object_;
+  std::string_view name_;
+};
+
+Result<Json> parse_object(std::string_view text, std::string_view name) {
+  Json json = LLMINFER_TRY(core::parse_json(text, name));
+  if (!json.is_object()) return fail(ErrorCode::corrupt, name, ": not a JSON object");
+  return json;
+}
+
+/// A token id or a list of them; -1 stands for none.
+Result<std::vector<std::int32_t>> token_ids(const Reader& reader, const char* key, std::int64_t vocab_size) {
+  std::vector<std::int32_t> ids;
+  const Json* member = reader.member(key);
+  if (!member) return ids;
+  const Json list = member->is_array() ? *member : Json::array({*member});
+  for (const Json& entry : list) {
+    if (entry.is_number_integer() && entry == -1) continue;
+    if (!entry.is_number_integer() || entry < 0 || entry >= vocab_size) {
+      return fail(ErrorCode::bad_vocabulary, reader.name(), ": \"", key, "\" has ", entry.dump(),
+                  ", expected token ids below ", vocab_size);
+    }
+    const auto id = entry.get<std::int32_t>();
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+  return ids;
+}
+
+Result<void> read_yarn(const Reader& rope, std::int64_t context_length, RopeScaling& scaling) {
+  scaling.kind = RopeScaling::Kind::yarn;
+  scaling.factor = LLMINFER_TRY(rope.number("factor", static_cast<double>(context_length) / scaling.original_context));
+  scaling.beta_fast = LLMINFER_TRY(rope.number("beta_fast", scaling.beta_fast));
+  scaling.beta_slow = LLMINFER_TRY(rope.number("beta_slow", scaling.beta_slow));
+  scaling.truncate = LLMINFER_TRY(rope.flag("truncate", true));
+  scaling.attention_factor = LLMINFER_TRY(rope.number("attention_factor", 0));
+  const double mscale = LLMINFER_TRY(rope.number("mscale", 0));
+  const double mscale_all_dim = LLMINFER_TRY(rope.number("mscale_all_dim", 0));
+  if (!rope.member("attention_factor") && mscale != 0 && mscale_all_dim != 0) {
+    const auto magnitude = [&](double m) { return scaling.factor > 1 ? 0.1 * m * std::log(scaling.factor) + 1 : 1; };
+    scaling.attention_factor = magnitude(mscale) / magnitude(mscale_all_dim);
+  }
+  return {};
+}
+
+Result<void> read_rope(const Reader& config, ModelConfig& model) {
+  const Json* object = config.member("rope_parameters");
+  if (!object) object = config.member("rope_scaling");
+  const Json none = Json::object();
+  if (!object) object = &none;
+  if (!object->is_object()) return fail(ErrorCode::corrupt, config.name(), ": the rope parameters must be an object");
+  const Reader rope(*object, config.name());
+
+  model.rope_base = LLMINFER_TRY(rope.number("rope_theta", LLMINFER_TRY(config.number("rope_theta", 10000.0))));
+  for (const Reader* reader : {&config, &rope}) {
+    if (LLMINFER_TRY(reader->number("partial_rotary_factor", 1.0)) != 1.0) {
+      return fail(ErrorCode::unsupported, config.name(), ": \"partial_rotary_factor\" other than 1");
+    }
+  }
+
+  RopeScaling& scaling = model.rope_scaling;
+  std::string type = LLMINFER_TRY(rope.text("rope_type", ""));
+  if (type.empty()) type = LLMINFER_TRY(rope.text("type", "default"));
+  scaling.original_context = static_cast<double>(
+      LLMINFER_TRY(rope.integer("original_max_position_embeddings", model.context_length, 1, kMaxContext)));
+  if (type == "default") return {};
+  if (type == "linear") {
+    scaling.kind = RopeScaling::Kind::linear;
+    scaling.factor = LLMINFER_TRY(rope.required_number("factor"));
+    return {};
+  }
+  if (type == "llama3") {
+    scaling.kind = RopeScaling::Kind::llama3;
+    scaling.factor = LLMINFER_TRY(rope.required_number("factor"));
+    scaling.low_freq_factor = LLMINFER_TRY(rope.required_number("low_freq_factor"));
+    scaling.high_freq_factor = LLMINFER_TRY(rope.required_number("high_freq_factor"));
+    return {};
+  }
+  if (type == "yarn") return read_yarn(rope, model.context_length, scaling);
+  return fail(ErrorCode::unsupported, config.name(), ": the rotary scaling \"", type,
+              "\"; expected default, linear, llama3 or yarn");
+}
+
+/// Which layers see a window only. Mistral: all. Qwen2: those that layer_types names, or else those from
+/// max_window_layers on.
+Result<void> read_sliding_window(const Reader& config, const Family& family, ModelConfig& model) {
+  if (family.sliding_window == 0) return {};
+  if (!config.contains("sliding_window")) model.sliding_window = family.sliding_window;
+  if (config.member("sliding_window")) {
+    model.sliding_window = LLMINFER_TRY(config.integer("sliding_window", 0, 0, kMaxContext));
+  }
+  if (family.model_type != "qwen2") return {};
+  if (!LLMINFER_TRY(config.flag("use_sliding_window", false)) || model.sliding_window == 0) {
+    model.sliding_window = 0;
+    return {};
+  }
+  const Json* types = config.member("layer_types");
+  const std::int64_t first = LLMINFER_TRY(config.integer("max_window_layers", 28, 0, kMaxCount));
+  if (types && (!types->is_array() || types->size() != static_cast<std::size_t>(model.layers))) {
+    return fail(ErrorCode::corrupt, config.name(), ": \"layer_types\" must be a list of ", model.layers, " names");
+  }
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    bool slides = layer >= first;
+    if (types) {
+      const Json& type = (*types)[static_cast<std::size_t>(layer)];
+      slides = type == "sliding_attention";
+      if (!slides && type != "full_attention") {
+        return fail(ErrorCode::unsupported, config.name(), ": the layer type ", type.dump(),
+                    "; expected full_attention or sliding_attention");
+      }
+    }
+    model.sliding_layers.push_back(slides ? 1 : 0);
+  }
+  return {};
+}
+
+Result<void> refuse_quantized(const Reader& config) {
+  for (const char* key : {"quantization_config", "compression_config"}) {
+    const Json* quantization = config.member(key);
+    if (!quantization) continue;
+    const auto method = quantization->is_object() ? quantization->find("quant_method") : quantization->end();
+    return fail(ErrorCode::unsupported, config.name(), ": quantized weights, \"quant_method\": ",
+                quantization->is_object() && method != quantization->end() ? method->dump() : "unknown");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<HfConfig> parse_hf_config(std::string_view text, std::string_view name) {
+  const Json json = LLMINFER_TRY(parse_object(text, name));
+  const Reader config(json, name);
+  const std::string model_type = LLMINFER_TRY(config.text("model_type", ""));
+  const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                                    [&](const Family& candidate) { return candidate.model_type == model_type; });
+  if (family == std::end(kFamilies)) {
+    return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type,
+                "\"; expected llama, mistral or qwen2");
+  }
+  LLMINFER_TRY(refuse_quantized(config));
+
+  HfConfig result;
+  ModelConfig& model = result.model;
+  model.architecture = family->architecture;
+  model.hf_names = true;
+  model.vocab_size = LLMINFER_TRY(config.required("vocab_size", kMaxCount));
+  model.context_length =
+      LLMINFER_TRY(config.integer("max_position_embeddings", family->context_length, 1, kMaxContext));
+  model.layers = LLMINFER_TRY(config.required("num_hidden_layers", 1000));
+  model.hidden_size = LLMINFER_TRY(config.required("hidden_size", kMaxCount));
+  model.ffn_size = LLMINFER_TRY(config.required("intermediate_size", kMaxCount));
+  model.heads = LLMINFER_TRY(config.required("num_attention_heads", kMaxCount));
+  const bool kv_default = family->kv_heads != 0 && !config.contains("num_key_value_heads");
+  model.kv_heads =
+      LLMINFER_TRY(config.integer("num_key_value_heads", kv_default ? family->kv_heads : model.heads, 1, kMaxCount));
+  if (!config.member("head_dim") && model.hidden_size % model.heads != 0) {
+    return fail(ErrorCode::corrupt, name, ": \"num_attention_heads\" is ", model.heads,
+                ", which does not divide \"hidden_size\", ", model.hidden_size, ", and there is no \"head_dim\"");
+  }
+  model.head_dim = LLMINFER_TRY(config.integer("head_dim", model.hidden_size / model.heads, 1, kMaxCount));
+  model.rotary_dim = model.head_dim;
+  model.norm_epsilon = LLMINFER_TRY(config.number("rms_norm_eps", 1e-6));
+  model.tied_embeddings = LLMINFER_TRY(config.flag("tie_word_embeddings", false));
+  model.activation = LLMINFER_TRY(config.text("hidden_act", "silu"));
+  LLMINFER_TRY(read_rope(config, model));
+  LLMINFER_TRY(read_sliding_window(config, *family, model));
+
+  result.bos = LLMINFER_TRY(core::json_int(json, "bos_token_id", name));
+  result.pad = LLMINFER_TRY(core::json_int(json, "pad_token_id", name));
+  result.eos_tokens = LLMINFER_TRY(token_ids(config, "eos_token_id", model.vocab_size));
+  if (!result.eos_tokens.empty()) result.eos = result.eos_tokens.front();
+  return result;
+}
+
+Result<GenerationDefaults> parse_generation_config(std::string_view text, std::string_view name,
+                                                   std::int64_t vocab_size) {
+  const Json json = LLMINFER_TRY(parse_object(text, name));
+  const Reader config(json, name);
+  GenerationDefaults result;
+  const auto number = [&](const char* key) -> Result<std::optional<float>> {
+    const auto value = LLMINFER_TRY(core::json_number(json, key, name));
+    return value ? std::optional(static_cast<float>(*value)) : std::nullopt;
+  };
+  result.temperature = LLMINFER_TRY(number("temperature"));
+  result.top_p = LLMINFER_TRY(number("top_p"));
+  result.min_p = LLMINFER_TRY(number("min_p"));
+  result.repetition_penalty = LLMINFER_TRY(number("repetition_penalty"));
+  result.do_sample = LLMINFER_TRY(core::json_bool(json, "do_sample", name));
+  if (config.member("top_k")) {
+    result.top_k = static_cast<std::int32_t>(LLMINFER_TRY(config.integer("top_k", 0, 0, INT32_MAX)));
+  }
+  result.eos_tokens = LLMINFER_TRY(token_ids(config, "eos_token_id", vocab_size));
+  return result;
+}
+
+Result<std::string> parse_chat_template(std::string_view tokenizer_config, std::string_view name) {
+  const Json json = LLMINFER_TRY(parse_object(tokenizer_config, name));
+  const Json* member = Reader(json, name).member("chat_template");
+  if (!member) return std::string();
+  if (member->is_string()) return member->get<std::string>();
+  if (!member->is_array()) {
+    return fail(ErrorCode::corrupt, name, ": \"chat_template\" must be a string or a list of templates");
+  }
+  for (const Json& entry : *member) {
+    if (!entry.is_object()) return fail(ErrorCode::corrupt, name, ": an entry of \"chat_template\" is not an object");
+    if (LLMINFER_TRY(core::json_string(entry, "name", name)) != "default") continue;
+    return LLMINFER_TRY(core::json_string(entry, "template", name)).value_or("");
+  }
+  return std::string();
+}
+
+}  // namespace llminfer::load
