@@ -1,0 +1,54 @@
+// The default model's tokenizer against reference ids, from GGUF arrays and from tokenizer.json.
+#include "tests/tok/support.hpp"
+
+using namespace tok_test;
+
+namespace {
+
+void check_references(const Tokenizer& tokenizer) {
+  const Json cases = read_golden_json("tok/smollm2-cases.json");
+  REQUIRE(cases.size() >= 209);
+  for (const Json& item : cases) {
+    const auto text = item["text"].get<std::string>();
+    const auto expected = item["ids"].get<std::vector<Token>>();
+    CAPTURE(text);
+    const auto ids = encode(tokenizer, text);
+    CHECK(ids == expected);
+    CHECK(decode(tokenizer, ids) == text);
+    CHECK(stream(tokenizer, ids) == text);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("SmolLM2 from GGUF gives the reference ids") {
+  const Tokenizer tokenizer = make(smollm2_gguf(), 49152).value();
+  check_references(tokenizer);
+  CHECK(tokenizer.vocab_size() == 49152);
+  CHECK(tokenizer.bos() == 1);
+  CHECK(tokenizer.eos() == 2);
+  CHECK(std::vector<Token>(tokenizer.end_tokens().begin(), tokenizer.end_tokens().end()) == std::vector<Token>{0, 2});
+  CHECK(tokenizer.find("<|im_end|>") == 2);
+  CHECK(tokenizer.is_special(2));
+  CHECK_FALSE(tokenizer.is_special(17));
+  CHECK(tokenizer.token_bytes(2) == "<|im_end|>");
+  CHECK(tokenizer.token_bytes(504) == "The");
+  CHECK(tokenizer.token_bytes(3575) == " capital");
+  CHECK(tokenizer.token_bytes(-1).empty());
+  CHECK(tokenizer.token_bytes(49152).empty());
+}
+
+TEST_CASE("SmolLM2 from tokenizer.json gives the reference ids") {
+  check_references(make_json(smollm2_json().dump(), 49152).value());
+}
+
+TEST_CASE("special tokens are read from text only on request") {
+  const Tokenizer tokenizer = make(smollm2_gguf(), 49152).value();
+  CHECK(encode(tokenizer, "<|im_end|>") == std::vector<Token>{2});
+  const auto plain = encode(tokenizer, "<|im_end|>", {.parse_special = false});
+  CHECK(plain.size() > 1);
+  CHECK(decode(tokenizer, plain) == "<|im_end|>");
+  CHECK(decode(tokenizer, {1, 504, 2}, {.skip_special = true}) == "The");
+  CHECK(tokenizer.decode(std::vector<Token>{49152}).error().code == ErrorCode::invalid_argument);
+  CHECK(tokenizer.decode(std::vector<Token>{-1}).error().code == ErrorCode::invalid_argument);
+}
