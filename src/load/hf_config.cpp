@@ -89,12 +89,16 @@ Result<std::vector<std::int32_t>> token_ids(const Reader& reader, const char* ke
   if (!member) return ids;
   const Json list = member->is_array() ? *member : Json::array({*member});
   for (const Json& entry : list) {
-    if (entry.is_number_integer() && entry == -1) continue;
-    if (!entry.is_number_integer() || entry < 0 || entry >= vocab_size) {
+    // An unsigned number above the signed ones would wrap to a negative one.
+    const bool is_integer =
+        entry.is_number_integer() && !(entry.is_number_unsigned() && entry.get<std::uint64_t>() > INT64_MAX);
+    const std::int64_t value = is_integer ? entry.get<std::int64_t>() : INT64_MAX;
+    if (value == -1) continue;
+    if (value < 0 || value >= vocab_size) {
       return fail(ErrorCode::bad_vocabulary, reader.name(), ": \"", key, "\" has ", entry.dump(),
                   ", expected token ids below ", vocab_size);
     }
-    const auto id = entry.get<std::int32_t>();
+    const auto id = static_cast<std::int32_t>(value);
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
   return ids;

@@ -1,0 +1,144 @@
+// Runs a Program on one prompt in double precision, an operation at a time: the meaning of the operations without any
+// backend.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <vector>
+
+#include <llminfer/program.hpp>
+#include <llminfer/weight.hpp>
+
+#include "load/checkpoint.hpp"
+
+namespace llminfer::test {
+
+class Interpreter {
+ public:
+  Interpreter(const Program& program, const load::Checkpoint& checkpoint) : program_(program) {
+    for (const WeightSpec& spec : program.weights) {
+      const WeightView view = checkpoint.read(*checkpoint.find(spec.name)).value();
+      std::vector<float> elements(static_cast<std::size_t>(spec.rows * spec.cols));
+      unpack_rows(view, 0, spec.rows, elements).value();
+      weights_.emplace_back(elements.begin(), elements.end());
+    }
+  }
+
+  /// Logits [tokens, vocab_size] of a prompt that begins at position 0.
+  std::vector<double> run(const std::vector<std::int32_t>& tokens) {
+    tokens_ = &tokens;
+    values_.clear();
+    for (const ValueSpec& value : program_.values) {
+      values_.emplace_back(tokens.size() * static_cast<std::size_t>(value.width));
+    }
+    for (const Op& op : program_.ops) std::visit([&](const auto& o) { apply(o); }, op);
+    return values_[index(program_.logits)];
+  }
+
+ private:
+  template <class Id>
+  static std::size_t index(Id id) {
+    return static_cast<std::size_t>(id);
+  }
+  std::size_t width(ValueId id) const { return static_cast<std::size_t>(program_.values[index(id)].width); }
+  /// Row t of a value.
+  double* row(ValueId id, std::size_t t) { return &values_[index(id)][t * width(id)]; }
+  const double* weight(WeightId id) const { return weights_[index(id)].data(); }
+
+  void apply(const op::Embed& o) {
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      const double* from = weight(o.table) + static_cast<std::size_t>((*tokens_)[t]) * width(o.out);
+      std::copy(from, from + width(o.out), row(o.out, t));
+    }
+  }
+  void apply(const op::Linear& o) {
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      for (std::size_t n = 0; n < width(o.out); ++n) {
+        double sum = o.bias == WeightId::none ? 0 : weight(o.bias)[n];
+        for (std::size_t k = 0; k < width(o.in); ++k) sum += row(o.in, t)[k] * weight(o.weight)[n * width(o.in) + k];
+        row(o.out, t)[n] = sum;
+      }
+    }
+  }
+  void apply(const op::RmsNorm& o) {
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      double squares = 0;
+      for (std::size_t i = 0; i < width(o.in); ++i) squares += row(o.in, t)[i] * row(o.in, t)[i];
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(width(o.in)) + static_cast<double>(o.epsilon));
+      for (std::size_t i = 0; i < width(o.in); ++i) row(o.out, t)[i] = row(o.in, t)[i] * scale * weight(o.weight)[i];
+    }
+  }
+  void apply(const op::Rope& o) {
+    const RopeTable& table = program_.rope_tables[index(o.table)];
+    const std::size_t pairs = table.inverse_frequency.size();
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      std::copy(row(o.in, t), row(o.in, t) + width(o.in), row(o.out, t));
+      for (std::size_t head = 0; head < width(o.in); head += index(o.head_dim)) {
+        for (std::size_t i = 0; i < pairs; ++i) {
+          const std::size_t first = head + (table.interleaved ? 2 * i : i);
+          const std::size_t second = head + (table.interleaved ? 2 * i + 1 : i + pairs);
+          const double angle = static_cast<double>(t) * static_cast<double>(table.inverse_frequency[i]);
+          const double sine = std::sin(angle) * static_cast<double>(table.magnitude);
+          const double cosine = std::cos(angle) * static_cast<double>(table.magnitude);
+          row(o.out, t)[first] = row(o.in, t)[first] * cosine - row(o.in, t)[second] * sine;
+          row(o.out, t)[second] = row(o.in, t)[second] * cosine + row(o.in, t)[first] * sine;
+        }
+      }
+    }
+  }
+  void apply(const op::Attention& o) {
+    const CacheGroup& group = program_.cache_groups[index(o.group)];
+    const std::size_t dim = index(group.head_dim);
+    const std::size_t window = group.window == 0 ? tokens_->size() : index(group.window);
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      const std::size_t begin = t + 1 > window ? t + 1 - window : 0;
+      for (std::size_t head = 0; head < index(o.heads); ++head) {
+        const std::size_t kv = head * index(group.kv_heads) / index(o.heads) * dim;
+        std::vector<double> scores;
+        double best = -std::numeric_limits<double>::infinity();
+        for (std::size_t s = begin; s <= t; ++s) {
+          double dot = 0;
+          for (std::size_t i = 0; i < dim; ++i) dot += row(o.q, t)[head * dim + i] * row(o.k, s)[kv + i];
+          scores.push_back(dot * static_cast<double>(o.scale));
+          best = std::max(best, scores.back());
+        }
+        double total = 0;
+        for (double& score : scores) total += score = std::exp(score - best);
+        for (std::size_t s = begin; s <= t; ++s) {
+          for (std::size_t i = 0; i < dim; ++i) {
+            row(o.out, t)[head * dim + i] += scores[s - begin] / total * row(o.v, s)[kv + i];
+          }
+        }
+      }
+    }
+  }
+  void apply(const op::Glu& o) {
+    for (std::size_t i = 0; i < values_[index(o.out)].size(); ++i) {
+      values_[index(o.out)][i] = activate(o.activation, values_[index(o.gate)][i]) * values_[index(o.up)][i];
+    }
+  }
+  void apply(const op::Add& o) {
+    for (std::size_t i = 0; i < values_[index(o.out)].size(); ++i) {
+      values_[index(o.out)][i] = values_[index(o.a)][i] + values_[index(o.b)][i];
+    }
+  }
+  static double activate(Activation activation, double x) {
+    switch (activation) {
+      case Activation::silu:
+        return x / (1 + std::exp(-x));
+      case Activation::gelu:
+        return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+      case Activation::gelu_tanh:
+        return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));  // sqrt(2 / pi)
+    }
+    return 0;
+  }
+
+  const Program& program_;
+  const std::vector<std::int32_t>* tokens_ = nullptr;
+  std::vector<std::vector<double>> weights_;
+  std::vector<std::vector<double>> values_;
+};
+
+}  // namespace llminfer::test

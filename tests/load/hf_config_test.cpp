@@ -1,0 +1,193 @@
+// config.json in the spellings of transformers 4 and 5, and the error code of each way in which it can be wrong.
+#include <catch2/catch.hpp>
+
+#include "core/json.hpp"
+#include "load/hf_config.hpp"
+
+using namespace llminfer;
+using Catch::Contains;
+using Kind = load::RopeScaling::Kind;
+
+namespace {
+
+core::Json base() {
+  return core::Json::parse(R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4})");
+}
+
+/// base() with the members of `changes` (null stays).
+core::Json with(const char* changes) {
+  core::Json config = base();
+  config.update(core::Json::parse(changes));
+  return config;
+}
+
+load::ModelConfig parse(const core::Json& config) {
+  auto parsed = load::parse_hf_config(config.dump(), "config.json");
+  if (!parsed) FAIL(parsed.error().message);
+  return parsed->model;
+}
+
+void expect_text(const std::string& text, ErrorCode code, const std::string& named) {
+  const auto parsed = load::parse_hf_config(text, "config.json");
+  REQUIRE_FALSE(parsed);
+  INFO(parsed.error().message);
+  CHECK(parsed.error().code == code);
+  CHECK_THAT(parsed.error().message, Contains(named) && Contains("config.json"));
+}
+
+void expect(const char* changes, ErrorCode code, const std::string& named) {
+  expect_text(with(changes).dump(), code, named);
+}
+
+}  // namespace
+
+TEST_CASE("config.json: defaults") {
+  const load::ModelConfig config = parse(base());
+  CHECK(config.architecture == "llama");
+  CHECK(config.hf_names);
+  CHECK(config.kv_heads == 4);
+  CHECK(config.head_dim == 4);
+  CHECK(config.context_length == 2048);
+  CHECK(config.norm_epsilon == 1e-6);
+  CHECK(config.rope_base == 10000);
+  CHECK(config.rope_scaling.kind == Kind::none);
+  CHECK(config.sliding_window == 0);
+  CHECK_FALSE(config.tied_embeddings);
+  CHECK(config.activation == "silu");
+}
+
+TEST_CASE("config.json: explicit values") {
+  const load::ModelConfig config =
+      parse(with(R"({"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 99, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": true, "hidden_act": "gelu"})"));
+  CHECK(config.kv_heads == 2);
+  CHECK(config.head_dim == 8);
+  CHECK(config.rotary_dim == 8);
+  CHECK(config.context_length == 99);
+  CHECK(config.norm_epsilon == 1e-5);
+  CHECK(config.tied_embeddings);
+  CHECK(config.activation == "gelu");
+}
+
+TEST_CASE("config.json: rotary parameters of transformers 4 and 5") {
+  SECTION("theta") {
+    CHECK(parse(with(R"({"rope_theta": 5e5})")).rope_base == 5e5);
+    CHECK(parse(with(R"({"rope_theta": 5e5, "rope_scaling": null})")).rope_base == 5e5);
+    CHECK(parse(with(R"({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})")).rope_base == 5e5);
+  }
+  SECTION("linear") {
+    for (const char* text : {R"({"rope_scaling": {"type": "linear", "factor": 4}})",
+                             R"({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000}})"}) {
+      const load::ModelConfig config = parse(with(text));
+      CHECK(config.rope_scaling.kind == Kind::linear);
+      CHECK(config.rope_scaling.factor == 4);
+    }
+  }
+  SECTION("llama3") {
+    for (const char* key : {"rope_scaling", "rope_parameters"}) {
+      core::Json json = base();
+      json[key] = {{"rope_type", "llama3"},
+                   {"factor", 8},
+                   {"low_freq_factor", 1.5},
+                   {"high_freq_factor", 3},
+                   {"original_max_position_embeddings", 512}};
+      const load::RopeScaling scaling = parse(json).rope_scaling;
+      CHECK(scaling.kind == Kind::llama3);
+      CHECK(scaling.factor == 8);
+      CHECK(scaling.low_freq_factor == 1.5);
+      CHECK(scaling.high_freq_factor == 3);
+      CHECK(scaling.original_context == 512);
+    }
+  }
+  SECTION("yarn") {
+    const load::RopeScaling scaling =
+        parse(with(R"({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": 4,
+          "original_max_position_embeddings": 1024, "beta_fast": 16, "truncate": false}})"))
+            .rope_scaling;
+    CHECK(scaling.kind == Kind::yarn);
+    CHECK(scaling.factor == 4);
+    CHECK(scaling.original_context == 1024);
+    CHECK(scaling.beta_fast == 16);
+    CHECK(scaling.beta_slow == 1);
+    CHECK(scaling.attention_factor == 0);
+    CHECK_FALSE(scaling.truncate);
+  }
+  SECTION("yarn: factor from the contexts, attention factor from two scales") {
+    const load::RopeScaling scaling = parse(with(R"({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn",
+          "original_max_position_embeddings": 1024, "mscale": 1.0, "mscale_all_dim": 0.5}})"))
+                                          .rope_scaling;
+    CHECK(scaling.factor == 4);
+    // 0.1 * mscale * ln(4) + 1 over the same with mscale_all_dim
+    CHECK(scaling.attention_factor == Approx(1.1386294361119891 / 1.0693147180559945));
+  }
+}
+
+TEST_CASE("config.json: sliding windows") {
+  CHECK(parse(with(R"({"sliding_window": 8})")).sliding_window == 0);  // llama has none
+  CHECK(parse(with(R"({"model_type": "mistral", "sliding_window": 8})")).sliding_window == 8);
+  CHECK(parse(with(R"({"model_type": "mistral", "sliding_window": null})")).sliding_window == 0);
+  CHECK(parse(with(R"({"model_type": "mistral", "num_key_value_heads": 4})")).sliding_window == 4096);
+  CHECK(parse(with(R"({"model_type": "qwen2", "sliding_window": 8})")).sliding_window == 0);
+  CHECK(parse(with(R"({"model_type": "qwen2", "sliding_window": 8})")).architecture == "qwen2");
+  const load::ModelConfig by_index = parse(
+      with(R"({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1})"));
+  CHECK(by_index.sliding_window == 8);
+  CHECK(by_index.sliding_layers == std::vector<std::uint8_t>{0, 1});
+  const load::ModelConfig by_name =
+      parse(with(R"({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention"]})"));
+  CHECK(by_name.sliding_layers == std::vector<std::uint8_t>{1, 0});
+}
+
+TEST_CASE("config.json: what is refused") {
+  expect(R"({"model_type": "mamba"})", ErrorCode::unsupported_architecture, "mamba");
+  expect(R"({"model_type": null})", ErrorCode::unsupported_architecture, "model_type");
+  expect(R"({"quantization_config": {"quant_method": "gptq", "bits": 4}})", ErrorCode::unsupported, "gptq");
+  expect(R"({"quantization_config": {}})", ErrorCode::unsupported, "quant_method");
+  expect(R"({"quantization_config": 1})", ErrorCode::unsupported, "quant_method");
+  expect(R"({"compression_config": {"quant_method": "compressed-tensors"}})", ErrorCode::unsupported,
+         "compressed-tensors");
+  expect(R"({"rope_scaling": {"type": "dynamic", "factor": 2}})", ErrorCode::unsupported, "dynamic");
+  expect(R"({"rope_scaling": {"rope_type": "longrope"}})", ErrorCode::unsupported, "longrope");
+  expect(R"({"partial_rotary_factor": 0.5})", ErrorCode::unsupported, "partial_rotary_factor");
+}
+
+TEST_CASE("config.json: keys that are missing") {
+  const char* key =
+      GENERATE("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads");
+  core::Json config = base();
+  config.erase(key);
+  expect_text(config.dump(), ErrorCode::corrupt, key);
+  for (const core::Json& value : {core::Json(0), core::Json(-1), core::Json("7"), core::Json(1.5), core::Json(1e300),
+                                  core::Json(INT64_MAX), core::Json(UINT64_MAX)}) {
+    config[key] = value;
+    expect_text(config.dump(), ErrorCode::corrupt, key);
+  }
+}
+
+TEST_CASE("config.json: values that are wrong") {
+  expect(R"({"num_attention_heads": 3})", ErrorCode::corrupt, "num_attention_heads");  // 16 / 3, and no head_dim
+  expect(R"({"num_key_value_heads": 0})", ErrorCode::corrupt, "num_key_value_heads");
+  expect(R"({"rms_norm_eps": "x"})", ErrorCode::corrupt, "rms_norm_eps");
+  expect(R"({"tie_word_embeddings": 1})", ErrorCode::corrupt, "tie_word_embeddings");
+  expect(R"({"rope_scaling": 3})", ErrorCode::corrupt, "rope");
+  expect(R"({"rope_scaling": {"type": "linear"}})", ErrorCode::corrupt, "factor");
+  expect(R"({"rope_scaling": {"type": "llama3", "factor": 8}})", ErrorCode::corrupt, "low_freq_factor");
+  expect(R"({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 0}})", ErrorCode::corrupt,
+         "original_max_position_embeddings");
+  expect(
+      R"({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "layer_types": ["full_attention"]})",
+      ErrorCode::corrupt, "layer_types");
+  expect(R"({"eos_token_id": 32})", ErrorCode::bad_vocabulary, "eos_token_id");
+}
+
+TEST_CASE("config.json: text that is not an object") {
+  expect_text("", ErrorCode::corrupt, "config.json");
+  expect_text("[]", ErrorCode::corrupt, "config.json");
+  expect_text("{", ErrorCode::corrupt, "config.json");
+  expect_text("{\"vocab_size\": 1e999}", ErrorCode::corrupt, "config.json");
+  expect_text("{\"model_type\": \"\xff\"}", ErrorCode::invalid_encoding, "config.json");
+  expect_text("{\"a\": 1, \"a\": 2}", ErrorCode::corrupt, "duplicate");
+  expect_text("{\"a\": " + std::string(1'000'000, '['), ErrorCode::limit_exceeded, "config.json");
+}
