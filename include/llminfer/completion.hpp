@@ -1,0 +1,54 @@
+// Completion: a request that runs inside the engine beside others.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <llminfer/config.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/result.hpp>
+
+namespace llminfer::inline v0 {
+
+namespace engine {
+struct Request;
+}
+
+struct Timings {
+  double queue_seconds = 0;    ///< from submission to the first forward pass
+  double prefill_seconds = 0;  ///< from there to the first token
+  double decode_seconds = 0;   ///< from the first token to the last
+};
+
+struct CompletionResult {
+  std::string text;
+  std::vector<Token> tokens;        ///< as generated, without the end token
+  std::vector<Sample> samples;      ///< one per token if SamplingOptions::logprobs > 0
+  FinishReason reason = FinishReason::end_token;
+  std::int32_t prompt_tokens = 0;
+  std::int32_t cached_tokens = 0;   ///< of the prompt, found in the KV cache
+  Timings timings;
+};
+
+/// A handle to a submitted request. Movable; dropping it cancels the request.
+class LLMINFER_API Completion {
+ public:
+  explicit Completion(std::shared_ptr<engine::Request> request);
+  ~Completion();
+  Completion(Completion&&) noexcept;
+  Completion& operator=(Completion&&) noexcept;
+
+  bool done() const noexcept;
+  /// Waits for the end. A cancelled or late request is not an error: its result says so and holds what was generated.
+  /// May be called once. Must not be called from a callback. Errors: what stopped the request.
+  Result<CompletionResult> wait();
+  /// Ends the request at the next step.
+  void cancel() noexcept;
+
+ private:
+  std::shared_ptr<engine::Request> request_;
+};
+
+}  // namespace llminfer::inline v0

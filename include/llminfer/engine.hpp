@@ -1,0 +1,94 @@
+// Engine: a loaded model.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <llminfer/chat.hpp>
+#include <llminfer/completion.hpp>
+#include <llminfer/config.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/result.hpp>
+#include <llminfer/session.hpp>
+#include <llminfer/tokenizer.hpp>
+
+namespace llminfer::inline v0 {
+
+/// A prompt (text or tokens) and how to go on from it.
+struct CompletionRequest {
+  std::string prompt;         ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
+  std::vector<Token> tokens;
+  GenerateOptions options;
+};
+
+/// Fills `out` wholly with the bytes at `offset` and returns true; false is Error{io_error}. One thread at a time.
+using ReadCallback = std::function<bool(std::uint64_t offset, std::span<std::byte> out)>;
+
+struct ModelInfo {
+  std::string name;
+  std::string architecture;
+  std::string backend;             ///< the backend's description of itself
+  std::int64_t parameters = 0;
+  std::int32_t vocab_size = 0;
+  std::int32_t hidden_size = 0;
+  std::int32_t layers = 0;
+  std::int32_t context_length = 0;  ///< of one sequence in this engine
+  bool has_chat_template = false;
+};
+
+struct EngineStats {
+  std::int64_t prefill_tokens = 0;   ///< computed since the load
+  std::int64_t decode_tokens = 0;
+  std::int64_t forward_passes = 0;
+  std::int64_t preemptions = 0;      ///< sequences whose pages were taken for others and computed again
+  std::int64_t cached_tokens = 0;    ///< prompt tokens found in the cache
+  std::int32_t running = 0;          ///< requests now
+  std::int32_t waiting = 0;
+  std::int32_t pages_used = 0;
+  std::int32_t pages_total = 0;
+  std::int64_t weight_bytes = 0;
+  std::int64_t cache_bytes = 0;
+  double load_seconds = 0;
+};
+
+/// A cheap shared handle, callable from any thread. Sessions, chats and completions keep the model loaded.
+class LLMINFER_API Engine {
+ public:
+  /// Loads a GGUF file (the first of a split set loads all) or a Hugging Face directory.
+  static Result<Engine> load(const std::string& path, const EngineOptions& options = {});
+  /// A GGUF file that lies in the host's memory; `keep` owns it, and is kept as long as needed.
+  static Result<Engine> load_memory(std::span<const std::byte> data, std::shared_ptr<const void> keep,
+                                    const EngineOptions& options = {});
+  /// A GGUF file of `size` bytes behind the host's reader.
+  static Result<Engine> load_reader(std::uint64_t size, ReadCallback read, const EngineOptions& options = {});
+  /// The memory that load() would take. Reads headers only.
+  static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});
+
+  explicit Engine(std::shared_ptr<engine::EngineCore> core);
+
+  Result<Session> new_session() const;
+  /// Errors: template_error where the model has no chat template and the options bring none.
+  Result<Chat> new_chat(const ChatOptions& options = {}) const;
+  /// Queues a request; requests run side by side, batched step by step, and each gives what it would give alone.
+  /// Errors: invalid_argument, context_overflow, queue_full.
+  Result<Completion> submit(CompletionRequest request) const;
+  /// submit() and wait().
+  Result<CompletionResult> complete(CompletionRequest request) const;
+
+  const Tokenizer& tokenizer() const noexcept;
+  const ModelInfo& info() const noexcept;
+  /// What the model's makers recommend; neutral where they say nothing.
+  const SamplingOptions& recommended_sampling() const noexcept;
+  EngineStats stats() const;
+
+ private:
+  std::shared_ptr<engine::EngineCore> core_;
+};
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,13 @@
+// The whole public API of llminfer, except the parts for those who write architectures (program.hpp) or backends (backend.hpp).
+#pragma once
+
+#include <llminfer/cancel.hpp>
+#include <llminfer/chat.hpp>
+#include <llminfer/completion.hpp>
+#include <llminfer/config.hpp>
+#include <llminfer/engine.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/result.hpp>
+#include <llminfer/sampling.hpp>
+#include <llminfer/session.hpp>
+#include <llminfer/tokenizer.hpp>

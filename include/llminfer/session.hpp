@@ -1,0 +1,58 @@
+// Session: one sequence of tokens and its KV cache, under the host's control.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include <llminfer/completion.hpp>
+#include <llminfer/config.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/result.hpp>
+
+namespace llminfer::inline v0 {
+
+namespace engine {
+class EngineCore;
+struct Sequence;
+}  // namespace engine
+
+struct PrefillOptions {
+  bool hidden_states = false;         ///< keep the last hidden state of each new token, see Session::hidden_states()
+  std::optional<CancelToken> cancel;  ///< checked at every layer
+};
+
+/// Move-only; one thread at a time. Keeps the engine alive. After an error the session is as it was before the call.
+class LLMINFER_API Session {
+ public:
+  Session(std::shared_ptr<engine::EngineCore> core, std::shared_ptr<engine::Sequence> sequence);
+  ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+
+  /// Appends tokens and computes them. Errors: invalid_argument (empty, id out of range), context_overflow, cancelled.
+  Result<void> prefill(std::span<const Token> tokens, const PrefillOptions& options = {});
+  /// Appends rows [n, hidden_size] in place of token embeddings; the rows count as tokens of id -1.
+  Result<void> prefill_embeddings(std::span<const float> embeddings, const PrefillOptions& options = {});
+  /// Generates after what is in the session; what is generated becomes part of it. At least one token must be there.
+  Result<CompletionResult> generate(const GenerateOptions& options = {});
+
+  /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before any.
+  std::span<const float> logits() const noexcept;
+  /// The hidden states [n, hidden_size] of the last prefill that asked for them. Valid as logits().
+  std::span<const float> hidden_states() const noexcept;
+
+  /// A second session with the same content; KV pages are shared until one of them writes.
+  Result<Session> fork() const;
+  /// Forgets all but the first `count` tokens. Errors: invalid_argument if count is negative or more than size().
+  Result<void> truncate(std::int32_t count);
+  std::span<const Token> tokens() const noexcept;
+  std::int32_t size() const noexcept;
+
+ private:
+  std::shared_ptr<engine::EngineCore> core_;
+  std::shared_ptr<engine::Sequence> sequence_;
+};
+
+}  // namespace llminfer::inline v0
