@@ -19,20 +19,6 @@ std::int32_t type_of(const load::VocabularyData& data, std::size_t i) {
   return data.types.empty() ? kNormal : data.types[i];
 }
 
-std::string with_spaces(std::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    if (text.substr(0, kMark.size()) == kMark) {
-      out += ' ';
-      text.remove_prefix(kMark.size());
-    } else {
-      out += text.front();
-      text.remove_prefix(1);
-    }
-  }
-  return out;
-}
-
 /// Texts, index, specials, added tokens: what both kinds share.
 Result<TokenizerParts> read_tokens(const load::VocabularyData& data, std::int64_t vocab_size) {
   const std::size_t count = data.tokens.size();
@@ -141,11 +127,12 @@ Result<TokenizerParts> read_byte_level(const load::VocabularyData& data, std::in
   if (data.merges.empty()) return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges is missing or empty");
   const std::vector<Merge> merges = LLMINFER_TRY(read_merges(data.merges, parts.index));
   if (pre->nfc) parts.normalizers.push_back(normal_form(NormalForm::nfc));
+  if (data.add_space_prefix.value_or(false)) parts.pre_tokenizers.push_back(prefix_space());
   for (const std::string_view pattern : pre->patterns) {
     parts.pre_tokenizers.push_back(
         split(LLMINFER_TRY(Pattern::compile(pattern, pre->name)), SplitBehavior::isolated, false));
   }
-  parts.pre_tokenizers.push_back(byte_level(data.add_space_prefix.value_or(false)));
+  parts.pre_tokenizers.push_back(byte_level());
   parts.model = make_ranked_bpe(parts.index, merges, {}, pre->ignore_merges);
   LLMINFER_TRY(finish(data, generation, pre->add_bos, parts));
   return parts;
@@ -185,7 +172,7 @@ Result<TokenizerParts> read_sentencepiece(const load::VocabularyData& data, std:
       continue;
     }
     const bool text_token = type == kNormal || type == kUnused || type == kUserDefined;
-    parts.bytes[i] = text_token ? with_spaces(text) : text;
+    parts.bytes[i] = text_token ? replaced(text, kMark, " ") : text;
     if (text_token && !text.empty()) mergeable.emplace(text, id);
   }
   if (data.unk) fallback.unknown = static_cast<Token>(*data.unk);

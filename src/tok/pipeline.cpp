@@ -8,16 +8,6 @@ namespace llminfer::inline v0 {
 namespace tok {
 namespace {
 
-std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
-  std::string out;
-  std::size_t at = 0;
-  for (std::size_t hit = text.find(from); hit != std::string_view::npos; hit = text.find(from, at)) {
-    out.append(text.substr(at, hit - at)).append(to);
-    at = hit + from.size();
-  }
-  return out.append(text.substr(at));
-}
-
 /// The pieces of one piece. `parts` alternate freely; first: range, second: whether it matched.
 using Parts = std::vector<std::pair<Range, bool>>;
 
@@ -74,6 +64,16 @@ void join_by_behavior(const Parts& parts, SplitBehavior behavior, std::size_t ba
 }
 
 }  // namespace
+
+std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  std::size_t at = 0;
+  for (std::size_t hit = text.find(from); hit != std::string_view::npos; hit = text.find(from, at)) {
+    out.append(text.substr(at, hit - at)).append(to);
+    at = hit + from.size();
+  }
+  return out.append(text.substr(at));
+}
 
 Normalizer normal_form(NormalForm form) {
   return [form](std::string& text) -> Result<void> {
@@ -147,15 +147,29 @@ PreTokenizer split(Pattern pattern, SplitBehavior behavior, bool invert) {
   };
 }
 
-PreTokenizer byte_level(bool add_prefix_space) {
-  return [add_prefix_space](Pieces& pieces) -> Result<void> {
+PreTokenizer prefix_space() {
+  return [](Pieces& pieces) -> Result<void> {
     std::string text;
-    text.reserve(pieces.text.size() + pieces.text.size() / 2);
+    text.reserve(pieces.text.size() + pieces.ranges.size());
     for (Range& range : pieces.ranges) {
       const std::string_view piece = pieces.piece(range);
       const std::size_t begin = text.size();
-      if (add_prefix_space && piece.front() != ' ') append_alphabet(text, " ");
-      append_alphabet(text, piece);
+      if (piece.front() != ' ') text += ' ';
+      text += piece;
+      range = Range(begin, text.size());
+    }
+    pieces.text = std::move(text);
+    return {};
+  };
+}
+
+PreTokenizer byte_level() {
+  return [](Pieces& pieces) -> Result<void> {
+    std::string text;
+    text.reserve(pieces.text.size() + pieces.text.size() / 2);
+    for (Range& range : pieces.ranges) {
+      const std::size_t begin = text.size();
+      append_alphabet(text, pieces.piece(range));
       range = Range(begin, text.size());
     }
     pieces.text = std::move(text);

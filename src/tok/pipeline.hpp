@@ -33,6 +33,9 @@ using PreTokenizer = std::function<Result<void>(Pieces& pieces)>;
 /// What becomes of the matches of a split.
 enum class SplitBehavior : std::uint8_t { removed, isolated, merged_with_previous, merged_with_next, contiguous };
 
+/// `text` with every `from` (not empty) replaced by `to`.
+std::string replaced(std::string_view text, std::string_view from, std::string_view to);
+
 Normalizer normal_form(NormalForm form);
 Normalizer lowercase_all();
 /// Puts `prefix` before every text that is not empty.
@@ -43,8 +46,10 @@ Normalizer strip_whitespace(bool left, bool right);
 
 /// Cuts at the matches of `pattern`; `invert` swaps what matches and what lies between.
 PreTokenizer split(Pattern pattern, SplitBehavior behavior, bool invert);
-/// Writes every piece in the byte-level alphabet, `add_prefix_space` with a space in front where none is.
-PreTokenizer byte_level(bool add_prefix_space);
+/// Puts a space before every piece that begins with none.
+PreTokenizer prefix_space();
+/// Writes every piece in the byte-level alphabet.
+PreTokenizer byte_level();
 /// SentencePiece's way: spaces become `mark`, which goes before the first (or every) piece; then cuts before each mark.
 enum class PrependScheme : std::uint8_t { never, first, always };
 PreTokenizer metaspace(std::string mark, PrependScheme scheme, bool cut);
