@@ -17,10 +17,10 @@ using Value = nlohmann::ordered_json;
 
 /// Bounds on one rendering; exceeding one is Error{limit_exceeded}.
 struct TemplateLimits {
-  std::uint64_t steps = 10'000'000;            ///< evaluated nodes, loop turns and characters touched by filters
-  std::uint64_t output_bytes = 64ull << 20;    ///< of the output and of any one string value
-  std::uint64_t source_bytes = 1ull << 20;     ///< of the template
-  int depth = 64;                              ///< of nested expressions, blocks and macro calls
+  std::uint64_t steps = 10'000'000;          ///< evaluated nodes, loop turns and characters touched by filters
+  std::uint64_t output_bytes = 64ull << 20;  ///< of the output and of any one string value
+  std::uint64_t source_bytes = 1ull << 20;   ///< of the template
+  int depth = 64;                            ///< of nested expressions, blocks and macro calls
 };
 
 /// A parsed template. Immutable; thread-safe.
@@ -32,8 +32,8 @@ class Template {
   Template(Template&&) noexcept;
   Template& operator=(Template&&) noexcept;
 
-  /// `context` is an object whose members are the global variables (messages, tools, add_generation_prompt, bos_token, …).
-  /// Errors: template_error (also for raise_exception, whose message it carries), limit_exceeded.
+  /// `context` is an object whose members are the global variables (messages, tools, add_generation_prompt, bos_token,
+  /// …). Errors: template_error (also for raise_exception, whose message it carries), limit_exceeded.
   Result<std::string> render(const Value& context) const;
 
  private:
