@@ -13,34 +13,74 @@
 
 using namespace llminfer;
 
+namespace {
+
+struct Model {
+  explicit Model(const std::string& name)
+      : path(LLMINFER_TEST_DATA "/models/" + name), checkpoint(load::open_hf_directory(path, true).value()) {
+    const core::Json reference =
+        core::parse_json(core::read_text_file(path + "/reference.json", 1 << 20).value(), name).value();
+    prompt = reference["prompt_ids"].get<std::vector<std::int32_t>>();
+    last_logits = reference["last_logits"].get<std::vector<double>>();
+    argmax = reference["argmax"].get<std::vector<std::int64_t>>();
+  }
+
+  /// Logits of every position of the prompt.
+  std::vector<double> run() const {
+    const Program program = arch::build_program(checkpoint).value();
+    return test::Interpreter(program, checkpoint).run(prompt);
+  }
+  /// Squared error of the last position's logits relative to the reference's energy.
+  double error(const std::vector<double>& logits) const {
+    double squares = 0, energy = 0;
+    for (std::size_t i = 0; i < last_logits.size(); ++i) {
+      const double difference = logits[logits.size() - last_logits.size() + i] - last_logits[i];
+      squares += difference * difference;
+      energy += last_logits[i] * last_logits[i];
+    }
+    return squares / energy;
+  }
+
+  std::string path;
+  load::Checkpoint checkpoint;
+  std::vector<std::int32_t> prompt;
+  std::vector<double> last_logits;
+  std::vector<std::int64_t> argmax;
+};
+
+}  // namespace
+
 TEST_CASE("Programs of the tiny models give the logits of transformers") {
   for (const char* name : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
                            "qwen2", "qwen2-window"}) {
     INFO(name);
-    const std::string path = std::string(LLMINFER_TEST_DATA "/models/") + name;
-    const load::Checkpoint checkpoint = load::open_hf_directory(path, true).value();
-    const Program program = arch::build_program(checkpoint).value();
-    const core::Json reference =
-        core::parse_json(core::read_text_file(path + "/reference.json", 1 << 20).value(), name).value();
-    const auto prompt = reference["prompt_ids"].get<std::vector<std::int32_t>>();
-    const auto expected = reference["last_logits"].get<std::vector<double>>();
-    const auto argmax = reference["argmax"].get<std::vector<std::int64_t>>();
-    REQUIRE(expected.size() == static_cast<std::size_t>(program.vocab_size));
-    REQUIRE(argmax.size() == prompt.size());
-
-    const std::vector<double> logits = test::Interpreter(program, checkpoint).run(prompt);
-    double error = 0, energy = 0;
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      const double difference = logits[logits.size() - expected.size() + i] - expected[i];
-      error += difference * difference;
-      energy += expected[i] * expected[i];
+    const Model model(name);
+    const auto vocabulary = static_cast<std::ptrdiff_t>(model.last_logits.size());
+    REQUIRE(vocabulary == model.checkpoint.config.vocab_size);
+    const std::vector<double> logits = model.run();
+    CHECK(model.error(logits) < 1e-9);  // the reference computed in float and is rounded to 5 or 6 decimals
+    std::vector<std::int64_t> argmax;
+    for (auto row = logits.begin(); row != logits.end(); row += vocabulary) {
+      argmax.push_back(std::max_element(row, row + vocabulary) - row);
     }
-    CHECK(error / energy < 1e-9);  // the reference computed in float and is rounded to 5 or 6 decimals
-    std::size_t agree = 0;
-    for (std::size_t t = 0; t < prompt.size(); ++t) {
-      const auto row = logits.begin() + static_cast<std::ptrdiff_t>(t * expected.size());
-      agree += std::max_element(row, row + static_cast<std::ptrdiff_t>(expected.size())) - row == argmax[t];
-    }
-    CHECK(agree == prompt.size());
+    CHECK(argmax == model.argmax);
   }
+}
+
+TEST_CASE("The tiny models' references notice a wrong hyperparameter") {
+  const auto changed = [](const char* name, auto&& change) {
+    Model model(name);
+    change(model.checkpoint.config);
+    return model.error(model.run());
+  };
+  using load::ModelConfig;
+  using Kind = load::RopeScaling::Kind;
+  const auto unscaled = [](ModelConfig& config) { config.rope_scaling.kind = Kind::none; };
+  CHECK(changed("llama3-rope", unscaled) > 1e-3);
+  CHECK(changed("linear-rope", unscaled) > 1e-3);
+  CHECK(changed("yarn-rope", unscaled) > 1e-3);
+  CHECK(changed("yarn-rope", [](ModelConfig& config) { config.rope_scaling.attention_factor = 1; }) > 1e-3);
+  CHECK(changed("mistral-window", [](ModelConfig& config) { config.sliding_window = 9; }) > 1e-3);
+  CHECK(changed("qwen2-window", [](ModelConfig& config) { config.sliding_layers = {1, 1, 1}; }) > 1e-3);
+  CHECK(changed("qwen2", [](ModelConfig& config) { config.rope_base = 1e6; }) > 1e-3);
 }
