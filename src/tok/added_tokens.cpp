@@ -47,11 +47,12 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::cut(std::string_view text,
     // A match that does not count is passed over whole, like one that does.
     if (token.special && !parse_special) continue;
     if (token.single_word && (ends_with_word(text.substr(0, begin)) || begins_with_word(text.substr(end)))) continue;
-    if (token.lstrip) begin -= trailing_whitespace(text.substr(done, begin - done));
+    if (token.lstrip && begin > done) begin -= trailing_whitespace(text.substr(done, begin - done));
     if (token.rstrip) end += leading_whitespace(text.substr(end));
     if (begin > done) parts.push_back({text.substr(done, begin - done), -1});
     parts.push_back({{}, token.id});
-    done = i = end;
+    // Whitespace that was taken along may still hold a token: Hugging Face tokenizers emit that as well.
+    done = end;
   }
   if (done < text.size()) parts.push_back({text.substr(done), -1});
   return parts;

@@ -25,13 +25,6 @@ constexpr std::string_view kTekken[] = {
 // The o200k split: case-aware words with their contractions.
 constexpr std::string_view kGpt4o[] = {
     R"re([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)re"};
-constexpr std::string_view kDeepseekLlm[] = {
-    R"re([\r\n])re",
-    R"re(\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+)re",
-    R"re(\s?[!-/:-~！-／：-～‘-‟　-。]+)re",
-    R"re(\s+$)re",
-    R"re([一-龥ࠀ-一가-퟿]+)re",
-    R"re(\p{N}+)re"};
 constexpr std::string_view kDeepseekCoder[] = {R"re([\r\n])re", R"re(\s?\p{L}+)re", R"re(\s?\p{P}+)re",
                                                R"re([一-龥ࠀ-一가-퟿]+)re", R"re(\p{N})re"};
 constexpr std::string_view kDeepseek3[] = {
@@ -82,7 +75,6 @@ constexpr PreType kPreTypes[] = {
     {"hunyuan", kQwen2, false, false, false},
     {"tekken", kTekken, true, true, false},
     {"gpt-4o", kGpt4o, false, false, false},
-    {"deepseek-llm", kDeepseekLlm, false, false, false},
     {"deepseek-coder", kDeepseekCoder, false, false, false},
     {"deepseek-v3", kDeepseek3, false, false, false},
     {"bloom", kBloom, false, false, false},
