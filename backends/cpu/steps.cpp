@@ -57,9 +57,10 @@ class Fuser {
     return std::get_if<T>(&program_.ops[static_cast<std::size_t>(readers_[index(id)][0])]);
   }
   void absorb(ValueId written) { absorbed_[static_cast<std::size_t>(writer_[index(written)])] = true; }
-  void push(Step step, ValueId out) {
+  template <class T>
+  void push(T step, ValueId out) {
     ready_[index(out)] = true;
-    steps_.steps.push_back(std::move(step));
+    steps_.steps.emplace_back(std::move(step));
   }
 
   void emit(const op::Embed& op, int) { push(EmbedStep{op.table, op.out}, op.out); }
@@ -124,7 +125,7 @@ class Fuser {
     }
     if (step.parts.empty()) return;
     for (const LinearPart& part : step.parts) ready_[index(part.out)] = true;
-    steps_.steps.push_back(std::move(step));
+    steps_.steps.emplace_back(std::move(step));
   }
 
   void emit(const op::Rope& op, int) {
@@ -198,7 +199,8 @@ class Fuser {
         select.values.push_back(static_cast<ValueId>(v));
       }
     }
-    steps_.steps.insert(steps_.steps.begin() + (split + 1), std::move(select));
+    steps_.steps.emplace_back(std::move(select));
+    std::rotate(steps_.steps.begin() + (split + 1), steps_.steps.end() - 1, steps_.steps.end());
   }
 
   /// Values whose lives do not meet share a buffer.

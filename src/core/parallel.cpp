@@ -25,7 +25,7 @@ void pause() noexcept {
 }
 
 /// Longer than most waits of a pass that has the processors to itself, far shorter than a scheduler's time slice.
-constexpr std::chrono::microseconds kSpin{30};
+constexpr std::chrono::microseconds kSpin{50};
 
 /// Returns when `word` is no longer `old`.
 void wait_change(std::atomic<std::uint32_t>& word, std::uint32_t old) noexcept {

@@ -62,7 +62,7 @@ TEST_CASE("chunks, threads and pages do not change a bit") {
       Driver whole(model, options_of(level, 1), CacheType::f16, 512);
       const auto expected = whole.feed(tokens, {330});
       for (const auto& chunks :
-           std::vector<std::vector<std::int32_t>>{{1, 63, 2, 64, 20}, {128, 128, 70, 1}, {5, 1, 1}}) {
+           std::vector<std::vector<std::int32_t>>{{1, 63, 2, 64, 20}, {128, 128, 70, 1}, {40, 1, 1}}) {
         for (const int threads : {1, 2, 3, 4}) {
           CAPTURE(threads, chunks.size());
           Driver driver(model, options_of(level, threads), CacheType::f16, 512, 40,
