@@ -57,7 +57,8 @@ std::string escape(std::string_view text) {
   return out;
 }
 
-std::string quote(std::string_view text, std::string_view safe) {
+/// `plus`: a space becomes +, as in queries.
+std::string quote(std::string_view text, std::string_view safe, bool plus) {
   std::string out;
   for (const char c : text) {
     const bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
@@ -65,6 +66,8 @@ std::string quote(std::string_view text, std::string_view safe) {
                        safe.find(c) != std::string_view::npos;
     if (plain) {
       out.push_back(c);
+    } else if (plus && c == ' ') {
+      out.push_back('+');
     } else {
       const auto byte = static_cast<unsigned char>(c);
       out.push_back('%');
@@ -77,11 +80,11 @@ std::string quote(std::string_view text, std::string_view safe) {
 
 Value urlencode(Runtime& runtime, const Value& self, Arguments& arguments) {
   arguments.none("urlencode");
-  if (!self.is_dict() && !self.is_array()) return runtime.text(quote(to_text(runtime, self), "/"));
+  if (!self.is_dict() && !self.is_array()) return runtime.text(quote(to_text(runtime, self), "/", false));
   TextBuilder text(runtime);
   const auto pair = [&](const Value& key, const Value& value) {
     if (text.size() > 0) text << "&";
-    text << quote(to_text(runtime, key), "") << "=" << quote(to_text(runtime, value), "");
+    text << quote(to_text(runtime, key), "", true) << "=" << quote(to_text(runtime, value), "", true);
   };
   if (self.is_dict()) {
     for (const auto& [key, value] : self.dict().entries) pair(key, value);

@@ -39,7 +39,7 @@ std::vector<std::pair<Value, Value>> members(Runtime& runtime, std::string_view 
   };
   if (arguments.positional.size() > 1) fail(function, " expected at most 1 argument");
   for (const Value& from : arguments.positional) {
-    if (from.is_undefined()) continue;
+    if (from.is_undefined()) fail_undefined(from);
     if (from.is_dict()) {
       for (const auto& [key, value] : from.dict().entries) put(key, value);
       continue;

@@ -60,7 +60,7 @@ Value split_text(Runtime& runtime, const Value& self, Arguments& arguments, bool
     }
     parts.push_back(rest);
   } else {
-    std::string_view rest = strip(source, nullptr, true, true);
+    std::string_view rest = strip(source, nullptr, !from_right, from_right);
     while (!rest.empty()) {
       if (limit-- == 0) {
         parts.push_back(rest);
