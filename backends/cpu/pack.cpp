@@ -1,6 +1,7 @@
 // Packing of checkpoint weights into panels, reading rows back, and exact mode. Runs once per weight; knows no SIMD.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -47,25 +48,43 @@ void put_u16(std::uint8_t* to, std::uint16_t v) { std::memcpy(to, &v, sizeof v);
 void put_float(std::uint8_t* to, float v) { std::memcpy(to, &v, sizeof v); }
 
 /// Writes 32 codes of one row into its group of a zeroed panel. The inverse of panel_codes.
-void put_codes(const PanelShape& shape, std::uint8_t* row, const std::uint8_t* codes) {
+template <int Bits>
+void put_codes_of(std::uint8_t* row, const std::uint8_t* codes) {
   for (int quad = 0; quad < 8; ++quad) {
     for (int j = 0; j < 4; ++j) {
       const unsigned code = codes[quad * 4 + j];
-      std::uint8_t* const p = row + j;
       const auto put = [&](int plane, unsigned bits, int shift) {
-        p[plane * 64] = static_cast<std::uint8_t>(p[plane * 64] | bits << shift);
+        std::uint8_t& byte = row[plane * 64 + j];
+        byte = static_cast<std::uint8_t>(byte | bits << shift);
       };
-      if (shape.bits == 8) {
+      if constexpr (Bits == 8) {
         put(quad, code, 0);
-      } else if (shape.bits >= 4) {
+      } else if constexpr (Bits >= 4) {
         put(quad & 3, code & 15, quad & 4);
-        if (shape.bits == 5) put(4, code >> 4 & 1, quad);
-        if (shape.bits == 6) put(4 + (quad & 1), code >> 4 & 3, quad & 6);
+        if constexpr (Bits == 5) put(4, code >> 4 & 1, quad);
+        if constexpr (Bits == 6) put(4 + (quad & 1), code >> 4 & 3, quad & 6);
       } else {
         put(quad & 1, code & 3, quad & 6);
-        if (shape.bits == 3) put(2, code >> 2 & 1, quad);
+        if constexpr (Bits == 3) put(2, code >> 2 & 1, quad);
       }
     }
+  }
+}
+
+void put_codes(int bits, std::uint8_t* row, const std::uint8_t* codes) {
+  switch (bits) {
+    case 2:
+      return put_codes_of<2>(row, codes);
+    case 3:
+      return put_codes_of<3>(row, codes);
+    case 4:
+      return put_codes_of<4>(row, codes);
+    case 5:
+      return put_codes_of<5>(row, codes);
+    case 6:
+      return put_codes_of<6>(row, codes);
+    default:
+      return put_codes_of<8>(row, codes);
   }
 }
 
@@ -74,7 +93,7 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
                const quant::GroupedBlock& block, std::uint8_t* panel, std::int64_t col, int lane) {
   // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
   for (int i = 0; i < format.block_values; i += kGroupValues) {
-    put_codes(shape, panel + (col + i) / kGroupValues * layout.code_bytes + lane * 4, block.code + i);
+    put_codes(shape.bits, panel + (col + i) / kGroupValues * layout.code_bytes + lane * 4, block.code + i);
   }
   for (int i = 0; i < format.block_values; i += shape.group) {
     const int g = i / format.shape.group;
@@ -100,6 +119,20 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
     const std::int64_t at = (col / (kGroupValues * kSuperGroups) * kPanelRows + lane) * 2;
     put_u16(panel + layout.super_scale + at, core::float_to_half(block.d));
     if (shape.minimum) put_u16(panel + layout.super_minimum + at, core::float_to_half(block.d_min));
+  }
+}
+
+/// Transposes `lanes` rows of `cols` elements into a panel [cols][16].
+template <class T>
+void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
+               std::uint8_t* panel) {
+  constexpr std::int64_t kSize = sizeof(T), kBlock = 64;  // columns whose part of the panel stays in the cache
+  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      for (std::int64_t k = begin; k < std::min(begin + kBlock, cols); ++k) {
+        std::memcpy(panel + (k * kPanelRows + lane) * kSize, rows + lane * row_bytes + k * kSize, kSize);
+      }
+    }
   }
 }
 
@@ -190,17 +223,20 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
   for (std::int32_t p = begin; p < end; ++p) {
     std::uint8_t* const panel = data_ + p * layout.bytes;
     std::memset(panel, 0, static_cast<std::size_t>(layout.bytes));
+    if (shape.bits == 0) {
+      const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, view_.rows - std::int64_t{p} * kPanelRows);
+      const std::uint8_t* const first = source + std::int64_t{p} * kPanelRows * row_bytes;
+      if (format.block_bytes == 4) {
+        put_dense<std::uint32_t>(first, row_bytes, lanes, view_.cols, panel);
+      } else {
+        put_dense<std::uint16_t>(first, row_bytes, lanes, view_.cols, panel);
+      }
+      continue;
+    }
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const std::int64_t row = std::int64_t{p} * kPanelRows + lane;
       if (row >= view_.rows) break;
       const std::uint8_t* block = source + row * row_bytes;
-      if (shape.bits == 0) {
-        const std::int64_t size = format.block_bytes / format.block_values;
-        for (std::int64_t k = 0; k < view_.cols; ++k) {
-          std::memcpy(panel + (k * kPanelRows + lane) * size, block + k * size, static_cast<std::size_t>(size));
-        }
-        continue;
-      }
       quant::GroupedBlock decomposed;
       for (std::int64_t col = 0; col < view_.cols; col += format.block_values, block += format.block_bytes) {
         format.decompose(block, decomposed);

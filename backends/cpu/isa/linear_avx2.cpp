@@ -1,9 +1,7 @@
 // Linear kernels of level "avx2".
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12's own undefined vectors in immintrin.h
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include <immintrin.h>
+
+#include <utility>
 
 #include "backends/cpu/panel.hpp"
 

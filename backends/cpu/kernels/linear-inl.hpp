@@ -6,17 +6,14 @@
 
 namespace {
 
-template <int I>
-struct Index {
-  static constexpr int value = I;
-};
-/// body(Index<0>), …, body(Index<N - 1>): loops over registers must not survive as loops.
-template <int N, int I = 0, class Body>
+template <int... I, class Body>
+[[gnu::always_inline]] inline void unroll_each(std::integer_sequence<int, I...>, const Body& body) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+/// body(0), …, body(N - 1) with constants: loops over registers must not survive as loops.
+template <int N, class Body>
 [[gnu::always_inline]] inline void unroll(const Body& body) {
-  if constexpr (I < N) {
-    body(Index<I>{});
-    unroll<N, I + 1>(body);
-  }
+  unroll_each(std::make_integer_sequence<int, N>{}, body);
 }
 
 /// Bits of the codes that are multiplied. 8 means signed codes on levels without VNNI, which need no correction for

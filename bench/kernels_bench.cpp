@@ -1,0 +1,137 @@
+// Linear kernels alone: one [N, K] weight that does not fit the caches times M rows, per type, level and thread count,
+// beside the rate at which the machine merely reads memory. items = multiply-adds, bytes = packed weight bytes.
+#include <benchmark/benchmark.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backends/cpu/linear.hpp"
+
+namespace cpu = llminfer::cpu;
+using llminfer::WeightType;
+
+namespace {
+
+using Table = const cpu::LinearKernels& (*)();
+
+/// Random blocks with zero scales: the time does not depend on the values, and no value can be a slow denormal.
+std::shared_ptr<const cpu::PackedWeight> weight(WeightType type, std::int64_t rows, std::int64_t cols) {
+  static std::map<std::tuple<WeightType, std::int64_t, std::int64_t>, std::shared_ptr<const cpu::PackedWeight>> cache;
+  auto& entry = cache[{type, rows, cols}];
+  if (!entry) {
+    entry.reset();
+    auto packed = cpu::PackedWeight::allocate(type, rows, cols).value();
+    std::mt19937 random(1);
+    auto* const data = const_cast<std::uint8_t*>(packed->view().data);
+    for (std::int64_t i = 0; i < packed->bytes(); ++i) data[i] = static_cast<std::uint8_t>(random()) & 0x3b;
+    entry = std::move(packed);
+  }
+  return entry;
+}
+
+void linear(benchmark::State& state, Table table, WeightType type, std::int64_t rows, std::int64_t cols) {
+  const auto m = static_cast<std::int32_t>(state.range(0));
+  static std::shared_ptr<const cpu::PackedWeight> shared;
+  static std::vector<float> out;
+  if (state.thread_index() == 0) {
+    shared = weight(type, rows, cols);
+    out.assign(static_cast<std::size_t>(m * rows), 0.0f);
+  }
+  const cpu::LinearKernels& kernels = table();
+  std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
+  const std::int64_t group_stride = cpu::quantized_row_groups(cols);
+  std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
+  for (std::int32_t i = 0; i < m; ++i)
+    kernels.quantize_row(x.data() + i * cols, cols, groups.data() + i * group_stride);
+  const std::unique_ptr<void, decltype(&std::free)> scratch(
+      std::aligned_alloc(64, (cpu::linear_scratch_bytes(cols) + 63) / 64 * 64), std::free);
+  for (auto _ : state) {
+    const std::int32_t panels = shared->panels(), pairs = panels / 2;
+    const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
+    const std::int32_t end =
+        state.thread_index() + 1 == state.threads() ? panels : pairs * (state.thread_index() + 1) / state.threads() * 2;
+    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride}, 0, m, out.data(), rows,
+                   scratch.get());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * m * rows * cols / state.threads());
+  state.SetBytesProcessed(state.iterations() * shared->bytes() / state.threads());
+}
+
+/// The roof: each thread sums its share of 128 MiB.
+void read_memory(benchmark::State& state) {
+  static std::vector<std::uint64_t> data;
+  if (state.thread_index() == 0) data.assign(std::size_t{16} << 20, 1);
+  for (auto _ : state) {
+    const std::size_t share = data.size() / static_cast<std::size_t>(state.threads());
+    const std::uint64_t* const p = data.data() + share * static_cast<std::size_t>(state.thread_index());
+    std::uint64_t sum[32] = {};
+    for (std::size_t i = 0; i < share; i += 32) {
+      for (std::size_t j = 0; j < 32; ++j) sum[j] += p[i + j];
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(data.size() * 8) / state.threads());
+}
+
+void quantize(benchmark::State& state, Table table) {
+  std::vector<float> x(1536, 0.5f);
+  std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
+  for (auto _ : state) {
+    table().quantize_row(x.data(), 1536, groups.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * 1536);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::RegisterBenchmark("read_memory", read_memory)->Threads(1)->Threads(2)->UseRealTime();
+  std::vector<std::pair<const char*, Table>> levels;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512vnni"))
+    levels.emplace_back("avx512vnni", cpu::isa_avx512vnni::linear_kernels);
+  if (avx512) levels.emplace_back("avx512", cpu::isa_avx512::linear_kernels);
+  if (avx2) levels.emplace_back("avx2", cpu::isa_avx2::linear_kernels);
+  for (const auto& [level, table] : levels) {
+    benchmark::RegisterBenchmark((std::string(level) + "/quantize").c_str(), quantize, table);
+    for (const WeightType type :
+         {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
+          WeightType::q6_k, WeightType::q2_k, WeightType::q3_k, WeightType::iq4_nl, WeightType::iq4_xs,
+          WeightType::mxfp4, WeightType::bf16, WeightType::f32}) {
+      const std::string name = std::string(level) + "/" + std::string(llminfer::weight_type_info(type).name);
+      // Batch 1 reads 80 MB and more; prompts use a layer's own size.
+      benchmark::RegisterBenchmark((name + "/decode").c_str(), linear, table, type, 262144, 576)
+          ->Arg(1)
+          ->Arg(4)
+          ->Threads(1)
+          ->Threads(2)
+          ->UseRealTime()
+          ->Unit(benchmark::kMillisecond);
+      benchmark::RegisterBenchmark((name + "/batch").c_str(), linear, table, type, 1536, 1536)
+          ->Arg(1)
+          ->Arg(2)
+          ->Arg(4)
+          ->Arg(8)
+          ->Arg(32)
+          ->Arg(128)
+          ->Arg(512)
+          ->Threads(1)
+          ->UseRealTime()
+          ->Unit(benchmark::kMillisecond);
+    }
+  }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
