@@ -174,10 +174,12 @@ Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
 }
 
 Result<void> CpuPlan::wait() {
-  if (!outcome_) return Error{ErrorCode::invalid_state, {}};
-  Result<void> outcome = *std::move(outcome_);
-  outcome_.reset();
-  return outcome;
+  return core::guarded([&]() -> Result<void> {
+    if (!outcome_) return fail(ErrorCode::invalid_state, "no batch is in flight; call submit() first");
+    Result<void> outcome = *std::move(outcome_);
+    outcome_.reset();
+    return outcome;
+  });
 }
 
 /// Checks the batch and lays out what all layers share.
