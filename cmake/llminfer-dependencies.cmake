@@ -3,7 +3,6 @@ find_package(nlohmann_json 3.11 REQUIRED)  # JSON
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)    # the tokenizers' regular expressions
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # Unicode normalisation
-find_package(xsimd REQUIRED)  # elementwise kernels
 find_package(Threads REQUIRED)
 if(LLMINFER_OPENMP AND NOT LLMINFER_SANITIZE MATCHES "thread")  # ThreadSanitizer does not know libgomp
   find_package(OpenMP REQUIRED COMPONENTS CXX)
