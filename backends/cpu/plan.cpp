@@ -250,10 +250,10 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
 void CpuPlan::walk(core::Worker& worker) noexcept {
   Thread thread{worker, memory_.at<std::byte>(layout_.shared_bytes + worker.index() * layout_.own_bytes),
                 static_cast<std::int32_t>(pass_.batch->positions.size())};
-  const std::atomic<bool>* const interrupt = pass_.batch->interrupt;
+  const std::function<bool()>& interrupted = pass_.batch->interrupted;
   compute_angles(thread);
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
-    if (worker.index() == 0 && interrupt && interrupt->load(std::memory_order_relaxed) &&
+    if (worker.index() == 0 && interrupted && interrupted() &&
         pass_.stop_at.load(std::memory_order_relaxed) > i + 1) {
       pass_.stop_at.store(i + 1, std::memory_order_relaxed);
     }

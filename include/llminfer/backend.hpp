@@ -4,7 +4,6 @@
 // failure is Error{out_of_memory}.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -80,9 +79,9 @@ struct Batch {
   std::span<const std::int32_t> hidden_rows; ///< ascending batch rows whose last hidden state is wanted
   std::span<float> logits;                   ///< out [logit_rows, vocab_size]
   std::span<float> hidden;                   ///< out [hidden_rows, hidden_size]
-  /// Set from another thread to abandon the pass; polled at least once per layer. wait() then gives `cancelled`, and the
-  /// batch's cache rows are undefined.
-  const std::atomic<bool>* interrupt = nullptr;
+  /// Says whether to abandon the pass; called at least once per layer, on any one thread, and must not throw. Once it is true,
+  /// wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
+  std::function<bool()> interrupted;
 };
 
 /// A compiled Program. One batch is in flight at a time.

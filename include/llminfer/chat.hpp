@@ -26,10 +26,10 @@ struct Message {
 };
 
 struct ChatOptions {
-  std::string system;              ///< system message; empty: none, and the template's default applies
-  std::vector<Message> history;    ///< turns to begin with
-  std::string tools_json;          ///< a JSON array of tool schemas for the template; empty: none
-  std::string chat_template;       ///< a Jinja template instead of the model's own
+  std::string system{};              ///< system message; empty: none, and the template's default applies
+  std::vector<Message> history{};    ///< turns to begin with
+  std::string tools_json{};          ///< a JSON array of tool schemas for the template; empty: none
+  std::string chat_template{};       ///< a Jinja template instead of the model's own
 };
 
 /// The text of an answer, piece by piece as it is generated. Iterate once; leaving the loop early cancels the answer.

@@ -255,7 +255,7 @@ TEST_CASE("a pass that is interrupted ends, and the next one is whole") {
     Parts before(model, 50), stopped(model, 50), after(model, 50);
     REQUIRE(pass(driver, before.batch));
     std::atomic<bool> interrupt{true};
-    stopped.batch.interrupt = &interrupt;
+    stopped.batch.interrupted = [&] { return interrupt.load(); };
     const auto result = pass(driver, stopped.batch);
     REQUIRE_FALSE(result);
     CHECK(result.error().code == ErrorCode::cancelled);

@@ -1,0 +1,319 @@
+// The engine's thread: which requests take part in a step, and what becomes of them after it. Pages are in pages.cpp, the
+// forward pass in forward.cpp, what a request does with its logits in generate.cpp.
+#include "engine/core.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/error.hpp"
+#include "engine/sampler.hpp"
+
+namespace llminfer::inline v0::engine {
+
+using core::fail;
+
+EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& options)
+    : model_(std::move(model)),
+      max_batch_tokens_(options.max_batch_tokens),
+      max_sequences_(options.max_sequences),
+      max_queue_(options.max_queue),
+      on_log_(options.on_log) {
+  for (std::size_t group = 0; group < model_->caches.size(); ++group) pools_.emplace_back(model_->pages);
+  stats_.pages_total = model_->pages * static_cast<std::int32_t>(pools_.size());
+  stats_.weight_bytes = model_->weight_bytes;
+  for (const auto& cache : model_->caches) stats_.cache_bytes += cache->bytes();
+  stats_.load_seconds = model_->load_seconds;
+  thread_ = std::thread([this] { run(); });
+}
+
+EngineCore::~EngineCore() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+EngineStats EngineCore::stats() const {
+  const std::lock_guard lock(mutex_);
+  EngineStats stats = stats_;
+  stats.waiting = static_cast<std::int32_t>(waiting_.size());
+  for (const PagePool& pool : pools_) stats.pages_used += pool.used();
+  return stats;
+}
+
+Result<void> EngineCore::check_tokens(std::span<const Token> tokens) const {
+  for (const Token token : tokens) {
+    if (token < 0 || token >= model_->info.vocab_size) {
+      return fail(ErrorCode::invalid_argument, "token ", token, " is outside the vocabulary, 0 to ", model_->info.vocab_size - 1);
+    }
+  }
+  return {};
+}
+
+namespace {
+
+Result<void> check_generation(const GenerateOptions& options, const ModelInfo& info) {
+  if (options.max_tokens < 0) {
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::max_tokens is ", options.max_tokens, ", expected 0 or more");
+  }
+  if (options.stop.size() > 64) {
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::stop has ", options.stop.size(), " texts, expected at most 64");
+  }
+  for (const std::string& stop : options.stop) {
+    if (stop.empty()) return fail(ErrorCode::invalid_argument, "GenerateOptions::stop has an empty text");
+  }
+  for (const Token token : options.stop_tokens) {
+    if (token < 0 || token >= info.vocab_size) {
+      return fail(ErrorCode::invalid_argument, "GenerateOptions::stop_tokens: ", token, " is outside the vocabulary, 0 to ",
+                  info.vocab_size - 1);
+    }
+  }
+  if (options.keep_tokens < 0 || options.keep_tokens > info.context_length / 2) {
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::keep_tokens is ", options.keep_tokens, ", expected 0 to ",
+                info.context_length / 2, ", half the context");
+  }
+  if (options.deadline && options.deadline->count() < 0) {
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::deadline is negative");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) {
+  Sequence& sequence = *request->sequence;
+  request->submitted = Clock::now();
+  if (sequence.tokens.empty()) return fail(ErrorCode::invalid_argument, "the prompt has no tokens");
+  if (request->generate) {
+    const GenerateOptions& options = request->options;
+    LLMINFER_TRY(check_generation(options, model_->info));
+    request->sampler = LLMINFER_TRY(Sampler::create(options.sampling, model_->tokenizer));
+    request->sampler->accept(sequence.tokens);
+    request->decoder.emplace(model_->tokenizer, DecodeOptions{.skip_special = true});
+    request->stop = StopMatcher(options.stop);
+    if (options.deadline) {
+      // A deadline of centuries would overflow the clock.
+      request->deadline = request->submitted + std::min(*options.deadline, std::chrono::milliseconds(1'000'000'000'000));
+    }
+  }
+  if (sequence.size() > model_->info.context_length) {
+    if (!request->generate || request->options.overflow == OverflowPolicy::stop) {
+      return fail(ErrorCode::context_overflow, sequence.size(), " tokens do not fit the context of ",
+                  model_->info.context_length);
+    }
+    shift(*request);
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (waiting_.size() >= static_cast<std::size_t>(max_queue_)) {
+      return fail(ErrorCode::queue_full, "EngineOptions::max_queue requests, ", max_queue_, ", are waiting already");
+    }
+    waiting_.push_back(request);
+    sequence.active = true;
+    request->result.prompt_tokens = sequence.size();
+    request->result.cached_tokens = sequence.cached;
+    stats_.cached_tokens += sequence.cached;
+  }
+  wake_.notify_one();
+  return {};
+}
+
+void EngineCore::run() noexcept {
+  while (true) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return stopping_ || !waiting_.empty() || !running_.empty(); });
+      if (stopping_) break;
+    }
+    std::vector<Share> shares;
+    const auto outcome = core::guarded([&]() -> Result<void> {
+      {
+        const std::lock_guard lock(mutex_);
+        admit();
+      }
+      end_stopped_requests();
+      {
+        const std::lock_guard lock(mutex_);
+        shares = schedule();
+      }
+      if (shares.empty()) return {};
+      LLMINFER_TRY(forward(shares));
+      commit(shares);
+      return {};
+    });
+    if (!outcome && outcome.error().code != ErrorCode::cancelled) {
+      // A failed pass ends the requests that took part (all, if it failed before that was decided), and the engine goes on.
+      auto failed = std::move(running_);
+      running_.clear();
+      for (const auto& request : failed) {
+        const bool took_part = shares.empty() || std::any_of(shares.begin(), shares.end(), [&](const Share& share) {
+          return share.request == request;
+        });
+        if (took_part) {
+          finish(request, outcome.error());
+        } else {
+          running_.push_back(request);  // within the capacity that running_ had
+        }
+      }
+    }
+    std::erase_if(running_, [](const auto& request) {
+      const std::lock_guard lock(request->mutex);
+      return request->done;
+    });
+    const std::lock_guard lock(mutex_);
+    stats_.running = static_cast<std::int32_t>(running_.size());
+  }
+  for (const auto& request : running_) {
+    end_answer(*request, FinishReason::cancelled);
+    finish(request, request->generate ? Result<void>() : fail(ErrorCode::cancelled, "the engine was closed"));
+  }
+  running_.clear();
+  while (!waiting_.empty()) {
+    const auto request = waiting_.front();
+    waiting_.pop_front();
+    request->result.reason = FinishReason::cancelled;
+    finish(request, fail(ErrorCode::cancelled, "the engine was closed"));
+  }
+}
+
+/// Mutex held.
+void EngineCore::admit() {
+  while (!waiting_.empty() && running_.size() < static_cast<std::size_t>(max_sequences_)) {
+    running_.push_back(waiting_.front());
+    waiting_.pop_front();
+  }
+}
+
+/// Ends requests that were cancelled or are late, before they cost another pass, and advances those whose logits are there.
+void EngineCore::end_stopped_requests() {
+  for (const auto& request : running_) {
+    if (request->cancelled() || request->late()) {
+      const FinishReason reason = request->cancelled() ? FinishReason::cancelled : FinishReason::deadline;
+      if (!request->answered) end_answer(*request, reason);
+      finish(request, request->generate ? Result<void>() : fail(ErrorCode::cancelled, "the prefill was cancelled"));
+      continue;
+    }
+    Sequence& sequence = *request->sequence;
+    if (!request->started) {
+      request->started = true;
+      request->prefill_start = Clock::now();
+      bool computed = false;
+      {
+        const std::lock_guard lock(mutex_);
+        computed = sequence.cached == sequence.size();
+        if (computed && sequence.logits.empty()) {  // compute the last token again for its logits
+          sequence.cached -= 1;
+          computed = false;
+        }
+      }
+      if (computed) advance(*request);
+    }
+    if (request->answered || !request->generate) {
+      const std::lock_guard lock(mutex_);
+      if (sequence.cached < sequence.size()) continue;
+    } else {
+      continue;
+    }
+    finish(request, {});
+  }
+  std::erase_if(running_, [](const auto& request) {
+    const std::lock_guard lock(request->mutex);
+    return request->done;
+  });
+}
+
+/// Chooses what the next pass computes: first the requests that need one token, then chunks of prompts, oldest first, up to
+/// max_batch_tokens_ rows. Mutex held.
+std::vector<EngineCore::Share> EngineCore::schedule() {
+  std::vector<Share> shares;
+  std::int32_t budget = std::max(max_batch_tokens_, 1);
+  const auto candidates = running_;
+  for (const bool decoding : {true, false}) {
+    for (const auto& request : candidates) {
+      const Sequence& sequence = *request->sequence;
+      const std::int32_t pending = sequence.size() - sequence.cached;
+      if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
+      const std::int32_t rows = std::min(pending, budget);
+      if (!make_room(*request, rows)) continue;
+      shares.push_back({request, rows});
+      budget -= rows;
+    }
+  }
+  // Making room for a later request may have taken the pages of an earlier one.
+  std::erase_if(shares, [](const Share& share) {
+    const Sequence& sequence = *share.request->sequence;
+    for (const auto& pages : sequence.pages) {
+      if (static_cast<std::int32_t>(pages.size()) * kPageTokens < sequence.cached + share.rows) return true;
+    }
+    return false;
+  });
+  return shares;
+}
+
+/// After a pass: the new tokens count as cached, and requests that are up to date go on.
+void EngineCore::commit(std::span<const Share> shares) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++stats_.forward_passes;
+    for (const Share& share : shares) {
+      Sequence& sequence = *share.request->sequence;
+      sequence.cached += share.rows;
+      sequence.last_used = ++use_counter_;
+      (share.request->result.tokens.empty() ? stats_.prefill_tokens : stats_.decode_tokens) += share.rows;
+    }
+  }
+  for (const Share& share : shares) {
+    Request& request = *share.request;
+    const auto outcome = core::guarded([&]() -> Result<void> {
+      if (request.sequence->cached < request.sequence->size()) return {};
+      if (request.generate && !request.answered) advance(request);
+      return {};
+    });
+    if (!outcome) {
+      finish(share.request, outcome.error());
+    } else if (request.sequence->cached == request.sequence->size() && (!request.generate || request.answered)) {
+      finish(share.request, {});
+    } else if (request.answered && !request.keep_sequence) {
+      finish(share.request, {});
+    }
+  }
+}
+
+/// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
+void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept {
+  Sequence& sequence = *request->sequence;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!outcome) {  // as it was before
+      const auto before = static_cast<std::int32_t>(request->tokens_before.size());
+      const auto same = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(), request->tokens_before.begin(),
+                                      request->tokens_before.end());
+      const auto common = static_cast<std::int32_t>(same.first - sequence.tokens.begin());
+      free_pages(sequence, std::min({before, common, sequence.cached}));
+      std::erase_if(sequence.embeddings, [&](const auto& row) { return row.first >= before; });
+      sequence.tokens = std::move(request->tokens_before);
+    }
+    if (!request->keep_sequence) free_pages(sequence, 0);
+    sequence.active = false;
+    sequence.last_used = ++use_counter_;
+  }
+  if (request->generate) {
+    const auto end = Clock::now();
+    const auto seconds = [](auto duration) { return std::chrono::duration<double>(duration).count(); };
+    Timings& timings = request->result.timings;
+    const auto start = request->started ? request->prefill_start : end;
+    const auto first = request->result.tokens.empty() ? end : request->first_token;
+    timings = {seconds(start - request->submitted), seconds(first - start), seconds(end - first)};
+  }
+  {
+    const std::lock_guard lock(request->mutex);
+    request->outcome = std::move(outcome);
+    request->done = true;
+  }
+  request->changed.notify_all();
+}
+
+}  // namespace llminfer::inline v0::engine

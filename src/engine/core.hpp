@@ -1,0 +1,97 @@
+// EngineCore: one loaded model and the thread that runs it. Requests of all sessions are batched step by step (continuous
+// batching: Yu et al., "Orca", 2022) over the paged KV cache (Kwon et al., "PagedAttention", 2023).
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <llminfer/engine.hpp>
+
+#include "engine/model.hpp"
+#include "engine/page_pool.hpp"
+#include "engine/request.hpp"
+#include "engine/sequence.hpp"
+
+namespace llminfer::inline v0::engine {
+
+class EngineCore {
+ public:
+  EngineCore(std::unique_ptr<Model> model, const EngineOptions& options);
+  ~EngineCore();
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  const Model& model() const noexcept { return *model_; }
+  EngineStats stats() const;
+
+  // Any thread.
+  std::shared_ptr<Sequence> new_sequence();
+  /// Gives the pages back. The sequence is idle.
+  void close(const std::shared_ptr<Sequence>& sequence) noexcept;
+  /// A copy that shares all pages. The sequence is idle.
+  std::shared_ptr<Sequence> fork(const Sequence& sequence);
+  /// Forgets all but the first `count` tokens, 0 <= count <= size. The sequence is idle.
+  void truncate(Sequence& sequence, std::int32_t count);
+
+  /// Checks the request's options and puts it in the queue. `sequence` holds all tokens to compute. An error leaves the
+  /// sequence alone.
+  Result<void> submit(const std::shared_ptr<Request>& request);
+  Result<void> check_tokens(std::span<const Token> tokens) const;
+
+ private:
+  /// A request's share of one forward pass.
+  struct Share {
+    std::shared_ptr<Request> request;
+    std::int32_t rows = 0;
+  };
+
+  void run() noexcept;
+  void end_stopped_requests();
+  void admit();
+  std::vector<Share> schedule();
+  bool make_room(Request& request, std::int32_t rows);
+  bool reclaim_pages(const Request& asking);
+  void free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept;
+  Result<void> forward(std::span<const Share> shares);
+  void commit(std::span<const Share> shares);
+
+  void advance(Request& request);
+  Result<void> choose_token(Request& request);
+  void emit(Request& request, Token token, std::string_view text, const Sample* sample);
+  void end_answer(Request& request, FinishReason reason);
+  void shift(Request& request);
+  void finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept;
+
+  const std::unique_ptr<Model> model_;
+  const std::int32_t max_batch_tokens_, max_sequences_, max_queue_;
+  const LogCallback on_log_;
+
+  mutable std::mutex mutex_;  ///< guards what follows and the page state of all sequences
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  std::deque<std::shared_ptr<Request>> waiting_;
+  std::vector<PagePool> pools_;  ///< per cache group
+  std::vector<std::weak_ptr<Sequence>> sequences_;
+  std::uint64_t use_counter_ = 0;
+  EngineStats stats_;
+
+  std::vector<std::shared_ptr<Request>> running_;  ///< the engine thread's own, oldest first
+
+  // Arrays of the pass in flight, kept for their memory.
+  struct {
+    std::vector<Token> tokens;
+    std::vector<float> embeddings;
+    std::vector<std::int32_t> positions, logit_rows, hidden_rows;
+    std::vector<Run> runs;
+    std::vector<float> logits, hidden;
+  } pass_;
+
+  std::thread thread_;  // last: runs with everything above made
+};
+
+}  // namespace llminfer::inline v0::engine

@@ -1,0 +1,91 @@
+// One forward pass over the shares of several requests.
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "engine/core.hpp"
+
+namespace llminfer::inline v0::engine {
+
+/// Fills the batch, runs it and hands out logits and hidden states. Engine thread, mutex not held: the sequences of the
+/// shares are active, so nobody else touches them.
+Result<void> EngineCore::forward(std::span<const Share> shares) {
+  const auto vocab = static_cast<std::size_t>(model_->program.vocab_size);
+  const auto width = static_cast<std::size_t>(model_->program.hidden_size);
+  auto& pass = pass_;
+  pass.tokens.clear();
+  pass.embeddings.clear();
+  pass.positions.clear();
+  pass.logit_rows.clear();
+  pass.hidden_rows.clear();
+  pass.runs.clear();
+
+  for (const Share& share : shares) {
+    const Request& request = *share.request;
+    const Sequence& sequence = *request.sequence;
+    Run& run = pass.runs.emplace_back();
+    run.first_row = static_cast<std::int32_t>(pass.tokens.size());
+    run.rows = share.rows;
+    run.first_position = sequence.cached;
+    for (const auto& pages : sequence.pages) run.block_tables.emplace_back(pages);
+    for (std::int32_t i = 0; i < share.rows; ++i) {
+      const std::int32_t position = sequence.cached + i, row = run.first_row + i;
+      pass.tokens.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+      pass.positions.push_back(position);
+      if (request.want_hidden && position >= static_cast<std::int32_t>(request.tokens_before.size())) {
+        pass.hidden_rows.push_back(row);
+      }
+    }
+    if (sequence.cached + share.rows == sequence.size()) pass.logit_rows.push_back(run.first_row + share.rows - 1);
+  }
+  for (std::size_t row = 0; row < pass.tokens.size(); ++row) {
+    if (pass.tokens[row] >= 0) continue;
+    pass.embeddings.resize(pass.tokens.size() * width);
+    const Share* share = shares.data();
+    for (const Run& run : pass.runs) {
+      if (static_cast<std::size_t>(run.first_row + run.rows) > row) break;
+      ++share;
+    }
+    const std::vector<float>& from = share->request->sequence->embeddings.at(pass.positions[row]);
+    std::copy(from.begin(), from.end(), pass.embeddings.begin() + static_cast<std::ptrdiff_t>(row * width));
+  }
+  pass.logits.resize(pass.logit_rows.size() * vocab);
+  pass.hidden.resize(pass.hidden_rows.size() * width);
+
+  Batch batch;
+  batch.tokens = pass.tokens;
+  batch.embeddings = pass.embeddings;
+  batch.positions = pass.positions;
+  batch.runs = pass.runs;
+  batch.logit_rows = pass.logit_rows;
+  batch.hidden_rows = pass.hidden_rows;
+  batch.logits = pass.logits;
+  batch.hidden = pass.hidden;
+  batch.interrupted = [shares] {
+    return std::all_of(shares.begin(), shares.end(),
+                       [](const Share& share) { return share.request->cancelled() || share.request->late(); });
+  };
+  std::vector<CacheStorage*> caches;
+  for (const auto& cache : model_->caches) caches.push_back(cache.get());
+  LLMINFER_TRY(model_->plan->submit(batch, caches));
+  LLMINFER_TRY(model_->plan->wait());
+
+  std::size_t logit = 0, hidden = 0;
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    Sequence& sequence = *shares[i].request->sequence;
+    const std::int32_t end = pass.runs[i].first_row + pass.runs[i].rows;
+    if (logit < pass.logit_rows.size() && pass.logit_rows[logit] < end) {
+      const auto* from = pass.logits.data() + logit++ * vocab;
+      sequence.logits.assign(from, from + vocab);
+    }
+    for (; hidden < pass.hidden_rows.size() && pass.hidden_rows[hidden] < end; ++hidden) {
+      const auto* from = pass.hidden.data() + hidden * width;
+      const auto index = static_cast<std::size_t>(pass.positions[static_cast<std::size_t>(pass.hidden_rows[hidden])]) -
+                         shares[i].request->tokens_before.size();
+      sequence.hidden.resize(std::max(sequence.hidden.size(), (index + 1) * width));
+      std::copy(from, from + width, sequence.hidden.begin() + static_cast<std::ptrdiff_t>(index * width));
+    }
+  }
+  return {};
+}
+
+}  // namespace llminfer::inline v0::engine

@@ -1,0 +1,128 @@
+// What a request does with the logits of its last token: choose the next one, give out text, end.
+#include <algorithm>
+#include <utility>
+
+#include "core/error.hpp"
+#include "engine/core.hpp"
+
+namespace llminfer::inline v0::engine {
+
+using core::fail;
+
+namespace {
+
+/// A callback that fails, as an exception inside the engine; core::guarded turns it into the request's error.
+struct CallbackFailed : std::exception {
+  const char* what() const noexcept override { return "GenerateOptions::on_token threw"; }
+};
+
+}  // namespace
+
+/// The sequence is computed up to its last token, whose logits are there.
+void EngineCore::advance(Request& request) {
+  if (!request.generate || request.answered) return;
+  const auto outcome = choose_token(request);
+  if (!outcome) {
+    for (const auto& running : running_) {
+      if (running.get() == &request) return finish(running, outcome.error());
+    }
+  }
+}
+
+Result<void> EngineCore::choose_token(Request& request) {
+  Sequence& sequence = *request.sequence;
+  const GenerateOptions& options = request.options;
+  CompletionResult& result = request.result;
+  if (sequence.size() >= model_->info.context_length) {
+    if (options.overflow == OverflowPolicy::stop) {
+      end_answer(request, FinishReason::length);
+      return {};
+    }
+    shift(request);  // the logits at hand still serve for this token
+  }
+  const auto vocab = static_cast<std::size_t>(model_->tokenizer.vocab_size());
+  Sample sample = LLMINFER_TRY(request.sampler->sample(std::span(sequence.logits).first(vocab)));
+  if (result.tokens.empty()) request.first_token = Clock::now();
+
+  const auto ends = model_->tokenizer.end_tokens();
+  if (!options.ignore_end && std::find(ends.begin(), ends.end(), sample.token) != ends.end()) {
+    end_answer(request, FinishReason::end_token);
+    return {};
+  }
+  if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), sample.token) != options.stop_tokens.end()) {
+    end_answer(request, FinishReason::stop);
+    return {};
+  }
+
+  sequence.tokens.push_back(sample.token);
+  sequence.logits.clear();
+  request.sampler->accept(std::span(&sample.token, 1));
+  result.tokens.push_back(sample.token);
+  const std::string text = request.stop.push(request.decoder->push(sample.token));
+  emit(request, sample.token, text, &sample);
+  if (options.sampling.logprobs > 0) result.samples.push_back(std::move(sample));
+  if (request.answered) return {};  // the callback ended it
+  if (request.stop.matched()) {
+    end_answer(request, FinishReason::stop);
+  } else if (options.max_tokens > 0 && static_cast<std::int32_t>(result.tokens.size()) >= options.max_tokens) {
+    end_answer(request, FinishReason::length);
+  }
+  return {};
+}
+
+/// Gives out a piece of text with the token that made it certain (-1: none, at the end).
+void EngineCore::emit(Request& request, Token token, std::string_view text, const Sample* sample) {
+  request.result.text += text;
+  if (request.stream && !text.empty()) {
+    {
+      const std::lock_guard lock(request.mutex);
+      request.stream_text += text;
+    }
+    request.changed.notify_all();
+  }
+  if (!request.options.on_token) return;
+  GeneratedToken generated;
+  generated.token = token;
+  generated.text = text;
+  if (sample) {
+    generated.logprob = sample->logprob;
+    generated.top = sample->top;
+  }
+  bool go_on = false;
+  try {
+    go_on = request.options.on_token(generated);
+  } catch (...) {
+    throw CallbackFailed();
+  }
+  if (!go_on && !request.answered) end_answer(request, FinishReason::cancelled);
+}
+
+/// Decides the reason and gives out the text that was held back. A session's request still computes its last token.
+void EngineCore::end_answer(Request& request, FinishReason reason) {
+  request.answered = true;
+  request.result.reason = reason;
+  if (!request.generate || request.stop.matched()) return;
+  std::string rest = request.stop.push(request.decoder->finish());
+  if (!request.stop.matched()) rest += request.stop.finish();
+  if (!rest.empty()) emit(request, -1, rest, nullptr);
+}
+
+/// Forgets the oldest tokens after the first keep_tokens, so that half of the room behind those is free.
+void EngineCore::shift(Request& request) {
+  Sequence& sequence = *request.sequence;
+  const std::int32_t keep = request.options.keep_tokens;
+  const std::int32_t stay = (model_->info.context_length - keep) / 2;
+  const std::int32_t drop = sequence.size() - keep - stay;
+  const auto first = sequence.tokens.begin() + keep;
+  sequence.tokens.erase(first, first + drop);
+  std::unordered_map<std::int32_t, std::vector<float>> moved;
+  for (auto& [position, row] : sequence.embeddings) {
+    if (position < keep) moved.emplace(position, std::move(row));
+    if (position >= keep + drop) moved.emplace(position - drop, std::move(row));
+  }
+  sequence.embeddings = std::move(moved);
+  const std::lock_guard lock(mutex_);
+  free_pages(sequence, std::min(keep, sequence.cached));
+}
+
+}  // namespace llminfer::inline v0::engine

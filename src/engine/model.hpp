@@ -1,0 +1,37 @@
+// Model: a checkpoint made ready to run: tokenizer, Program, prepared weights, plan, caches.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+#include <llminfer/engine.hpp>
+
+#include "load/checkpoint.hpp"
+
+namespace llminfer::inline v0::engine {
+
+struct Model {
+  ModelInfo info;
+  Tokenizer tokenizer{nullptr};
+  std::string chat_template;
+  std::string bos_text, eos_text;  ///< written forms, for chat templates
+  SamplingOptions recommended;
+  std::shared_ptr<Backend> backend;
+  Program program;
+  std::unique_ptr<Plan> plan;
+  std::vector<std::unique_ptr<CacheStorage>> caches;  ///< one per cache group
+  std::int32_t pages = 0;        ///< per cache group
+  std::int32_t max_batch_rows = 0;
+  std::int64_t weight_bytes = 0;
+  double load_seconds = 0;
+};
+
+/// Reads, prepares and compiles.
+Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options);
+
+/// What load_model would take.
+Result<MemoryPlan> plan_model(const load::Checkpoint& checkpoint, const EngineOptions& options);
+
+}  // namespace llminfer::inline v0::engine

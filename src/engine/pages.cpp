@@ -1,0 +1,130 @@
+// Pages of the KV cache: taking, sharing, copying on write, and taking them back from idle or younger sequences.
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "engine/core.hpp"
+
+namespace llminfer::inline v0::engine {
+
+std::shared_ptr<Sequence> EngineCore::new_sequence() {
+  auto sequence = std::make_shared<Sequence>();
+  sequence->pages.resize(pools_.size());
+  const std::lock_guard lock(mutex_);
+  std::erase_if(sequences_, [](const auto& weak) { return weak.expired(); });
+  sequences_.push_back(sequence);
+  return sequence;
+}
+
+void EngineCore::close(const std::shared_ptr<Sequence>& sequence) noexcept {
+  const std::lock_guard lock(mutex_);
+  free_pages(*sequence, 0);
+}
+
+std::shared_ptr<Sequence> EngineCore::fork(const Sequence& sequence) {
+  auto copy = new_sequence();
+  copy->tokens = sequence.tokens;
+  copy->embeddings = sequence.embeddings;
+  copy->logits = sequence.logits;
+  copy->hidden = sequence.hidden;
+  const std::lock_guard lock(mutex_);
+  copy->pages = sequence.pages;
+  copy->cached = sequence.cached;
+  copy->last_used = ++use_counter_;
+  for (std::size_t group = 0; group < pools_.size(); ++group) {
+    for (const std::int32_t page : copy->pages[group]) pools_[group].share(page);
+  }
+  return copy;
+}
+
+void EngineCore::truncate(Sequence& sequence, std::int32_t count) {
+  if (count == sequence.size()) return;
+  const std::lock_guard lock(mutex_);
+  sequence.tokens.resize(static_cast<std::size_t>(count));
+  std::erase_if(sequence.embeddings, [&](const auto& row) { return row.first >= count; });
+  sequence.logits.clear();
+  sequence.hidden.clear();
+  free_pages(sequence, std::min(count, sequence.cached));
+}
+
+/// Keeps the pages of the first `keep_tokens` cached tokens. Mutex held.
+void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept {
+  const auto keep = static_cast<std::size_t>((keep_tokens + kPageTokens - 1) / kPageTokens);
+  for (std::size_t group = 0; group < sequence.pages.size(); ++group) {
+    auto& pages = sequence.pages[group];
+    while (pages.size() > keep) {
+      pools_[group].release(pages.back());
+      pages.pop_back();
+    }
+  }
+  sequence.cached = std::min(sequence.cached, keep_tokens);
+}
+
+/// Sees that the request's next `rows` tokens have pages of their own. False: not in this step. Mutex held; no pass in
+/// flight.
+bool EngineCore::make_room(Request& request, std::int32_t rows) {
+  Sequence& sequence = *request.sequence;
+  const auto first = static_cast<std::size_t>(sequence.cached / kPageTokens);
+  const auto needed = static_cast<std::size_t>((sequence.cached + rows + kPageTokens - 1) / kPageTokens);
+  for (std::size_t group = 0; group < pools_.size(); ++group) {
+    const auto take = [&] {
+      auto page = pools_[group].take();
+      while (!page && reclaim_pages(request)) page = pools_[group].take();
+      return page;
+    };
+    auto& pages = sequence.pages[group];
+    pages.reserve(needed);
+    while (pages.size() < needed) {
+      const auto page = take();
+      if (!page) return false;
+      pages.push_back(*page);
+    }
+    if (pools_[group].shared(pages[first])) {  // copy on write; later pages were taken above or would be shared too
+      const auto page = take();
+      if (!page) return false;
+      if (!model_->caches[group]->copy_page(pages[first], *page, sequence.cached % kPageTokens)) {
+        pools_[group].release(*page);
+        return false;
+      }
+      pools_[group].release(pages[first]);
+      pages[first] = *page;
+    }
+    for (std::size_t i = first + 1; i < needed; ++i) {
+      if (!pools_[group].shared(pages[i])) continue;
+      const auto page = take();
+      if (!page) return false;
+      pools_[group].release(pages[i]);
+      pages[i] = *page;
+    }
+  }
+  return true;
+}
+
+/// Takes the pages of another sequence, which computes them again when it goes on: of the idle one that was used least
+/// recently, else of the youngest request that is younger than the asking one. False if there is none. Mutex held.
+bool EngineCore::reclaim_pages(const Request& asking) {
+  const auto holds_pages = [](const Sequence& sequence) {
+    return std::any_of(sequence.pages.begin(), sequence.pages.end(), [](const auto& pages) { return !pages.empty(); });
+  };
+  std::shared_ptr<Sequence> victim;
+  for (const auto& weak : sequences_) {
+    const auto sequence = weak.lock();
+    if (!sequence || sequence->active || !holds_pages(*sequence)) continue;
+    if (!victim || sequence->last_used < victim->last_used) victim = sequence;
+  }
+  // Requests that wait in the queue hold pages too, if their session did.
+  const auto youngest = [&](auto begin, auto end) {
+    for (auto it = begin; it != end && !victim && it->get() != &asking; ++it) {
+      if (holds_pages(*(*it)->sequence)) victim = (*it)->sequence;
+    }
+  };
+  if (!victim) youngest(waiting_.rbegin(), waiting_.rend());
+  if (!victim) {
+    youngest(running_.rbegin(), running_.rend());
+    if (victim) ++stats_.preemptions;
+  }
+  if (!victim) return false;
+  free_pages(*victim, 0);
+  return true;
+}
+
+}  // namespace llminfer::inline v0::engine

@@ -1,0 +1,65 @@
+// Request: one prefill or generation on a sequence, from submission to its result.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <llminfer/completion.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/sampling.hpp>
+
+#include "engine/sequence.hpp"
+#include "engine/stop_matcher.hpp"
+
+namespace llminfer::inline v0::engine {
+
+using Clock = std::chrono::steady_clock;
+
+struct Request {
+  // Set by the submitter, then not changed.
+  std::shared_ptr<Sequence> sequence;
+  GenerateOptions options;
+  bool generate = true;         ///< false: a prefill only
+  bool keep_sequence = false;   ///< the sequence is a session's and outlives the request
+  bool want_hidden = false;
+  bool stream = false;          ///< collect text in stream_text
+  std::optional<Clock::time_point> deadline;
+  Clock::time_point submitted;
+  /// The sequence as it was before, for the case of an error.
+  std::vector<Token> tokens_before;
+
+  // The engine thread's own.
+  std::optional<Sampler> sampler;
+  std::optional<StreamDecoder> decoder;
+  StopMatcher stop;
+  CompletionResult result;
+  bool started = false;
+  bool answered = false;  ///< the reason is set; only the last token is still to be computed
+  Clock::time_point prefill_start, first_token;
+
+  // Shared.
+  std::atomic<bool> cancel_requested{false};
+  std::mutex mutex;  ///< guards what follows
+  std::condition_variable changed;
+  bool done = false;
+  Result<void> outcome;      ///< valid once done
+  std::string stream_text;   ///< text that the reader of a stream has not taken yet
+
+  /// Cancelled by its handle or its token. Thread-safe.
+  bool cancelled() const noexcept {
+    return cancel_requested.load(std::memory_order_relaxed) || (options.cancel && options.cancel->cancelled());
+  }
+  bool late() const noexcept { return deadline && Clock::now() >= *deadline; }
+  void wait_done() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return done; });
+  }
+};
+
+}  // namespace llminfer::inline v0::engine
