@@ -22,9 +22,9 @@ namespace llminfer::inline v0 {
 
 /// A prompt (text or tokens) and how to go on from it.
 struct CompletionRequest {
-  std::string prompt;         ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
-  std::vector<Token> tokens;
-  GenerateOptions options;
+  std::string prompt{};         ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
+  std::vector<Token> tokens{};
+  GenerateOptions options{};
 };
 
 /// Fills `out` wholly with the bytes at `offset` and returns true; false is Error{io_error}. One thread at a time.

@@ -27,10 +27,10 @@ using ProgressCallback = std::function<bool(float fraction)>;
 struct EngineOptions {
   /// The backend by name ("cpu"), unless `custom_backend` is given.
   std::string backend = "cpu";
-  std::shared_ptr<Backend> custom_backend;
+  std::shared_ptr<Backend> custom_backend{};
   int threads = 0;        ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
-  std::string cpu_level;  ///< forces an instruction set level ("scalar", "avx2", "avx512", "avx512vnni"); empty: the best
-  Executor executor;      ///< the host's threads for the CPU backend; empty: the backend's own
+  std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512", "avx512vnni"); empty: the best
+  Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;     ///< float arithmetic throughout; slow, the reference for numerics
   bool mmap = true;       ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
   std::int32_t context_length = 0;    ///< tokens of one sequence at most; 0: the model's own limit
@@ -41,8 +41,8 @@ struct EngineOptions {
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
   std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
-  LogCallback on_log;
-  ProgressCallback on_progress;
+  LogCallback on_log{};
+  ProgressCallback on_progress{};
 };
 
 /// What a load would take, before it is done. Bytes.
@@ -72,7 +72,7 @@ LLMINFER_API std::string_view to_string(FinishReason reason) noexcept;
 
 /// One generated token, as the callback sees it.
 struct GeneratedToken {
-  Token token = 0;
+  Token token = 0;                    ///< -1 in a last call that brings text which was held back until the end
   std::string_view text;              ///< text that became certain with it; may be empty (an unfinished character or stop string)
   float logprob = 0.0f;               ///< if SamplingOptions::logprobs > 0
   std::span<const TokenLogprob> top;  ///< likewise
@@ -82,16 +82,16 @@ struct GeneratedToken {
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 struct GenerateOptions {
-  SamplingOptions sampling;
+  SamplingOptions sampling{};
   std::int32_t max_tokens = 0;           ///< >= 0; 0: until the model ends or the context is full
-  std::vector<std::string> stop;         ///< texts that end the answer; they are not part of it. At most 64, none empty
-  std::vector<Token> stop_tokens;        ///< tokens that end the answer, beside the model's own
+  std::vector<std::string> stop{};         ///< texts that end the answer; they are not part of it. At most 64, none empty
+  std::vector<Token> stop_tokens{};        ///< tokens that end the answer, beside the model's own
   bool ignore_end = false;               ///< go on past the model's end tokens
   OverflowPolicy overflow = OverflowPolicy::stop;
   std::int32_t keep_tokens = 0;          ///< for OverflowPolicy::shift: the first tokens that stay
-  TokenCallback on_token;
-  std::optional<CancelToken> cancel;     ///< also interrupts a prefill
-  std::optional<std::chrono::milliseconds> deadline;  ///< from submission
+  TokenCallback on_token{};
+  std::optional<CancelToken> cancel{};     ///< also interrupts a prefill
+  std::optional<std::chrono::milliseconds> deadline{};  ///< from submission
 };
 
 }  // namespace llminfer::inline v0

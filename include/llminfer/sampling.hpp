@@ -57,11 +57,11 @@ struct SamplingOptions {
   std::vector<std::string> dry_breakers = {"\n", ":", "\"", "*"};  ///< texts that end a repetition
   float mirostat_tau = 0.0f;         ///< >= 0; above 0 Mirostat 2 (Basu et al. 2021) replaces top_k to xtc; the target surprise
   float mirostat_eta = 0.1f;         ///< (0, 1]: learning rate
-  std::vector<LogitBias> logit_bias;
+  std::vector<LogitBias> logit_bias{};
   /// The chain, in order. Steps that are left out are off.
   std::vector<SamplerStep> chain = {SamplerStep::penalties, SamplerStep::dry, SamplerStep::top_k, SamplerStep::typical,
                                     SamplerStep::top_p, SamplerStep::min_p, SamplerStep::xtc, SamplerStep::temperature};
-  LogitsProcessor processor;
+  LogitsProcessor processor{};
   std::int32_t logprobs = 0;  ///< [0, 100]: log probabilities of the chosen token and of this many best ones
 };
 

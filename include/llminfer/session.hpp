@@ -20,7 +20,7 @@ struct Sequence;
 
 struct PrefillOptions {
   bool hidden_states = false;         ///< keep the last hidden state of each new token, see Session::hidden_states()
-  std::optional<CancelToken> cancel;  ///< checked at every layer
+  std::optional<CancelToken> cancel{};  ///< checked at every layer
 };
 
 /// Move-only; one thread at a time. Keeps the engine alive. After an error the session is as it was before the call.

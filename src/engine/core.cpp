@@ -91,7 +91,9 @@ Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) {
     const GenerateOptions& options = request->options;
     LLMINFER_TRY(check_generation(options, model_->info));
     request->sampler = LLMINFER_TRY(Sampler::create(options.sampling, model_->tokenizer));
-    request->sampler->accept(sequence.tokens);
+    for (const Token& token : sequence.tokens) {
+      if (token >= 0) request->sampler->accept(std::span(&token, 1));
+    }
     request->decoder.emplace(model_->tokenizer, DecodeOptions{.skip_special = true});
     request->stop = StopMatcher(options.stop);
     if (options.deadline) {
@@ -146,23 +148,12 @@ void EngineCore::run() noexcept {
     });
     if (!outcome && outcome.error().code != ErrorCode::cancelled) {
       // A failed pass ends the requests that took part (all, if it failed before that was decided), and the engine goes on.
-      auto failed = std::move(running_);
-      running_.clear();
-      for (const auto& request : failed) {
-        const bool took_part = shares.empty() || std::any_of(shares.begin(), shares.end(), [&](const Share& share) {
-          return share.request == request;
-        });
-        if (took_part) {
-          finish(request, outcome.error());
-        } else {
-          running_.push_back(request);  // within the capacity that running_ had
-        }
+      for (const auto& request : running_) {
+        const auto same = [&](const Share& share) { return share.request == request; };
+        if (shares.empty() || std::any_of(shares.begin(), shares.end(), same)) finish(request, outcome.error());
       }
     }
-    std::erase_if(running_, [](const auto& request) {
-      const std::lock_guard lock(request->mutex);
-      return request->done;
-    });
+    drop_done();
     const std::lock_guard lock(mutex_);
     stats_.running = static_cast<std::int32_t>(running_.size());
   }
@@ -211,14 +202,18 @@ void EngineCore::end_stopped_requests() {
       }
       if (computed) advance(*request);
     }
-    if (request->answered || !request->generate) {
+    if (request->generate && !request->answered) continue;
+    bool computed = false;
+    {
       const std::lock_guard lock(mutex_);
-      if (sequence.cached < sequence.size()) continue;
-    } else {
-      continue;
+      computed = sequence.cached == sequence.size();
     }
-    finish(request, {});
+    if (computed || (request->answered && !request->keep_sequence)) finish(request, {});
   }
+  drop_done();
+}
+
+void EngineCore::drop_done() noexcept {
   std::erase_if(running_, [](const auto& request) {
     const std::lock_guard lock(request->mutex);
     return request->done;
@@ -267,24 +262,19 @@ void EngineCore::commit(std::span<const Share> shares) {
   }
   for (const Share& share : shares) {
     Request& request = *share.request;
+    if (request.sequence->cached < request.sequence->size()) continue;
     const auto outcome = core::guarded([&]() -> Result<void> {
-      if (request.sequence->cached < request.sequence->size()) return {};
-      if (request.generate && !request.answered) advance(request);
+      advance(request);
       return {};
     });
-    if (!outcome) {
-      finish(share.request, outcome.error());
-    } else if (request.sequence->cached == request.sequence->size() && (!request.generate || request.answered)) {
-      finish(share.request, {});
-    } else if (request.answered && !request.keep_sequence) {
-      finish(share.request, {});
-    }
+    if (!outcome) finish(share.request, outcome.error());
   }
 }
 
 /// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
 void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept {
   Sequence& sequence = *request->sequence;
+  if (outcome && request->callback_failed) outcome = Error{ErrorCode::callback_failed, {}};
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) {  // as it was before

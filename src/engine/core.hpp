@@ -52,6 +52,7 @@ class EngineCore {
 
   void run() noexcept;
   void end_stopped_requests();
+  void drop_done() noexcept;
   void admit();
   std::vector<Share> schedule();
   bool make_room(Request& request, std::int32_t rows);

@@ -9,15 +9,6 @@ namespace llminfer::inline v0::engine {
 
 using core::fail;
 
-namespace {
-
-/// A callback that fails, as an exception inside the engine; core::guarded turns it into the request's error.
-struct CallbackFailed : std::exception {
-  const char* what() const noexcept override { return "GenerateOptions::on_token threw"; }
-};
-
-}  // namespace
-
 /// The sequence is computed up to its last token, whose logits are there.
 void EngineCore::advance(Request& request) {
   if (!request.generate || request.answered) return;
@@ -92,7 +83,7 @@ void EngineCore::emit(Request& request, Token token, std::string_view text, cons
   try {
     go_on = request.options.on_token(generated);
   } catch (...) {
-    throw CallbackFailed();
+    request.callback_failed = true;
   }
   if (!go_on && !request.answered) end_answer(request, FinishReason::cancelled);
 }
@@ -104,7 +95,7 @@ void EngineCore::end_answer(Request& request, FinishReason reason) {
   if (!request.generate || request.stop.matched()) return;
   std::string rest = request.stop.push(request.decoder->finish());
   if (!request.stop.matched()) rest += request.stop.finish();
-  if (!rest.empty()) emit(request, -1, rest, nullptr);
+  if (!rest.empty() && !request.callback_failed) emit(request, -1, rest, nullptr);
 }
 
 /// Forgets the oldest tokens after the first keep_tokens, so that half of the room behind those is free.

@@ -40,6 +40,7 @@ struct Request {
   StopMatcher stop;
   CompletionResult result;
   bool started = false;
+  bool callback_failed = false;  ///< on_token threw
   bool answered = false;  ///< the reason is set; only the last token is still to be computed
   Clock::time_point prefill_start, first_token;
 

@@ -1,0 +1,203 @@
+// Chat: renders the history with the template, keeps what the KV cache has of it, and streams the answer.
+#include <llminfer/chat.hpp>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "chat/template.hpp"
+#include "core/error.hpp"
+#include "core/json.hpp"
+#include "engine/core.hpp"
+
+namespace llminfer::inline v0 {
+
+using core::fail;
+
+namespace engine {
+
+struct ChatState {
+  std::shared_ptr<EngineCore> core;
+  std::shared_ptr<Sequence> sequence;
+  std::optional<chat::Template> chat_template;
+  chat::Value tools;  ///< null: none
+  std::vector<Message> history;
+  std::weak_ptr<StreamState> open_stream;
+
+  ~ChatState() {
+    if (sequence) core->close(sequence);
+  }
+
+  Result<std::string> render(std::span<const Message> messages, bool add_generation_prompt) const {
+    chat::Value context = chat::Value::object();
+    context["messages"] = chat::Value::array();
+    for (const Message& message : messages) {
+      context["messages"].push_back({{"role", message.role}, {"content", message.content}});
+    }
+    context["add_generation_prompt"] = add_generation_prompt;
+    context["bos_token"] = core->model().bos_text;
+    context["eos_token"] = core->model().eos_text;
+    if (!tools.is_null()) context["tools"] = tools;
+    return chat_template->render(context);
+  }
+};
+
+/// An answer in progress. Keeps the chat's state, so the Chat may be dropped first.
+struct StreamState {
+  std::shared_ptr<ChatState> chat;
+  std::vector<Message> history;  ///< with the user's message
+  std::shared_ptr<Request> request;
+  Result<void> early;  ///< an error before there was a request
+  std::string piece;
+  bool ended = false;
+  CompletionResult result;
+  Result<FinishReason> outcome = FinishReason::end_token;
+
+  ~StreamState() {
+    if (!request || ended) return;
+    request->cancel_requested.store(true, std::memory_order_relaxed);
+    end();
+  }
+
+  /// Waits for the end and takes the answer over into the chat's history.
+  void end() {
+    if (ended) return;
+    ended = true;
+    if (!request) {
+      outcome = early.error();
+      return;
+    }
+    request->wait_done();
+    result = std::move(request->result);
+    if (!request->outcome) {
+      outcome = request->outcome.error();
+      return;
+    }
+    outcome = result.reason;
+    history.push_back({"assistant", result.text});
+    chat->history = std::move(history);
+  }
+};
+
+namespace {
+
+/// Puts the rendered history into the sequence, keeping the tokens that are there already, and submits the request.
+Result<void> begin(StreamState& stream, const GenerateOptions& options) {
+  ChatState& state = *stream.chat;
+  Sequence& sequence = *state.sequence;
+  const std::string text = LLMINFER_TRY(state.render(stream.history, true));
+  auto tokens = LLMINFER_TRY(state.core->model().tokenizer.encode(text, {.add_special = false}));
+  if (tokens.empty()) return fail(ErrorCode::template_error, "the chat template rendered nothing");
+  auto request = std::make_shared<Request>();
+  request->sequence = state.sequence;
+  request->options = options;
+  request->keep_sequence = true;
+  request->stream = true;
+
+  const auto same = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(), tokens.begin(), tokens.end());
+  auto common = static_cast<std::size_t>(same.first - sequence.tokens.begin());
+  common = std::min(common, tokens.size() - 1);  // at least one token is computed, for its logits
+  state.core->truncate(sequence, static_cast<std::int32_t>(common));
+  request->tokens_before = sequence.tokens;
+  sequence.tokens = std::move(tokens);
+  if (auto submitted = state.core->submit(request); !submitted) {
+    state.core->truncate(sequence, static_cast<std::int32_t>(common));
+    return submitted;
+  }
+  stream.request = std::move(request);
+  return {};
+}
+
+}  // namespace
+}  // namespace engine
+
+Result<Chat> Engine::new_chat(const ChatOptions& options) const {
+  return core::guarded([&]() -> Result<Chat> {
+    auto state = std::make_shared<engine::ChatState>();
+    state->core = core_;
+    state->sequence = core_->new_sequence();
+    const std::string& source = options.chat_template.empty() ? core_->model().chat_template : options.chat_template;
+    if (source.empty()) {
+      return fail(ErrorCode::template_error, "the model has no chat template, and ChatOptions::chat_template is empty");
+    }
+    state->chat_template = LLMINFER_TRY(chat::Template::parse(source));
+    if (!options.tools_json.empty()) {
+      LLMINFER_TRY(core::parse_json(options.tools_json, "ChatOptions::tools_json"));  // with its limits
+      state->tools = chat::Value::parse(options.tools_json);
+      if (!state->tools.is_array()) return fail(ErrorCode::invalid_argument, "ChatOptions::tools_json is not an array");
+    }
+    if (!options.system.empty()) state->history.push_back({"system", options.system});
+    state->history.insert(state->history.end(), options.history.begin(), options.history.end());
+    return Chat(std::move(state));
+  });
+}
+
+Chat::Chat(std::shared_ptr<engine::ChatState> state) : state_(std::move(state)) {}
+Chat::~Chat() = default;
+Chat::Chat(Chat&&) noexcept = default;
+Chat& Chat::operator=(Chat&&) noexcept = default;
+
+ChatStream Chat::send(std::string_view user_message, const GenerateOptions& options) {
+  return send(Message{"user", std::string(user_message)}, options);
+}
+
+ChatStream Chat::send(Message message, const GenerateOptions& options) {
+  if (const auto open = state_->open_stream.lock(); open && open->request) {  // the last answer was not read to its end
+    open->request->cancel_requested.store(true, std::memory_order_relaxed);
+    open->end();
+  }
+  auto stream = std::make_shared<engine::StreamState>();
+  stream->chat = state_;
+  stream->early = core::guarded([&]() -> Result<void> {
+    stream->history = state_->history;
+    stream->history.push_back(std::move(message));
+    return engine::begin(*stream, options);
+  });
+  state_->open_stream = stream;
+  return ChatStream(std::move(stream));
+}
+
+const std::vector<Message>& Chat::history() const noexcept { return state_->history; }
+
+Result<void> Chat::rewind(std::size_t messages) {
+  if (messages > state_->history.size()) {
+    return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ", state_->history.size());
+  }
+  state_->history.resize(state_->history.size() - messages);
+  return {};
+}
+
+Result<std::string> Chat::render() const {
+  return core::guarded([&] { return state_->render(state_->history, true); });
+}
+
+ChatStream::ChatStream(std::shared_ptr<engine::StreamState> state) : state_(std::move(state)) {}
+ChatStream::~ChatStream() = default;
+ChatStream::ChatStream(ChatStream&&) noexcept = default;
+ChatStream& ChatStream::operator=(ChatStream&&) noexcept = default;
+
+bool ChatStream::next(std::string_view& piece) {
+  engine::StreamState& state = *state_;
+  state.piece.clear();
+  if (state.request) {
+    std::unique_lock lock(state.request->mutex);
+    state.request->changed.wait(lock, [&] { return state.request->done || !state.request->stream_text.empty(); });
+    std::swap(state.piece, state.request->stream_text);
+  }
+  piece = state.piece;
+  if (!state.piece.empty()) return true;
+  state.end();
+  return false;
+}
+
+Result<FinishReason> ChatStream::finish() {
+  return core::guarded([&]() -> Result<FinishReason> {
+    state_->end();
+    if (!state_->outcome) return state_->outcome.error();
+    return *state_->outcome;
+  });
+}
+
+const CompletionResult& ChatStream::result() const noexcept { return state_->result; }
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,92 @@
+// The public Engine over EngineCore.
+#include <llminfer/engine.hpp>
+
+#include <utility>
+
+#include "core/error.hpp"
+#include "engine/core.hpp"
+#include "load/checkpoint.hpp"
+
+namespace llminfer::inline v0 {
+
+using core::fail;
+
+namespace {
+
+Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& options) {
+  if (!checkpoint) return std::move(checkpoint).error();
+  auto model = engine::load_model(*checkpoint, options);
+  if (!model) return core::at(checkpoint->path, std::move(model).error());
+  if (options.on_log) {
+    const ModelInfo& info = (*model)->info;
+    options.on_log(LogLevel::info, "loaded " + info.architecture + " on " + info.backend);
+  }
+  return Engine(std::make_shared<engine::EngineCore>(std::move(*model), options));
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<engine::EngineCore> core) : core_(std::move(core)) {}
+
+Result<Engine> Engine::load(const std::string& path, const EngineOptions& options) {
+  return core::guarded([&] { return start(load::open_checkpoint(path, options.mmap), options); });
+}
+
+Result<Engine> Engine::load_memory(std::span<const std::byte> data, std::shared_ptr<const void> keep,
+                                   const EngineOptions& options) {
+  return core::guarded([&]() -> Result<Engine> {
+    if (data.empty()) return fail(ErrorCode::truncated, "load_memory: no data");
+    return start(load::open_gguf(core::memory_source("memory", data, std::move(keep))), options);
+  });
+}
+
+Result<Engine> Engine::load_reader(std::uint64_t size, ReadCallback read, const EngineOptions& options) {
+  return core::guarded([&]() -> Result<Engine> {
+    if (!read) return fail(ErrorCode::invalid_argument, "load_reader: `read` is empty");
+    return start(load::open_gguf(core::reader_source("reader", size, std::move(read))), options);
+  });
+}
+
+Result<MemoryPlan> Engine::plan(const std::string& path, const EngineOptions& options) {
+  return core::guarded([&]() -> Result<MemoryPlan> {
+    const load::Checkpoint checkpoint = LLMINFER_TRY(load::open_checkpoint(path, options.mmap));
+    auto plan = engine::plan_model(checkpoint, options);
+    if (!plan) return core::at(path, std::move(plan).error());
+    return plan;
+  });
+}
+
+Result<Session> Engine::new_session() const {
+  return core::guarded([&]() -> Result<Session> { return Session(core_, core_->new_sequence()); });
+}
+
+Result<Completion> Engine::submit(CompletionRequest request) const {
+  return core::guarded([&]() -> Result<Completion> {
+    if (request.tokens.empty()) request.tokens = LLMINFER_TRY(tokenizer().encode(request.prompt));
+    LLMINFER_TRY(core_->check_tokens(request.tokens));
+    /// The handle owns the engine too, so that the engine outlives its requests.
+    struct Owner {
+      std::shared_ptr<engine::EngineCore> core;
+      std::shared_ptr<engine::Request> request = std::make_shared<engine::Request>();
+    };
+    auto owner = std::make_shared<Owner>(Owner{core_});
+    owner->request->sequence = core_->new_sequence();
+    owner->request->sequence->tokens = std::move(request.tokens);
+    owner->request->options = std::move(request.options);
+    LLMINFER_TRY(core_->submit(owner->request));
+    engine::Request* const raw = owner->request.get();
+    return Completion(std::shared_ptr<engine::Request>(std::move(owner), raw));
+  });
+}
+
+Result<CompletionResult> Engine::complete(CompletionRequest request) const {
+  Completion completion = LLMINFER_TRY(submit(std::move(request)));
+  return completion.wait();
+}
+
+const Tokenizer& Engine::tokenizer() const noexcept { return core_->model().tokenizer; }
+const ModelInfo& Engine::info() const noexcept { return core_->model().info; }
+const SamplingOptions& Engine::recommended_sampling() const noexcept { return core_->model().recommended; }
+EngineStats Engine::stats() const { return core_->stats(); }
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,113 @@
+#include <llminfer/session.hpp>
+
+#include <utility>
+
+#include "core/error.hpp"
+#include "engine/core.hpp"
+
+namespace llminfer::inline v0 {
+
+using core::fail;
+
+namespace {
+
+/// Submits a request on the session's sequence and waits for it. The sequence has its new tokens; `before` is what it had.
+Result<void> run_on(engine::EngineCore& core, const std::shared_ptr<engine::Request>& request, std::vector<Token> before) {
+  request->keep_sequence = true;
+  request->tokens_before = std::move(before);
+  if (auto submitted = core.submit(request); !submitted) {
+    core.truncate(*request->sequence, static_cast<std::int32_t>(request->tokens_before.size()));
+    return std::move(submitted).error();
+  }
+  request->wait_done();
+  return std::move(request->outcome);
+}
+
+std::shared_ptr<engine::Request> prefill_request(const std::shared_ptr<engine::Sequence>& sequence,
+                                                 const PrefillOptions& options) {
+  auto request = std::make_shared<engine::Request>();
+  request->sequence = sequence;
+  request->generate = false;
+  request->want_hidden = options.hidden_states;
+  request->options.cancel = options.cancel;
+  return request;
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<engine::EngineCore> core, std::shared_ptr<engine::Sequence> sequence)
+    : core_(std::move(core)), sequence_(std::move(sequence)) {}
+Session::~Session() {
+  if (sequence_) core_->close(sequence_);
+}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&& other) noexcept {
+  std::swap(core_, other.core_);
+  std::swap(sequence_, other.sequence_);
+  return *this;
+}
+
+Result<void> Session::prefill(std::span<const Token> tokens, const PrefillOptions& options) {
+  return core::guarded([&]() -> Result<void> {
+    if (tokens.empty()) return fail(ErrorCode::invalid_argument, "prefill: no tokens");
+    LLMINFER_TRY(core_->check_tokens(tokens));
+    auto request = prefill_request(sequence_, options);
+    std::vector<Token> before = sequence_->tokens;
+    sequence_->tokens.insert(sequence_->tokens.end(), tokens.begin(), tokens.end());
+    sequence_->hidden.clear();
+    return run_on(*core_, request, std::move(before));
+  });
+}
+
+Result<void> Session::prefill_embeddings(std::span<const float> embeddings, const PrefillOptions& options) {
+  return core::guarded([&]() -> Result<void> {
+    const auto width = static_cast<std::size_t>(core_->model().info.hidden_size);
+    if (embeddings.empty() || embeddings.size() % width != 0) {
+      return fail(ErrorCode::invalid_argument, "prefill_embeddings: ", embeddings.size(),
+                  " values are not a positive number of rows of ", width);
+    }
+    auto request = prefill_request(sequence_, options);
+    std::vector<Token> before = sequence_->tokens;
+    const std::size_t rows = embeddings.size() / width;
+    for (std::size_t row = 0; row < rows; ++row) {
+      const auto values = embeddings.subspan(row * width, width);
+      sequence_->embeddings.insert_or_assign(sequence_->size() + static_cast<std::int32_t>(row),
+                                             std::vector<float>(values.begin(), values.end()));
+    }
+    sequence_->tokens.resize(sequence_->tokens.size() + rows, -1);
+    sequence_->hidden.clear();
+    return run_on(*core_, request, std::move(before));
+  });
+}
+
+Result<CompletionResult> Session::generate(const GenerateOptions& options) {
+  return core::guarded([&]() -> Result<CompletionResult> {
+    auto request = std::make_shared<engine::Request>();
+    request->sequence = sequence_;
+    request->options = options;
+    LLMINFER_TRY(run_on(*core_, request, sequence_->tokens));
+    return std::move(request->result);
+  });
+}
+
+std::span<const float> Session::logits() const noexcept { return sequence_->logits; }
+std::span<const float> Session::hidden_states() const noexcept { return sequence_->hidden; }
+
+Result<Session> Session::fork() const {
+  return core::guarded([&]() -> Result<Session> { return Session(core_, core_->fork(*sequence_)); });
+}
+
+Result<void> Session::truncate(std::int32_t count) {
+  return core::guarded([&]() -> Result<void> {
+    if (count < 0 || count > size()) {
+      return fail(ErrorCode::invalid_argument, "truncate: count is ", count, ", expected 0 to ", size());
+    }
+    core_->truncate(*sequence_, count);
+    return {};
+  });
+}
+
+std::span<const Token> Session::tokens() const noexcept { return sequence_->tokens; }
+std::int32_t Session::size() const noexcept { return sequence_->size(); }
+
+}  // namespace llminfer::inline v0
