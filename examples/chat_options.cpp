@@ -1,0 +1,93 @@
+// The command line of llminfer-chat.
+#include "chat_options.hpp"
+
+#include <random>
+
+#include <CLI/CLI.hpp>
+
+std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) {
+  ChatCommand command;
+  CLI::App app("Chats with a language model. Ctrl-C stops an answer; /reset begins anew, /exit leaves.", "llminfer-chat");
+  app.set_version_flag("--version", std::string(llminfer::version()));
+  app.add_option("-m,--model", command.model, "GGUF file or Hugging Face directory")->required();
+  app.add_option("-p,--prompt", command.prompt, "Answer this one message and exit");
+  app.add_option("--system", command.system, "System message");
+  app.add_flag("--stats", command.stats, "Print speed and memory after each answer");
+
+  const std::string engine = "Engine";
+  app.add_option("-t,--threads", command.threads, "CPU threads; 0: as the machine allows")->group(engine);
+  app.add_option("--backend", command.backend, "Backend by name")->capture_default_str()->group(engine);
+  app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
+      ->group(engine);
+  app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
+
+  const std::string sampling = "Sampling (default: what the model's makers recommend)";
+  app.add_flag("--greedy", command.greedy, "Always the most likely token; the same as --temp 0")->group(sampling);
+  app.add_option("--temp", command.temperature, "Temperature")->group(sampling);
+  app.add_option("--top-k", command.top_k, "Keep the K best tokens; 0: off")->group(sampling);
+  app.add_option("--top-p", command.top_p, "Nucleus sampling; 1: off")->group(sampling);
+  app.add_option("--min-p", command.min_p, "Least share of the best token's probability; 0: off")->group(sampling);
+  app.add_option("--typical", command.typical, "Locally typical sampling; 1: off")->group(sampling);
+  app.add_option("--xtc-probability", command.xtc_probability, "Chance to exclude top choices; 0: off")->group(sampling);
+  app.add_option("--xtc-threshold", command.xtc_threshold, "Least probability of a top choice")->group(sampling);
+  app.add_option("--repeat-penalty", command.repeat_penalty, "Repetition penalty; 1: off")->group(sampling);
+  app.add_option("--presence-penalty", command.presence_penalty, "Presence penalty; 0: off")->group(sampling);
+  app.add_option("--frequency-penalty", command.frequency_penalty, "Frequency penalty; 0: off")->group(sampling);
+  app.add_option("--dry-multiplier", command.dry_multiplier, "DRY: penalty on prolonged repetitions; 0: off")
+      ->group(sampling);
+  app.add_option("--mirostat-tau", command.mirostat_tau, "Mirostat 2: target surprise; 0: off")->group(sampling);
+  app.add_option("--seed", command.seed, "Random seed; the same seed gives the same text")->group(sampling);
+  app.add_option("-n,--max-tokens", command.max_tokens, "Longest answer in tokens; 0: no limit")->group(sampling);
+  app.add_option("--stop", command.stop, "Text that ends an answer; may be given more than once")
+      ->allow_extra_args(false)
+      ->group(sampling);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    exit_code = app.exit(error);
+    return std::nullopt;
+  }
+  return command;
+}
+
+llminfer::EngineOptions engine_options(const ChatCommand& command) {
+  llminfer::EngineOptions options;
+  options.backend = command.backend;
+  options.threads = command.threads;
+  options.cpu_level = command.cpu_level;
+  options.context_length = command.context;
+  return options;
+}
+
+llminfer::GenerateOptions generate_options(const ChatCommand& command, const llminfer::SamplingOptions& recommended) {
+  llminfer::GenerateOptions options;
+  options.max_tokens = command.max_tokens;
+  options.stop = command.stop;
+  llminfer::SamplingOptions& sampling = options.sampling;
+  sampling = recommended;
+  if (sampling.temperature == 0.0f) {  // the makers recommend nothing
+    sampling.temperature = 0.7f;
+    if (sampling.top_k == 0 && sampling.top_p == 1.0f) sampling.top_p = 0.95f;
+  }
+  const auto set = [](auto& value, const auto& given) {
+    if (given) value = *given;
+  };
+  set(sampling.temperature, command.temperature);
+  set(sampling.top_k, command.top_k);
+  set(sampling.top_p, command.top_p);
+  set(sampling.min_p, command.min_p);
+  set(sampling.typical_p, command.typical);
+  set(sampling.xtc_probability, command.xtc_probability);
+  set(sampling.xtc_threshold, command.xtc_threshold);
+  set(sampling.repetition_penalty, command.repeat_penalty);
+  set(sampling.presence_penalty, command.presence_penalty);
+  set(sampling.frequency_penalty, command.frequency_penalty);
+  set(sampling.dry_multiplier, command.dry_multiplier);
+  set(sampling.mirostat_tau, command.mirostat_tau);
+  if (command.greedy) {
+    sampling.temperature = 0.0f;
+    sampling.mirostat_tau = 0.0f;
+  }
+  sampling.seed = command.seed ? *command.seed : std::random_device()();
+  return options;
+}
