@@ -1,8 +1,9 @@
-# The packages that llminfer stands on. None is visible in a public header.
+# The packages that llminfer stands on. None is visible in a public header. The pkg-config targets bear our own prefix, so
+# that a host that looks for the same packages in its own way is not disturbed.
 find_package(nlohmann_json 3.11 REQUIRED)  # JSON
 find_package(PkgConfig REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)    # the tokenizers' regular expressions
-pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # Unicode normalisation
+pkg_check_modules(LLMINFER_PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)       # the tokenizers' regular expressions
+pkg_check_modules(LLMINFER_UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # Unicode normalisation
 find_package(Threads REQUIRED)
 if(LLMINFER_OPENMP AND NOT LLMINFER_SANITIZE MATCHES "thread")  # ThreadSanitizer does not know libgomp
   find_package(OpenMP REQUIRED COMPONENTS CXX)
