@@ -1,0 +1,178 @@
+// llminfer-bench: prefill, decode and batched decode rates of whole models, load time and peak memory. Takes the main
+// flags of llama.cpp's llama-bench and prints its JSON, so that scripts can run the two in turn. Public API only.
+#include <algorithm>
+#include <iostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "measure.hpp"
+#include "report.hpp"
+
+namespace {
+
+struct Options {
+  std::vector<std::string> models;
+  std::vector<int> threads = {0};
+  std::vector<std::int32_t> prompts = {512};
+  std::vector<std::int32_t> gens = {128};
+  std::vector<std::int32_t> depths = {0};
+  std::vector<std::int32_t> batch_tokens = {llminfer::EngineOptions{}.max_batch_tokens};
+  std::vector<std::int32_t> parallel;
+  int repetitions = 5;
+  std::string output = "md";
+  std::string type_k = "f16", type_v = "f16";
+  std::string cpu_level;
+  bool exact = false;
+  bool load_table = false;
+  bool no_warmup = false;
+};
+
+/// llama-bench has long names behind one dash, which CLI11 would read as a cluster of short flags.
+std::vector<std::string> arguments(int argc, char** argv) {
+  std::vector<std::string> args(argv + 1, argv + argc);
+  for (std::string& arg : args) {
+    if (arg == "-ctk") arg = "--cache-type-k";
+    if (arg == "-ctv") arg = "--cache-type-v";
+  }
+  std::reverse(args.begin(), args.end());  // as CLI::App::parse wants them
+  return args;
+}
+
+void declare(CLI::App& app, Options& o) {
+  const auto cache_types = CLI::IsMember({"f16", "f32"});
+  app.add_option("-m,--model", o.models, "GGUF file or Hugging Face directory (list)")->required()->delimiter(',');
+  app.add_option("-t,--threads", o.threads, "threads (list); 0: as many as are useful")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("-p,--n-prompt", o.prompts, "prefill tests: tokens (list); 0: none")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("-n,--n-gen", o.gens, "decode tests: tokens (list); 0: none")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("-d,--n-depth", o.depths, "tokens in the KV cache before each test (list)")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("-r,--repetitions", o.repetitions, "repetitions of each test")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("-o,--output", o.output, "format")
+      ->check(CLI::IsMember({"md", "json", "jsonl", "csv"}))
+      ->capture_default_str();
+  app.add_option("-b,--batch-size", o.batch_tokens, "tokens of one forward pass at most (list)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--cache-type-k", o.type_k, "type of cached keys; also -ctk")
+      ->check(cache_types)
+      ->capture_default_str();
+  app.add_option("--cache-type-v", o.type_v, "type of cached values, the same as the keys'; also -ctv")
+      ->check(cache_types)
+      ->capture_default_str();
+  app.add_option("--batch", o.parallel,
+                 "batched decode tests: sequences that decode together (list); the rate is their sum")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
+  app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
+  app.add_flag("--load", o.load_table,
+               "add a table of load times and peak memory (the other formats always have them)");
+  app.add_flag("--no-warmup", o.no_warmup, "measure from the first run on");
+}
+
+std::vector<bench::Test> make_tests(const Options& o) {
+  std::vector<bench::Test> tests;
+  for (const std::int32_t depth : o.depths) {
+    for (const std::int32_t n : o.prompts)
+      if (n > 0) tests.push_back({n, 0, depth, 0});
+    for (const std::int32_t n : o.gens)
+      if (n > 0) tests.push_back({0, n, depth, 0});
+    for (const std::int32_t n : o.gens)
+      for (const std::int32_t sequences : o.parallel)
+        if (n > 0) tests.push_back({0, n, depth, sequences});
+  }
+  return tests;
+}
+
+llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench::Test>& tests, int threads,
+                                       std::int32_t batch_tokens) {
+  llminfer::EngineOptions options;
+  options.threads = threads;
+  options.max_batch_tokens = batch_tokens;
+  options.cpu_level = o.cpu_level;
+  options.exact = o.exact;
+  options.cache_type = o.type_k == "f32" ? llminfer::CacheType::f32 : llminfer::CacheType::f16;
+  for (const bench::Test& test : tests) {
+    const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
+    options.context_length = std::max(options.context_length, context);
+    options.max_sequences = std::max(options.max_sequences, sequences);
+    options.max_queue = std::max(options.max_queue, sequences);
+    // 256: room for pages that are not full, and for a session beside the test.
+    options.cache_tokens = std::max(options.cache_tokens, (context + std::int64_t{256}) * sequences);
+  }
+  return options;
+}
+
+void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const std::string& model, int threads,
+                  std::int32_t batch_tokens, bench::Printer& printer) {
+  const bench::Loaded loaded = bench::load(model, engine_options(o, tests, threads, batch_tokens));
+  std::mt19937 random(1);
+  for (const bench::Test& test : tests) {
+    bench::Record record;
+    record.test_time = bench::utc_now();
+    record.samples = bench::run(loaded.engine, test, o.repetitions, !o.no_warmup, random);
+    record.test = test;
+    record.model_filename = model;
+    record.info = loaded.engine.info();
+    record.stats = loaded.engine.stats();
+    record.model_bytes = loaded.model_bytes;
+    record.threads = threads;
+    record.batch_tokens = batch_tokens;
+    record.cache_type = o.type_k;
+    record.cpu_level = o.cpu_level;
+    record.exact = o.exact;
+    record.load_ms = loaded.load_ms;
+    record.first_token_ms = loaded.first_token_ms;
+    record.peak_rss_bytes = bench::peak_rss_bytes();
+    printer.record(record);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  Options options;
+  CLI::App app("Measures llminfer on whole models, in the manner of llama-bench", "llminfer-bench");
+  declare(app, options);
+  try {
+    app.parse(arguments(argc, argv));
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
+  if (options.type_k != options.type_v) {
+    std::cerr << "llminfer-bench: keys and values are cached in one type: give -ctk and -ctv the same\n";
+    return 1;
+  }
+  const auto tests = make_tests(options);
+  if (tests.empty()) {
+    std::cerr << "llminfer-bench: nothing to measure: -p and -n are both 0\n";
+    return 1;
+  }
+  const auto printer = bench::make_printer(options.output, std::cout, options.load_table);
+  printer->begin();
+  for (const std::string& model : options.models)
+    for (const int threads : options.threads)
+      for (const std::int32_t batch_tokens : options.batch_tokens)
+        bench_engine(options, tests, model, threads, batch_tokens, *printer);
+  printer->end();
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << "llminfer-bench: " << error.what() << '\n';
+  return 1;
+}

@@ -1,0 +1,55 @@
+// The measurements of llminfer-bench: what is run and timed. Knows the public API alone, nothing of command lines or
+// output.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <llminfer/llminfer.hpp>
+
+namespace bench {
+
+/// One loaded engine and what its load took.
+struct Loaded {
+  llminfer::Engine engine;
+  double load_ms = 0;            ///< Engine::load alone
+  double first_token_ms = 0;     ///< from the begin of the load to the first generated token
+  std::int64_t model_bytes = 0;  ///< of the checkpoint
+};
+
+/// What one test runs. n_prompt > 0: prefill of so many tokens; otherwise n_gen tokens of each of n_parallel sequences.
+struct Test {
+  std::int32_t n_prompt = 0;
+  std::int32_t n_gen = 0;
+  std::int32_t n_depth = 0;     ///< tokens that are in the KV cache before
+  std::int32_t n_parallel = 0;  ///< 0: one Session; otherwise that many requests, which the engine batches
+
+  /// As in llama-bench: "pp512", "tg128 @ d1024"; batched decode is "tg128 x4".
+  std::string label() const;
+};
+
+/// One repetition of a test.
+struct Sample {
+  std::int64_t ns = 0;
+  std::int64_t tokens = 0;
+};
+
+/// Loads a model and generates one token. Throws llminfer::Exception.
+Loaded load(const std::string& path, const llminfer::EngineOptions& options);
+
+/// Runs the test `repetitions` times, after one run that is not counted if `warmup`. Token ids are drawn at random,
+/// ever new ones, so that no prompt is found in a cache. Throws llminfer::Exception.
+std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int repetitions, bool warmup,
+                        std::mt19937& random);
+
+/// Tokens that a sequence of this test needs room for.
+std::int32_t context_tokens(const Test& test);
+
+/// The most memory that the process has had resident since the last reset_peak_rss(). 0 where the system does not say.
+std::int64_t peak_rss_bytes();
+/// Best effort: without it the peak is that since the process began.
+void reset_peak_rss();
+
+}  // namespace bench
