@@ -59,7 +59,8 @@ class Conversation {
 
   li::Result<li::CompletionResult> go_on_with(const std::string& text, li::GenerateOptions options) {
     const bool first = session_->size() == 0;
-    auto tokens = engine_.tokenizer().encode(first ? system_ + text : text, {.add_special = first, .parse_special = true});
+    auto tokens =
+        engine_.tokenizer().encode(first ? system_ + text : text, {.add_special = first, .parse_special = true});
     if (!tokens) return std::move(tokens).error();
     if (!tokens->empty()) {
       if (auto done = session_->prefill(*tokens, {.cancel = options.cancel}); !done) {
@@ -86,7 +87,8 @@ constexpr double kMiB = 1024.0 * 1024.0;
 void print_model(const li::Engine& engine) {
   const li::ModelInfo& info = engine.info();
   const li::EngineStats stats = engine.stats();
-  std::fprintf(stderr, "[%s: %s, %.1f M parameters, context %d; %s; loaded in %.2f s, weights %.0f MiB, cache %.0f MiB]\n",
+  std::fprintf(stderr,
+               "[%s: %s, %.1f M parameters, context %d; %s; loaded in %.2f s, weights %.0f MiB, cache %.0f MiB]\n",
                info.name.c_str(), info.architecture.c_str(), static_cast<double>(info.parameters) / 1e6,
                static_cast<int>(info.context_length), info.backend.c_str(), stats.load_seconds,
                static_cast<double>(stats.weight_bytes) / kMiB, static_cast<double>(stats.cache_bytes) / kMiB);
@@ -98,12 +100,13 @@ void print_stats(const li::CompletionResult& result, std::uint64_t seed) {
   const auto generated = static_cast<int>(result.tokens.size());
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
-  std::fprintf(stderr,
-               "[prefill %d tokens (%d more were cached), %.1f tokens/s; decode %d tokens, %.1f tokens/s; seed %llu; peak "
-               "memory %.0f MiB]\n",
-               computed, static_cast<int>(result.cached_tokens), per_second(computed, timings.prefill_seconds), generated,
-               per_second(generated > 1 ? generated - 1 : 0, timings.decode_seconds),
-               static_cast<unsigned long long>(seed), static_cast<double>(usage.ru_maxrss) / 1024.0);
+  std::fprintf(
+      stderr,
+      "[prefill %d tokens (%d more were cached), %.1f tokens/s; decode %d tokens, %.1f tokens/s; seed %llu; peak "
+      "memory %.0f MiB]\n",
+      computed, static_cast<int>(result.cached_tokens), per_second(computed, timings.prefill_seconds), generated,
+      per_second(generated > 1 ? generated - 1 : 0, timings.decode_seconds), static_cast<unsigned long long>(seed),
+      static_cast<double>(usage.ru_maxrss) / 1024.0);
 }
 
 /// One turn. False if it failed.

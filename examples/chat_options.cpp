@@ -7,7 +7,8 @@
 
 std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) {
   ChatCommand command;
-  CLI::App app("Chats with a language model. Ctrl-C stops an answer; /reset begins anew, /exit leaves.", "llminfer-chat");
+  CLI::App app("Chats with a language model. Ctrl-C stops an answer; /reset begins anew, /exit leaves.",
+               "llminfer-chat");
   app.set_version_flag("--version", std::string(llminfer::version()));
   app.add_option("-m,--model", command.model, "GGUF file or Hugging Face directory")->required();
   app.add_option("-p,--prompt", command.prompt, "Answer this one message and exit");
@@ -28,7 +29,8 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--top-p", command.top_p, "Nucleus sampling; 1: off")->group(sampling);
   app.add_option("--min-p", command.min_p, "Least share of the best token's probability; 0: off")->group(sampling);
   app.add_option("--typical", command.typical, "Locally typical sampling; 1: off")->group(sampling);
-  app.add_option("--xtc-probability", command.xtc_probability, "Chance to exclude top choices; 0: off")->group(sampling);
+  app.add_option("--xtc-probability", command.xtc_probability, "Chance to exclude top choices; 0: off")
+      ->group(sampling);
   app.add_option("--xtc-threshold", command.xtc_threshold, "Least probability of a top choice")->group(sampling);
   app.add_option("--repeat-penalty", command.repeat_penalty, "Repetition penalty; 1: off")->group(sampling);
   app.add_option("--presence-penalty", command.presence_penalty, "Presence penalty; 0: off")->group(sampling);
