@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <map>
@@ -70,6 +71,13 @@ std::string size(std::int64_t bytes) {
 std::string model_type(const Record& record) {
   std::string type = record.info.architecture;
   return record.info.name.empty() ? type : type + " " + record.info.name;
+}
+
+/// The file's or folder's name, which also tells the quantization.
+std::string model_label(const Record& record) {
+  const std::filesystem::path path = std::filesystem::path(record.model_filename).lexically_normal();
+  if (path.extension() == ".gguf") return path.stem().string();
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
 Json to_json(const Record& record) {
@@ -183,7 +191,7 @@ class MarkdownPrinter : public Printer {
     const auto rates = tokens_per_second(r);
     const std::string threads = r.threads > 0 ? std::to_string(r.threads) : "auto";
     backend_ = r.info.backend;
-    row({model_type(r), size(r.model_bytes), count(r.info.parameters), "CPU", threads, r.test.label(),
+    row({model_label(r), size(r.model_bytes), count(r.info.parameters), "CPU", threads, r.test.label(),
          fixed(mean(rates), 2) + " ± " + fixed(standard_deviation(rates), 2)});
     loads_[r.model_filename + ", " + threads + " threads"] = r;
   }
