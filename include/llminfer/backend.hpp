@@ -24,19 +24,20 @@ namespace llminfer::inline v0 {
 inline constexpr int kBackendInterfaceVersion = 1;
 
 /// Runs `body(index, count)` once for each index in [0, count), all at the same time on different threads, and returns
-/// when all have ended: the bodies wait for one another, so fewer threads than `count` is a deadlock. A host may lend its
-/// own thread pool this way.
+/// when all have ended: the bodies wait for one another, so fewer threads than `count` is a deadlock. A host may lend
+/// its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
 /// How cached keys and values are stored.
 enum class CacheType : std::uint8_t { f16, f32 };
 
 struct BackendOptions {
-  int threads = 0;              ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
+  int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   /// Exact mode: float arithmetic on exactly unpacked weights, no quantization of activations. Slow; the reference.
   bool exact = false;
-  std::string cpu_level{};      ///< forces an instruction set level of the CPU backend ("scalar", "avx2", …); empty: the best
-  Executor executor{};          ///< the host's threads; empty: the backend's own
+  std::string
+      cpu_level{};      ///< forces an instruction set level of the CPU backend ("scalar", "avx2", …); empty: the best
+  Executor executor{};  ///< the host's threads; empty: the backend's own
 };
 
 /// A weight in the form that the backend's kernels read.
@@ -61,8 +62,8 @@ class CacheStorage {
 
 /// Consecutive new tokens of one sequence: a chunk of a prompt, or one decoded token. All are causal.
 struct Run {
-  std::int32_t first_row = 0;   ///< index of its first token in the batch's arrays
-  std::int32_t rows = 0;        ///< at least 1
+  std::int32_t first_row = 0;       ///< index of its first token in the batch's arrays
+  std::int32_t rows = 0;            ///< at least 1
   std::int32_t first_position = 0;  ///< tokens of the sequence that are cached already
   /// Per cache group the sequence's pages: entry i holds tokens [i * kPageTokens, (i + 1) * kPageTokens), those of this
   /// run included. Pages that a sliding window has left behind may be -1.
@@ -71,16 +72,16 @@ struct Run {
 
 /// The input of one forward pass: token runs of many sequences. Spans belong to the caller and live until wait().
 struct Batch {
-  std::span<const std::int32_t> tokens;      ///< [rows] token ids; -1 where the row has an embedding instead
-  std::span<const float> embeddings;         ///< [rows, hidden_size], or empty when every row is a token
-  std::span<const std::int32_t> positions;   ///< [rows]
+  std::span<const std::int32_t> tokens;     ///< [rows] token ids; -1 where the row has an embedding instead
+  std::span<const float> embeddings;        ///< [rows, hidden_size], or empty when every row is a token
+  std::span<const std::int32_t> positions;  ///< [rows]
   std::span<const Run> runs;
-  std::span<const std::int32_t> logit_rows;  ///< ascending batch rows whose logits are wanted
-  std::span<const std::int32_t> hidden_rows; ///< ascending batch rows whose last hidden state is wanted
-  std::span<float> logits;                   ///< out [logit_rows, vocab_size]
-  std::span<float> hidden;                   ///< out [hidden_rows, hidden_size]
-  /// Says whether to abandon the pass; called at least once per layer, on any one thread, and must not throw. Once it is true,
-  /// wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
+  std::span<const std::int32_t> logit_rows;   ///< ascending batch rows whose logits are wanted
+  std::span<const std::int32_t> hidden_rows;  ///< ascending batch rows whose last hidden state is wanted
+  std::span<float> logits;                    ///< out [logit_rows, vocab_size]
+  std::span<float> hidden;                    ///< out [hidden_rows, hidden_size]
+  /// Says whether to abandon the pass; called at least once per layer, on any one thread, and must not throw. Once it
+  /// is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
   std::function<bool()> interrupted;
 };
 

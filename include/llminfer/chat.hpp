@@ -26,10 +26,10 @@ struct Message {
 };
 
 struct ChatOptions {
-  std::string system{};              ///< system message; empty: none, and the template's default applies
-  std::vector<Message> history{};    ///< turns to begin with
-  std::string tools_json{};          ///< a JSON array of tool schemas for the template; empty: none
-  std::string chat_template{};       ///< a Jinja template instead of the model's own
+  std::string system{};            ///< system message; empty: none, and the template's default applies
+  std::vector<Message> history{};  ///< turns to begin with
+  std::string tools_json{};        ///< a JSON array of tool schemas for the template; empty: none
+  std::string chat_template{};     ///< a Jinja template instead of the model's own
 };
 
 /// The text of an answer, piece by piece as it is generated. Iterate once; leaving the loop early cancels the answer.
@@ -80,8 +80,8 @@ class LLMINFER_API Chat {
   Chat(Chat&&) noexcept;
   Chat& operator=(Chat&&) noexcept;
 
-  /// Adds the user's message and streams the answer, which joins the history when the stream ends. An answer that fails leaves the history
-  /// as it was. Never fails itself: errors come from ChatStream::finish().
+  /// Adds the user's message and streams the answer, which joins the history when the stream ends. An answer that fails
+  /// leaves the history as it was. Never fails itself: errors come from ChatStream::finish().
   ChatStream send(std::string_view user_message, const GenerateOptions& options = {});
   ChatStream send(Message message, const GenerateOptions& options = {});
   const std::vector<Message>& history() const noexcept;

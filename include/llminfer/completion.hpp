@@ -24,11 +24,11 @@ struct Timings {
 
 struct CompletionResult {
   std::string text;
-  std::vector<Token> tokens;        ///< as generated, without the end token
-  std::vector<Sample> samples;      ///< one per token if SamplingOptions::logprobs > 0
+  std::vector<Token> tokens;    ///< as generated, without the end token
+  std::vector<Sample> samples;  ///< one per token if SamplingOptions::logprobs > 0
   FinishReason reason = FinishReason::end_token;
   std::int32_t prompt_tokens = 0;
-  std::int32_t cached_tokens = 0;   ///< of the prompt, found in the KV cache
+  std::int32_t cached_tokens = 0;  ///< of the prompt, found in the KV cache
   Timings timings;
 };
 

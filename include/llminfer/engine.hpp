@@ -22,7 +22,7 @@ namespace llminfer::inline v0 {
 
 /// A prompt (text or tokens) and how to go on from it.
 struct CompletionRequest {
-  std::string prompt{};         ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
+  std::string prompt{};  ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
   std::vector<Token> tokens{};
   GenerateOptions options{};
 };
@@ -33,7 +33,7 @@ using ReadCallback = std::function<bool(std::uint64_t offset, std::span<std::byt
 struct ModelInfo {
   std::string name;
   std::string architecture;
-  std::string backend;             ///< the backend's description of itself
+  std::string backend;  ///< the backend's description of itself
   std::int64_t parameters = 0;
   std::int32_t vocab_size = 0;
   std::int32_t hidden_size = 0;
@@ -43,12 +43,12 @@ struct ModelInfo {
 };
 
 struct EngineStats {
-  std::int64_t prefill_tokens = 0;   ///< computed since the load
+  std::int64_t prefill_tokens = 0;  ///< computed since the load
   std::int64_t decode_tokens = 0;
   std::int64_t forward_passes = 0;
-  std::int64_t preemptions = 0;      ///< sequences whose pages were taken for others and computed again
-  std::int64_t cached_tokens = 0;    ///< prompt tokens found in the cache
-  std::int32_t running = 0;          ///< requests now
+  std::int64_t preemptions = 0;    ///< sequences whose pages were taken for others and computed again
+  std::int64_t cached_tokens = 0;  ///< prompt tokens found in the cache
+  std::int32_t running = 0;        ///< requests now
   std::int32_t waiting = 0;
   std::int32_t pages_used = 0;
   std::int32_t pages_total = 0;

@@ -1,4 +1,5 @@
-// The whole public API of llminfer, except the parts for those who write architectures (program.hpp) or backends (backend.hpp).
+// The whole public API of llminfer, except the parts for those who write architectures (program.hpp) or backends
+// (backend.hpp).
 #pragma once
 
 #include <llminfer/cancel.hpp>

@@ -28,15 +28,16 @@ struct EngineOptions {
   /// The backend by name ("cpu"), unless `custom_backend` is given.
   std::string backend = "cpu";
   std::shared_ptr<Backend> custom_backend{};
-  int threads = 0;        ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
-  std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512", "avx512vnni"); empty: the best
-  Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
-  bool exact = false;     ///< float arithmetic throughout; slow, the reference for numerics
-  bool mmap = true;       ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
-  std::int32_t context_length = 0;    ///< tokens of one sequence at most; 0: the model's own limit
+  int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
+  std::string
+      cpu_level{};      ///< forces an instruction set level ("scalar", "avx2", "avx512", "avx512vnni"); empty: the best
+  Executor executor{};  ///< the host's threads for the CPU backend; empty: the backend's own
+  bool exact = false;   ///< float arithmetic throughout; slow, the reference for numerics
+  bool mmap = true;     ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
+  std::int32_t context_length = 0;  ///< tokens of one sequence at most; 0: the model's own limit
   CacheType cache_type = CacheType::f16;
-  /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 4096 tokens, and one of
-  /// context_length.
+  /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 4096 tokens, and
+  /// one of context_length.
   std::int64_t cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
@@ -47,11 +48,11 @@ struct EngineOptions {
 
 /// What a load would take, before it is done. Bytes.
 struct MemoryPlan {
-  std::int64_t weights = 0;       ///< in the form that the backend's kernels read
-  std::int64_t cache = 0;         ///< KV pages
-  std::int64_t activations = 0;   ///< scratch of one forward pass
-  std::int64_t file = 0;          ///< the checkpoint's own size: mapped while loading, given back after
-  std::int64_t parameters = 0;    ///< a count
+  std::int64_t weights = 0;      ///< in the form that the backend's kernels read
+  std::int64_t cache = 0;        ///< KV pages
+  std::int64_t activations = 0;  ///< scratch of one forward pass
+  std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, given back after
+  std::int64_t parameters = 0;   ///< a count
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 
@@ -72,25 +73,25 @@ LLMINFER_API std::string_view to_string(FinishReason reason) noexcept;
 
 /// One generated token, as the callback sees it.
 struct GeneratedToken {
-  Token token = 0;                    ///< -1 in a last call that brings text which was held back until the end
-  std::string_view text;              ///< text that became certain with it; may be empty (an unfinished character or stop string)
-  float logprob = 0.0f;               ///< if SamplingOptions::logprobs > 0
+  Token token = 0;        ///< -1 in a last call that brings text which was held back until the end
+  std::string_view text;  ///< text that became certain with it; may be empty (an unfinished character or stop string)
+  float logprob = 0.0f;   ///< if SamplingOptions::logprobs > 0
   std::span<const TokenLogprob> top;  ///< likewise
 };
-/// Called on the engine's thread, once per token, in order; must be quick and must not call into the engine. Returning false ends the
-/// request with FinishReason::cancelled.
+/// Called on the engine's thread, once per token, in order; must be quick and must not call into the engine. Returning
+/// false ends the request with FinishReason::cancelled.
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 struct GenerateOptions {
   SamplingOptions sampling{};
-  std::int32_t max_tokens = 0;           ///< >= 0; 0: until the model ends or the context is full
-  std::vector<std::string> stop{};         ///< texts that end the answer; they are not part of it. At most 64, none empty
-  std::vector<Token> stop_tokens{};        ///< tokens that end the answer, beside the model's own
-  bool ignore_end = false;               ///< go on past the model's end tokens
+  std::int32_t max_tokens = 0;       ///< >= 0; 0: until the model ends or the context is full
+  std::vector<std::string> stop{};   ///< texts that end the answer; they are not part of it. At most 64, none empty
+  std::vector<Token> stop_tokens{};  ///< tokens that end the answer, beside the model's own
+  bool ignore_end = false;           ///< go on past the model's end tokens
   OverflowPolicy overflow = OverflowPolicy::stop;
-  std::int32_t keep_tokens = 0;          ///< for OverflowPolicy::shift: the first tokens that stay
+  std::int32_t keep_tokens = 0;  ///< for OverflowPolicy::shift: the first tokens that stay
   TokenCallback on_token{};
-  std::optional<CancelToken> cancel{};     ///< also interrupts a prefill
+  std::optional<CancelToken> cancel{};                  ///< also interrupts a prefill
   std::optional<std::chrono::milliseconds> deadline{};  ///< from submission
 };
 

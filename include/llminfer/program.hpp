@@ -20,13 +20,13 @@ enum class WeightId : std::int32_t { none = -1 };
 
 /// A weight that the program needs. The checkpoint must have it with exactly this shape.
 struct WeightSpec {
-  std::string name;        ///< the tensor's name in the checkpoint
-  std::int64_t rows = 1;   ///< output features; 1 for vectors
-  std::int64_t cols = 0;   ///< input features
+  std::string name;       ///< the tensor's name in the checkpoint
+  std::int64_t rows = 1;  ///< output features; 1 for vectors
+  std::int64_t cols = 0;  ///< input features
 };
 
 struct ValueSpec {
-  std::string name;         ///< for people and error messages, e.g. "blk.3.q"
+  std::string name;  ///< for people and error messages, e.g. "blk.3.q"
   std::int64_t width = 0;
 };
 
@@ -50,14 +50,33 @@ enum class Activation : std::uint8_t { silu, gelu, gelu_tanh };
 
 namespace op {
 /// out = table[token id]; rows of the batch that carry an embedding take that instead.
-struct Embed { WeightId table; ValueId out; };
+struct Embed {
+  WeightId table;
+  ValueId out;
+};
 /// out = in * weight^T + bias
-struct Linear { ValueId in; WeightId weight; WeightId bias; ValueId out; };
+struct Linear {
+  ValueId in;
+  WeightId weight;
+  WeightId bias;
+  ValueId out;
+};
 /// Root-mean-square norm (Zhang and Sennrich 2019): out = in / sqrt(mean(in^2) + epsilon) * weight
-struct RmsNorm { ValueId in; WeightId weight; float epsilon; ValueId out; };
+struct RmsNorm {
+  ValueId in;
+  WeightId weight;
+  float epsilon;
+  ValueId out;
+};
 /// Rotates each of the width / head_dim heads of `in` by `rope_tables[table]` at the token's position.
-struct Rope { ValueId in; std::int32_t head_dim; std::int32_t table; ValueId out; };
-/// Appends k and v to the cache, then out = softmax(q k^T * scale + mask) v. Query head h reads KV head h * kv_heads / heads.
+struct Rope {
+  ValueId in;
+  std::int32_t head_dim;
+  std::int32_t table;
+  ValueId out;
+};
+/// Appends k and v to the cache, then out = softmax(q k^T * scale + mask) v. Query head h reads KV head h * kv_heads /
+/// heads.
 struct Attention {
   ValueId q, k, v;
   std::int32_t group;  ///< index of the cache group
@@ -67,8 +86,14 @@ struct Attention {
   ValueId out;
 };
 /// out = activation(gate) * up
-struct Glu { ValueId gate, up; Activation activation; ValueId out; };
-struct Add { ValueId a, b, out; };
+struct Glu {
+  ValueId gate, up;
+  Activation activation;
+  ValueId out;
+};
+struct Add {
+  ValueId a, b, out;
+};
 }  // namespace op
 
 using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add>;
@@ -79,7 +104,7 @@ struct Program {
   std::vector<ValueSpec> values;
   std::vector<CacheGroup> cache_groups;
   std::vector<RopeTable> rope_tables;
-  std::vector<Op> ops;           ///< in an order in which every value is written before it is read, and once
+  std::vector<Op> ops;  ///< in an order in which every value is written before it is read, and once
   std::int64_t vocab_size = 0;
   std::int64_t hidden_size = 0;
   ValueId hidden = ValueId::none;  ///< the last hidden state, after the final norm [tokens, hidden_size]

@@ -19,7 +19,7 @@ struct Sequence;
 }  // namespace engine
 
 struct PrefillOptions {
-  bool hidden_states = false;         ///< keep the last hidden state of each new token, see Session::hidden_states()
+  bool hidden_states = false;           ///< keep the last hidden state of each new token, see Session::hidden_states()
   std::optional<CancelToken> cancel{};  ///< checked at every layer
 };
 
@@ -38,7 +38,8 @@ class LLMINFER_API Session {
   /// Generates after what is in the session; what is generated becomes part of it. At least one token must be there.
   Result<CompletionResult> generate(const GenerateOptions& options = {});
 
-  /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before any.
+  /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before
+  /// any.
   std::span<const float> logits() const noexcept;
   /// The hidden states [n, hidden_size] of the last prefill that asked for them. Valid as logits().
   std::span<const float> hidden_states() const noexcept;

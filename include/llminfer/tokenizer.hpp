@@ -35,11 +35,13 @@ class LLMINFER_API Tokenizer {
  public:
   explicit Tokenizer(std::shared_ptr<const tok::TokenizerModel> model) : model_(std::move(model)) {}
 
-  /// Text that is not valid UTF-8 is legal: byte-level vocabularies encode the bytes as they are. Bytes that a vocabulary has
-  /// no token for become its unknown token; where there is none (SmolLM2 lacks 21 bytes), they vanish, as in the reference.
-  /// Errors: limit_exceeded for more than 64 MiB of text or a pattern of the checkpoint that backtracks without end.
+  /// Text that is not valid UTF-8 is legal: byte-level vocabularies encode the bytes as they are. Bytes that a
+  /// vocabulary has no token for become its unknown token; where there is none (SmolLM2 lacks 21 bytes), they vanish,
+  /// as in the reference. Errors: limit_exceeded for more than 64 MiB of text or a pattern of the checkpoint that
+  /// backtracks without end.
   Result<std::vector<Token>> encode(std::string_view text, const EncodeOptions& options = {}) const;
-  /// The bytes of the tokens; ends inside a UTF-8 character if the tokens do. Errors: invalid_argument for an id out of range.
+  /// The bytes of the tokens; ends inside a UTF-8 character if the tokens do. Errors: invalid_argument for an id out of
+  /// range.
   Result<std::string> decode(std::span<const Token> tokens, const DecodeOptions& options = {}) const;
 
   std::int32_t vocab_size() const noexcept;
@@ -60,8 +62,9 @@ class LLMINFER_API Tokenizer {
 };
 
 /// Turns tokens into text piece by piece and never splits a UTF-8 character: bytes of an unfinished character wait for
-/// the next token. Its text is always UTF-8: a byte that cannot belong to a character comes out as U+FFFD (decode() gives
-/// the bytes as they are). The space that SentencePiece writes before a first word is dropped. One thread at a time.
+/// the next token. Its text is always UTF-8: a byte that cannot belong to a character comes out as U+FFFD (decode()
+/// gives the bytes as they are). The space that SentencePiece writes before a first word is dropped. One thread at a
+/// time.
 class LLMINFER_API StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options = {});

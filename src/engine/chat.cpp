@@ -161,7 +161,8 @@ const std::vector<Message>& Chat::history() const noexcept { return state_->hist
 
 Result<void> Chat::rewind(std::size_t messages) {
   if (messages > state_->history.size()) {
-    return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ", state_->history.size());
+    return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ",
+                state_->history.size());
   }
   state_->history.resize(state_->history.size() - messages);
   return {};

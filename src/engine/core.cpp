@@ -1,5 +1,5 @@
-// The engine's thread: which requests take part in a step, and what becomes of them after it. Pages are in pages.cpp, the
-// forward pass in forward.cpp, what a request does with its logits in generate.cpp.
+// The engine's thread: which requests take part in a step, and what becomes of them after it. Pages are in pages.cpp,
+// the forward pass in forward.cpp, what a request does with its logits in generate.cpp.
 #include "engine/core.hpp"
 
 #include <algorithm>
@@ -47,7 +47,8 @@ EngineStats EngineCore::stats() const {
 Result<void> EngineCore::check_tokens(std::span<const Token> tokens) const {
   for (const Token token : tokens) {
     if (token < 0 || token >= model_->info.vocab_size) {
-      return fail(ErrorCode::invalid_argument, "token ", token, " is outside the vocabulary, 0 to ", model_->info.vocab_size - 1);
+      return fail(ErrorCode::invalid_argument, "token ", token, " is outside the vocabulary, 0 to ",
+                  model_->info.vocab_size - 1);
     }
   }
   return {};
@@ -57,23 +58,25 @@ namespace {
 
 Result<void> check_generation(const GenerateOptions& options, const ModelInfo& info) {
   if (options.max_tokens < 0) {
-    return fail(ErrorCode::invalid_argument, "GenerateOptions::max_tokens is ", options.max_tokens, ", expected 0 or more");
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::max_tokens is ", options.max_tokens,
+                ", expected 0 or more");
   }
   if (options.stop.size() > 64) {
-    return fail(ErrorCode::invalid_argument, "GenerateOptions::stop has ", options.stop.size(), " texts, expected at most 64");
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::stop has ", options.stop.size(),
+                " texts, expected at most 64");
   }
   for (const std::string& stop : options.stop) {
     if (stop.empty()) return fail(ErrorCode::invalid_argument, "GenerateOptions::stop has an empty text");
   }
   for (const Token token : options.stop_tokens) {
     if (token < 0 || token >= info.vocab_size) {
-      return fail(ErrorCode::invalid_argument, "GenerateOptions::stop_tokens: ", token, " is outside the vocabulary, 0 to ",
-                  info.vocab_size - 1);
+      return fail(ErrorCode::invalid_argument, "GenerateOptions::stop_tokens: ", token,
+                  " is outside the vocabulary, 0 to ", info.vocab_size - 1);
     }
   }
   if (options.keep_tokens < 0 || options.keep_tokens > info.context_length / 2) {
-    return fail(ErrorCode::invalid_argument, "GenerateOptions::keep_tokens is ", options.keep_tokens, ", expected 0 to ",
-                info.context_length / 2, ", half the context");
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::keep_tokens is ", options.keep_tokens,
+                ", expected 0 to ", info.context_length / 2, ", half the context");
   }
   if (options.deadline && options.deadline->count() < 0) {
     return fail(ErrorCode::invalid_argument, "GenerateOptions::deadline is negative");
@@ -98,7 +101,8 @@ Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) {
     request->stop = StopMatcher(options.stop);
     if (options.deadline) {
       // A deadline of centuries would overflow the clock.
-      request->deadline = request->submitted + std::min(*options.deadline, std::chrono::milliseconds(1'000'000'000'000));
+      request->deadline =
+          request->submitted + std::min(*options.deadline, std::chrono::milliseconds(1'000'000'000'000));
     }
   }
   if (sequence.size() > model_->info.context_length) {
@@ -147,7 +151,8 @@ void EngineCore::run() noexcept {
       return {};
     });
     if (!outcome && outcome.error().code != ErrorCode::cancelled) {
-      // A failed pass ends the requests that took part (all, if it failed before that was decided), and the engine goes on.
+      // A failed pass ends the requests that took part (all, if it failed before that was decided), and the engine goes
+      // on.
       for (const auto& request : running_) {
         const auto same = [&](const Share& share) { return share.request == request; };
         if (shares.empty() || std::any_of(shares.begin(), shares.end(), same)) finish(request, outcome.error());
@@ -178,7 +183,8 @@ void EngineCore::admit() {
   }
 }
 
-/// Ends requests that were cancelled or are late, before they cost another pass, and advances those whose logits are there.
+/// Ends requests that were cancelled or are late, before they cost another pass, and advances those whose logits are
+/// there.
 void EngineCore::end_stopped_requests() {
   for (const auto& request : running_) {
     if (request->cancelled() || request->late()) {
@@ -220,8 +226,8 @@ void EngineCore::drop_done() noexcept {
   });
 }
 
-/// Chooses what the next pass computes: first the requests that need one token, then chunks of prompts, oldest first, up to
-/// max_batch_tokens_ rows. Mutex held.
+/// Chooses what the next pass computes: first the requests that need one token, then chunks of prompts, oldest first,
+/// up to max_batch_tokens_ rows. Mutex held.
 std::vector<EngineCore::Share> EngineCore::schedule() {
   std::vector<Share> shares;
   std::int32_t budget = std::max(max_batch_tokens_, 1);

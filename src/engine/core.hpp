@@ -1,5 +1,5 @@
-// EngineCore: one loaded model and the thread that runs it. Requests of all sessions are batched step by step (continuous
-// batching: Yu et al., "Orca", 2022) over the paged KV cache (Kwon et al., "PagedAttention", 2023).
+// EngineCore: one loaded model and the thread that runs it. Requests of all sessions are batched step by step
+// (continuous batching: Yu et al., "Orca", 2022) over the paged KV cache (Kwon et al., "PagedAttention", 2023).
 #pragma once
 
 #include <condition_variable>

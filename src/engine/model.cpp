@@ -79,7 +79,8 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   }
   LLMINFER_TRY(layout.backend->supports(layout.program, types));
 
-  const std::int64_t trained = std::min<std::int64_t>(checkpoint.config.context_length, std::numeric_limits<std::int32_t>::max());
+  const std::int64_t trained =
+      std::min<std::int64_t>(checkpoint.config.context_length, std::numeric_limits<std::int32_t>::max());
   const std::int64_t context = options.context_length ? options.context_length : trained;
   layout.context_length = static_cast<std::int32_t>(context);
   const std::int64_t cache_tokens =

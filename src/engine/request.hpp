@@ -25,10 +25,10 @@ struct Request {
   // Set by the submitter, then not changed.
   std::shared_ptr<Sequence> sequence;
   GenerateOptions options;
-  bool generate = true;         ///< false: a prefill only
-  bool keep_sequence = false;   ///< the sequence is a session's and outlives the request
+  bool generate = true;        ///< false: a prefill only
+  bool keep_sequence = false;  ///< the sequence is a session's and outlives the request
   bool want_hidden = false;
-  bool stream = false;          ///< collect text in stream_text
+  bool stream = false;  ///< collect text in stream_text
   std::optional<Clock::time_point> deadline;
   Clock::time_point submitted;
   /// The sequence as it was before, for the case of an error.
@@ -41,7 +41,7 @@ struct Request {
   CompletionResult result;
   bool started = false;
   bool callback_failed = false;  ///< on_token threw
-  bool answered = false;  ///< the reason is set; only the last token is still to be computed
+  bool answered = false;         ///< the reason is set; only the last token is still to be computed
   Clock::time_point prefill_start, first_token;
 
   // Shared.
@@ -49,8 +49,8 @@ struct Request {
   std::mutex mutex;  ///< guards what follows
   std::condition_variable changed;
   bool done = false;
-  Result<void> outcome;      ///< valid once done
-  std::string stream_text;   ///< text that the reader of a stream has not taken yet
+  Result<void> outcome;     ///< valid once done
+  std::string stream_text;  ///< text that the reader of a stream has not taken yet
 
   /// Cancelled by its handle or its token. Thread-safe.
   bool cancelled() const noexcept {

@@ -9,19 +9,19 @@
 
 namespace llminfer::inline v0::engine {
 
-/// The owner (a session or the request that runs on it) changes tokens, embeddings, logits and hidden. Everything about pages
-/// is changed under the engine's mutex only, since the engine may take the pages of an idle sequence.
+/// The owner (a session or the request that runs on it) changes tokens, embeddings, logits and hidden. Everything about
+/// pages is changed under the engine's mutex only, since the engine may take the pages of an idle sequence.
 struct Sequence {
-  std::vector<Token> tokens;  ///< -1 where the position holds an embedding
+  std::vector<Token> tokens;                                        ///< -1 where the position holds an embedding
   std::unordered_map<std::int32_t, std::vector<float>> embeddings;  ///< by position [hidden_size]
-  std::vector<float> logits;  ///< [vocab_size] after the last token, or empty
+  std::vector<float> logits;                                        ///< [vocab_size] after the last token, or empty
   std::vector<float> hidden;  ///< [n, hidden_size] of the last prefill that asked for them
 
   // Under the engine's mutex.
-  std::int32_t cached = 0;  ///< the first `cached` tokens are in the pages
+  std::int32_t cached = 0;                       ///< the first `cached` tokens are in the pages
   std::vector<std::vector<std::int32_t>> pages;  ///< per cache group, one page per kPageTokens tokens
-  bool active = false;           ///< a request runs on it; otherwise it is idle
-  std::uint64_t last_used = 0;   ///< for eviction, oldest first
+  bool active = false;                           ///< a request runs on it; otherwise it is idle
+  std::uint64_t last_used = 0;                   ///< for eviction, oldest first
 
   std::int32_t size() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
 };

@@ -11,8 +11,10 @@ using core::fail;
 
 namespace {
 
-/// Submits a request on the session's sequence and waits for it. The sequence has its new tokens; `before` is what it had.
-Result<void> run_on(engine::EngineCore& core, const std::shared_ptr<engine::Request>& request, std::vector<Token> before) {
+/// Submits a request on the session's sequence and waits for it. The sequence has its new tokens; `before` is what it
+/// had.
+Result<void> run_on(engine::EngineCore& core, const std::shared_ptr<engine::Request>& request,
+                    std::vector<Token> before) {
   request->keep_sequence = true;
   request->tokens_before = std::move(before);
   if (auto submitted = core.submit(request); !submitted) {
