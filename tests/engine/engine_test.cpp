@@ -1,0 +1,395 @@
+// The engine end to end on a tiny model: reference tokens, sessions, batching, cancellation, limits.
+#include <llminfer/llminfer.hpp>
+
+#include <atomic>
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+
+using namespace llminfer;
+
+namespace {
+
+const std::string kModel = std::string(LLMINFER_TEST_DATA) + "/models/tiny-bf16";
+
+const nlohmann::json& reference() {
+  static const nlohmann::json data = nlohmann::json::parse(std::ifstream(kModel + "/reference.json"));
+  return data;
+}
+
+Engine load(EngineOptions options = {}) {
+  if (options.threads == 0) options.threads = 2;
+  return Engine::load(kModel, options).value();
+}
+
+std::vector<Token> prompt() { return reference()["prompt_ids"]; }
+
+std::vector<Token> some_tokens(std::size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<Token> tokens(count);
+  for (Token& token : tokens) token = static_cast<Token>(random() % 1000);
+  return tokens;
+}
+
+GenerateOptions sampled(std::int32_t tokens, std::uint64_t seed) {
+  GenerateOptions options;
+  options.max_tokens = tokens;
+  options.ignore_end = true;
+  options.sampling.temperature = 1.0f;
+  options.sampling.top_p = 0.95f;
+  options.sampling.seed = seed;
+  return options;
+}
+
+template <class T>
+void check_error(const Result<T>& result, ErrorCode code, const std::string& named) {
+  REQUIRE_FALSE(result);
+  CHECK(to_string(result.error().code) == to_string(code));
+  CHECK_THAT(result.error().message, Catch::Contains(named));
+}
+
+}  // namespace
+
+TEST_CASE("greedy tokens are the reference's, in default and exact mode") {
+  const std::vector<Token> expected = reference()["greedy"];
+  const std::vector<double> margins = reference()["margins"];
+  for (const bool exact : {false, true}) {
+    EngineOptions options;
+    options.exact = exact;
+    options.cache_type = exact ? CacheType::f32 : CacheType::f16;
+    const Engine engine = load(options);
+    CompletionRequest request;
+    request.tokens = prompt();
+    request.options.max_tokens = static_cast<std::int32_t>(expected.size());
+    request.options.ignore_end = true;
+    const CompletionResult result = engine.complete(request).value();
+    REQUIRE(result.tokens.size() == expected.size());
+    for (std::size_t i = 0; i < expected.size() && margins[i] >= 0.05; ++i) CHECK(result.tokens[i] == expected[i]);
+    CHECK(result.reason == FinishReason::length);
+    CHECK(result.prompt_tokens == static_cast<std::int32_t>(prompt().size()));
+  }
+}
+
+TEST_CASE("exact logits are the reference's") {
+  EngineOptions options;
+  options.exact = true;
+  options.cache_type = CacheType::f32;
+  Session session = load(options).new_session().value();
+  session.prefill(prompt()).value();
+  const std::vector<float> expected = reference()["last_logits"];
+  REQUIRE(session.logits().size() == expected.size());
+  double error = 0, power = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(session.logits()[i] - expected[i], 2);
+    power += std::pow(expected[i], 2);
+  }
+  CHECK(error / power < 1e-6);
+}
+
+TEST_CASE("requests from many threads give what each gives alone, bit for bit") {
+  const Engine engine = load();
+  constexpr int kRequests = 12;
+  const auto request = [](int i) {
+    CompletionRequest request;
+    request.tokens = some_tokens(static_cast<std::size_t>(5 + 37 * i), static_cast<unsigned>(i));
+    request.options = sampled(24, static_cast<std::uint64_t>(i));
+    request.options.sampling.logprobs = 3;
+    return request;
+  };
+  std::vector<CompletionResult> alone;
+  for (int i = 0; i < kRequests; ++i) alone.push_back(engine.complete(request(i)).value());
+
+  for (const std::int32_t batch : {16, 256}) {
+    EngineOptions options;
+    options.max_batch_tokens = batch;
+    const Engine other = load(options);
+    std::vector<CompletionResult> together(kRequests);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kRequests; ++i) {
+      threads.emplace_back([&, i] { together[static_cast<std::size_t>(i)] = other.complete(request(i)).value(); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (std::size_t i = 0; i < kRequests; ++i) {
+      CHECK(together[i].tokens == alone[i].tokens);
+      CHECK(together[i].text == alone[i].text);
+      REQUIRE(together[i].samples.size() == 24);
+      for (std::size_t t = 0; t < 24; ++t) CHECK(together[i].samples[t].logprob == alone[i].samples[t].logprob);
+    }
+  }
+}
+
+TEST_CASE("a full cache preempts, recomputes and changes no result") {
+  EngineOptions small;
+  small.context_length = 128;
+  small.cache_tokens = 192;  // three pages; each request comes to need two
+  const Engine engine = load(small), roomy = load();
+  std::vector<Completion> running;
+  const auto request = [](int i) {
+    CompletionRequest request;
+    request.tokens = some_tokens(40, static_cast<unsigned>(i));
+    request.options = sampled(60, static_cast<std::uint64_t>(i));
+    return request;
+  };
+  for (int i = 0; i < 6; ++i) running.push_back(engine.submit(request(i)).value());
+  for (int i = 0; i < 6; ++i) {
+    CHECK(running[static_cast<std::size_t>(i)].wait().value().tokens == roomy.complete(request(i)).value().tokens);
+  }
+  CHECK(engine.stats().preemptions > 0);
+  CHECK(engine.stats().pages_used == 0);
+}
+
+TEST_CASE("an idle session gives its pages away and computes them again") {
+  EngineOptions small;
+  small.context_length = 128;
+  small.cache_tokens = 128;
+  const Engine engine = load(small);
+  Session first = engine.new_session().value();
+  first.prefill(some_tokens(100, 1)).value();
+  const std::vector<float> before(first.logits().begin(), first.logits().end());
+  Session second = engine.new_session().value();
+  second.prefill(some_tokens(100, 2)).value();
+  CHECK(std::equal(before.begin(), before.end(), first.logits().begin()));
+  const std::vector<Token> last = {first.tokens().back()};
+  first.truncate(99).value();
+  CHECK(first.logits().empty());
+  first.prefill(last).value();
+  CHECK(std::equal(before.begin(), before.end(), first.logits().begin()));
+}
+
+TEST_CASE("fork and truncate") {
+  const Engine engine = load();
+  Session trunk = engine.new_session().value();
+  trunk.prefill(some_tokens(70, 3)).value();
+  const auto pages = engine.stats().pages_used;
+  Session branch = trunk.fork().value();
+  CHECK(engine.stats().pages_used == pages);
+  CHECK(std::equal(trunk.logits().begin(), trunk.logits().end(), branch.logits().begin()));
+
+  const auto a = trunk.generate(sampled(10, 1)).value(), b = branch.generate(sampled(10, 2)).value();
+  CHECK(a.tokens != b.tokens);
+  Session fresh = engine.new_session().value();
+  fresh.prefill(some_tokens(70, 3)).value();
+  CHECK(fresh.generate(sampled(10, 1)).value().tokens == a.tokens);
+  CHECK(trunk.size() == 80);
+  trunk.truncate(70).value();
+  trunk.prefill(b.tokens).value();
+  branch.truncate(0).value();
+  branch.prefill(some_tokens(70, 3)).value();
+  branch.prefill(b.tokens).value();
+  CHECK(std::equal(trunk.logits().begin(), trunk.logits().end(), branch.logits().begin()));
+}
+
+TEST_CASE("embeddings in and hidden states out") {
+  const Engine engine = load();
+  Session session = engine.new_session().value();
+  PrefillOptions options;
+  options.hidden_states = true;
+  session.prefill(some_tokens(300, 4), options).value();
+  const auto width = static_cast<std::size_t>(engine.info().hidden_size);
+  REQUIRE(session.hidden_states().size() == 300 * width);
+  const std::vector<float> hidden(session.hidden_states().begin(), session.hidden_states().end());
+  const std::vector<float> last(hidden.end() - static_cast<std::ptrdiff_t>(width), hidden.end());
+  Session parts = engine.new_session().value();
+  parts.prefill(some_tokens(300, 4)).value();
+  CHECK(std::equal(parts.logits().begin(), parts.logits().end(), session.logits().begin()));
+
+  session.prefill_embeddings(std::vector<float>(3 * width, 0.1f), options).value();
+  CHECK(session.size() == 303);
+  CHECK(session.hidden_states().size() == 3 * width);
+  CHECK(session.tokens().back() == -1);
+  const std::vector<float> logits(session.logits().begin(), session.logits().end());
+  session.prefill(some_tokens(1, 5)).value();
+  session.truncate(302).value();
+  session.prefill_embeddings(std::vector<float>(width, 0.1f)).value();
+  CHECK(std::equal(logits.begin(), logits.end(), session.logits().begin()));
+  check_error(session.prefill_embeddings(std::vector<float>(width + 1)), ErrorCode::invalid_argument, "rows of");
+}
+
+TEST_CASE("stop strings, stop tokens and callbacks") {
+  const Engine engine = load();
+  CompletionRequest request;
+  request.tokens = prompt();
+  request.options.max_tokens = 40;
+  request.options.ignore_end = true;
+  const CompletionResult whole = engine.complete(request).value();
+  REQUIRE(whole.text.size() > 20);
+
+  const std::string stop = whole.text.substr(10, 5);
+  request.options.stop = {stop, "never in the text"};
+  std::string streamed;
+  request.options.on_token = [&](const GeneratedToken& token) {
+    streamed += token.text;
+    return true;
+  };
+  const CompletionResult stopped = engine.complete(request).value();
+  CHECK(stopped.reason == FinishReason::stop);
+  CHECK(stopped.text == whole.text.substr(0, whole.text.find(stop)));
+  CHECK(streamed == stopped.text);
+
+  request.options.stop = {};
+  request.options.stop_tokens = {whole.tokens[7]};
+  const CompletionResult at_token = engine.complete(request).value();
+  CHECK(at_token.reason == FinishReason::stop);
+  CHECK(at_token.tokens.size() <= 7);
+
+  request.options.stop_tokens = {};
+  int calls = 0;
+  request.options.on_token = [&](const GeneratedToken& token) { return token.token < 0 || ++calls < 5; };
+  const CompletionResult ended = engine.complete(request).value();
+  CHECK(ended.reason == FinishReason::cancelled);
+  CHECK(ended.tokens.size() == 5);
+
+  request.options.on_token = [](const GeneratedToken&) -> bool { throw 1; };
+  check_error(engine.complete(request), ErrorCode::callback_failed, "");
+  CHECK(engine.stats().pages_used == 0);
+}
+
+TEST_CASE("cancellation and deadlines leave the engine well") {
+  const Engine engine = load();
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(10, 6)).value();
+  PrefillOptions cancelled;
+  cancelled.cancel.emplace().cancel();
+  check_error(session.prefill(some_tokens(100, 7), cancelled), ErrorCode::cancelled, "cancelled");
+  CHECK(session.size() == 10);
+
+  CompletionRequest request;
+  request.tokens = some_tokens(10, 8);
+  request.options.ignore_end = true;
+  request.options.deadline = std::chrono::milliseconds(0);
+  CHECK(engine.complete(request).value().reason == FinishReason::deadline);
+
+  request.options.deadline = {};
+  request.options.cancel.emplace();
+  CancelToken token = *request.options.cancel;
+  std::atomic<int> count{0};
+  request.options.on_token = [&](const GeneratedToken&) {
+    if (++count == 3) token.cancel();
+    return true;
+  };
+  const CompletionResult result = engine.complete(request).value();
+  CHECK(result.reason == FinishReason::cancelled);
+  CHECK(result.tokens.size() == 3);
+
+  { const auto dropped = engine.submit({.prompt = "", .tokens = some_tokens(10, 9), .options = sampled(0, 1)}); }
+  CHECK(session.generate(sampled(5, 1)).value().tokens.size() == 5);
+}
+
+TEST_CASE("context overflow: stop and shift") {
+  EngineOptions options;
+  options.context_length = 64;
+  const Engine engine = load(options);
+  CompletionRequest request;
+  request.tokens = some_tokens(50, 10);
+  request.options = sampled(100, 3);
+  const CompletionResult stopped = engine.complete(request).value();
+  CHECK(stopped.reason == FinishReason::length);
+  CHECK(stopped.tokens.size() == 14);
+  request.options.overflow = OverflowPolicy::shift;
+  request.options.keep_tokens = 4;
+  const CompletionResult shifted = engine.complete(request).value();
+  CHECK(shifted.tokens.size() == 100);
+  CHECK(std::equal(stopped.tokens.begin(), stopped.tokens.end(), shifted.tokens.begin()));
+
+  request.tokens = some_tokens(65, 10);
+  CHECK(engine.complete(request));
+  request.options.overflow = OverflowPolicy::stop;
+  check_error(engine.complete(request), ErrorCode::context_overflow, "64");
+  Session session = engine.new_session().value();
+  check_error(session.prefill(some_tokens(65, 1)), ErrorCode::context_overflow, "64");
+  CHECK(session.size() == 0);
+  session.prefill(some_tokens(64, 1)).value();
+}
+
+TEST_CASE("a chat keeps its cache from turn to turn") {
+  const Engine engine = load();
+  Chat chat = engine.new_chat({.system = "Be brief."}).value();
+  GenerateOptions options;
+  options.max_tokens = 12;
+  std::string text;
+  ChatStream first = chat.send("Hello", options);
+  for (const std::string_view piece : first) text += piece;
+  first.finish().value();
+  CHECK(text == first.result().text);
+  REQUIRE(chat.history().size() == 3);
+  CHECK(chat.history()[2].content == text);
+  ChatStream second = chat.send("Again", options);
+  second.finish().value();
+  CHECK(second.result().cached_tokens > 10);
+
+  chat.rewind(2).value();
+  CHECK(chat.history().size() == 3);
+  { ChatStream dropped = chat.send("Never read", options); }
+  check_error(chat.rewind(100), ErrorCode::invalid_argument, "rewind");
+  Chat broken = engine.new_chat({.chat_template = "{{ raise_exception('no such role') }}"}).value();
+  ChatStream failed = broken.send("x");
+  check_error(failed.finish(), ErrorCode::template_error, "no such role");
+  CHECK(broken.history().empty());
+  check_error(engine.new_chat({.chat_template = "{% if %}"}), ErrorCode::template_error, "line 1");
+}
+
+TEST_CASE("bad options and arguments are named") {
+  const auto refuses = [](EngineOptions options, const std::string& name,
+                          ErrorCode code = ErrorCode::invalid_argument) {
+    check_error(Engine::load(kModel, options), code, name);
+  };
+  EngineOptions options;
+  options.threads = -1;
+  refuses(options, "threads");
+  refuses({.backend = "abacus"}, "backend", ErrorCode::not_found);
+  refuses({.cpu_level = "mmx"}, "level");
+  options = {};
+  options.context_length = -5;
+  refuses(options, "context_length");
+  options = {};
+  options.cache_tokens = 64;
+  refuses(options, "cache_tokens");
+  options = {};
+  options.max_batch_tokens = 0;
+  refuses(options, "max_batch_tokens");
+  check_error(Engine::load(kModel + "/nowhere"), ErrorCode::not_found, "nowhere");
+
+  const Engine engine = load();
+  check_error(engine.complete({}), ErrorCode::invalid_argument, "prompt");
+  CompletionRequest request;
+  request.tokens = {1, 100000};
+  check_error(engine.complete(request), ErrorCode::invalid_argument, "100000");
+  request.tokens = {1};
+  request.options.max_tokens = -1;
+  check_error(engine.complete(request), ErrorCode::invalid_argument, "max_tokens");
+  request.options.max_tokens = 1;
+  request.options.stop = {""};
+  check_error(engine.complete(request), ErrorCode::invalid_argument, "stop");
+  request.options.stop = {};
+  request.options.sampling.temperature = std::nanf("");
+  check_error(engine.complete(request), ErrorCode::invalid_argument, "temperature");
+  Session session = engine.new_session().value();
+  check_error(session.generate(), ErrorCode::invalid_argument, "prompt");
+  check_error(session.prefill({}), ErrorCode::invalid_argument, "no tokens");
+  check_error(session.truncate(1), ErrorCode::invalid_argument, "truncate");
+}
+
+TEST_CASE("the plan of a load tells its memory") {
+  const MemoryPlan plan = Engine::plan(kModel).value();
+  const Engine engine = load();
+  CHECK(plan.parameters == engine.info().parameters);
+  CHECK(plan.weights == engine.stats().weight_bytes);
+  CHECK(plan.cache == engine.stats().cache_bytes);
+  CHECK(plan.total() > plan.weights);
+}
+
+TEST_CASE("a load can be watched and abandoned") {
+  EngineOptions options;
+  float last = 0;
+  options.on_progress = [&](float fraction) {
+    CHECK(fraction >= last);
+    last = fraction;
+    return true;
+  };
+  CHECK(Engine::load(kModel, options));
+  CHECK(last == Approx(1.0f));
+  options.on_progress = [](float) { return false; };
+  check_error(Engine::load(kModel, options), ErrorCode::cancelled, "on_progress");
+}
