@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int kMost = 1 << 24;  ///< bound of every count
+
 struct Options {
   std::vector<std::string> models;
   std::vector<int> threads = {0};
@@ -46,28 +48,28 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("-m,--model", o.models, "GGUF file or Hugging Face directory (list)")->required()->delimiter(',');
   app.add_option("-t,--threads", o.threads, "threads (list); 0: as many as are useful")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, kMost));
   app.add_option("-p,--n-prompt", o.prompts, "prefill tests: tokens (list); 0: none")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, kMost))
       ->capture_default_str();
   app.add_option("-n,--n-gen", o.gens, "decode tests: tokens (list); 0: none")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, kMost))
       ->capture_default_str();
   app.add_option("-d,--n-depth", o.depths, "tokens in the KV cache before each test (list)")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, kMost))
       ->capture_default_str();
   app.add_option("-r,--repetitions", o.repetitions, "repetitions of each test")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, kMost))
       ->capture_default_str();
   app.add_option("-o,--output", o.output, "format")
       ->check(CLI::IsMember({"md", "json", "jsonl", "csv"}))
       ->capture_default_str();
   app.add_option("-b,--batch-size", o.batch_tokens, "tokens of one forward pass at most (list)")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, kMost))
       ->capture_default_str();
   app.add_option("--cache-type-k", o.type_k, "type of cached keys; also -ctk")
       ->check(cache_types)
@@ -78,7 +80,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--batch", o.parallel,
                  "batched decode tests: sequences that decode together (list); the rate is their sum")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
