@@ -37,7 +37,7 @@ float to_float(double value) { return static_cast<float>(value); }
 
 }  // namespace
 
-struct Sampler::Impl {
+struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the visibility of Sampler
   Impl(const SamplingOptions& o, const Tokenizer& t) : options(o), tokenizer(t), vocab_size(t.vocab_size()) {
     const auto in_chain = [&](SamplerStep step) {
       return std::find(o.chain.begin(), o.chain.end(), step) != o.chain.end();

@@ -20,5 +20,9 @@ bool second_translation_unit() {
   view.cols = 2;
   view.data = std::as_bytes(std::span(stored));
   float row[2] = {};
-  return unpack_rows(view, 1, 1, row).has_value() && row[0] == 0.5f && row[1] == 4.0f;
+  if (!unpack_rows(view, 1, 1, row) || row[0] != 0.5f || row[1] != 4.0f) return false;
+
+  const Result<Engine> engine = Engine::load("no-such-model.gguf");
+  return !engine && engine.error().code == ErrorCode::not_found &&
+         engine.error().message.find("no-such-model.gguf") != std::string::npos;
 }
