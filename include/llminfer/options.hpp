@@ -78,8 +78,9 @@ struct GeneratedToken {
   float logprob = 0.0f;   ///< if SamplingOptions::logprobs > 0
   std::span<const TokenLogprob> top;  ///< likewise
 };
-/// Called on the engine's thread, once per token, in order; must be quick and must not call into the engine. Returning
-/// false ends the request with FinishReason::cancelled.
+/// Called on the engine's thread, once per token, in order; must be quick, must not call into the engine, and must
+/// not own an Engine, Session or Chat, whose last handle must not go on that thread. Returning false ends the request
+/// with FinishReason::cancelled.
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 struct GenerateOptions {
