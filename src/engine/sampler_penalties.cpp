@@ -13,11 +13,11 @@ namespace {
 constexpr double kMaxDryPenalty = 1e30;  // base^length has no bound, and two infinities have no order
 
 /// z[i]: how many of the last tokens of `window` equal those that end i tokens before its end (Gusfield's Z algorithm on the
-/// reversed window). z[0] is 0.
+/// reversed window). z[0] is 0, and so is z[n]: nothing comes before the first token.
 std::vector<std::int64_t> suffix_matches(std::span<const Token> window) {
   const auto n = static_cast<std::int64_t>(window.size());
   const auto at = [&](std::int64_t i) { return window[static_cast<std::size_t>(n - 1 - i)]; };
-  std::vector<std::int64_t> z(window.size(), 0);
+  std::vector<std::int64_t> z(window.size() + 1, 0);
   for (std::int64_t i = 1, left = 0, right = 0; i < n; ++i) {
     std::int64_t length = i < right ? std::min(right - i, z[static_cast<std::size_t>(i - left)]) : 0;
     while (i + length < n && at(length) == at(i + length)) ++length;
@@ -103,7 +103,7 @@ void apply_dry(Candidates& candidates, std::span<const Token> window, const Dry&
   std::vector<std::pair<Token, std::int64_t>> prolonging;  // a token and the length of the repetition before it
   for (std::size_t i = 1; i < z.size(); ++i) {
     const std::int64_t length = std::min(z[i], unbroken);
-    if (length >= dry.allowed_length) prolonging.emplace_back(window[z.size() - i], length);
+    if (length >= dry.allowed_length) prolonging.emplace_back(window[window.size() - i], length);
   }
   std::sort(prolonging.begin(), prolonging.end());
   for (std::size_t i = 0; i < prolonging.size(); ++i) {
