@@ -17,8 +17,7 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
     : model_(std::move(model)),
       max_batch_tokens_(options.max_batch_tokens),
       max_sequences_(options.max_sequences),
-      max_queue_(options.max_queue),
-      on_log_(options.on_log) {
+      max_queue_(options.max_queue) {
   for (std::size_t group = 0; group < model_->caches.size(); ++group) pools_.emplace_back(model_->pages);
   stats_.pages_total = model_->pages * static_cast<std::int32_t>(pools_.size());
   stats_.weight_bytes = model_->weight_bytes;
@@ -230,7 +229,7 @@ void EngineCore::drop_done() noexcept {
 /// up to max_batch_tokens_ rows. Mutex held.
 std::vector<EngineCore::Share> EngineCore::schedule() {
   std::vector<Share> shares;
-  std::int32_t budget = std::max(max_batch_tokens_, 1);
+  std::int32_t budget = max_batch_tokens_;
   const auto candidates = running_;
   for (const bool decoding : {true, false}) {
     for (const auto& request : candidates) {

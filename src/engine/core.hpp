@@ -70,7 +70,6 @@ class EngineCore {
 
   const std::unique_ptr<Model> model_;
   const std::int32_t max_batch_tokens_, max_sequences_, max_queue_;
-  const LogCallback on_log_;
 
   mutable std::mutex mutex_;  ///< guards what follows and the page state of all sequences
   std::condition_variable wake_;

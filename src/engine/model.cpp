@@ -63,7 +63,6 @@ struct Layout {
   std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the program
   std::int32_t context_length = 0;
   std::int32_t pages = 0;
-  std::int32_t max_batch_rows = 0;
   MemoryPlan memory;
 };
 
@@ -90,7 +89,6 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
                 ", expected at least the context length, ", context);
   }
   layout.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
-  layout.max_batch_rows = std::max(options.max_batch_tokens, std::min(options.max_sequences, 256));
 
   MemoryPlan& memory = layout.memory;
   for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
@@ -99,7 +97,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   for (const CacheGroup& group : layout.program.cache_groups) {
     memory.cache += layout.pages * layout.backend->page_bytes(group, options.cache_type);
   }
-  memory.activations = layout.backend->plan_bytes(layout.program, {layout.max_batch_rows});
+  memory.activations = layout.backend->plan_bytes(layout.program, {options.max_batch_tokens});
   for (const auto& source : checkpoint.sources) memory.file += static_cast<std::int64_t>(source->size());
   memory.parameters = layout.program.parameter_count();
   return layout;
@@ -146,7 +144,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
       LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
 
   auto weights = LLMINFER_TRY(prepare_weights(checkpoint, layout, options, *model));
-  model->plan = LLMINFER_TRY(layout.backend->compile(layout.program, std::move(weights), {layout.max_batch_rows}));
+  model->plan = LLMINFER_TRY(layout.backend->compile(layout.program, std::move(weights), {options.max_batch_tokens}));
   for (const CacheGroup& group : layout.program.cache_groups) {
     model->caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, layout.pages)));
   }
@@ -166,7 +164,6 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   info.context_length = layout.context_length;
   info.has_chat_template = !checkpoint.chat_template.empty();
   model->pages = layout.pages;
-  model->max_batch_rows = layout.max_batch_rows;
   model->backend = std::move(layout.backend);
   model->program = std::move(layout.program);
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

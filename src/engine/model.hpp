@@ -23,7 +23,6 @@ struct Model {
   std::unique_ptr<Plan> plan;
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< one per cache group
   std::int32_t pages = 0;                             ///< per cache group
-  std::int32_t max_batch_rows = 0;
   std::int64_t weight_bytes = 0;
   double load_seconds = 0;
 };
