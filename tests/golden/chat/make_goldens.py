@@ -1,4 +1,5 @@
-"""Renders every case of cases.py and chat_templates.py with Python's jinja2, set up as Hugging Face transformers does, into goldens.json.
+"""Renders every case of cases.py and chat_templates.py with Python's jinja2, set up as Hugging Face transformers does,
+into goldens.json.
 
 Usage: python make_goldens.py (needs jinja2 3.1). The C++ test compares each result exactly; of errors it compares the
 message where the template raised it itself.
