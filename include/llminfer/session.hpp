@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -18,8 +19,13 @@ class EngineCore;
 struct Sequence;
 }  // namespace engine
 
+/// The logits [vocab_size] after the token at `position` of the session. Called on the engine's thread, once per new
+/// token, in order; under the rules of TokenCallback. Returning false abandons the prefill with Error{cancelled}.
+using LogitsCallback = std::function<bool(std::int32_t position, std::span<const float> logits)>;
+
 struct PrefillOptions {
   bool hidden_states = false;           ///< keep the last hidden state of each new token, see Session::hidden_states()
+  LogitsCallback on_logits{};           ///< gets the logits after every new token, not after the last one alone
   std::optional<CancelToken> cancel{};  ///< checked at every layer
 };
 

@@ -279,7 +279,7 @@ void EngineCore::commit(std::span<const Share> shares) {
 /// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
 void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept {
   Sequence& sequence = *request->sequence;
-  if (outcome && request->callback_failed) outcome = Error{ErrorCode::callback_failed, {}};
+  if (request->callback_failed) outcome = Error{ErrorCode::callback_failed, {}};
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) {  // as it was before

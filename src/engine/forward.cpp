@@ -6,6 +6,22 @@
 
 namespace llminfer::inline v0::engine {
 
+namespace {
+
+/// Calls on_logits, unless it has had this position's before its pages were taken and computed again.
+void give_logits(Request& request, std::int32_t position, std::span<const float> logits) {
+  if (!request.on_logits || position < request.logits_given || request.cancelled()) return;
+  request.logits_given = position + 1;
+  try {
+    if (request.on_logits(position, logits)) return;
+  } catch (...) {
+    request.callback_failed = true;
+  }
+  request.cancel_requested = true;
+}
+
+}  // namespace
+
 /// Fills the batch, runs it and hands out logits and hidden states. Engine thread, mutex not held: the sequences of the
 /// shares are active, so nobody else touches them.
 Result<void> EngineCore::forward(std::span<const Share> shares) {
@@ -34,8 +50,10 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       if (request.want_hidden && position >= static_cast<std::int32_t>(request.tokens_before.size())) {
         pass.hidden_rows.push_back(row);
       }
+      if (position + 1 == sequence.size() || (request.on_logits && position >= request.logits_given)) {
+        pass.logit_rows.push_back(row);
+      }
     }
-    if (sequence.cached + share.rows == sequence.size()) pass.logit_rows.push_back(run.first_row + share.rows - 1);
   }
   for (std::size_t row = 0; row < pass.tokens.size(); ++row) {
     if (pass.tokens[row] >= 0) continue;
@@ -73,9 +91,11 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   for (std::size_t i = 0; i < shares.size(); ++i) {
     Sequence& sequence = *shares[i].request->sequence;
     const std::int32_t end = pass.runs[i].first_row + pass.runs[i].rows;
-    if (logit < pass.logit_rows.size() && pass.logit_rows[logit] < end) {
-      const auto* from = pass.logits.data() + logit++ * vocab;
-      sequence.logits.assign(from, from + vocab);
+    for (; logit < pass.logit_rows.size() && pass.logit_rows[logit] < end; ++logit) {
+      const std::span<const float> row(pass.logits.data() + logit * vocab, vocab);
+      const std::int32_t position = pass.positions[static_cast<std::size_t>(pass.logit_rows[logit])];
+      give_logits(*shares[i].request, position, row);
+      if (position + 1 == sequence.size()) sequence.logits.assign(row.begin(), row.end());
     }
     for (; hidden < pass.hidden_rows.size() && pass.hidden_rows[hidden] < end; ++hidden) {
       const auto* from = pass.hidden.data() + hidden * width;

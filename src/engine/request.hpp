@@ -13,6 +13,7 @@
 #include <llminfer/completion.hpp>
 #include <llminfer/options.hpp>
 #include <llminfer/sampling.hpp>
+#include <llminfer/session.hpp>
 
 #include "engine/sequence.hpp"
 #include "engine/stop_matcher.hpp"
@@ -28,7 +29,8 @@ struct Request {
   bool generate = true;        ///< false: a prefill only
   bool keep_sequence = false;  ///< the sequence is a session's and outlives the request
   bool want_hidden = false;
-  bool stream = false;  ///< collect text in stream_text
+  LogitsCallback on_logits;  ///< of a prefill, may be empty
+  bool stream = false;       ///< collect text in stream_text
   std::optional<Clock::time_point> deadline;
   Clock::time_point submitted;
   /// The sequence as it was before, for the case of an error.
@@ -40,8 +42,9 @@ struct Request {
   StopMatcher stop;
   CompletionResult result;
   bool started = false;
-  bool callback_failed = false;  ///< on_token threw
-  bool answered = false;         ///< the reason is set; only the last token is still to be computed
+  bool callback_failed = false;   ///< on_token or on_logits threw
+  std::int32_t logits_given = 0;  ///< on_logits has had those of the positions before
+  bool answered = false;          ///< the reason is set; only the last token is still to be computed
   Clock::time_point prefill_start, first_token;
 
   // Shared.

@@ -31,6 +31,8 @@ std::shared_ptr<engine::Request> prefill_request(const std::shared_ptr<engine::S
   request->sequence = sequence;
   request->generate = false;
   request->want_hidden = options.hidden_states;
+  request->on_logits = options.on_logits;
+  request->logits_given = sequence->size();
   request->options.cancel = options.cancel;
   return request;
 }

@@ -207,6 +207,47 @@ TEST_CASE("embeddings in and hidden states out") {
   check_error(session.prefill_embeddings(std::vector<float>(width + 1)), ErrorCode::invalid_argument, "rows of");
 }
 
+TEST_CASE("a prefill gives the logits after every token, once and in order, also when its pages are taken") {
+  EngineOptions small;
+  small.context_length = 256;
+  small.cache_tokens = 320;
+  small.max_batch_tokens = 32;
+  const Engine engine = load(small);
+  const std::vector<Token> tokens = some_tokens(200, 6);
+  std::vector<std::vector<float>> expected;
+  Session one = engine.new_session().value();
+  for (const Token& token : tokens) {
+    one.prefill(std::span(&token, 1)).value();
+    expected.emplace_back(one.logits().begin(), one.logits().end());
+  }
+
+  Session session = engine.new_session().value();
+  session.prefill(std::span(tokens).first(20)).value();
+  CompletionRequest other;
+  other.tokens = some_tokens(100, 7);
+  other.options = sampled(60, 1);
+  const Completion busy = engine.submit(other).value();
+  std::int32_t next = 20;
+  PrefillOptions options;
+  options.on_logits = [&](std::int32_t position, std::span<const float> logits) {
+    CHECK(position == next);
+    const auto& wanted = expected[static_cast<std::size_t>(next++)];
+    CHECK(std::equal(logits.begin(), logits.end(), wanted.begin(), wanted.end()));
+    return true;
+  };
+  session.prefill(std::span(tokens).subspan(20), options).value();
+  CHECK(next == 200);
+  CHECK(std::equal(expected.back().begin(), expected.back().end(), session.logits().begin()));
+
+  Session third = engine.new_session().value();
+  options.on_logits = [](std::int32_t position, auto) { return position < 150; };
+  check_error(third.prefill(tokens, options), ErrorCode::cancelled, "");
+  CHECK(third.size() == 0);
+  options.on_logits = [](std::int32_t, auto) -> bool { throw 1; };
+  check_error(third.prefill(tokens, options), ErrorCode::callback_failed, "");
+  CHECK(third.size() == 0);
+}
+
 TEST_CASE("stop strings, stop tokens and callbacks") {
   const Engine engine = load();
   CompletionRequest request;
