@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "backends/cpu/arena.hpp"
 #include "backends/cpu/cache.hpp"
 #include "backends/cpu/level.hpp"
 #include "backends/cpu/matrix.hpp"
@@ -117,7 +118,8 @@ class CpuBackend final : public Backend {
       return fail(ErrorCode::invalid_argument, weight.data.size(), " bytes do not fit a ", info.name,
                   " weight of shape [", weight.rows, ", ", weight.cols, "]");
     }
-    std::unique_ptr<PackedWeight> packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols));
+    std::unique_ptr<PackedWeight> packed =
+        LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, &arena_));
     const int panels = packed->panels();
     auto body = [&](core::Worker& worker) {
       worker.share(panels, 8, [&](int first, int last) { packed->pack_panels(weight, first, last); });
@@ -129,6 +131,7 @@ class CpuBackend final : public Backend {
   const Level level_;
   const bool exact_;
   const std::shared_ptr<core::Team> team_;
+  WeightArena arena_;
 };
 
 }  // namespace

@@ -17,13 +17,15 @@
 
 namespace llminfer::cpu {
 
+class WeightArena;
+
 /// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
 class PackedWeight final : public PreparedWeight {
  public:
-  /// Panels of zeros, to be filled by pack_panels. Errors: unsupported (no kernel reads the type), invalid_argument
-  /// (sizes that do not fit the type), out_of_memory.
-  static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols);
-  ~PackedWeight() override;
+  /// Panels of zeros, to be filled by pack_panels; in memory of `arena` if it is given. Errors: unsupported (no kernel
+  /// reads the type), invalid_argument (sizes that do not fit the type), out_of_memory.
+  static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                        WeightArena* arena = nullptr);
 
   std::int64_t rows() const noexcept { return view_.rows; }
   std::int64_t cols() const noexcept { return view_.cols; }
@@ -40,7 +42,7 @@ class PackedWeight final : public PreparedWeight {
  private:
   PackedWeight() = default;
   PackedWeightView view_{};
-  std::uint8_t* data_ = nullptr;
+  std::shared_ptr<std::uint8_t> data_;
   std::int64_t bytes_ = 0;
 };
 

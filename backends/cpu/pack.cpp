@@ -1,10 +1,10 @@
 // Packing of checkpoint weights into panels, reading rows back, and exact mode. Runs once per weight; knows no SIMD.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
+#include "backends/cpu/arena.hpp"
 #include "backends/cpu/linear.hpp"
 #include "core/checked.hpp"
 #include "core/error.hpp"
@@ -15,9 +15,6 @@ namespace llminfer::cpu {
 namespace {
 
 #include "backends/cpu/kernels/panel_read-inl.hpp"
-
-/// Memory from this size on starts on a huge page, so that streaming weights does not miss the TLB.
-constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 
 bool known(WeightType type) { return static_cast<std::size_t>(type) < quant::formats().size(); }
 
@@ -44,57 +41,59 @@ Result<void> check_source(const WeightView& weight) {
   return {};
 }
 
+/// Without an arena: memory that sanitizers watch. Empty if there is none.
+std::shared_ptr<std::uint8_t> zeroed_heap(std::int64_t bytes) {
+  const auto size = static_cast<std::size_t>((bytes + 63) / 64 * 64);
+  auto* const memory = static_cast<std::uint8_t*>(std::aligned_alloc(64, size));
+  if (!memory) return nullptr;
+  std::memset(memory, 0, size);
+  return {memory, std::free};
+}
+
 void put_u16(std::uint8_t* to, std::uint16_t v) { std::memcpy(to, &v, sizeof v); }
 void put_float(std::uint8_t* to, float v) { std::memcpy(to, &v, sizeof v); }
 
-/// Writes 32 codes of one row into its group of a zeroed panel. The inverse of panel_codes.
+/// Writes 32 codes of one row, 8 quads of 4, into its group of a panel: 4 bytes to each plane. The inverse of
+/// panel_codes. Works on 4 codes at a time as the bytes of a word.
 template <int Bits>
-void put_codes_of(std::uint8_t* row, const std::uint8_t* codes) {
-  for (int quad = 0; quad < 8; ++quad) {
-    for (int j = 0; j < 4; ++j) {
-      const unsigned code = codes[quad * 4 + j];
-      const auto put = [&](int plane, unsigned bits, int shift) {
-        std::uint8_t& byte = row[plane * 64 + j];
-        byte = static_cast<std::uint8_t>(byte | bits << shift);
-      };
-      if constexpr (Bits == 8) {
-        put(quad, code, 0);
-      } else if constexpr (Bits >= 4) {
-        put(quad & 3, code & 15, quad & 4);
-        if constexpr (Bits == 5) put(4, code >> 4 & 1, quad);
-        if constexpr (Bits == 6) put(4 + (quad & 1), code >> 4 & 3, quad & 6);
-      } else {
-        put(quad & 1, code & 3, quad & 6);
-        if constexpr (Bits == 3) put(2, code >> 2 & 1, quad);
-      }
+void put_codes(std::uint8_t* row, const std::uint8_t* codes) {
+  std::uint32_t quad[8];
+  std::memcpy(quad, codes, sizeof quad);
+  const auto put = [&](int plane, std::uint32_t word) { std::memcpy(row + plane * 64, &word, sizeof word); };
+  if constexpr (Bits == 8) {
+    for (int q = 0; q < 8; ++q) put(q, quad[q]);
+  } else if constexpr (Bits >= 4) {
+    constexpr std::uint32_t kLow = 0x0f0f0f0f;
+    for (int p = 0; p < 4; ++p) put(p, (quad[p] & kLow) | (quad[p + 4] & kLow) << 4);
+  } else {
+    constexpr std::uint32_t kLow = 0x03030303;
+    for (int p = 0; p < 2; ++p) {
+      put(p, (quad[p] & kLow) | (quad[p + 2] & kLow) << 2 | (quad[p + 4] & kLow) << 4 | (quad[p + 6] & kLow) << 6);
+    }
+  }
+  if constexpr (Bits == 5 || Bits == 3) {
+    std::uint32_t high = 0;
+    for (int q = 0; q < 8; ++q) high |= (quad[q] >> (Bits - 1) & 0x01010101) << q;
+    put(Bits - 1, high);
+  }
+  if constexpr (Bits == 6) {
+    for (int p = 0; p < 2; ++p) {
+      std::uint32_t high = 0;
+      for (int j = 0; j < 4; ++j) high |= (quad[p + 2 * j] >> 4 & 0x03030303) << 2 * j;
+      put(4 + p, high);
     }
   }
 }
 
-void put_codes(int bits, std::uint8_t* row, const std::uint8_t* codes) {
-  switch (bits) {
-    case 2:
-      return put_codes_of<2>(row, codes);
-    case 3:
-      return put_codes_of<3>(row, codes);
-    case 4:
-      return put_codes_of<4>(row, codes);
-    case 5:
-      return put_codes_of<5>(row, codes);
-    case 6:
-      return put_codes_of<6>(row, codes);
-    default:
-      return put_codes_of<8>(row, codes);
-  }
-}
-
 /// Packs one block of row `lane`, whose first value is column `col`.
+template <int Bits>
 void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format,
                const quant::GroupedBlock& block, std::uint8_t* panel, std::int64_t col, int lane) {
-  // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
-  for (int i = 0; i < format.block_values; i += kGroupValues) {
-    put_codes(shape.bits, panel + (col + i) / kGroupValues * layout.code_bytes + lane * 4, block.code + i);
+  std::uint8_t* const row = panel + col / kGroupValues * layout.code_bytes + lane * 4;
+  for (int i = 0; i < format.block_values / kGroupValues; ++i) {
+    put_codes<Bits>(row + i * layout.code_bytes, block.code + i * kGroupValues);
   }
+  // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
   for (int i = 0; i < format.block_values; i += shape.group) {
     const int g = i / format.shape.group;
     const std::int64_t at = (col + i) / shape.group * kPanelRows + lane;
@@ -119,6 +118,38 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
     const std::int64_t at = (col / (kGroupValues * kSuperGroups) * kPanelRows + lane) * 2;
     put_u16(panel + layout.super_scale + at, core::float_to_half(block.d));
     if (shape.minimum) put_u16(panel + layout.super_minimum + at, core::float_to_half(block.d_min));
+  }
+}
+
+/// Packs `lanes` rows into a panel, block by block across the rows, so that a panel is written from start to end.
+template <int Bits>
+void put_rows(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
+              std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
+  quant::GroupedBlock decomposed;
+  for (std::int64_t col = 0; col < cols; col += format.block_values, rows += format.block_bytes) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      format.decompose(rows + lane * row_bytes, decomposed);
+      put_block<Bits>(shape, layout, format, decomposed, panel, col, lane);
+    }
+  }
+}
+
+/// Calls `f` with the width of a panel's codes as a constant.
+template <class F>
+void with_bits(int bits, F&& f) {
+  switch (bits) {
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    default:
+      return f(std::integral_constant<int, 8>());
   }
 }
 
@@ -180,7 +211,8 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols)
   return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols).bytes;
 }
 
-Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols) {
+Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                             WeightArena* arena) {
   const auto kind = panel_kind(type);
   if (!kind)
     return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
@@ -199,20 +231,12 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
     for (int i = 0; i < 16; ++i) weight->view_.table[i] = static_cast<std::uint8_t>(table[i] + 128);
   }
   weight->bytes_ = weight->panels() * weight->view_.layout.bytes;
-  const std::int64_t alignment = weight->bytes_ >= kHugePage ? kHugePage : 64;
-  const std::int64_t size = (weight->bytes_ + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(size));
-  if (!memory)
+  weight->data_ = arena ? arena->allocate(weight->bytes_) : zeroed_heap(weight->bytes_);
+  if (!weight->data_)
     return core::fail(ErrorCode::out_of_memory, "no memory for a packed weight of ", weight->bytes_, " bytes");
-  weight->data_ = static_cast<std::uint8_t*>(memory);
-  weight->view_.data = weight->data_;
-#ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) (void)madvise(memory, static_cast<std::size_t>(size), MADV_HUGEPAGE);
-#endif
+  weight->view_.data = weight->data_.get();
   return weight;
 }
-
-PackedWeight::~PackedWeight() { std::free(data_); }
 
 void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end) {
   const quant::Format& format = quant::format(weight.type);
@@ -221,27 +245,19 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
   const std::int64_t row_bytes = view_.cols / format.block_values * format.block_bytes;
   const auto* const source = reinterpret_cast<const std::uint8_t*>(weight.data.data());
   for (std::int32_t p = begin; p < end; ++p) {
-    std::uint8_t* const panel = data_ + p * layout.bytes;
-    std::memset(panel, 0, static_cast<std::size_t>(layout.bytes));
+    const std::int64_t first = std::int64_t{p} * kPanelRows;
+    const auto lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, view_.rows - first));
+    const std::uint8_t* const rows = source + first * row_bytes;
+    std::uint8_t* const panel = data_.get() + p * layout.bytes;
     if (shape.bits == 0) {
-      const std::int64_t lanes = std::min<std::int64_t>(kPanelRows, view_.rows - std::int64_t{p} * kPanelRows);
-      const std::uint8_t* const first = source + std::int64_t{p} * kPanelRows * row_bytes;
       if (format.block_bytes == 4) {
-        put_dense<std::uint32_t>(first, row_bytes, lanes, view_.cols, panel);
+        put_dense<std::uint32_t>(rows, row_bytes, lanes, view_.cols, panel);
       } else {
-        put_dense<std::uint16_t>(first, row_bytes, lanes, view_.cols, panel);
+        put_dense<std::uint16_t>(rows, row_bytes, lanes, view_.cols, panel);
       }
-      continue;
-    }
-    for (int lane = 0; lane < kPanelRows; ++lane) {
-      const std::int64_t row = std::int64_t{p} * kPanelRows + lane;
-      if (row >= view_.rows) break;
-      const std::uint8_t* block = source + row * row_bytes;
-      quant::GroupedBlock decomposed;
-      for (std::int64_t col = 0; col < view_.cols; col += format.block_values, block += format.block_bytes) {
-        format.decompose(block, decomposed);
-        put_block(shape, layout, format, decomposed, panel, col, lane);
-      }
+    } else {
+      with_bits(shape.bits,
+                [&](auto bits) { put_rows<bits()>(shape, layout, format, rows, row_bytes, lanes, view_.cols, panel); });
     }
   }
 }

@@ -56,6 +56,13 @@ class MappedFile final : public ByteSource {
     return Bytes{{static_cast<const std::byte*>(mapping_.get()) + offset, count}, mapping_};
   }
   bool resident() const noexcept override { return true; }
+  void release(std::uint64_t offset, std::uint64_t count) const noexcept override {
+    // Whole pages only. They stay in the system's file cache; the mapping is read-only, so nothing is lost.
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const std::uint64_t begin = (offset + page - 1) / page * page, end = (offset + count) / page * page;
+    if (begin >= end) return;
+    (void)::madvise(static_cast<char*>(const_cast<void*>(mapping_.get())) + begin, end - begin, MADV_DONTNEED);
+  }
 
  private:
   std::shared_ptr<const void> mapping_;
@@ -68,16 +75,16 @@ class UnmappedFile final : public ByteSource {
 
   Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
     LLMINFER_TRY(check_range(offset, count));
-    auto buffer = std::make_shared<std::vector<std::byte>>(count);
+    const auto buffer = std::make_shared_for_overwrite<std::byte[]>(count);
     std::uint64_t done = 0;
     while (done < count) {
-      const ssize_t n = ::pread(fd_.get(), buffer->data() + done, count - done, static_cast<off_t>(offset + done));
+      const ssize_t n = ::pread(fd_.get(), buffer.get() + done, count - done, static_cast<off_t>(offset + done));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return errno_error(name(), "read", errno);
       if (n == 0) return fail(ErrorCode::truncated, name(), ": the file was shortened while it was read");
       done += static_cast<std::uint64_t>(n);
     }
-    return Bytes{*buffer, buffer};
+    return Bytes{{buffer.get(), count}, buffer};
   }
   bool resident() const noexcept override { return false; }
 
@@ -146,6 +153,8 @@ Result<void> ByteSource::check_range(std::uint64_t offset, std::uint64_t count) 
   }
   return {};
 }
+
+void ByteSource::release(std::uint64_t, std::uint64_t) const noexcept {}
 
 Result<std::shared_ptr<const ByteSource>> open_file(const std::string& path, bool use_mmap) {
   OpenFile file = LLMINFER_TRY(open_regular(path));

@@ -29,6 +29,9 @@ class ByteSource {
   virtual Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const = 0;
   /// True where read() gives views of memory that stays.
   virtual bool resident() const noexcept = 0;
+  /// Bytes [offset, offset + count) are not needed soon: gives back memory that they take up in this process, if
+  /// reading them again brings it back. Views of them stay valid. The range is within the source.
+  virtual void release(std::uint64_t offset, std::uint64_t count) const noexcept;
 
  protected:
   ByteSource(std::string name, std::uint64_t size) : name_(std::move(name)), size_(size) {}

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "arch/arch.hpp"
@@ -114,19 +115,35 @@ SamplingOptions recommended_sampling(const load::GenerationDefaults& defaults) {
   return sampling;
 }
 
+/// Both forms of a tensor take memory while it is prepared. So those of more than a hundredth of the whole come first,
+/// the largest first of all: by the time that the memory fills up, only small ones are left. The others stay in order.
+std::vector<std::size_t> preparation_order(const std::vector<const load::TensorInfo*>& tensors) {
+  std::uint64_t all = 0;
+  for (const load::TensorInfo* tensor : tensors) all += tensor->bytes;
+  const auto large = [&](std::size_t i) { return tensors[i]->bytes > all / 100 ? tensors[i]->bytes : 0; };
+  std::vector<std::size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return large(a) > large(b); });
+  return order;
+}
+
 Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const load::Checkpoint& checkpoint,
                                                                            const Layout& layout,
                                                                            const EngineOptions& options, Model& model) {
-  std::vector<std::shared_ptr<const PreparedWeight>> weights;
   const auto total = static_cast<float>(std::max<std::int64_t>(layout.memory.parameters, 1));
   float done = 0;
-  for (const load::TensorInfo* tensor : layout.tensors) {
-    const WeightView view = LLMINFER_TRY(checkpoint.read(*tensor));
-    auto prepared = layout.backend->prepare(view);
-    if (!prepared) return core::at(tensor->name, std::move(prepared).error());
-    model.weight_bytes += (*prepared)->bytes();
-    weights.push_back(std::move(*prepared));
-    done += static_cast<float>(tensor->rows * tensor->cols);
+  std::vector<std::shared_ptr<const PreparedWeight>> weights(layout.tensors.size());
+  for (const std::size_t i : preparation_order(layout.tensors)) {
+    const load::TensorInfo& tensor = *layout.tensors[i];
+    {
+      const WeightView view = LLMINFER_TRY(checkpoint.read(tensor));
+      auto prepared = layout.backend->prepare(view);
+      if (!prepared) return core::at(tensor.name, std::move(prepared).error());
+      weights[i] = std::move(*prepared);
+    }
+    checkpoint.release(tensor);
+    model.weight_bytes += weights[i]->bytes();
+    done += static_cast<float>(tensor.rows * tensor.cols);
     if (options.on_progress && !options.on_progress(std::min(done / total, 1.0f))) {
       return fail(ErrorCode::cancelled, checkpoint.path, ": the load was abandoned by on_progress");
     }

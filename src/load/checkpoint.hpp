@@ -103,6 +103,8 @@ struct Checkpoint {
   const TensorInfo* find(const std::string& name) const;
   /// The tensor's bytes: a view of the mapping where the source is resident, else a copy.
   Result<WeightView> read(const TensorInfo& tensor) const;
+  /// The tensor's bytes are not needed soon: its part of the mapping no longer counts as memory of the process.
+  void release(const TensorInfo& tensor) const noexcept { sources[tensor.source]->release(tensor.offset, tensor.bytes); }
 };
 
 /// Opens a GGUF file (also the first of a split set) or a Hugging Face directory. Reads headers and metadata only.
