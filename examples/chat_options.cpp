@@ -9,6 +9,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   ChatCommand command;
   CLI::App app("Chats with a language model. Ctrl-C stops an answer; /reset begins anew, /exit leaves.",
                "llminfer-chat");
+  app.option_defaults()->take_last();  // of an option given twice the last counts, so that a script's defaults give way
   app.set_version_flag("--version", std::string(llminfer::version()));
   app.add_option("-m,--model", command.model, "GGUF file or Hugging Face directory")->required();
   app.add_option("-p,--prompt", command.prompt, "Answer this one message and exit");
@@ -42,6 +43,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("-n,--max-tokens", command.max_tokens, "Longest answer in tokens; 0: no limit")->group(sampling);
   app.add_option("--stop", command.stop, "Text that ends an answer; may be given more than once")
       ->allow_extra_args(false)
+      ->take_all()
       ->group(sampling);
   try {
     app.parse(argc, argv);

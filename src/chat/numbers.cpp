@@ -25,7 +25,8 @@ std::optional<std::string> plain_digits(std::string_view text) {
 
 Value to_int(Runtime& runtime, const Value& self, Arguments& arguments) {
   const auto [otherwise, base] = arguments.bind("int", {"default", "base"});
-  const Value fallback = otherwise ? *otherwise : Value(0);
+  const Value zero(0);
+  const Value& fallback = otherwise ? *otherwise : zero;
   double real = 0;
   if (self.is_int()) return self.integer();
   if (self.is_string()) {
