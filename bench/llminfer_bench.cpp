@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "measure.hpp"
+#include "profile.hpp"
 #include "report.hpp"
 
 namespace {
@@ -29,6 +30,7 @@ struct Options {
   std::string cpu_level;
   bool exact = false;
   bool load_table = false;
+  bool profile = false;
   bool no_warmup = false;
 };
 
@@ -38,6 +40,7 @@ std::vector<std::string> arguments(int argc, char** argv) {
   for (std::string& arg : args) {
     if (arg == "-ctk") arg = "--cache-type-k";
     if (arg == "-ctv") arg = "--cache-type-v";
+    if (arg == "-npl") arg = "--batch";
   }
   std::reverse(args.begin(), args.end());  // as CLI::App::parse wants them
   return args;
@@ -78,13 +81,17 @@ void declare(CLI::App& app, Options& o) {
       ->check(cache_types)
       ->capture_default_str();
   app.add_option("--batch", o.parallel,
-                 "batched decode tests: sequences that decode together (list); the rate is their sum")
+                 "batched decode tests: sequences that decode together (list); the rate is their sum; also -npl")
       ->delimiter(',')
       ->check(CLI::Range(1, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
+  app.add_flag(
+      "--profile", o.profile,
+      "after each test a table of its steps: time, bytes, operations, and their share of the machine's measured "
+      "peaks; to standard error unless the format is md");
   app.add_flag("--no-warmup", o.no_warmup, "measure from the first run on");
 }
 
@@ -121,14 +128,29 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   return options;
 }
 
+/// An engine whose backend reports every pass to `profile`.
+void profile_into(bench::Profile& profile, llminfer::EngineOptions& options) {
+  llminfer::BackendOptions backend;
+  backend.threads = options.threads;
+  backend.exact = options.exact;
+  backend.cpu_level = options.cpu_level;
+  backend.on_profile = [&profile](const llminfer::PassProfile& pass) { profile.add(pass); };
+  options.custom_backend = llminfer::make_cpu_backend(backend).value();
+}
+
 void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const std::string& model, int threads,
                   std::int32_t batch_tokens, bench::Printer& printer) {
-  const bench::Loaded loaded = bench::load(model, engine_options(o, tests, threads, batch_tokens));
+  bench::Profile profile;
+  llminfer::EngineOptions options = engine_options(o, tests, threads, batch_tokens);
+  if (o.profile) profile_into(profile, options);
+  const bench::Loaded loaded = bench::load(model, options);
   std::mt19937 random(1);
   for (const bench::Test& test : tests) {
     bench::Record record;
     record.test_time = bench::utc_now();
-    record.samples = bench::run(loaded.engine, test, o.repetitions, !o.no_warmup, random);
+    // A decode test's other passes are those that prefill its sequences.
+    const std::int32_t rows = test.n_gen > 0 ? std::max(test.n_parallel, 1) : 0;
+    record.samples = bench::run(loaded.engine, test, o.repetitions, !o.no_warmup, random, [&] { profile.reset(rows); });
     record.test = test;
     record.model_filename = model;
     record.info = loaded.engine.info();
@@ -143,6 +165,7 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
     record.first_token_ms = loaded.first_token_ms;
     record.peak_rss_bytes = bench::peak_rss_bytes();
     printer.record(record);
+    if (o.profile) profile.print(o.output == "md" ? std::cout : std::cerr, model + ", " + test.label());
   }
 }
 

@@ -135,13 +135,14 @@ Loaded load(const std::string& path, const llminfer::EngineOptions& options) {
 }
 
 std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int repetitions, bool warmup,
-                        std::mt19937& random) {
+                        std::mt19937& random, const std::function<void()>& on_begin) {
   std::vector<Sample> samples;
   auto session = engine.new_session().value();
   const bool batched = test.n_parallel > 0;
   if (!batched && test.n_depth > 0) session.prefill(random_tokens(engine, test.n_depth, true, random)).value();
   for (int i = warmup ? -1 : 0; i < repetitions; ++i) {
     session.truncate(batched ? 0 : test.n_depth).value();
+    if (i == 0 && on_begin) on_begin();
     const Sample sample = batched             ? run_batched(engine, test, random)
                           : test.n_prompt > 0 ? run_prefill(engine, session, test, random)
                                               : run_decode(engine, session, test, random);

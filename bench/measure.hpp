@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -40,9 +41,10 @@ struct Sample {
 Loaded load(const std::string& path, const llminfer::EngineOptions& options);
 
 /// Runs the test `repetitions` times, after one run that is not counted if `warmup`. Token ids are drawn at random,
-/// ever new ones, so that no prompt is found in a cache. Throws llminfer::Exception.
+/// ever new ones, so that no prompt is found in a cache. `on_begin` is called before the first repetition that counts.
+/// Throws llminfer::Exception.
 std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int repetitions, bool warmup,
-                        std::mt19937& random);
+                        std::mt19937& random, const std::function<void()>& on_begin = {});
 
 /// Tokens that a sequence of this test needs room for.
 std::int32_t context_tokens(const Test& test);

@@ -23,8 +23,8 @@ constexpr const char* kLevelVariable = "LLMINFER_CPU_LEVEL";
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Level& level, bool exact, std::shared_ptr<core::Team> team)
-      : level_(level), exact_(exact), team_(std::move(team)) {}
+  CpuBackend(const Level& level, bool exact, std::shared_ptr<core::Team> team, ProfileCallback on_profile)
+      : level_(level), exact_(exact), team_(std::move(team)), on_profile_(std::move(on_profile)) {}
 
   std::string_view name() const noexcept override { return "cpu"; }
   std::string description() const override {
@@ -84,8 +84,9 @@ class CpuBackend final : public Backend {
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) override {
     return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
-      return std::unique_ptr<Plan>(
-          LLMINFER_TRY(CpuPlan::make(program, std::move(weights), options, level_, exact_, team_)));
+      auto plan = LLMINFER_TRY(CpuPlan::make(program, std::move(weights), options, level_, exact_, team_));
+      if (on_profile_) plan->profile(on_profile_);
+      return std::unique_ptr<Plan>(std::move(plan));
     });
   }
 
@@ -131,6 +132,7 @@ class CpuBackend final : public Backend {
   const Level level_;
   const bool exact_;
   const std::shared_ptr<core::Team> team_;
+  const ProfileCallback on_profile_;
   WeightArena arena_;
 };
 
@@ -152,7 +154,8 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options)
     const cpu::Level level = LLMINFER_TRY(cpu::choose_level(level_name, option));
     const int threads = options.threads > 0 ? options.threads : std::min(core::usable_cpus(), cpu::kMaxThreads);
     std::shared_ptr<core::Team> team = LLMINFER_TRY(core::Team::make(threads, options.executor));
-    return std::shared_ptr<Backend>(std::make_shared<cpu::CpuBackend>(level, options.exact, std::move(team)));
+    return std::shared_ptr<Backend>(
+        std::make_shared<cpu::CpuBackend>(level, options.exact, std::move(team), options.on_profile));
   });
 }
 

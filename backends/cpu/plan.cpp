@@ -170,6 +170,7 @@ Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
     if (ran && pass_.stop_at.load() != std::numeric_limits<std::size_t>::max()) {
       ran = fail(ErrorCode::cancelled, "the pass was interrupted");
     }
+    if (ran && profiler_) profiler_->report(batch, pass_.selected, pass_.caches, team_->threads());
     outcome_ = std::move(ran);
     return {};
   });
@@ -253,6 +254,8 @@ void CpuPlan::walk(core::Worker& worker) noexcept {
   Thread thread{worker, memory_.at<std::byte>(layout_.shared_bytes + worker.index() * layout_.own_bytes),
                 static_cast<std::int32_t>(pass_.batch->positions.size())};
   const std::function<bool()>& interrupted = pass_.batch->interrupted;
+  Profiler* const profiler = worker.index() == 0 ? profiler_.get() : nullptr;
+  if (profiler) profiler->start();
   compute_angles(thread);
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
     if (worker.index() == 0 && interrupted && interrupted() &&
@@ -261,6 +264,7 @@ void CpuPlan::walk(core::Worker& worker) noexcept {
     }
     if (pass_.stop_at.load(std::memory_order_relaxed) <= i) return;
     std::visit([&](const auto& step) { run(step, thread); }, steps_.steps[i]);
+    if (profiler) profiler->finish_step(i);
     if (thread.selected && thread.rows == 0) return;
   }
   give_out(thread);

@@ -14,6 +14,7 @@
 #include "backends/cpu/attention_tasks.hpp"
 #include "backends/cpu/cache.hpp"
 #include "backends/cpu/matrix.hpp"
+#include "backends/cpu/profile.hpp"
 #include "backends/cpu/steps.hpp"
 #include "core/parallel.hpp"
 
@@ -69,6 +70,11 @@ class CpuPlan final : public Plan {
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, const Level& level, bool exact,
                                                std::shared_ptr<core::Team> team);
+
+  /// From now on every pass is reported to `callback`. Throws std::bad_alloc.
+  void profile(ProfileCallback callback) {
+    profiler_ = std::make_unique<Profiler>(std::move(callback), program_, steps_, weights_, level_.name);
+  }
 
   std::int64_t bytes() const noexcept override;
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
@@ -151,6 +157,7 @@ class CpuPlan final : public Plan {
   AlignedBytes memory_;
 
   Pass pass_;
+  std::unique_ptr<Profiler> profiler_;  // null where nobody asked for it
   std::optional<Result<void>> outcome_;  // of the pass that wait() has not been called for
 };
 

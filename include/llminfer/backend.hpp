@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <llminfer/config.hpp>
+#include <llminfer/profile.hpp>
 #include <llminfer/program.hpp>
 #include <llminfer/result.hpp>
 #include <llminfer/weight.hpp>
@@ -38,6 +39,8 @@ struct BackendOptions {
   std::string
       cpu_level{};      ///< forces an instruction set level of the CPU backend ("scalar", "avx2", …); empty: the best
   Executor executor{};  ///< the host's threads; empty: the backend's own
+  /// Gets the time of every step of every pass. Costs nothing when empty, and little otherwise.
+  ProfileCallback on_profile{};
 };
 
 /// A weight in the form that the backend's kernels read.

@@ -1,0 +1,69 @@
+// Profiler: times the steps of a plan's passes and says what each of them had to move and compute. A plan without one
+// pays a test of a pointer per step.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+
+#include "backends/cpu/cache.hpp"
+#include "backends/cpu/steps.hpp"
+
+namespace llminfer::cpu {
+
+class Profiler {
+ public:
+  /// `program` and `steps` live as long as the profiler. `weights` as in Backend::compile. Throws std::bad_alloc.
+  Profiler(ProfileCallback callback, const Program& program, const Steps& steps,
+           std::span<const std::shared_ptr<const PreparedWeight>> weights, std::string_view level);
+
+  /// Before the first step, and after each when all threads have met; always by the same thread of a pass.
+  void start() noexcept;
+  void finish_step(std::size_t index) noexcept { ends_[index] = Clock::now(), done_ = index + 1; }
+  /// After the pass. `selected` are the rows that go on past the last attention.
+  void report(const Batch& batch, std::span<const std::int32_t> selected, std::span<CpuCache* const> caches,
+              int threads) const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  struct StepInfo {
+    std::string name;
+    StepKind kind = StepKind::other;
+    std::int64_t weight_bytes = 0;
+    std::int64_t row_bytes = 0;       ///< activations of one row
+    std::int64_t row_operations = 0;  ///< of one row
+    const AttentionStep* attention = nullptr;
+    bool after_selection = false;  ///< works on the selected rows alone
+    bool logits = false;           ///< works on the rows whose logits are wanted
+  };
+  void describe(const EmbedStep& step, StepInfo& info) const;
+  void describe(const NormStep& step, StepInfo& info) const;
+  void describe(const LinearStep& step, StepInfo& info) const;
+  void describe(const RopeStep& step, StepInfo& info) const;
+  void describe(const AttentionStep& step, StepInfo& info) const;
+  void describe(const GluStep& step, StepInfo& info) const;
+  void describe(const AddStep& step, StepInfo& info) const;
+  void describe(const SelectStep& step, StepInfo& info) const;
+  /// Name of a weight and the bits that a value of it takes, e.g. "ffn_up (4.5)".
+  std::string label(WeightId id) const;
+  std::int64_t value_bytes(ValueId id) const;
+  void count_attention(const StepInfo& info, const Batch& batch, std::span<const std::int32_t> selected,
+                       std::span<CpuCache* const> caches, StepProfile& profile) const;
+
+  const ProfileCallback callback_;
+  const Program& program_;
+  const Steps& steps_;
+  const std::string level_;
+  std::vector<std::int64_t> weight_bytes_;  ///< per weight of the program
+  std::vector<StepInfo> infos_;             ///< per step
+  Clock::time_point begin_{};
+  std::vector<Clock::time_point> ends_;  ///< per step
+  std::size_t done_ = 0;                 ///< steps of this pass
+};
+
+}  // namespace llminfer::cpu

@@ -1,0 +1,222 @@
+#include "peaks.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Runs its innermost loop `rounds` times and returns the operations that this was.
+using Loop = double (*)(std::int64_t rounds);
+/// Reads [data, data + bytes), whole cache lines, and returns something that depends on it.
+using Read = std::uint64_t (*)(const std::uint64_t* data, std::size_t bytes);
+
+/// Keeps the compiler from knowing, moving or dropping what is in a register or variable.
+template <class T>
+inline void hide(T& value) {
+  asm volatile("" : "+m"(value));
+}
+
+double plain_float(std::int64_t rounds) {
+  float sums[16] = {}, a = 1.0f;
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    hide(a);
+    for (float& sum : sums) sum += a * sum;
+  }
+  for (float& sum : sums) hide(sum);
+  return 2.0 * 16 * static_cast<double>(rounds);
+}
+
+double plain_int8(std::int64_t rounds) {
+  std::int32_t sums[16] = {};
+  std::int8_t a[16] = {1, 2, 3};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    hide(a);
+    for (int j = 0; j < 16; ++j) sums[j] += std::int32_t{a[j]} * a[15 - j];
+  }
+  for (auto& sum : sums) hide(sum);
+  return 2.0 * 16 * static_cast<double>(rounds);
+}
+
+std::uint64_t plain_read(const std::uint64_t* data, std::size_t bytes) {
+  std::uint64_t sums[8] = {};
+  for (std::size_t i = 0; i < bytes / sizeof *data; i += 8)
+    for (std::size_t j = 0; j < 8; ++j) sums[j] ^= data[i + j];
+  return sums[0] ^ sums[1] ^ sums[2] ^ sums[3] ^ sums[4] ^ sums[5] ^ sums[6] ^ sums[7];
+}
+
+#if defined(__x86_64__)
+// Twelve sums in registers hide the latency of two units of four cycles. `a` is opaque in each use, so that no product
+// is computed once and reused.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+__attribute__((target("avx2,fma"))) double avx2_float(std::int64_t rounds) {
+  __m256 a = _mm256_set1_ps(0.5f), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(a));
+  }
+  return 2.0 * 8 * 12 * static_cast<double>(rounds);
+}
+
+/// Products summed in 16 bits, which is the least that int8 products cost without dot product instructions.
+__attribute__((target("avx2"))) double avx2_int8(std::int64_t rounds) {
+  __m256i a = _mm256_set1_epi8(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) {
+      __m256i products;
+      asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a));
+    }
+  }
+  return 2.0 * 32 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx2,avxvnni"))) double avxvnni_int8(std::int64_t rounds) {
+  __m256i a = _mm256_set1_epi8(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(sum) : "x"(a));
+  }
+  return 2.0 * 32 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f"))) double avx512_float(std::int64_t rounds) {
+  __m512 a = _mm512_set1_ps(0.5f), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(sum) : "v"(a));
+  }
+  return 2.0 * 16 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f,avx512bw"))) double avx512_int8(std::int64_t rounds) {
+  __m512i a = _mm512_set1_epi8(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) {
+      __m512i products;
+      asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(products) : "v"(a));
+    }
+  }
+  return 2.0 * 64 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f,avx512vnni"))) double avx512vnni_int8(std::int64_t rounds) {
+  __m512i a = _mm512_set1_epi8(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum) : "v"(a));
+  }
+  return 2.0 * 64 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx2"))) std::uint64_t avx2_read(const std::uint64_t* data, std::size_t bytes) {
+  __m256i sums[4] = {};
+  const auto* const p = reinterpret_cast<const __m256i*>(data);
+  for (std::size_t i = 0; i < bytes / 32; i += 4) {
+#pragma GCC unroll 4
+    for (std::size_t j = 0; j < 4; ++j) sums[j] = _mm256_xor_si256(sums[j], _mm256_load_si256(p + i + j));
+  }
+  const __m256i all = _mm256_xor_si256(_mm256_xor_si256(sums[0], sums[1]), _mm256_xor_si256(sums[2], sums[3]));
+  return static_cast<std::uint64_t>(_mm256_extract_epi64(all, 0));
+}
+#pragma GCC diagnostic pop
+#endif
+
+struct Loops {
+  std::string_view level;
+  Loop int8, floats;
+  Read read;
+};
+
+const Loops& loops_of(std::string_view level) {
+  static const Loops all[] = {
+    {"scalar", plain_int8, plain_float, plain_read},
+#if defined(__x86_64__)
+    {"avx2", avx2_int8, avx2_float, avx2_read},
+    {"avxvnni", avxvnni_int8, avx2_float, avx2_read},
+    {"avx512", avx512_int8, avx512_float, avx2_read},
+    {"avx512vnni", avx512vnni_int8, avx512_float, avx2_read},
+    {"avx512bf16", avx512vnni_int8, avx512_float, avx2_read},
+#endif
+  };
+  const auto* found = std::find_if(std::begin(all), std::end(all), [&](const Loops& l) { return l.level == level; });
+  return found == std::end(all) ? all[0] : *found;
+}
+
+/// Seconds from the time when all threads are ready to the end of the last one's body(index).
+template <class Body>
+double together(int threads, Body body) {
+  std::atomic<int> ready{0};
+  std::vector<std::thread> team;
+  std::vector<Clock::time_point> begins(static_cast<std::size_t>(threads)), ends(begins);
+  for (int i = 0; i < threads; ++i) {
+    team.emplace_back([&, i] {
+      ++ready;
+      while (ready.load() < threads) std::this_thread::yield();
+      begins[static_cast<std::size_t>(i)] = Clock::now();
+      body(i);
+      ends[static_cast<std::size_t>(i)] = Clock::now();
+    });
+  }
+  for (auto& thread : team) thread.join();
+  return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) -
+                                       *std::min_element(begins.begin(), begins.end()))
+      .count();
+}
+
+double rate_of(Loop loop, int threads) {
+  std::int64_t rounds = 1 << 12;
+  for (;; rounds *= 2) {  // until it takes long enough to be measured
+    const auto begin = Clock::now();
+    loop(rounds);
+    if (Clock::now() - begin > std::chrono::milliseconds(20)) break;
+  }
+  double best = 0;
+  for (int turn = 0; turn < 5; ++turn) {
+    std::vector<double> operations(static_cast<std::size_t>(threads));
+    const double seconds = together(threads, [&](int i) { operations[static_cast<std::size_t>(i)] = loop(rounds); });
+    best = std::max(best, operations[0] * threads / seconds);
+  }
+  return best;
+}
+
+double read_rate(Read read, int threads) {
+  constexpr std::size_t kBytes = std::size_t{256} << 20;  // more than any cache
+  struct alignas(64) Line {
+    std::uint64_t words[8];
+  };
+  std::vector<Line> memory(kBytes / sizeof(Line), Line{{1, 2, 3, 4, 5, 6, 7, 8}});
+  const std::size_t share = memory.size() / static_cast<std::size_t>(threads);
+  double best = 0;
+  std::atomic<std::uint64_t> sink{0};
+  for (int turn = 0; turn < 5; ++turn) {
+    const double seconds = together(
+        threads, [&](int i) { sink += read(memory[static_cast<std::size_t>(i) * share].words, share * sizeof(Line)); });
+    best = std::max(best, static_cast<double>(share * sizeof(Line)) * threads / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+Peaks measure_peaks(std::string_view level, int threads) {
+  const Loops& loops = loops_of(level);
+  threads = std::max(threads, 1);
+  return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.floats, threads)};
+}
+
+}  // namespace bench
