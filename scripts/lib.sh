@@ -35,8 +35,9 @@ install_packages() {
     root=(sudo)
   fi
   say "installing Debian packages: ${missing[*]}"
-  "${root[@]}" apt-get update -qq >&2
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2
+  "${root[@]}" apt-get update -qq >&2 &&
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||
+    { say "could not install these Debian packages: ${missing[*]}"; return 1; }
 }
 
 # configure FOLDER [CMAKE OPTION…]: configures build/FOLDER. Quiet unless it fails.
