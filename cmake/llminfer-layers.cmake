@@ -32,6 +32,13 @@ function(llminfer_compile_settings target)
   endif()
 endfunction()
 
+# For targets in which gcc 12 sees overlapping copies inside std::string's own functions (bug 105651 of gcc, mended in 13).
+function(llminfer_without_restrict_warnings target)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE -Wno-restrict)
+  endif()
+endfunction()
+
 # The library: the objects of all layers.
 function(llminfer_add_library)
   get_property(layers GLOBAL PROPERTY LLMINFER_LAYERS)
