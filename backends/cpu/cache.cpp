@@ -1,6 +1,9 @@
 #include "backends/cpu/cache.hpp"
 
+#include <sys/mman.h>
+
 #include <cstring>
+#include <vector>
 
 #include "core/checked.hpp"
 #include "core/error.hpp"
@@ -11,16 +14,21 @@ namespace {
 
 using core::fail;
 
-constexpr std::uintptr_t kAlignment = 64;
+constexpr std::uintptr_t kLine = 64;
 
 std::int32_t padded(std::int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
-std::int64_t bytes_of(CacheType type) { return type == CacheType::f16 ? 2 : 4; }
+std::int64_t bytes_of(CacheType type) { return type == CacheType::f32 ? 4 : type == CacheType::int8 ? 1 : 2; }
+/// Per token and head, for its key and for its value.
+std::int64_t scale_bytes_of(CacheType type) { return type == CacheType::int8 ? 2 * sizeof(float) : 0; }
+
+/// A huge page of Linux on x86-64; a cache larger than this asks for them, which saves most misses of the TLB.
+constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 
 }  // namespace
 
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept {
-  return std::int64_t{group.layers} * group.kv_heads * kPageTokens * (group.head_dim + padded(group.head_dim)) *
-         bytes_of(type);
+  return std::int64_t{group.layers} * group.kv_heads * kPageTokens *
+         ((group.head_dim + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
 }
 
 Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
@@ -29,7 +37,7 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
     return fail(ErrorCode::invalid_argument, "cache group: ", group.layers, " layers, ", group.kv_heads,
                 " KV heads, head_dim ", group.head_dim, ", window ", group.window, " are out of range");
   }
-  if (type != CacheType::f16 && type != CacheType::f32) {
+  if (type > CacheType::int8) {
     return fail(ErrorCode::invalid_argument, "unknown cache type ", static_cast<int>(type));
   }
   if (pages < 1) return fail(ErrorCode::invalid_argument, "a cache needs at least 1 page, not ", pages);
@@ -42,28 +50,51 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
   cache->page_bytes_ = cache_page_bytes(group, type);
   const auto bytes =
       core::checked_mul(static_cast<std::uint64_t>(cache->page_bytes_), static_cast<std::uint64_t>(pages));
+  const std::uintptr_t alignment = bytes && *bytes >= 2 * kHugePage ? kHugePage : kLine;
   if (bytes && *bytes < std::uint64_t{1} << 62) {
     // calloc: large blocks come zeroed from the system and take memory only once they are touched.
-    cache->memory_.reset(std::calloc(static_cast<std::size_t>(*bytes) + kAlignment, 1));
+    cache->memory_.reset(std::calloc(static_cast<std::size_t>(*bytes) + alignment, 1));
   }
   if (!cache->memory_) {
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
   const auto address = reinterpret_cast<std::uintptr_t>(cache->memory_.get());
-  cache->data_ = static_cast<std::byte*>(cache->memory_.get()) + (kAlignment - address % kAlignment) % kAlignment;
+  cache->data_ = static_cast<std::byte*>(cache->memory_.get()) + (alignment - address % alignment) % alignment;
+  // A wish: without huge pages everything works the same.
+  if (alignment == kHugePage) (void)::madvise(cache->data_, static_cast<std::size_t>(*bytes), MADV_HUGEPAGE);
   return cache;
 }
 
+CacheElement CpuCache::element() const noexcept {
+  switch (type_) {
+    case CacheType::f16:
+      return CacheElement::f16;
+    case CacheType::bf16:
+      return CacheElement::bf16;
+    case CacheType::int8:
+      return CacheElement::int8;
+    case CacheType::f32:
+      break;
+  }
+  return CacheElement::f32;
+}
+
+std::int64_t CpuCache::key_bytes() const noexcept {
+  return std::int64_t{kPageSlots} * group_.head_dim * element_bytes_;
+}
+std::int64_t CpuCache::head_bytes() const noexcept {
+  return page_bytes_ / (std::int64_t{group_.layers} * group_.kv_heads);
+}
+
 AttentionPages CpuCache::head(std::int32_t layer, std::int32_t kv_head) const noexcept {
-  const std::int64_t key_bytes = std::int64_t{kPageSlots} * group_.head_dim * element_bytes_;
-  const std::int64_t head_bytes = key_bytes + std::int64_t{kPageSlots} * padded_dim_ * element_bytes_;
   AttentionPages pages{};
-  pages.data = data_ + (std::int64_t{layer} * group_.kv_heads + kv_head) * head_bytes;
+  pages.data = data_ + (std::int64_t{layer} * group_.kv_heads + kv_head) * head_bytes();
   pages.page_stride = page_bytes_;
-  pages.value_offset = key_bytes;
+  pages.value_offset = key_bytes();
+  pages.scale_offset = key_bytes() + std::int64_t{kPageSlots} * padded_dim_ * element_bytes_;
   pages.head_dim = group_.head_dim;
   pages.padded_dim = padded_dim_;
-  pages.half = type_ == CacheType::f16;
+  pages.element = element();
   return pages;
 }
 
@@ -80,9 +111,24 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
     if (tokens < 0 || tokens > kPageTokens) {
       return fail(ErrorCode::invalid_argument, "copy_page: ", tokens, " tokens; a page has ", kPageTokens);
     }
-    // Slots past `tokens` are undefined, and one straight copy is the quickest.
-    if (tokens)
+    if (tokens == 0) return {};
+    if (tokens == kPageTokens) {
       std::memcpy(data_ + to * page_bytes_, data_ + from * page_bytes_, static_cast<std::size_t>(page_bytes_));
+      return {};
+    }
+    const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
+      std::memcpy(data_ + to * page_bytes_ + offset, data_ + from * page_bytes_ + offset,
+                  static_cast<std::size_t>(bytes));
+    };
+    const std::int64_t dimension_bytes = kPageSlots * element_bytes_, scale_bytes = scale_bytes_of(type_) / 2;
+    const std::int64_t value_bytes = padded_dim_ * element_bytes_;
+    for (std::int64_t at = 0; at < page_bytes_; at += head_bytes()) {
+      for (std::int32_t i = 0; i < group_.head_dim; ++i) copy(at + i * dimension_bytes, tokens * element_bytes_);
+      const std::int64_t values = at + key_bytes(), scales = values + kPageSlots * value_bytes;
+      copy(values, tokens * value_bytes);
+      copy(scales, tokens * scale_bytes);
+      copy(scales + kPageSlots * scale_bytes, tokens * scale_bytes);
+    }
     return {};
   });
 }
@@ -93,20 +139,15 @@ std::int64_t CpuCache::canonical_page_bytes() const noexcept {
 }
 
 template <class F>
-void CpuCache::for_each_element(std::int32_t page, F f) const {
-  const std::int64_t matrix = std::int64_t{kPageTokens} * group_.kv_heads * group_.head_dim;
+void CpuCache::for_each_token(F f) const {
+  const std::int64_t row = group_.head_dim * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t matrix = std::int64_t{kPageTokens} * group_.kv_heads * row;
   for (std::int32_t layer = 0; layer < group_.layers; ++layer) {
     for (std::int32_t h = 0; h < group_.kv_heads; ++h) {
       const AttentionPages pages = head(layer, h);
-      std::byte* const keys = pages.data + page * pages.page_stride;
-      std::byte* const values = keys + pages.value_offset;
       for (std::int32_t t = 0; t < kPageTokens; ++t) {
-        for (std::int32_t i = 0; i < group_.head_dim; ++i) {
-          const std::int64_t canonical =
-              layer * 2 * matrix + (std::int64_t{t} * group_.kv_heads + h) * group_.head_dim + i;
-          f(keys + (std::int64_t{i} * kPageSlots + t) * element_bytes_, canonical);
-          f(values + (std::int64_t{t} * padded_dim_ + i) * element_bytes_, canonical + matrix);
-        }
+        const std::int64_t key = layer * 2 * matrix + (std::int64_t{t} * group_.kv_heads + h) * row;
+        f(pages, t, key, key + matrix);
       }
     }
   }
@@ -119,16 +160,36 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
       return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ",
                   canonical_page_bytes());
     }
-    for_each_element(page, [&](const std::byte* element, std::int64_t canonical) {
-      float value;
-      if (type_ == CacheType::f16) {
-        std::uint16_t bits;
-        std::memcpy(&bits, element, sizeof bits);
-        value = core::half_to_float(bits);
-      } else {
-        std::memcpy(&value, element, sizeof value);
+    const auto read = [&](const std::byte* matrix, std::int64_t index, float scale) {
+      const std::byte* const element = matrix + index * element_bytes_;
+      float value = 0.0f;
+      std::uint16_t bits = 0;
+      switch (type_) {
+        case CacheType::f32:
+          std::memcpy(&value, element, sizeof value);
+          break;
+        case CacheType::f16:
+        case CacheType::bf16:
+          std::memcpy(&bits, element, sizeof bits);
+          value = type_ == CacheType::f16 ? core::half_to_float(bits) : core::bfloat_to_float(bits);
+          break;
+        case CacheType::int8:
+          value = static_cast<float>(static_cast<std::int8_t>(*element)) * scale;
+          break;
       }
-      std::memcpy(out.data() + canonical * static_cast<std::int64_t>(sizeof value), &value, sizeof value);
+      return value;
+    };
+    for_each_token([&](const AttentionPages& pages, std::int32_t t, std::int64_t key_at, std::int64_t value_at) {
+      const std::byte* const keys = pages.data + page * pages.page_stride;
+      const auto* const scales = reinterpret_cast<const float*>(keys + pages.scale_offset);
+      const bool scaled = type_ == CacheType::int8;
+      const float key_scale = scaled ? scales[t] : 1.0f, value_scale = scaled ? scales[kPageSlots + t] : 1.0f;
+      for (std::int64_t i = 0; i < group_.head_dim; ++i) {
+        const float key = read(keys, i * kPageSlots + t, key_scale);
+        const float value = read(keys + pages.value_offset, std::int64_t{t} * padded_dim_ + i, value_scale);
+        std::memcpy(out.data() + key_at + i * 4, &key, sizeof key);
+        std::memcpy(out.data() + value_at + i * 4, &value, sizeof value);
+      }
     });
     return {};
   });
@@ -140,17 +201,13 @@ Result<void> CpuCache::import_page(std::int32_t page, std::span<const std::byte>
     if (in.size() != static_cast<std::size_t>(canonical_page_bytes())) {
       return fail(ErrorCode::invalid_argument, "import_page: ", in.size(), " bytes; expected ", canonical_page_bytes());
     }
-    for_each_element(page, [&](std::byte* element, std::int64_t canonical) {
-      float value;
-      std::memcpy(&value, in.data() + canonical * static_cast<std::int64_t>(sizeof value), sizeof value);
-      if (type_ == CacheType::f16) {
-        const std::uint16_t bits = core::float_to_half(value > 65504.0f    ? 65504.0f
-                                                       : value < -65504.0f ? -65504.0f
-                                                                           : value);
-        std::memcpy(element, &bits, sizeof bits);
-      } else {
-        std::memcpy(element, &value, sizeof value);
-      }
+    const auto dim = static_cast<std::size_t>(group_.head_dim);
+    std::vector<float> key(dim), value(dim);
+    const AttentionKernels& kernels = isa_scalar::attention_kernels();  // all levels store alike
+    for_each_token([&](const AttentionPages& pages, std::int32_t t, std::int64_t key_at, std::int64_t value_at) {
+      std::memcpy(key.data(), in.data() + key_at, dim * sizeof(float));
+      std::memcpy(value.data(), in.data() + value_at, dim * sizeof(float));
+      kernels.write(pages, page, t, key.data(), value.data());
     });
     return {};
   });

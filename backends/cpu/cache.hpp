@@ -34,9 +34,12 @@ class CpuCache final : public CacheStorage {
  private:
   CpuCache() = default;
   Result<void> check_page(std::int32_t page, const char* call) const;
-  /// Calls f(where an element lies, its index in the canonical layout) for each key and value of a page.
+  CacheElement element() const noexcept;
+  std::int64_t key_bytes() const noexcept;
+  std::int64_t head_bytes() const noexcept;
+  /// Calls f(layer's head, token, byte offsets of its key and value in the canonical layout) for each of a page.
   template <class F>
-  void for_each_element(std::int32_t page, F f) const;
+  void for_each_token(F f) const;
 
   struct Free {
     void operator()(void* p) const noexcept { std::free(p); }

@@ -93,14 +93,17 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   }
 
   const AttentionTile tile{q, first, last, rows};
-  const std::int32_t* const table = run.block_tables[g].data();
+  const std::span<const std::int32_t> table = run.block_tables[g];
+  const auto range = [&](std::int32_t begin, std::int32_t end) {
+    return PageRange{table.data(), begin, end, static_cast<std::int32_t>(table.size())};
+  };
   const auto state_at = [&](float* p) { return AttentionState{p, p + rows, p + 2 * rows}; };
   AttentionState total = state_at(states[0]);
   if (task.tile < 0) {
     for (std::int32_t page = task.page_begin; page < task.page_end;) {
       const std::int32_t end = std::min(task.page_end, (page / kChunkPages + 1) * kChunkPages);
       const AttentionState part = page == task.page_begin ? total : state_at(states[1]);
-      kernels.attend(pages, tile, table, page, end, part, scratch);
+      kernels.attend(pages, tile, range(page, end), part, scratch);
       if (page != task.page_begin) kernels.merge(rows, pages.padded_dim, total, part);
       page = end;
     }
@@ -108,7 +111,7 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     const auto t = static_cast<std::size_t>(task.tile);
     const std::int64_t floats = state_floats(rows, pages.padded_dim);
     float* const partials = tasks.partials.data() + tasks.tiles[t].partials;
-    kernels.attend(pages, tile, table, task.page_begin, task.page_end, state_at(partials + task.chunk * floats),
+    kernels.attend(pages, tile, range(task.page_begin, task.page_end), state_at(partials + task.chunk * floats),
                    scratch);
     if (tasks.missing[t].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     tasks.missing[t].store(tasks.tiles[t].chunks, std::memory_order_relaxed);  // for the next layer

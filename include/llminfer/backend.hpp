@@ -29,8 +29,8 @@ inline constexpr int kBackendInterfaceVersion = 1;
 /// its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
-/// How cached keys and values are stored.
-enum class CacheType : std::uint8_t { f16, f32 };
+/// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head.
+enum class CacheType : std::uint8_t { f16, f32, bf16, int8 };
 
 struct BackendOptions {
   int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow

@@ -21,6 +21,8 @@ BackendOptions options_of(const std::string& level, int threads) {
 constexpr Shape kGrouped{.heads = 6, .kv_heads = 2, .head_dim = 32, .ffn = 128};
 constexpr Shape kWindowed{.heads = 2, .kv_heads = 2, .head_dim = 32, .ffn = 64, .window = 100, .interleaved = true};
 
+constexpr CacheType kCacheTypes[] = {CacheType::f16, CacheType::f32, CacheType::bf16, CacheType::int8};
+
 /// A batch over one fresh sequence of `tokens`, with all outputs; tests then spoil it.
 struct Parts {
   std::vector<std::int32_t> tokens, positions, wanted, table;
@@ -79,11 +81,34 @@ TEST_CASE("a long context that is split over threads gives the same bits") {
   const Model model = make_model(make_program(kGrouped), WeightType::q8_0);
   const auto tokens = random_tokens(1500, kGrouped.vocab);
   const std::string level = cpu_levels().back();
-  Driver whole(model, options_of(level, 1), CacheType::f16, 1500);
-  const auto expected = whole.feed(tokens, {1500});
-  for (const int threads : {2, 4}) {
-    Driver driver(model, options_of(level, threads), CacheType::f16, 1500);
-    CHECK(same_bits(driver.feed(tokens, {1300, 1, 1, 1, 7, 1}), expected));
+  for (const CacheType type : kCacheTypes) {
+    CAPTURE(static_cast<int>(type));
+    Driver whole(model, options_of(level, 1), type, 1500);
+    const auto expected = whole.feed(tokens, {1500});
+    for (const int threads : {2, 3, 4}) {
+      CAPTURE(threads);
+      Driver driver(model, options_of(level, threads), type, 1500, 40, static_cast<std::uint32_t>(threads));
+      CHECK(same_bits(driver.feed(tokens, {1300, 1, 1, 1, 7, 1}), expected));
+    }
+  }
+}
+
+TEST_CASE("all levels give the same bits, whatever the cache holds") {
+  for (const Shape& shape : {kGrouped, kWindowed}) {
+    for (const WeightType weights : {WeightType::q4_1, WeightType::f32}) {
+      const Model model = make_model(make_program(shape), weights);
+      const auto tokens = random_tokens(150, shape.vocab);
+      for (const CacheType type : kCacheTypes) {
+        if (weights == WeightType::f32 && type != CacheType::f16) continue;
+        Driver first(model, options_of("scalar", 1), type);
+        const auto expected = first.feed(tokens, {149, 1});
+        for (const std::string& level : cpu_levels()) {
+          CAPTURE(level, shape.window, static_cast<int>(type), weight_type_info(weights).name);
+          Driver driver(model, options_of(level, 2), type);
+          CHECK(same_bits(driver.feed(tokens, {40, 1, 108}), expected));
+        }
+      }
+    }
   }
 }
 
@@ -279,7 +304,7 @@ TEST_CASE("a pass that is interrupted ends, and the next one is whole") {
 TEST_CASE("pages are copied, exported and imported") {
   const Model model = make_model(make_program({.head_dim = 20}), WeightType::f32);
   const auto tokens = random_tokens(100, model.program.vocab_size);
-  for (const CacheType type : {CacheType::f16, CacheType::f32}) {
+  for (const CacheType type : kCacheTypes) {
     Driver driver(model, options_of("", 2), type, 256, 8);
     Sequence s;
     driver.forward({{&s, tokens}});
@@ -287,6 +312,21 @@ TEST_CASE("pages are copied, exported and imported") {
     Sequence copy = s, moved = s;
     copy.tables[0][1] = 7;
     REQUIRE(cache.copy_page(s.tables[0][1], 7, 36));
+    // Exactly the tokens that were asked for: the page's other slots keep what they had.
+    Sequence full;
+    driver.forward({{&full, random_tokens(128, model.program.vocab_size, 9)}});
+    const auto exported = [&](std::int32_t page) {
+      std::vector<float> values(static_cast<std::size_t>(cache.canonical_page_bytes()) / sizeof(float));
+      REQUIRE(cache.export_page(page, std::as_writable_bytes(std::span(values))));
+      return values;
+    };
+    const auto of_first = exported(full.tables[0][0]), before = exported(full.tables[0][1]);
+    REQUIRE(cache.copy_page(full.tables[0][0], full.tables[0][1], 13));
+    const auto after = exported(full.tables[0][1]);
+    const std::size_t row = 2 * 20;
+    bool exact = true;
+    for (std::size_t i = 0; i < after.size(); ++i) exact &= after[i] == (i / row % 64 < 13 ? of_first[i] : before[i]);
+    CHECK(exact);
     std::vector<std::byte> bytes(static_cast<std::size_t>(cache.canonical_page_bytes()));
     CHECK(bytes.size() == sizeof(float) * 2 * 64 * 2 * 2 * 20);
     for (const std::size_t i : {0u, 1u}) {

@@ -10,5 +10,9 @@ namespace llminfer::cpu::isa_scalar {
 //
 #include "backends/cpu/kernels/math-inl.hpp"
 //
+#include "backends/cpu/kernels/cache_element-inl.hpp"
+//
+#include "backends/cpu/kernels/product-inl.hpp"
+//
 #include "backends/cpu/kernels/attention-inl.hpp"
 }  // namespace llminfer::cpu::isa_scalar

@@ -22,21 +22,26 @@ static inline void map2(const float* a, const float* b, std::int64_t n, float* o
 }
 
 static void rms_norm(const float* in, const float* weight, float epsilon, std::int64_t n, float* out) {
-  constexpr int kSums = 4;
-  Vec sums[kSums];
-  for (Vec& sum : sums) sum = broadcast(0.0f);
+  constexpr int kSums = 4, kStep = kSums * 16;
+  Vec sums[kSums][kLaneVecs];
+  for (auto& sum : sums) {
+    for (Vec& lanes : sum) lanes = broadcast(0.0f);
+  }
   std::int64_t i = 0;
-  for (; i + kSums * Vec::kWidth <= n; i += kSums * Vec::kWidth) {
+  for (; i + kStep <= n; i += kStep) {
     for (int j = 0; j < kSums; ++j) {
-      const Vec x = load(in + i + j * Vec::kWidth);
-      sums[j] = fma(x, x, sums[j]);
+      for (int l = 0; l < kLaneVecs; ++l) {
+        const Vec x = load(in + i + j * 16 + l * Vec::kWidth);
+        sums[j][l] = fma(x, x, sums[j][l]);
+      }
     }
   }
-  for (; i < n; i += Vec::kWidth) {
+  for (int l = 0; i < n; i += Vec::kWidth, l = (l + 1) % kLaneVecs) {
     const Vec x = i + Vec::kWidth <= n ? load(in + i) : load_part(in + i, static_cast<int>(n - i));
-    sums[0] = fma(x, x, sums[0]);
+    sums[0][l] = fma(x, x, sums[0][l]);
   }
-  const float sum = reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int l = 0; l < kLaneVecs; ++l) sums[0][l] = (sums[0][l] + sums[1][l]) + (sums[2][l] + sums[3][l]);
+  const float sum = reduce_lanes(sums[0]);
   const Vec factor = broadcast(1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + epsilon));
   map2(in, weight, n, out, [&](Vec x, Vec w) { return x * factor * w; });
 }

@@ -1,5 +1,15 @@
 // Elementary functions on Vec. Included inside namespace isa_<level>, after a vec_<level>-inl.hpp.
 
+/// Sums go through 16 lanes on every level, of one Vec or several, so that all levels give the same bits.
+inline constexpr int kLaneVecs = 16 / Vec::kWidth;
+
+/// The sum of 16 lanes: those 8 apart, then those 4 apart, then 2 and 1.
+static inline float reduce_lanes(const Vec* lanes) {
+  if constexpr (kLaneVecs == 1) return reduce_add(lanes[0]);
+  if constexpr (kLaneVecs == 2) return reduce_add(lanes[0] + lanes[1]);
+  if constexpr (kLaneVecs == 4) return reduce_add((lanes[0] + lanes[2]) + (lanes[1] + lanes[3]));
+}
+
 /// e^x within 2 units in the last place; 0 below -87. Cody-Waite reduction by ln 2 and a polynomial on
 /// [-ln 2 / 2, ln 2 / 2] (the coefficients are those of Cephes' expf).
 static inline Vec exp(Vec x) {

@@ -8,8 +8,15 @@ inline constexpr int kBlockCols = 4;  ///< vectors of a register block of matrix
 inline constexpr int kBlockRows = 6;
 
 static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-static inline Vec load(const std::uint16_t* p) {
+static inline Vec load_half(const std::uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline Vec load_bfloat(const std::uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+static inline Vec load_int8(const std::int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 static inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -24,9 +31,17 @@ static inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline Vec where_at_least(Vec x, Vec y, Vec a) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ), a.v)};
 }
+/// Lanes [begin, end) of a, and `other` in those outside. The bounds may lie outside of the vector.
+static inline Vec select_lanes(Vec a, std::int32_t begin, std::int32_t end, Vec other) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 from = _mm512_cmple_epi32_mask(_mm512_set1_epi32(begin), lane);
+  const __mmask16 inside = _mm512_mask_cmpgt_epi32_mask(from, _mm512_set1_epi32(end), lane);
+  return {_mm512_mask_mov_ps(other.v, inside, a.v)};
+}
 static inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 /// a * 2^n for integers n in [-126, 127]
 static inline Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline float first_lane(Vec a) { return _mm512_cvtss_f32(a.v); }
 static inline float reduce_add(Vec a) {
   const __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a.v), 1));
   const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(a.v), high);

@@ -21,7 +21,12 @@ static inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 static inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 static inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 static inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
-static inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+/// Rounded once, as on the other levels.
+static inline Vec fma(Vec a, Vec b, Vec c) {
+  Vec r;
+  for (int i = 0; i < Vec::kWidth; ++i) r.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+  return r;
+}
 static inline Vec select(Vec::Int mask, Vec a, Vec b) {
   return {(Vec::Type)(((Vec::Int)a.v & mask) | ((Vec::Int)b.v & ~mask))};
 }
@@ -29,6 +34,11 @@ static inline Vec max(Vec a, Vec b) { return select(a.v > b.v, a, b); }
 static inline Vec min(Vec a, Vec b) { return select(a.v < b.v, a, b); }
 /// a where x >= y, else 0
 static inline Vec where_at_least(Vec x, Vec y, Vec a) { return select(x.v >= y.v, a, broadcast(0.0f)); }
+/// Lanes [begin, end) of a, and `other` in those outside. The bounds may lie outside of the vector.
+static inline Vec select_lanes(Vec a, std::int32_t begin, std::int32_t end, Vec other) {
+  for (std::int32_t i = 0; i < Vec::kWidth; ++i) a.v[i] = i >= begin && i < end ? a.v[i] : other.v[i];
+  return a;
+}
 static inline Vec round(Vec a) {
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23
   return (a + magic) - magic;
@@ -38,6 +48,7 @@ static inline Vec scale_exponent(Vec a, Vec n) {
   const Vec::Int exponent = (__builtin_convertvector(n.v, Vec::Int) + 127) << 23;
   return {a.v * (Vec::Type)exponent};
 }
+static inline float first_lane(Vec a) { return a.v[0]; }
 static inline float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 static inline float reduce_max(Vec a) {
   const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1], y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
@@ -72,6 +83,20 @@ static inline std::uint16_t float_to_half(float f) {
   }
   return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
 }
-static inline Vec load(const std::uint16_t* p) {
+static inline Vec load_half(const std::uint16_t* p) {
   return {Vec::Type{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])}};
+}
+static inline Vec load_bfloat(const std::uint16_t* p) {
+  Vec r;
+  for (int i = 0; i < Vec::kWidth; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(p[i]) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    r.v[i] = f;
+  }
+  return r;
+}
+static inline Vec load_int8(const std::int8_t* p) {
+  return {Vec::Type{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                    static_cast<float>(p[3])}};
 }

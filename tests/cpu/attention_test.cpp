@@ -1,0 +1,219 @@
+// The attention kernels of every level against a double-precision reference on what the cache holds, and against each
+// other bit for bit.
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <span>
+
+#include "backends/cpu/attention_tasks.hpp"
+#include "backends/cpu/cache.hpp"
+#include "backends/cpu/level.hpp"
+#include "tests/cpu/model.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+
+namespace {
+
+constexpr CacheType kTypes[] = {CacheType::f32, CacheType::f16, CacheType::bf16, CacheType::int8};
+
+/// `tokens` queries of `ratio` heads at the end of a cache of `length` tokens, in shuffled pages, of one KV head among
+/// others.
+struct Problem {
+  std::int32_t head_dim, ratio, length, tokens, window;
+  std::vector<float> q, k, v;  // [tokens * ratio, head_dim], [length, head_dim]
+  std::vector<std::int32_t> table, first, last;
+
+  Problem(std::int32_t dim, std::int32_t heads, std::int32_t n, std::int32_t queries, std::int32_t w = 0)
+      : head_dim(dim), ratio(heads), length(n), tokens(queries), window(w) {
+    std::mt19937 random(static_cast<std::uint32_t>(dim * 1000 + n));
+    std::normal_distribution<float> normal;
+    const auto fill = [&](std::vector<float>& x, std::int32_t rows, float size) {
+      x.resize(static_cast<std::size_t>(rows * dim));
+      for (float& value : x) value = normal(random) * size;
+    };
+    fill(q, tokens * ratio, 2.0f / std::sqrt(static_cast<float>(dim)));
+    fill(k, length, 1.0f);
+    fill(v, length, 3.0f);
+    for (std::int32_t i = 0; i * kPageTokens < length; ++i) table.push_back(i);
+    std::shuffle(table.begin(), table.end(), random);
+    for (std::int32_t r = 0; r < tokens * ratio; ++r) {
+      last.push_back(length - tokens + r / ratio);
+      first.push_back(window > 0 ? std::max(0, last.back() - window + 1) : 0);
+    }
+  }
+
+  std::unique_ptr<cpu::CpuCache> cache(const cpu::Level& level, CacheType type) const {
+    auto cache = cpu::CpuCache::make({2, 2, head_dim, window}, type, static_cast<std::int32_t>(table.size())).value();
+    for (std::int32_t t = 0; t < length; ++t) {
+      const auto at = static_cast<std::size_t>(t) * static_cast<std::size_t>(head_dim);
+      level.attention->write(cache->head(1, 1), table[static_cast<std::size_t>(t / kPageTokens)], t % kPageTokens,
+                             k.data() + at, v.data() + at);
+    }
+    return cache;
+  }
+
+  /// What the kernels give for rows [begin, end), chunk by chunk.
+  std::vector<float> run(const cpu::Level& level, const cpu::CpuCache& cache, std::int32_t begin,
+                         std::int32_t end) const {
+    const cpu::AttentionPages pages = cache.head(1, 1);
+    const std::int32_t rows = end - begin, padded = pages.padded_dim;
+    const auto at = static_cast<std::size_t>(begin);
+    std::vector<float> memory(
+        static_cast<std::size_t>(cpu::attend_scratch_floats(rows, padded) + 2 * cpu::state_floats(rows, padded) + 16));
+    float* scratch = memory.data();
+    while (reinterpret_cast<std::uintptr_t>(scratch) % 64) ++scratch;
+    const auto state_at = [&](std::int64_t i) {
+      float* const p = scratch + cpu::attend_scratch_floats(rows, padded) + i * cpu::state_floats(rows, padded);
+      return cpu::AttentionState{p, p + rows, p + 2 * rows};
+    };
+    const cpu::AttentionTile tile{q.data() + begin * head_dim, first.data() + at, last.data() + at, rows};
+    const auto known = static_cast<std::int32_t>(table.size());
+    const std::int32_t page_begin = first[at] / kPageTokens,
+                       page_end = last[at + static_cast<std::size_t>(rows) - 1] / kPageTokens + 1;
+    for (std::int32_t page = page_begin; page < page_end;) {
+      const std::int32_t stop = std::min(page_end, (page / cpu::kChunkPages + 1) * cpu::kChunkPages);
+      const std::int64_t i = page == page_begin ? 0 : 1;
+      level.attention->attend(pages, tile, {table.data(), page, stop, known}, state_at(i), scratch);
+      if (i) level.attention->merge(rows, padded, state_at(0), state_at(1));
+      page = stop;
+    }
+    std::vector<float> out(static_cast<std::size_t>(rows * head_dim));
+    for (std::int32_t r = 0; r < rows; ++r) {
+      level.attention->finish(state_at(0).out + r * padded, state_at(0).sum[r], head_dim, out.data() + r * head_dim);
+    }
+    return out;
+  }
+  std::vector<float> run(const cpu::Level& level, const cpu::CpuCache& cache) const {
+    return run(level, cache, 0, tokens * ratio);
+  }
+
+  /// Keys and values as the cache holds them, [length, head_dim].
+  std::pair<std::vector<float>, std::vector<float>> held(cpu::CpuCache& cache) const {
+    std::vector<float> page(static_cast<std::size_t>(cache.canonical_page_bytes()) / sizeof(float));
+    std::vector<float> keys, values;
+    const std::size_t dim = static_cast<std::size_t>(head_dim), matrix = 64 * 2 * dim;
+    for (std::int32_t t = 0; t < length; ++t) {
+      if (t % kPageTokens == 0) {
+        cache.export_page(table[static_cast<std::size_t>(t / kPageTokens)], std::as_writable_bytes(std::span(page)))
+            .value();
+      }
+      const float* const key = page.data() + 2 * matrix + (static_cast<std::size_t>(t % kPageTokens) * 2 + 1) * dim;
+      keys.insert(keys.end(), key, key + dim);
+      values.insert(values.end(), key + matrix, key + matrix + dim);
+    }
+    return {keys, values};
+  }
+
+  std::vector<double> expected(const std::vector<float>& keys, const std::vector<float>& values) const {
+    const auto dim = static_cast<std::size_t>(head_dim);
+    std::vector<double> out(q.size(), 0.0);
+    for (std::size_t r = 0; r < first.size(); ++r) {
+      std::vector<double> p;
+      double highest = -1e300, total = 0;
+      for (auto t = static_cast<std::size_t>(first[r]); t <= static_cast<std::size_t>(last[r]); ++t) {
+        double dot = 0;
+        for (std::size_t i = 0; i < dim; ++i) dot += double{q[r * dim + i]} * keys[t * dim + i];
+        p.push_back(dot);
+        highest = std::max(highest, dot);
+      }
+      for (double& x : p) total += x = std::exp(x - highest);
+      for (std::size_t j = 0; j < p.size(); ++j) {
+        const std::size_t t = static_cast<std::size_t>(first[r]) + j;
+        for (std::size_t i = 0; i < dim; ++i) out[r * dim + i] += p[j] / total * values[t * dim + i];
+      }
+    }
+    return out;
+  }
+};
+
+double error(const std::vector<float>& found, const std::vector<float>& expected) {
+  return nmse(found, std::vector<double>(expected.begin(), expected.end()));
+}
+
+}  // namespace
+
+TEST_CASE("attention equals the reference and has the same bits on every level, for all element types and head sizes") {
+  std::vector<Problem> problems;
+  for (const std::int32_t dim : {64, 80, 96, 128, 256, 20}) {
+    problems.emplace_back(dim, 3, 331, 5);
+    problems.emplace_back(dim, 1, 77, 1);
+  }
+  for (const std::int32_t ratio : {1, 3, 4, 8}) {
+    problems.emplace_back(64, ratio, 200, 48 / ratio);
+    problems.emplace_back(64, ratio, 700, 1, 150);
+  }
+  problems.emplace_back(32, 2, 1, 1);
+  problems.emplace_back(32, 2, 64, 7);
+  problems.emplace_back(32, 1, 513, 40, 3);
+  for (const Problem& problem : problems) {
+    for (const CacheType type : kTypes) {
+      const std::span<const cpu::Level> levels = cpu::runnable_levels();
+      CAPTURE(problem.head_dim, problem.ratio, problem.length, problem.window, static_cast<int>(type));
+      auto cache = problem.cache(levels.front(), type);
+      const auto [keys, values] = problem.held(*cache);
+      const double bound = type == CacheType::f32    ? 0
+                           : type == CacheType::f16  ? 1e-7
+                           : type == CacheType::bf16 ? 1e-5
+                                                     : 1e-4;
+      CHECK(error(keys, problem.k) <= bound);
+      CHECK(error(values, problem.v) <= bound);
+      const std::vector<float> found = problem.run(levels.front(), *cache);
+      CHECK(nmse(found, problem.expected(keys, values)) < 1e-11);
+      for (const cpu::Level& level : levels.subspan(1)) {
+        CAPTURE(level.name);
+        CHECK(same_bits(problem.run(level, *problem.cache(level, type)), found));
+      }
+    }
+  }
+}
+
+TEST_CASE("a row of attention does not depend on the rows beside it") {
+  const Problem problem(64, 4, 450, 12, 300);
+  for (const cpu::Level& level : cpu::runnable_levels()) {
+    for (const CacheType type : kTypes) {
+      CAPTURE(level.name, static_cast<int>(type));
+      const auto cache = problem.cache(level, type);
+      const std::vector<float> whole = problem.run(level, *cache);
+      for (const std::int32_t step : {4, 12, 28}) {  // tokens have 4 rows; their first page is the tile's
+        std::vector<float> parts;
+        for (std::int32_t r = 0; r < 48; r += step) {
+          const auto part = problem.run(level, *cache, r, std::min(48, r + step));
+          parts.insert(parts.end(), part.begin(), part.end());
+        }
+        CHECK(same_bits(parts, whole));
+      }
+    }
+  }
+}
+
+TEST_CASE("int8 keys and values: the error is at most half a step, and a second rounding changes nothing") {
+  std::mt19937 random(3);
+  for (const cpu::Level& level : cpu::runnable_levels()) {
+    CAPTURE(level.name);
+    auto cache = cpu::CpuCache::make({1, 1, 48, 0}, CacheType::int8, 2).value();
+    std::vector<float> k(48), v(48), page(2 * 64 * 48), again(page.size());
+    std::vector<std::vector<float>> written;
+    for (std::int32_t t = 0; t < 64; ++t) {
+      const float size = std::ldexp(1.0f + static_cast<float>(random() % 1000) * 1e-3f, static_cast<int>(t) - 32);
+      for (float& x : k) x = size * (static_cast<float>(random() % 2001) - 1000.0f);
+      for (float& x : v) x = t == 5 ? 0.0f : size * static_cast<float>(random() % 7);
+      if (t == 6) k.assign(48, 1e-42f);
+      level.attention->write(cache->head(0, 0), 0, t, k.data(), v.data());
+      written.push_back(k);
+    }
+    REQUIRE(cache->export_page(0, std::as_writable_bytes(std::span(page))));
+    for (std::size_t t = 0; t < 64; ++t) {
+      float most = 0.0f;
+      for (const float x : written[t]) most = std::max(most, std::abs(x));
+      for (std::size_t i = 0; i < 48; ++i) {
+        REQUIRE(std::abs(page[t * 48 + i] - written[t][i]) <= std::max(most / 254.0f * 1.0001f, 1e-30f));
+      }
+    }
+    for (std::size_t i = 0; i < 48; ++i) CHECK(page[64 * 48 + 5 * 48 + i] == 0.0f);
+    REQUIRE(cache->import_page(1, std::as_bytes(std::span(page))));
+    REQUIRE(cache->export_page(1, std::as_writable_bytes(std::span(again))));
+    CHECK(same_bits(page, again));
+  }
+}
