@@ -121,15 +121,21 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
   }
 }
 
-/// Packs `lanes` rows into a panel, block by block across the rows, so that a panel is written from start to end.
+/// Packs `lanes` rows into a panel, some columns at a time: those of one row lie one after another in memory, and their
+/// part of the panel stays in the cache until all rows are in it.
 template <int Bits>
 void put_rows(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
               std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
+  constexpr std::int64_t kColumns = 1024;  // whole blocks of every format
   quant::GroupedBlock decomposed;
-  for (std::int64_t col = 0; col < cols; col += format.block_values, rows += format.block_bytes) {
+  for (std::int64_t begin = 0; begin < cols; begin += kColumns) {
+    const std::int64_t end = std::min(begin + kColumns, cols);
     for (int lane = 0; lane < lanes; ++lane) {
-      format.decompose(rows + lane * row_bytes, decomposed);
-      put_block<Bits>(shape, layout, format, decomposed, panel, col, lane);
+      const std::uint8_t* block = rows + lane * row_bytes + begin / format.block_values * format.block_bytes;
+      for (std::int64_t col = begin; col < end; col += format.block_values, block += format.block_bytes) {
+        format.decompose(block, decomposed);
+        put_block<Bits>(shape, layout, format, decomposed, panel, col, lane);
+      }
     }
   }
 }

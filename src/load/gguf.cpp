@@ -52,7 +52,7 @@ Result<void> add_part(Checkpoint& checkpoint, std::shared_ptr<const core::ByteSo
   return {};
 }
 
-Result<Checkpoint> finish(Checkpoint checkpoint, const GgufFile& first) {
+Result<Checkpoint> finish(Checkpoint checkpoint, GgufFile& first) {
   const auto applied = apply_gguf_metadata(first, checkpoint);
   if (!applied) return core::at(checkpoint.path, applied.error());
   return checkpoint;

@@ -131,15 +131,15 @@ Result<void> apply_config(const GgufMetadata& metadata, Checkpoint& checkpoint) 
   return apply_rope(metadata, arch, checkpoint);
 }
 
-Result<void> apply_vocabulary(const GgufMetadata& metadata, Checkpoint& checkpoint) {
+Result<void> apply_vocabulary(const GgufMetadata& metadata, GgufFile& file, Checkpoint& checkpoint) {
   VocabularyData& vocabulary = checkpoint.vocabulary;
   const std::string prefix = "tokenizer.ggml.";
   vocabulary.model = LLMINFER_TRY(metadata.string(prefix + "model")).value_or("");
   vocabulary.pre = LLMINFER_TRY(metadata.string(prefix + "pre")).value_or("");
-  vocabulary.tokens = LLMINFER_TRY(metadata.strings(prefix + "tokens"));
+  vocabulary.tokens = LLMINFER_TRY(take_strings(file, prefix + "tokens"));
   vocabulary.scores = LLMINFER_TRY(metadata.floats(prefix + "scores"));
   vocabulary.types = LLMINFER_TRY(metadata.integers(prefix + "token_type"));
-  vocabulary.merges = LLMINFER_TRY(metadata.strings(prefix + "merges"));
+  vocabulary.merges = LLMINFER_TRY(take_strings(file, prefix + "merges"));
   const std::size_t tokens = vocabulary.tokens.size();
   for (const auto& [key, size] :
        {std::pair{"scores", vocabulary.scores.size()}, {"token_type", vocabulary.types.size()}}) {
@@ -210,10 +210,10 @@ Result<void> apply_generation(const GgufMetadata& metadata, Checkpoint& checkpoi
 
 }  // namespace
 
-Result<void> apply_gguf_metadata(const GgufFile& file, Checkpoint& checkpoint) {
+Result<void> apply_gguf_metadata(GgufFile& file, Checkpoint& checkpoint) {
   const GgufMetadata metadata(file);
   LLMINFER_TRY(apply_config(metadata, checkpoint));
-  LLMINFER_TRY(apply_vocabulary(metadata, checkpoint));
+  LLMINFER_TRY(apply_vocabulary(metadata, file, checkpoint));
   return apply_generation(metadata, checkpoint);
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "core/error.hpp"
 
@@ -128,14 +129,6 @@ Result<std::optional<std::string>> GgufMetadata::string(const std::string& key) 
   return std::optional(*text);
 }
 
-Result<std::vector<std::string>> GgufMetadata::strings(const std::string& key) const {
-  const GgufValue* value = find(key);
-  if (!value) return std::vector<std::string>();
-  const auto* texts = std::get_if<std::vector<std::string>>(&value->value);
-  if (!texts) return wrong_type(key, "an array of strings");
-  return *texts;
-}
-
 Result<std::vector<float>> GgufMetadata::floats(const std::string& key) const {
   const GgufValue* value = find(key);
   if (!value) return std::vector<float>();
@@ -178,6 +171,14 @@ Result<std::int64_t> GgufMetadata::required(const std::string& key, std::int64_t
 Result<std::int64_t> GgufMetadata::required_per_layer(const std::string& key, std::int64_t min,
                                                       std::int64_t max) const {
   return present(key, per_layer(key, min, max));
+}
+
+Result<std::vector<std::string>> take_strings(GgufFile& file, const std::string& key) {
+  const auto found = file.metadata.find(key);
+  if (found == file.metadata.end()) return std::vector<std::string>();
+  auto* texts = std::get_if<std::vector<std::string>>(&found->second.value);
+  if (!texts) return wrong_type(key, "an array of strings");
+  return std::move(*texts);
 }
 
 }  // namespace llminfer::load

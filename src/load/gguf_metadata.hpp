@@ -23,7 +23,6 @@ class GgufMetadata {
   Result<std::optional<double>> number(const std::string& key) const;  ///< finite
   Result<std::optional<bool>> boolean(const std::string& key) const;
   Result<std::optional<std::string>> string(const std::string& key) const;
-  Result<std::vector<std::string>> strings(const std::string& key) const;    ///< empty if absent
   Result<std::vector<float>> floats(const std::string& key) const;           ///< empty if absent
   Result<std::vector<std::int32_t>> integers(const std::string& key) const;  ///< of any integer type; empty if absent
   Result<std::vector<std::uint8_t>> booleans(const std::string& key) const;  ///< empty if absent or a single number
@@ -37,9 +36,13 @@ class GgufMetadata {
   const GgufFile& file_;
 };
 
-/// Fills config, generation, vocabulary and chat_template of a checkpoint whose tensors are already listed.
+/// An array of strings, moved out of the file, since vocabularies are large. Empty if absent.
+Result<std::vector<std::string>> take_strings(GgufFile& file, const std::string& key);
+
+/// Fills config, generation, vocabulary and chat_template of a checkpoint whose tensors are already listed. Takes the
+/// vocabulary out of `file`.
 /// Errors: corrupt (a required key is missing or a value makes no sense; the key is named), unsupported (a known
 /// form that llminfer does not run), bad_vocabulary, shape_mismatch (rope_freqs.weight).
-Result<void> apply_gguf_metadata(const GgufFile& file, Checkpoint& checkpoint);
+Result<void> apply_gguf_metadata(GgufFile& file, Checkpoint& checkpoint);
 
 }  // namespace llminfer::load

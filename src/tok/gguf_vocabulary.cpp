@@ -42,8 +42,6 @@ Result<TokenizerParts> read_tokens(const load::VocabularyData& data, std::int64_
   }
   TokenizerParts parts;
   const std::size_t size = std::max(count, static_cast<std::size_t>(vocab_size));
-  parts.texts = data.tokens;
-  parts.texts.resize(size);
   parts.bytes.resize(size);
   parts.special.resize(size);
   for (std::size_t i = 0; i < count; ++i) {
@@ -53,9 +51,9 @@ Result<TokenizerParts> read_tokens(const load::VocabularyData& data, std::int64_
       return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.token_type[", i, "] is ", type, ", expected 1 to 6");
     }
     if (text.empty()) continue;  // a hole
-    const auto [other, fresh] = parts.index.emplace(text, static_cast<Token>(i));
+    const auto [other, fresh] = parts.index->emplace(text, static_cast<Token>(i));
     if (!fresh) {
-      return core::fail(ErrorCode::bad_vocabulary, "tokens ", other->second, " and ", i, " have the same text \"", text,
+      return core::fail(ErrorCode::bad_vocabulary, "tokens ", other, " and ", i, " have the same text \"", text,
                         "\"");
     }
     parts.special[i] = type == kControl || type == kUnknown;
@@ -100,11 +98,11 @@ Result<std::vector<Merge>> read_merges(const std::vector<std::string>& lines, co
     for (const auto& [text, id] : {std::pair(line.substr(0, space), &merge.left),
                                    {line.substr(space + 1), &merge.right},
                                    {std::string_view(both), &merge.merged}}) {
-      const auto it = index.find(text);
-      if (it == index.end()) {
+      const auto token = index.find(text);
+      if (!token) {
         return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges[", i, "]: \"", text, "\" is no token");
       }
-      *id = it->second;
+      *id = *token;
     }
     merges.push_back(merge);
   }
@@ -121,11 +119,11 @@ Result<TokenizerParts> read_byte_level(const load::VocabularyData& data, std::in
   for (std::size_t i = 0; i < data.tokens.size(); ++i) {
     const std::int32_t type = type_of(data, i);
     const bool text_token = type == kNormal || type == kUnused || type == kByte;
-    const auto bytes = text_token ? alphabet_to_bytes(data.tokens[i]) : std::nullopt;
-    parts.bytes[i] = bytes ? *bytes : data.tokens[i];
+    auto bytes = text_token ? alphabet_to_bytes(data.tokens[i]) : std::nullopt;
+    parts.bytes[i] = bytes ? *std::move(bytes) : data.tokens[i];
   }
   if (data.merges.empty()) return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges is missing or empty");
-  const std::vector<Merge> merges = LLMINFER_TRY(read_merges(data.merges, parts.index));
+  const std::vector<Merge> merges = LLMINFER_TRY(read_merges(data.merges, *parts.index));
   if (pre->nfc) parts.normalizers.push_back(normal_form(NormalForm::nfc));
   if (data.add_space_prefix.value_or(false)) parts.pre_tokenizers.push_back(prefix_space());
   for (const std::string_view pattern : pre->patterns) {
@@ -153,7 +151,7 @@ Result<TokenizerParts> read_sentencepiece(const load::VocabularyData& data, std:
                                           const load::GenerationDefaults& generation) {
   TokenizerParts parts = LLMINFER_TRY(read_tokens(data, vocab_size));
   if (data.scores.empty()) return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.scores is missing or empty");
-  TokenIndex mergeable;
+  const auto mergeable = std::make_shared<TokenIndex>();
   Fallback fallback;
   for (std::size_t i = 0; i < data.tokens.size(); ++i) {
     const std::string& text = data.tokens[i];
@@ -173,7 +171,7 @@ Result<TokenizerParts> read_sentencepiece(const load::VocabularyData& data, std:
     }
     const bool text_token = type == kNormal || type == kUnused || type == kUserDefined;
     parts.bytes[i] = text_token ? replaced(text, kMark, " ") : text;
-    if (text_token && !text.empty()) mergeable.emplace(text, id);
+    if (text_token && !text.empty()) mergeable->emplace(text, id);
   }
   if (data.unk) fallback.unknown = static_cast<Token>(*data.unk);
   for (std::size_t i = 0; i < data.types.size() && !fallback.unknown; ++i) {
@@ -184,7 +182,7 @@ Result<TokenizerParts> read_sentencepiece(const load::VocabularyData& data, std:
   if (space_first) parts.normalizers.push_back(prepend(" "));
   parts.normalizers.push_back(replace_all(" ", std::string(kMark)));
   parts.strips_leading_space = space_first;
-  parts.model = make_scored_bpe(std::move(mergeable), data.scores, std::move(fallback));
+  parts.model = make_scored_bpe(mergeable, data.scores, std::move(fallback));
   LLMINFER_TRY(finish(data, generation, true, parts));
   return parts;
 }

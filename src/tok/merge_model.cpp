@@ -1,6 +1,7 @@
 #include "tok/merge_model.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <queue>
 
 #include "tok/unicode.hpp"
@@ -65,15 +66,10 @@ void merge_all(std::vector<Symbol>& symbols, FindRule&& rule) {
 
 class Bpe : public MergeModel {
  protected:
-  Bpe(TokenIndex index, Fallback fallback) : index_(std::move(index)), fallback_(std::move(fallback)) {
-    for (const auto& [text, id] : index_) longest_ = std::max(longest_, text.size());
-  }
+  Bpe(std::shared_ptr<const TokenIndex> index, Fallback fallback)
+      : index_(std::move(index)), fallback_(std::move(fallback)) {}
 
-  Token find(std::string_view text) const {
-    if (text.size() > longest_) return -1;
-    const auto it = index_.find(text);
-    return it == index_.end() ? -1 : it->second;
-  }
+  Token find(std::string_view text) const { return index_->find(text).value_or(-1); }
 
   static void append_symbol(std::vector<Symbol>& symbols, std::size_t begin, std::size_t length, Token id) {
     const auto at = static_cast<std::int32_t>(symbols.size());
@@ -91,18 +87,47 @@ class Bpe : public MergeModel {
     return true;
   }
 
-  TokenIndex index_;
-  std::size_t longest_ = 0;
+  std::shared_ptr<const TokenIndex> index_;
   Fallback fallback_;
+};
+
+/// Pairs of tokens to their merges: a hash table with open addressing, at most half full.
+class RuleTable {
+ public:
+  explicit RuleTable(const std::vector<Merge>& merges) : slots_(std::bit_ceil(2 * merges.size() + 1)) {
+    std::uint32_t rank = 0;
+    for (const Merge& merge : merges) slots_[find_slot(merge.left, merge.right)] = {merge, rank++};
+  }
+  std::optional<Rule> find(Token left, Token right) const noexcept {
+    const Slot& slot = slots_[find_slot(left, right)];
+    return slot.merge.merged < 0 ? std::nullopt : std::optional(Rule{double{slot.rank}, slot.merge.merged});
+  }
+
+ private:
+  struct Slot {
+    Merge merge{-1, -1, -1};  ///< merged < 0: free
+    std::uint32_t rank = 0;
+  };
+  std::size_t find_slot(Token left, Token right) const noexcept {
+    const std::uint64_t pair =
+        std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
+    const std::uint64_t hash = pair * 0x9e3779b97f4a7c15u;  // Fibonacci hashing: the high bits are the good ones
+    const std::size_t mask = slots_.size() - 1;
+    std::size_t i = (hash >> 32) & mask;
+    while (slots_[i].merge.merged >= 0 && (slots_[i].merge.left != left || slots_[i].merge.right != right)) {
+      i = (i + 1) & mask;
+    }
+    return i;
+  }
+
+  std::vector<Slot> slots_;
 };
 
 class RankedBpe final : public Bpe {
  public:
-  RankedBpe(TokenIndex index, const std::vector<Merge>& merges, Fallback fallback, bool whole_first)
-      : Bpe(std::move(index), std::move(fallback)), whole_first_(whole_first) {
-    rules_.reserve(merges.size());
-    double rank = 0;
-    for (const Merge& merge : merges) rules_[key(merge.left, merge.right)] = {rank++, merge.merged};
+  RankedBpe(std::shared_ptr<const TokenIndex> index, const std::vector<Merge>& merges, Fallback fallback,
+            bool whole_first)
+      : Bpe(std::move(index), std::move(fallback)), rules_(merges), whole_first_(whole_first) {
     short_chars_.fill(-1);
     std::string text;
     for (char32_t c = 0; c < short_chars_.size(); ++c) {
@@ -137,8 +162,7 @@ class RankedBpe final : public Bpe {
       at += n;
     }
     merge_all(symbols, [&](const Symbol& left, const Symbol& right) -> std::optional<Rule> {
-      const auto it = rules_.find(key(left.id, right.id));
-      return it == rules_.end() ? std::nullopt : std::optional(it->second);
+      return rules_.find(left.id, right.id);
     });
     for (const Symbol& symbol : symbols) {
       if (symbol.length > 0) out.push_back(symbol.id);
@@ -146,15 +170,6 @@ class RankedBpe final : public Bpe {
   }
 
  private:
-  struct Hash {
-    std::size_t operator()(std::uint64_t key) const noexcept {
-      key *= 0x9e3779b97f4a7c15u;
-      return static_cast<std::size_t>(key ^ key >> 32);
-    }
-  };
-  static std::uint64_t key(Token left, Token right) {
-    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
-  }
   Token char_token(std::string_view text) const {
     const std::size_t n = core::utf8_length(text);
     if (n == 0) return -1;
@@ -162,14 +177,14 @@ class RankedBpe final : public Bpe {
     return c < short_chars_.size() ? short_chars_[c] : find(text);
   }
 
+  RuleTable rules_;
   bool whole_first_;
-  std::unordered_map<std::uint64_t, Rule, Hash> rules_;
   std::array<Token, 0x180> short_chars_;  ///< the characters below U+0180, the byte-level alphabet among them
 };
 
 class ScoredBpe final : public Bpe {
  public:
-  ScoredBpe(TokenIndex index, std::vector<float> scores, Fallback fallback)
+  ScoredBpe(std::shared_ptr<const TokenIndex> index, std::vector<float> scores, Fallback fallback)
       : Bpe(std::move(index), std::move(fallback)), scores_(std::move(scores)) {}
 
   void encode(std::string_view piece, std::vector<Token>& out) const override {
@@ -204,12 +219,14 @@ class ScoredBpe final : public Bpe {
 
 }  // namespace
 
-std::unique_ptr<const MergeModel> make_ranked_bpe(TokenIndex index, const std::vector<Merge>& merges, Fallback fallback,
+std::unique_ptr<const MergeModel> make_ranked_bpe(std::shared_ptr<const TokenIndex> index,
+                                                  const std::vector<Merge>& merges, Fallback fallback,
                                                   bool whole_first) {
   return std::make_unique<RankedBpe>(std::move(index), merges, std::move(fallback), whole_first);
 }
 
-std::unique_ptr<const MergeModel> make_scored_bpe(TokenIndex index, std::vector<float> scores, Fallback fallback) {
+std::unique_ptr<const MergeModel> make_scored_bpe(std::shared_ptr<const TokenIndex> index, std::vector<float> scores,
+                                                  Fallback fallback) {
   return std::make_unique<ScoredBpe>(std::move(index), std::move(scores), std::move(fallback));
 }
 

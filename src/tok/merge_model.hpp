@@ -4,25 +4,17 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include <llminfer/tokenizer.hpp>
 
+#include "tok/token_index.hpp"
+
 namespace llminfer::inline v0 {
 namespace tok {
-
-struct TextHash {
-  using is_transparent = void;  // look-ups by std::string_view
-  std::size_t operator()(std::string_view text) const noexcept { return std::hash<std::string_view>()(text); }
-};
-/// Written form of a token to its id.
-using TokenIndex = std::unordered_map<std::string, Token, TextHash, std::equal_to<>>;
 
 /// What characters become that are not in the vocabulary: bytes first, then the unknown token, else nothing.
 struct Fallback {
@@ -46,12 +38,14 @@ struct Merge {
 };
 
 /// Merges in the order of a list, as Hugging Face tokenizers do. `whole_first`: a piece that is a token is that token.
-std::unique_ptr<const MergeModel> make_ranked_bpe(TokenIndex index, const std::vector<Merge>& merges, Fallback fallback,
+std::unique_ptr<const MergeModel> make_ranked_bpe(std::shared_ptr<const TokenIndex> index,
+                                                  const std::vector<Merge>& merges, Fallback fallback,
                                                   bool whole_first);
 
 /// Merges neighbours into the token of the highest score, as SentencePiece does. `index` holds the tokens that text may
 /// become.
-std::unique_ptr<const MergeModel> make_scored_bpe(TokenIndex index, std::vector<float> scores, Fallback fallback);
+std::unique_ptr<const MergeModel> make_scored_bpe(std::shared_ptr<const TokenIndex> index, std::vector<float> scores,
+                                                  Fallback fallback);
 
 }  // namespace tok
 }  // namespace llminfer::inline v0

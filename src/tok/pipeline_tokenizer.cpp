@@ -44,13 +44,12 @@ class PipelineTokenizer final : public TokenizerModel {
     return out;
   }
 
-  std::int32_t vocab_size() const noexcept override { return static_cast<std::int32_t>(parts_.texts.size()); }
+  std::int32_t vocab_size() const noexcept override { return static_cast<std::int32_t>(parts_.bytes.size()); }
   std::string_view token_bytes(Token token) const noexcept override {
     return in_range(token) ? std::string_view(parts_.bytes[static_cast<std::size_t>(token)]) : std::string_view();
   }
   std::optional<Token> find(std::string_view text) const noexcept override {
-    const auto it = parts_.index.find(text);
-    return it == parts_.index.end() ? std::nullopt : std::optional(it->second);
+    return parts_.index->find(text);
   }
   bool is_special(Token token) const noexcept override {
     return in_range(token) && parts_.special[static_cast<std::size_t>(token)];
@@ -65,7 +64,7 @@ class PipelineTokenizer final : public TokenizerModel {
   static constexpr std::size_t kMaxBytes = std::size_t{1} << 26;
 
   bool in_range(Token token) const noexcept {
-    return token >= 0 && static_cast<std::size_t>(token) < parts_.texts.size();
+    return token >= 0 && static_cast<std::size_t>(token) < parts_.bytes.size();
   }
 
   Result<void> encode_fragment(std::string_view fragment, bool at_start, const EncodeOptions& options,
@@ -120,8 +119,8 @@ std::vector<Token> find_end_tokens(const TokenizerParts& parts, const std::vecto
   std::vector<Token> ends = named;
   if (parts.eos) ends.push_back(*parts.eos);
   for (const std::string_view name : kNames) {
-    const auto it = parts.index.find(name);
-    if (it != parts.index.end() && parts.special[static_cast<std::size_t>(it->second)]) ends.push_back(it->second);
+    const auto token = parts.index->find(name);
+    if (token && parts.special[static_cast<std::size_t>(*token)]) ends.push_back(*token);
   }
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());

@@ -13,12 +13,11 @@
 namespace llminfer::inline v0 {
 namespace tok {
 
-/// What a vocabulary's reader fills in. The three vectors by id are equally long; holes are empty.
+/// What a vocabulary's reader fills in. The two vectors by id are equally long; holes are empty.
 struct TokenizerParts {
-  std::vector<std::string> texts;  ///< written form, e.g. "Ġthe"
   std::vector<std::string> bytes;  ///< what the token adds to a text, e.g. " the"
   std::vector<bool> special;
-  TokenIndex index;  ///< of `texts`
+  std::shared_ptr<TokenIndex> index = std::make_shared<TokenIndex>();  ///< of written forms, e.g. "Ġthe"
   std::vector<AddedToken> added;
   std::vector<Normalizer> normalizers;
   std::vector<PreTokenizer> pre_tokenizers;

@@ -34,18 +34,19 @@ Result<Token> read_id(const Json& value, std::int64_t limit, std::string_view te
   return static_cast<Token>(id);
 }
 
+/// Until the decoder is known, TokenizerParts::bytes holds written forms.
 Result<void> place_token(TokenizerParts& parts, Token id, const std::string& text) {
   const auto i = static_cast<std::size_t>(id);
-  if (i >= parts.texts.size()) parts.texts.resize(i + 1);
-  const auto [entry, fresh] = parts.index.emplace(text, id);
-  if (!fresh && entry->second != id) {
-    return core::fail(ErrorCode::bad_vocabulary, kFile, ": \"", text, "\" has the ids ", entry->second, " and ", id);
+  if (i >= parts.bytes.size()) parts.bytes.resize(i + 1);
+  const auto [known, fresh] = parts.index->emplace(text, id);
+  if (!fresh && known != id) {
+    return core::fail(ErrorCode::bad_vocabulary, kFile, ": \"", text, "\" has the ids ", known, " and ", id);
   }
-  if (fresh && !parts.texts[i].empty()) {
-    return core::fail(ErrorCode::bad_vocabulary, kFile, ": \"", parts.texts[i], "\" and \"", text,
+  if (fresh && !parts.bytes[i].empty()) {
+    return core::fail(ErrorCode::bad_vocabulary, kFile, ": \"", parts.bytes[i], "\" and \"", text,
                       "\" have the same id ", id);
   }
-  parts.texts[i] = text;
+  parts.bytes[i] = text;
   return {};
 }
 
@@ -99,12 +100,12 @@ Result<std::vector<Merge>> read_merges(const Json& list, const TokenIndex& index
     const std::string both = std::string(left).append(right);
     for (const auto& [text, id] :
          {std::pair(left, &merge.left), {right, &merge.right}, {std::string_view(both), &merge.merged}}) {
-      const auto it = index.find(text);
-      if (it == index.end()) {
+      const auto token = index.find(text);
+      if (!token) {
         return core::fail(ErrorCode::bad_vocabulary, kFile, ": model.merges[", merges.size(), "]: \"", text,
                           "\" is no token");
       }
-      *id = it->second;
+      *id = *token;
     }
     merges.push_back(merge);
   }
@@ -123,23 +124,23 @@ Result<void> read_bpe(const Json& model, std::int64_t limit, TokenizerParts& par
       return core::fail(ErrorCode::unsupported, kFile, ": model.", key, " is not available");
     }
   }
-  const std::vector<Merge> merges = LLMINFER_TRY(read_merges(member(model, "merges"), parts.index));
+  const std::vector<Merge> merges = LLMINFER_TRY(read_merges(member(model, "merges"), *parts.index));
   Fallback fallback;
   if (LLMINFER_TRY(core::json_bool(model, "byte_fallback", kFile)).value_or(false)) {
-    for (const auto& [text, id] : parts.index) {
+    parts.index->for_each([&](std::string_view text, Token id) {
       const int byte = byte_token_value(text);
       if (byte >= 0) fallback.bytes[static_cast<std::size_t>(byte)] = id;
-    }
+    });
   }
   fallback.fuse_unknown = LLMINFER_TRY(core::json_bool(model, "fuse_unk", kFile)).value_or(false);
   if (const auto unknown = LLMINFER_TRY(core::json_string(model, "unk_token", kFile)); unknown && !unknown->empty()) {
-    const auto it = parts.index.find(*unknown);
-    if (it == parts.index.end())
+    fallback.unknown = parts.index->find(*unknown);
+    if (!fallback.unknown)
       return core::fail(ErrorCode::bad_vocabulary, kFile, ": unk_token \"", *unknown, "\" is no token");
-    fallback.unknown = it->second;
   }
   const bool whole_first = LLMINFER_TRY(core::json_bool(model, "ignore_merges", kFile)).value_or(false);
-  parts.model = make_ranked_bpe(parts.index, merges, std::move(fallback), whole_first);
+  // A copy: added tokens join parts.index later, but text does not become them by merging.
+  parts.model = make_ranked_bpe(std::make_shared<TokenIndex>(*parts.index), merges, std::move(fallback), whole_first);
   return {};
 }
 
@@ -148,8 +149,7 @@ std::optional<Token> named_token(const Json& config, const char* key, const Toke
   const Json& value = member(config, key);
   const Json& text = value.is_object() ? member(value, "content") : value;
   if (!text.is_string()) return std::nullopt;
-  const auto it = index.find(text.get_ref<const std::string&>());
-  return it == index.end() ? std::nullopt : std::optional(it->second);
+  return index.find(text.get_ref<const std::string&>());
 }
 
 /// The classes whose add_bos_token and add_eos_token replace what post_processor says.
@@ -162,8 +162,8 @@ bool honours_add_tokens(std::string_view tokenizer_class) {
 
 Result<void> apply_config(const Json& config, TokenizerParts& parts) {
   if (!config.is_object()) return core::fail(ErrorCode::corrupt, kConfigFile, " must be an object");
-  if (const auto bos = named_token(config, "bos_token", parts.index)) parts.bos = bos;
-  if (const auto eos = named_token(config, "eos_token", parts.index)) parts.eos = eos;
+  if (const auto bos = named_token(config, "bos_token", *parts.index)) parts.bos = bos;
+  if (const auto eos = named_token(config, "eos_token", *parts.index)) parts.eos = eos;
   if (!honours_add_tokens(LLMINFER_TRY(core::json_string(config, "tokenizer_class", kConfigFile)).value_or("")))
     return {};
   if (const auto add = LLMINFER_TRY(core::json_bool(config, "add_bos_token", kConfigFile)); add && parts.bos) {
@@ -198,9 +198,9 @@ Result<std::shared_ptr<const TokenizerModel>> read_tokenizer_json(const load::Vo
   TokenizerParts parts;
   LLMINFER_TRY(read_bpe(model, limit, parts));
   LLMINFER_TRY(read_added_tokens(member(json, "added_tokens"), limit, parts));
-  if (parts.texts.empty()) return core::fail(ErrorCode::bad_vocabulary, kFile, ": no tokens");
-  if (vocab_size > 0) parts.texts.resize(static_cast<std::size_t>(limit));
-  const auto size = static_cast<std::int64_t>(parts.texts.size());
+  if (parts.bytes.empty()) return core::fail(ErrorCode::bad_vocabulary, kFile, ": no tokens");
+  if (vocab_size > 0) parts.bytes.resize(static_cast<std::size_t>(limit));
+  const auto size = static_cast<std::int64_t>(parts.bytes.size());
 
   Decoder decoder;
   LLMINFER_TRY(read_normalizer(member(json, "normalizer"), parts.normalizers));
@@ -209,13 +209,12 @@ Result<std::shared_ptr<const TokenizerModel>> read_tokenizer_json(const load::Vo
   LLMINFER_TRY(read_post_processor(member(json, "post_processor"), size, parts.prefix, parts.suffix));
   parts.strips_leading_space = decoder.strips_leading_space;
 
-  parts.special.resize(parts.texts.size());
-  std::vector<bool> added(parts.texts.size());
+  parts.special.resize(parts.bytes.size());
+  std::vector<bool> added(parts.bytes.size());
   for (const AddedToken& token : parts.added) {
     added[static_cast<std::size_t>(token.id)] = true;
     parts.special[static_cast<std::size_t>(token.id)] = token.special;
   }
-  parts.bytes = parts.texts;
   for (std::size_t i = 0; i < parts.bytes.size(); ++i) {
     for (const auto& step : decoder.steps) step(parts.bytes[i]);
     if (!decoder.byte_level || added[i]) continue;
