@@ -2,6 +2,7 @@
 // flags of llama.cpp's llama-bench and prints its JSON, so that scripts can run the two in turn. Public API only.
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -34,6 +35,17 @@ struct Options {
   bool no_warmup = false;
 };
 
+/// By name. llama-bench calls its 8-bit cache q8_0.
+const std::map<std::string, llminfer::CacheType>& cache_types() {
+  using llminfer::CacheType;
+  static const std::map<std::string, CacheType> types = {{"f16", CacheType::f16},
+                                                         {"f32", CacheType::f32},
+                                                         {"bf16", CacheType::bf16},
+                                                         {"int8", CacheType::int8},
+                                                         {"q8_0", CacheType::int8}};
+  return types;
+}
+
 /// llama-bench has long names behind one dash, which CLI11 would read as a cluster of short flags.
 std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> args(argv + 1, argv + argc);
@@ -47,7 +59,9 @@ std::vector<std::string> arguments(int argc, char** argv) {
 }
 
 void declare(CLI::App& app, Options& o) {
-  const auto cache_types = CLI::IsMember({"f16", "f32"});
+  std::vector<std::string> names;
+  for (const auto& [name, type] : cache_types()) names.push_back(name);
+  const CLI::IsMember known_type(names);
   app.add_option("-m,--model", o.models, "GGUF file or Hugging Face directory (list)")->required()->delimiter(',');
   app.add_option("-t,--threads", o.threads, "threads (list); 0: as many as are useful")
       ->delimiter(',')
@@ -74,11 +88,11 @@ void declare(CLI::App& app, Options& o) {
       ->delimiter(',')
       ->check(CLI::Range(1, kMost))
       ->capture_default_str();
-  app.add_option("--cache-type-k", o.type_k, "type of cached keys; also -ctk")
-      ->check(cache_types)
+  app.add_option("--cache-type-k", o.type_k, "type of cached keys; also -ctk; q8_0 is int8")
+      ->check(known_type)
       ->capture_default_str();
   app.add_option("--cache-type-v", o.type_v, "type of cached values, the same as the keys'; also -ctv")
-      ->check(cache_types)
+      ->check(known_type)
       ->capture_default_str();
   app.add_option("--batch", o.parallel,
                  "batched decode tests: sequences that decode together (list); the rate is their sum; also -npl")
@@ -116,7 +130,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.max_batch_tokens = batch_tokens;
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
-  options.cache_type = o.type_k == "f32" ? llminfer::CacheType::f32 : llminfer::CacheType::f16;
+  options.cache_type = cache_types().at(o.type_k);
   for (const bench::Test& test : tests) {
     const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
     options.context_length = std::max(options.context_length, context);
