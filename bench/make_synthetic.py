@@ -61,7 +61,7 @@ SCALES = {
     T.Q4_0: {"f16": [0]}, T.Q4_1: {"f16": [0], "min": (2, -7.5)}, T.Q5_0: {"f16": [0]},
     T.Q5_1: {"f16": [0], "min": (2, -15.5)}, T.Q8_0: {"f16": [0]}, T.IQ4_NL: {"f16": [0]}, T.IQ4_XS: {"f16": [0]},
     T.Q2_K: {"f16": [80], "min": (82, 1.5)}, T.Q3_K: {"f16": [108]}, T.Q4_K: {"f16": [0], "min": (2, 7.5)},
-    T.Q5_K: {"f16": [0], "min": (2, 15.5)}, T.Q6_K: {"f16": [208]}, T.TQ1_0: {"f16": [52]}, T.TQ2_0: {"f16": [64]},
+    T.Q5_K: {"f16": [0], "min": (2, 15.5)}, T.Q6_K: {"f16": [208]}, T.TQ1_0: {"f16": [52]}, T.TQ2_0: {"f16": [64], "ternary": 64},
     T.IQ1_S: {"f16": [0]}, T.IQ2_XXS: {"f16": [0]}, T.IQ2_XS: {"f16": [0]}, T.IQ2_S: {"f16": [0]},
     T.IQ3_XXS: {"f16": [0]}, T.IQ3_S: {"f16": [0]},
     T.IQ1_M: {"nibbles": 48}, T.MXFP4: {"e8m0": 0}, T.NVFP4: {"ue4m3": (0, 4)},
@@ -164,6 +164,9 @@ class Weights:
             at, factor = layout["min"]
             minima = (scales.astype(np.float32) * factor).astype(np.float16)
             blocks[:, at : at + 2] = minima.view(np.uint8).reshape(count, 2)
+        if "ternary" in layout:  # two bits for one of three values: 3 becomes 2
+            codes = blocks[:, : layout["ternary"]]
+            codes &= ~((codes >> 1) & codes & 0x55)
         if "nibbles" in layout:  # the f16's four nibbles are the high ones of four u16
             bits, at = scales.view(np.uint16), layout["nibbles"]
             for i in range(4):
@@ -173,7 +176,7 @@ class Weights:
             blocks[:, layout["e8m0"]] = 127 + round(math.log2(scale))
         if "ue4m3" in layout:  # exponent (bias 7) in bits 3 to 6, mantissa below
             first, last = layout["ue4m3"]
-            exponent = min(max(7 + round(math.log2(scale)), 1), 14)
+            exponent = min(max(7 + round(math.log2(scale)), 0), 14)
             blocks[:, first:last] = (exponent << 3) | (blocks[:, first:last] & 7)
         return blocks
 
