@@ -55,9 +55,21 @@ inline void unpack_nibbles(const std::uint8_t* bytes, std::uint8_t* code) noexce
   }
 }
 
+/// code[i] = Width bits of bytes[i] from bit Shift on. Loops this plain become vector instructions; loading a model is
+/// mostly these.
+template <int Width, int Shift, int Count>
+inline void take_bits(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
+  for (int i = 0; i < Count; ++i) code[i] = (bytes[i] >> Shift) & ((1 << Width) - 1);
+}
+
 /// 64 bytes of bit pairs: each run of 32 bytes holds 128 values, the lowest pairs first.
 inline void unpack_pairs(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
-  for (int i = 0; i < 256; ++i) code[i] = (bytes[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+  for (int run = 0; run < 2; ++run, bytes += 32, code += 128) {
+    take_bits<2, 0, 32>(bytes, code);
+    take_bits<2, 2, 32>(bytes, code + 32);
+    take_bits<2, 4, 32>(bytes, code + 64);
+    take_bits<2, 6, 32>(bytes, code + 96);
+  }
 }
 
 }  // namespace llminfer::quant

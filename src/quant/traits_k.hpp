@@ -6,6 +6,16 @@
 
 namespace llminfer::quant {
 
+/// 32 bytes of one more bit of 256 values, to become bit `Bit` of their codes: bit r of byte i belongs to value 32 r +
+/// i.
+template <int Bit>
+inline void add_high_bits(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
+  for (int run = 0; run < 8; ++run, code += 32) {
+    const auto mask = static_cast<std::uint8_t>(1 << run);
+    for (int i = 0; i < 32; ++i) code[i] |= static_cast<std::uint8_t>((bytes[i] & mask) != 0 ? 1 << Bit : 0);
+  }
+}
+
 struct Q2_K {  // 16 x (4-bit scale, 4-bit minimum) | 64 bytes of pairs | d | d_min
   static constexpr WeightType type = WeightType::q2_k;
   static constexpr const char* name = "Q2_K";
@@ -34,7 +44,7 @@ struct Q3_K {  // 32 bytes of high bits | 64 bytes of pairs | 12 bytes of 6-bit 
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q3_K>(block, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     unpack_pairs(block + 32, out.code);
-    for (int i = 0; i < 256; ++i) out.code[i] |= static_cast<std::uint8_t>(((block[i % 32] >> (i / 32)) & 1) << 2);
+    add_high_bits<2>(block, out.code);
     // Scale g: four low bits in the nibbles of bytes 0–7, two high bits in the pairs of bytes 8–11; stored plus 32.
     const std::uint8_t* packed = block + 96;
     for (int g = 0; g < 16; ++g) {
@@ -61,7 +71,10 @@ inline void unpack_k_scales(const std::uint8_t* packed, GroupedBlock& out) noexc
 
 /// 128 bytes of nibbles: each run of 32 bytes holds 64 values, the low nibbles first.
 inline void unpack_k_nibbles(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
-  for (int i = 0; i < 256; ++i) code[i] = (bytes[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
+  for (int run = 0; run < 4; ++run, bytes += 32, code += 64) {
+    take_bits<4, 0, 32>(bytes, code);
+    take_bits<4, 4, 32>(bytes, code + 32);
+  }
 }
 
 struct Q4_K {  // d | d_min | 12 bytes of scales and minima | nibbles
@@ -92,8 +105,7 @@ struct Q5_K {  // d | d_min | 12 bytes of scales and minima | 32 bytes of high b
     out.d_min = load_half(block + 2);
     unpack_k_scales(block + 4, out);
     unpack_k_nibbles(block + 48, out.code);
-    const std::uint8_t* high = block + 16;
-    for (int i = 0; i < 256; ++i) out.code[i] |= static_cast<std::uint8_t>(((high[i % 32] >> (i / 32)) & 1) << 4);
+    add_high_bits<4>(block + 16, out.code);
     combine_levels<Q5_K>(out);
   }
 };
@@ -107,9 +119,12 @@ struct Q6_K {  // 128 bytes of nibbles | 64 bytes of high pairs | 16 signed scal
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q6_K>(block, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     unpack_pairs(block + 128, out.code);
-    for (int i = 0; i < 256; ++i) {
-      const int low = (block[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4)) & 15;
-      out.code[i] = static_cast<std::uint8_t>(low | out.code[i] << 4);
+    for (int run = 0; run < 2; ++run) {
+      std::uint8_t low[128];
+      take_bits<4, 0, 64>(block + run * 64, low);
+      take_bits<4, 4, 64>(block + run * 64, low + 64);
+      std::uint8_t* const code = out.code + run * 128;
+      for (int i = 0; i < 128; ++i) code[i] = static_cast<std::uint8_t>(low[i] | code[i] << 4);
     }
     for (int g = 0; g < 16; ++g) out.sub_scale[g] = static_cast<std::int8_t>(block[192 + g]);
     out.d = load_half(block + 208);
