@@ -1,5 +1,5 @@
 // Attention kernels alone: one tile of queries over the pages of one KV head, per element type, level, head size and
-// rows. items = multiply-adds of both products, bytes = those of keys, values and scales. "decode" reads 32 MiB of
+// rows. items = multiply-adds of both products, bytes = those of keys, values and scales. "decode" reads 128 MiB of
 // pages, which no cache of a core holds; "prompt" is a full tile over 1024 tokens.
 #include <benchmark/benchmark.h>
 
@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
     for (const auto& [type_name, type] : kTypes) {
       for (const std::int32_t dim : {64, 128}) {
         const std::int64_t page = cpu::cache_page_bytes({1, 1, dim, 0}, type);
-        const auto many = static_cast<std::int32_t>((std::int64_t{32} << 20) / page / 4 * 4);
+        const auto many = static_cast<std::int32_t>((std::int64_t{128} << 20) / page / 4 * 4);
         for (const Case& c : {Case{"decode/rows:1", 1, dim, many}, Case{"decode/rows:4", 4, dim, many},
                               Case{"decode/rows:8", 8, dim, many}, Case{"prompt/rows:48", 48, dim, 16}}) {
           const std::string name = std::string(level.name) + "/" + type_name + "/" + std::to_string(dim) + "/" + c.name;

@@ -141,11 +141,12 @@ std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int re
   const bool batched = test.n_parallel > 0;
   if (!batched && test.n_depth > 0) session.prefill(random_tokens(engine, test.n_depth, true, random)).value();
   for (int i = warmup ? -1 : 0; i < repetitions; ++i) {
-    session.truncate(batched ? 0 : test.n_depth).value();
+    // A fork, not a truncation: a sliding window may have left pages behind that a shorter sequence needs.
+    auto fork = session.fork().value();
     if (i == 0 && on_begin) on_begin();
     const Sample sample = batched             ? run_batched(engine, test, random)
-                          : test.n_prompt > 0 ? run_prefill(engine, session, test, random)
-                                              : run_decode(engine, session, test, random);
+                          : test.n_prompt > 0 ? run_prefill(engine, fork, test, random)
+                                              : run_decode(engine, fork, test, random);
     if (i >= 0) samples.push_back(sample);
   }
   return samples;

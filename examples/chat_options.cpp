@@ -1,9 +1,19 @@
 // The command line of llminfer-chat.
 #include "chat_options.hpp"
 
+#include <map>
 #include <random>
 
 #include <CLI/CLI.hpp>
+
+namespace {
+
+const std::map<std::string, llminfer::CacheType> kCacheTypes = {{"f16", llminfer::CacheType::f16},
+                                                                {"bf16", llminfer::CacheType::bf16},
+                                                                {"int8", llminfer::CacheType::int8},
+                                                                {"f32", llminfer::CacheType::f32}};
+
+}  // namespace
 
 std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) {
   ChatCommand command;
@@ -22,6 +32,11 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
+  app.add_option("--cache-type", command.cache_type,
+                 "How keys and values are cached; int8 takes half the memory of f16")
+      ->transform(CLI::CheckedTransformer(kCacheTypes))
+      ->default_str("f16")
+      ->group(engine);
 
   const std::string sampling = "Sampling (default: what the model's makers recommend)";
   app.add_flag("--greedy", command.greedy, "Always the most likely token; the same as --temp 0")->group(sampling);
@@ -60,6 +75,7 @@ llminfer::EngineOptions engine_options(const ChatCommand& command) {
   options.threads = command.threads;
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;
+  options.cache_type = command.cache_type;
   return options;
 }
 

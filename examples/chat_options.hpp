@@ -19,6 +19,7 @@ struct ChatCommand {
   std::string backend = "cpu";
   std::string cpu_level;
   std::int32_t context = 0;
+  llminfer::CacheType cache_type = llminfer::CacheType::f16;
 
   bool greedy = false;
   std::optional<float> temperature, top_p, min_p, typical, xtc_probability, xtc_threshold;

@@ -52,7 +52,9 @@ class LLMINFER_API Session {
 
   /// A second session with the same content; KV pages are shared until one of them writes.
   Result<Session> fork() const;
-  /// Forgets all but the first `count` tokens. Errors: invalid_argument if count is negative or more than size().
+  /// Forgets all but the first `count` tokens. Where a sliding window has given back keys and values that are needed
+  /// again, more than 64 tokens from the end, the next call computes all tokens again; the results are the same.
+  /// Errors: invalid_argument if count is negative or more than size().
   Result<void> truncate(std::int32_t count);
   std::span<const Token> tokens() const noexcept;
   std::int32_t size() const noexcept;

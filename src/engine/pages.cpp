@@ -1,10 +1,23 @@
 // Pages of the KV cache: taking, sharing, copying on write, and taking them back from idle or younger sequences.
 #include <algorithm>
+#include <utility>
 
 #include "core/error.hpp"
 #include "engine/core.hpp"
 
 namespace llminfer::inline v0::engine {
+namespace {
+
+/// Tokens by which a sequence can be rewound although a sliding window has given pages back.
+constexpr std::int32_t kRewindTokens = kPageTokens;
+
+/// The first page that a sequence of `tokens` tokens needs for its last token and those after it. Pages before it are
+/// -1 once they were given back: entries of a block table keep their places.
+std::size_t first_needed(const CacheGroup& group, std::int32_t tokens) {
+  return group.window > 0 ? static_cast<std::size_t>(std::max(0, tokens - group.window) / kPageTokens) : 0;
+}
+
+}  // namespace
 
 std::shared_ptr<Sequence> EngineCore::new_sequence() {
   auto sequence = std::make_shared<Sequence>();
@@ -31,7 +44,9 @@ std::shared_ptr<Sequence> EngineCore::fork(const Sequence& sequence) {
   copy->cached = sequence.cached;
   copy->last_used = ++use_counter_;
   for (std::size_t group = 0; group < pools_.size(); ++group) {
-    for (const std::int32_t page : copy->pages[group]) pools_[group].share(page);
+    for (const std::int32_t page : copy->pages[group]) {
+      if (page >= 0) pools_[group].share(page);
+    }
   }
   return copy;
 }
@@ -46,13 +61,19 @@ void EngineCore::truncate(Sequence& sequence, std::int32_t count) {
   free_pages(sequence, std::min(count, sequence.cached));
 }
 
-/// Keeps the pages of the first `keep_tokens` cached tokens. Mutex held.
+/// Keeps the pages of the first `keep_tokens` cached tokens; none, if a sliding window needs pages that were given
+/// back: what they held hangs on all tokens before it, layer by layer, so all is computed again. Mutex held.
 void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept {
+  for (std::size_t group = 0; group < sequence.pages.size(); ++group) {
+    const auto& pages = sequence.pages[group];
+    const std::size_t first = first_needed(model_->program.cache_groups[group], keep_tokens);
+    if (first < pages.size() && pages[first] < 0) keep_tokens = 0;
+  }
   const auto keep = static_cast<std::size_t>((keep_tokens + kPageTokens - 1) / kPageTokens);
   for (std::size_t group = 0; group < sequence.pages.size(); ++group) {
     auto& pages = sequence.pages[group];
     while (pages.size() > keep) {
-      pools_[group].release(pages.back());
+      if (pages.back() >= 0) pools_[group].release(pages.back());
       pages.pop_back();
     }
   }
@@ -72,6 +93,11 @@ bool EngineCore::make_room(Request& request, std::int32_t rows) {
       return page;
     };
     auto& pages = sequence.pages[group];
+    // Pages that a sliding window has left behind go back first.
+    for (std::size_t i = first_needed(model_->program.cache_groups[group], sequence.cached - kRewindTokens); i-- > 0;) {
+      if (pages[i] < 0) break;
+      pools_[group].release(std::exchange(pages[i], -1));
+    }
     pages.reserve(needed);
     while (pages.size() < needed) {
       const auto page = take();

@@ -18,10 +18,11 @@ struct Sequence {
   std::vector<float> hidden;  ///< [n, hidden_size] of the last prefill that asked for them
 
   // Under the engine's mutex.
-  std::int32_t cached = 0;                       ///< the first `cached` tokens are in the pages
-  std::vector<std::vector<std::int32_t>> pages;  ///< per cache group, one page per kPageTokens tokens
-  bool active = false;                           ///< a request runs on it; otherwise it is idle
-  std::uint64_t last_used = 0;                   ///< for eviction, oldest first
+  std::int32_t cached = 0;  ///< the first `cached` tokens are in the pages
+  /// Per cache group, one page per kPageTokens tokens; -1 where a sliding window has left it behind.
+  std::vector<std::vector<std::int32_t>> pages;
+  bool active = false;          ///< a request runs on it; otherwise it is idle
+  std::uint64_t last_used = 0;  ///< for eviction, oldest first
 
   std::int32_t size() const noexcept { return static_cast<std::int32_t>(tokens.size()); }
 };

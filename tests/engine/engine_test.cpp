@@ -3,10 +3,13 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
+
+#include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
 
@@ -179,6 +182,94 @@ TEST_CASE("fork and truncate") {
   branch.prefill(some_tokens(70, 3)).value();
   branch.prefill(b.tokens).value();
   CHECK(std::equal(trunk.logits().begin(), trunk.logits().end(), branch.logits().begin()));
+}
+
+TEST_CASE("pages that a sliding window has left behind go back, and no result changes") {
+  const test::TempDir folder;  // the tiny model with a window of 100 tokens
+  for (const char* file : {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
+    std::filesystem::copy_file(kModel + "/" + file, folder / file);
+  }
+  auto config = nlohmann::json::parse(std::ifstream(kModel + "/config.json"));
+  config["model_type"] = "mistral";
+  config["sliding_window"] = 100;
+  folder.write("config.json", config.dump());
+  for (const CacheType type : {CacheType::f16, CacheType::int8}) {
+    const auto open = [&](std::int32_t batch) {
+      EngineOptions options;
+      options.threads = 2;
+      options.cache_type = type;
+      options.max_batch_tokens = batch;
+      return Engine::load(folder.path(), options).value();
+    };
+    const Engine whole = open(1024), engine = open(64);
+    const std::vector<Token> tokens = some_tokens(1000, 5);
+    Session reference = whole.new_session().value();
+    reference.prefill(tokens).value();
+    const auto same = [&](const Session& s) {
+      return std::equal(s.logits().begin(), s.logits().end(), reference.logits().begin(), reference.logits().end());
+    };
+    const auto prefilled = [&] { return engine.stats().prefill_tokens; };
+    {
+      Session session = engine.new_session().value();
+      session.prefill(std::span(tokens).first(900)).value();
+      // The window, 64 tokens to rewind, the last chunk, and what pages hold beyond these.
+      CHECK(engine.stats().pages_used <= 2 + 1 + 1 + 2);
+      Session fork = session.fork().value(), near = session.fork().value(), far = session.fork().value();
+      session.prefill(std::span(tokens).subspan(900)).value();
+      CHECK(same(session));
+      // The forks have pages that the first session has left behind by now.
+      auto before = prefilled();
+      fork.prefill(std::span(tokens).subspan(900)).value();
+      CHECK(same(fork));
+      near.truncate(860).value();
+      near.prefill(std::span(tokens).subspan(860)).value();
+      CHECK(same(near));
+      CHECK(prefilled() - before == 100 + 140);
+      before = prefilled();
+      far.truncate(400).value();
+      far.prefill(std::span(tokens).subspan(400)).value();
+      CHECK(same(far));
+      CHECK(prefilled() - before == 1000);
+    }
+    CHECK(engine.stats().pages_used == 0);
+  }
+}
+
+TEST_CASE("an int8 cache: preemption, sessions and chunks change no result, and the plan tells its size") {
+  EngineOptions options;
+  options.cache_type = CacheType::int8;
+  options.max_batch_tokens = 512;
+  const Engine engine = load(options);
+  EngineOptions tight = options;
+  tight.context_length = 256;
+  tight.cache_tokens = 256;
+  tight.max_batch_tokens = 48;
+  const Engine small = load(tight);
+  const auto request = [](unsigned i) {
+    CompletionRequest request;
+    request.tokens = some_tokens(60 + 30 * i, i);
+    request.options = sampled(40, i);
+    return request;
+  };
+  std::vector<Completion> together;
+  for (unsigned i = 0; i < 4; ++i) together.push_back(small.submit(request(i)).value());
+  for (unsigned i = 0; i < 4; ++i)
+    CHECK(together[i].wait().value().tokens == engine.complete(request(i)).value().tokens);
+  CHECK(small.stats().preemptions > 0);
+
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(150, 8)).value();
+  Session fork = session.fork().value();
+  const auto first = session.generate(sampled(30, 1)).value();
+  CHECK(fork.generate(sampled(30, 1)).value().tokens == first.tokens);
+  session.truncate(150).value();
+  CHECK(session.generate(sampled(30, 1)).value().tokens == first.tokens);
+
+  EngineOptions half = options;
+  half.cache_type = CacheType::f16;
+  const auto bytes = [](const EngineOptions& o) { return Engine::plan(kModel, o).value().cache; };
+  CHECK(bytes(options) == engine.stats().cache_bytes);
+  CHECK(bytes(options) < 0.7 * static_cast<double>(bytes(half)));
 }
 
 TEST_CASE("embeddings in and hidden states out") {
