@@ -51,7 +51,7 @@ struct MemoryPlan {
   std::int64_t weights = 0;      ///< in the form that the backend's kernels read
   std::int64_t cache = 0;        ///< KV pages
   std::int64_t activations = 0;  ///< scratch of one forward pass
-  std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, given back after
+  std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
