@@ -140,17 +140,24 @@ void put_rows(const PanelShape& shape, const PanelLayout& layout, const quant::F
   }
 }
 
-/// put_rows for Q4_0 and Q4_1, the commonest formats of small models: a block's nibbles already lie as panels have
-/// them, after one or two halves, so nothing needs to be decoded.
-void put_nibble_rows(const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
-                     std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
+/// put_rows for Q4_0, Q4_1 (4 planes) and Q8_0 (8), the commonest formats of small models: a block's codes already lie
+/// as panels have them, after one or two halves, so nothing needs to be decoded.
+template <int Planes>
+void put_plain_rows(const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
+                    std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
   const bool minimum = format.shape.minimum;
-  const std::int64_t groups = cols / kGroupValues, nibbles = minimum ? 4 : 2;
+  const std::int64_t groups = cols / kGroupValues, codes = minimum ? 4 : 2;
+  constexpr std::uint32_t kSigns = Planes == 8 ? 0x80808080u : 0;  // two's complement to offset 128
   for (int lane = 0; lane < lanes; ++lane) {
     const std::uint8_t* block = rows + lane * row_bytes;
     for (std::int64_t g = 0; g < groups; ++g, block += format.block_bytes) {
       std::uint8_t* const row = panel + g * layout.code_bytes + lane * 4;
-      for (int plane = 0; plane < 4; ++plane) std::memcpy(row + plane * 64, block + nibbles + plane * 4, 4);
+      std::uint32_t words[Planes];
+      std::memcpy(words, block + codes, sizeof words);
+      for (int plane = 0; plane < Planes; ++plane) {
+        words[plane] ^= kSigns;
+        std::memcpy(row + plane * 64, words + plane, 4);
+      }
       const std::int64_t at = (g * kPanelRows + lane) * 2;
       std::memcpy(panel + layout.scale + at, block, 2);
       if (minimum) {  // Q4_1 adds it, panels subtract it: the other sign
@@ -284,7 +291,9 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
         put_dense<std::uint16_t>(rows, row_bytes, lanes, view_.cols, panel);
       }
     } else if (weight.type == WeightType::q4_0 || weight.type == WeightType::q4_1) {
-      put_nibble_rows(layout, format, rows, row_bytes, lanes, view_.cols, panel);
+      put_plain_rows<4>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
+    } else if (weight.type == WeightType::q8_0) {
+      put_plain_rows<8>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
     } else {
       with_bits(shape.bits,
                 [&](auto bits) { put_rows<bits()>(shape, layout, format, rows, row_bytes, lanes, view_.cols, panel); });
