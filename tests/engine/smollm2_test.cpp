@@ -2,6 +2,7 @@
 // it.
 #include <llminfer/llminfer.hpp>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
@@ -82,6 +83,68 @@ TEST_CASE("SmolLM2: the reference's tokens on every level of this machine, the r
       for (std::size_t i = 0; i < 64 && margins[i] >= 0.05; ++i) REQUIRE(result.tokens[i] == expected[i]);
       if (tokens.size() < 30) CHECK(divergence(exact_logits[prompt["name"]], logits_of(engine, tokens)) < 3e-3);
     }
+  }
+}
+
+TEST_CASE("SmolLM2: divergence of each cache type from a float cache, and how often it chooses the reference's token") {
+  if (!model()) return;
+  struct Case {
+    CacheType type;
+    const char* name;
+    double mean, most, agree;  // bounds of the divergence after a token, and of the share of equal choices
+    double sum = 0, highest = 0;
+    int count = 0, decisive = 0, agreed = 0;
+  };
+  Case cases[] = {{CacheType::f16, "f16", 1e-6, 1e-4, 1.0},
+                  {CacheType::bf16, "bf16", 1e-4, 3e-3, 1.0},
+                  {CacheType::int8, "int8", 1.5e-3, 4e-2, 0.99}};
+  const auto open = [](CacheType type) {
+    EngineOptions options{.threads = 2};
+    options.cache_type = type;
+    return Engine::load(model(), options).value();
+  };
+  // Distributions after each token that the reference chose; by prompt.
+  const auto chosen = [](const Engine& engine, const nlohmann::json& prompt) {
+    std::vector<Token> tokens = prompt["ids"];
+    const std::vector<Token> greedy = prompt["greedy"];
+    const auto first = static_cast<std::int32_t>(tokens.size()) - 1;
+    tokens.insert(tokens.end(), greedy.begin(), greedy.end() - 1);
+    std::vector<std::vector<float>> all;
+    PrefillOptions options;
+    options.on_logits = [&](std::int32_t position, std::span<const float> logits) {
+      if (position >= first) all.emplace_back(logits.begin(), logits.end());
+      return true;
+    };
+    Session session = engine.new_session().value();
+    session.prefill(tokens, options).value();
+    return all;
+  };
+  const Engine floats = open(CacheType::f32);
+  std::vector<Engine> engines;
+  for (const Case& c : cases) engines.push_back(open(c.type));
+  for (const auto& prompt : reference()) {
+    const auto expected = chosen(floats, prompt);
+    const std::vector<Token> greedy = prompt["greedy"];
+    const std::vector<double> margins = prompt["margins"];
+    REQUIRE(expected.size() == greedy.size());
+    for (std::size_t e = 0; e < engines.size(); ++e) {
+      Case& c = cases[e];
+      const auto found = chosen(engines[e], prompt);
+      for (std::size_t i = 0; i < greedy.size(); ++i) {
+        const double kl = divergence(expected[i], found[i]);
+        c.sum += kl, c.highest = std::max(c.highest, kl), ++c.count;
+        if (margins[i] < 0.05) continue;
+        ++c.decisive;
+        c.agreed += std::max_element(found[i].begin(), found[i].end()) - found[i].begin() == greedy[i];
+      }
+    }
+  }
+  for (const Case& c : cases) {
+    INFO(c.name << " cache: mean divergence " << c.sum / c.count << ", highest " << c.highest << ", " << c.agreed
+                << " of " << c.decisive << " decisive tokens are the reference's");
+    CHECK(c.sum / c.count < c.mean);
+    CHECK(c.highest < c.most);
+    CHECK(c.agreed >= c.agree * c.decisive);
   }
 }
 
