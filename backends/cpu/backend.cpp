@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
       LLMINFER_TRY(make_steps(program));
       for (std::size_t i = 0; i < types.size(); ++i) {
         const WeightSpec& weight = program.weights[i];
-        if (exact_ || weight.rows == 1 || panel_kind(types[i])) continue;
+        if (exact_ || weight.rows == 1 || panel_kind(packed_type(types[i]))) continue;
         return fail(ErrorCode::unsupported, "weight ", weight.name, " has type ", weight_type_info(types[i]).name,
                     ", which the CPU backend has no kernels for");
       }
@@ -52,7 +52,7 @@ class CpuBackend final : public Backend {
 
   std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) override {
     if (rows == 1) return cols * static_cast<std::int64_t>(sizeof(float));
-    return exact_ ? 0 : packed_bytes(type, rows, cols);
+    return exact_ ? 0 : packed_bytes(packed_type(type), rows, cols);
   }
 
   std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
@@ -98,6 +98,20 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  /// Types that no kernel reads are packed as floats.
+  static WeightType packed_type(WeightType type) { return panel_kind(type) ? type : WeightType::f32; }
+
+  static Result<WeightView> as_floats(const WeightView& weight) {
+    const auto values = std::make_shared<std::vector<float>>(static_cast<std::size_t>(weight.rows * weight.cols));
+    LLMINFER_TRY(unpack_rows(weight, 0, weight.rows, *values));
+    WeightView view = weight;
+    view.type = WeightType::f32;
+    view.data = std::as_bytes(std::span(*values));
+    view.keep = values;
+    view.details.permutation = nullptr;
+    return view;
+  }
+
   static Result<std::unique_ptr<PreparedWeight>> prepare_vector(const WeightView& weight) {
     std::vector<float> values(static_cast<std::size_t>(weight.cols));
     LLMINFER_TRY(unpack_rows(weight, 0, 1, values));
@@ -110,6 +124,10 @@ class CpuBackend final : public Backend {
 
   /// Packs with all threads.
   Result<std::unique_ptr<PreparedWeight>> prepare_packed(const WeightView& weight) {
+    // Kernels know no order of columns.
+    if (weight.details.permutation || packed_type(weight.type) != weight.type) {
+      return prepare_packed(LLMINFER_TRY(as_floats(weight)));
+    }
     const WeightTypeInfo info = weight_type_info(weight.type);
     const std::int64_t blocks = weight.cols / info.block_values;
     const auto row_bytes = core::checked_mul(static_cast<std::uint64_t>(blocks), info.block_bytes);
@@ -121,6 +139,7 @@ class CpuBackend final : public Backend {
     }
     std::unique_ptr<PackedWeight> packed =
         LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, &arena_));
+    packed->set_input(weight.details.input);
     const int panels = packed->panels();
     auto body = [&](core::Worker& worker) {
       worker.share(panels, 8, [&](int first, int last) { packed->pack_panels(weight, first, last); });

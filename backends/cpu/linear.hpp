@@ -35,6 +35,8 @@ class PackedWeight final : public PreparedWeight {
   bool quantized() const noexcept { return panel_shape(view_.kind).bits != 0; }
   const PackedWeightView& view() const noexcept { return view_; }
   std::int64_t bytes() const noexcept override { return bytes_; }
+  const InputQuantization& input() const noexcept { return input_; }
+  void set_input(const InputQuantization& input) noexcept { input_ = input; }
 
   /// Fills panels [begin, end) from the weight that it was allocated for. Disjoint ranges may be packed concurrently.
   void pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end);
@@ -44,6 +46,7 @@ class PackedWeight final : public PreparedWeight {
   PackedWeightView view_{};
   std::shared_ptr<std::uint8_t> data_;
   std::int64_t bytes_ = 0;
+  InputQuantization input_{};
 };
 
 /// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.
@@ -76,6 +79,7 @@ class ExactWeight final : public PreparedWeight {
   std::int64_t rows() const noexcept { return view_.rows; }
   std::int64_t cols() const noexcept { return view_.cols; }
   std::int64_t bytes() const noexcept override { return 0; }
+  const InputQuantization& input() const noexcept { return view_.details.input; }
   /// out // (cols) = row `row`, exactly.
   void read_row(std::int64_t row, float* out) const noexcept;
 

@@ -35,6 +35,11 @@ class Matrix {
   std::int64_t cols() const noexcept { return cols_; }
   /// Whether multiply() reads ActivationView::groups rather than f32.
   bool quantized() const noexcept { return packed_ && packed_->quantized(); }
+  /// How the checkpoint rounds the input.
+  const InputQuantization& input() const noexcept {
+    static constexpr InputQuantization kNone{};
+    return packed_ ? packed_->input() : exact_ ? exact_->input() : kNone;
+  }
   std::int32_t units() const noexcept { return static_cast<std::int32_t>((rows_ + kUnitFeatures - 1) / kUnitFeatures); }
 
   /// out[row * out_stride + n] = x[row] * w[n], n in units [first, last), rows [row_begin, row_end).

@@ -343,8 +343,17 @@ void ExactWeight::read_row(std::int64_t row, float* out) const noexcept {
   const quant::Format& format = quant::format(view_.type);
   const std::int64_t blocks = view_.cols / format.block_values;
   const auto* block = reinterpret_cast<const std::uint8_t*>(view_.data.data()) + row * blocks * format.block_bytes;
-  for (std::int64_t i = 0; i < blocks; ++i, block += format.block_bytes)
-    format.unpack(block, out + i * format.block_values);
+  const std::vector<std::int32_t>* const permutation = view_.details.permutation.get();
+  for (std::int64_t i = 0; i < blocks; ++i, block += format.block_bytes) {
+    if (!permutation) {
+      format.unpack(block, out + i * format.block_values);
+      continue;
+    }
+    float values[256];
+    format.unpack(block, values);
+    const std::int32_t* const columns = permutation->data() + i * format.block_values;
+    for (int j = 0; j < format.block_values; ++j) out[columns[j]] = values[j];
+  }
 }
 
 void linear_exact(const LinearKernels& kernels, const ExactWeight& w, std::int64_t feature_begin,

@@ -101,6 +101,7 @@ Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
   std::unique_ptr<CpuPlan> plan(
       new CpuPlan(program, std::move(steps), layout, std::move(weights), options, level, std::move(team)));
   LLMINFER_TRY(plan->bind_weights(exact));
+  LLMINFER_TRY(plan->bind_inputs());
   return plan;
 }
 
@@ -159,7 +160,32 @@ Result<void> CpuPlan::bind_weights(bool exact) {
   return {};
 }
 
-std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes(); }
+/// Layers that read the same input share its quantization, and the rows that it gives need memory.
+Result<void> CpuPlan::bind_inputs() {
+  bool rounds = false;
+  for (const Step& step : steps_.steps) {
+    const auto* linear = std::get_if<LinearStep>(&step);
+    if (!linear) continue;
+    const WeightId first = linear->parts.front().weight;
+    rounds = rounds || matrix(first).input().kind != InputQuantization::Kind::none;
+    for (const LinearPart& part : linear->parts) {
+      for (const WeightId id : {part.weight, part.up_weight}) {
+        if (id == WeightId::none || matrix(id).input() == matrix(first).input()) continue;
+        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
+                    " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
+                    ", which reads the same");
+      }
+    }
+  }
+  if (!rounds) return {};
+  rounded_stride_ = (layout_.widest_input + 15) / 16 * 16 + 16;
+  rounded_ = AlignedBytes(float_bytes(rounded_stride_ * (std::int64_t{max_rows_} + layout_.threads)));
+  return {};
+}
+
+std::int64_t CpuPlan::bytes() const noexcept {
+  return layout_.bytes() + float_bytes(rounded_stride_ * (std::int64_t{max_rows_} + layout_.threads));
+}
 
 Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {
@@ -258,8 +284,7 @@ void CpuPlan::walk(core::Worker& worker) noexcept {
   if (profiler) profiler->start();
   compute_angles(thread);
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
-    if (worker.index() == 0 && interrupted && interrupted() &&
-        pass_.stop_at.load(std::memory_order_relaxed) > i + 1) {
+    if (worker.index() == 0 && interrupted && interrupted() && pass_.stop_at.load(std::memory_order_relaxed) > i + 1) {
       pass_.stop_at.store(i + 1, std::memory_order_relaxed);
     }
     if (pass_.stop_at.load(std::memory_order_relaxed) <= i) return;

@@ -111,6 +111,8 @@ class CpuPlan final : public Plan {
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
+  Result<void> bind_inputs();
+  float* rounded_row(std::int32_t row) const noexcept { return rounded_.at<float>(0) + row * rounded_stride_; }
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void walk(core::Worker& worker) noexcept;
 
@@ -155,6 +157,10 @@ class CpuPlan final : public Plan {
   std::vector<const float*> vectors_;  // per weight, nullptr for matrices
   std::int64_t embed_rows_ = 0;        // tokens that can be looked up
   AlignedBytes memory_;
+  /// Inputs of linear layers as their checkpoint rounds them: [max_rows_ + threads, rounded_stride_] floats, where any
+  /// weight has an InputQuantization.
+  AlignedBytes rounded_;
+  std::int64_t rounded_stride_ = 0;
 
   Pass pass_;
   std::unique_ptr<Profiler> profiler_;  // null where nobody asked for it

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/cpu/input_rounding.hpp"
 #include "backends/cpu/plan.hpp"
 
 namespace llminfer::cpu {
@@ -139,6 +140,8 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
   }
   const bool gather = direct && pass_.logit_index.size() != pass_.selected.size();
   const bool copy = step.norm != WeightId::none || gather;
+  const InputQuantization& input = matrix(step.parts.front().weight).input();  // bind_weights: that of all parts
+  const bool rounds = input.kind != InputQuantization::Kind::none;
   const std::int64_t k = width(step.in);
   const auto prepare = [&](std::int32_t r, float* normed, QuantizedGroup* groups) {
     const float* x = row(step.in, gather ? pass_.logit_index[static_cast<std::size_t>(r)] : r);
@@ -147,6 +150,11 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
       x = normed;
     } else if (gather && floats) {
       std::memcpy(normed, x, float_bytes(k));
+    }
+    if (rounds) {
+      float* const to = rounded_row(rows == 1 ? max_rows_ + thread.worker.index() : r);
+      round_input(input, x, k, to);
+      x = to;
     }
     if (!quantized) return;
     level_.linear->quantize_row(x, k, groups);
@@ -160,12 +168,14 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
   view.f32 = copy ? nullptr : row(step.in, 0);
   view.stride = copy ? layout_.normed_stride : stride(step.in);
   view.group_stride = layout_.quantized_stride;
-  if (!copy && !quantized) return view;
+  if (!copy && !quantized && !rounds) return view;
+  if (rounds) view.stride = rounded_stride_;
   if (rows == 1) {
     auto* const normed = thread.at<float>(layout_.own_normed);
     auto* const groups = thread.at<QuantizedGroup>(layout_.own_quantized);
     prepare(0, normed, groups);
     if (copy) view.f32 = normed;
+    if (rounds) view.f32 = rounded_row(max_rows_ + thread.worker.index());
     view.groups = groups;
     return view;
   }
@@ -180,6 +190,7 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
   });
   thread.worker.barrier();
   if (copy) view.f32 = normed;
+  if (rounds) view.f32 = rounded_row(0);
   view.groups = groups;
   return view;
 }

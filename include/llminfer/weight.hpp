@@ -7,14 +7,16 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <llminfer/config.hpp>
 #include <llminfer/result.hpp>
 
 namespace llminfer::inline v0 {
 
-/// How the elements of a weight are encoded. The block types are those of GGUF files; each is described by one trait
-/// struct in src/quant.
+/// How the elements of a weight are encoded; each type is described by one trait struct in src/quant. Those up to nvfp4
+/// are the ones of GGUF files. The others are what the packings of Hugging Face checkpoints (GPTQ, AWQ,
+/// compressed-tensors, bitsandbytes, …) are turned into when they are read: blocks of 32 values, each with a float scale.
 enum class WeightType : std::uint8_t {
   f32,
   f16,
@@ -42,6 +44,16 @@ enum class WeightType : std::uint8_t {
   tq2_0,
   mxfp4,
   nvfp4,
+  w2,      ///< scale * (code - zero): a float, an integer zero point, codes of 2 bits
+  w3,      ///< the same with 3 bits
+  w4,      ///< 4 bits
+  w8,      ///< 8 bits
+  w4_sym,  ///< scale * (code - 8): a float, codes of 4 bits
+  w8_sym,  ///< scale * code: a float, signed bytes
+  nf4,     ///< scale * table[code]: QLoRA's table of normal quantiles (arXiv:2305.14314)
+  fp4,     ///< the same with bitsandbytes' table of 4-bit floats
+  fp4_16,  ///< scale * E2M1, a scale per 16 values
+  fp8,     ///< scale * E4M3
 };
 
 /// What can be known of a type without its data.
@@ -52,6 +64,30 @@ struct WeightTypeInfo {
 };
 LLMINFER_API WeightTypeInfo weight_type_info(WeightType type) noexcept;
 
+/// What a checkpoint says of a linear layer's input: its values are rounded to these numbers before they are multiplied.
+struct InputQuantization {
+  enum class Kind : std::uint8_t {
+    none,
+    int8,  ///< scale * (round(x / scale + zero) - zero), integers clamped to -128 … 127
+    fp8,   ///< scale * E4M3(x / scale)
+  } kind = Kind::none;
+  bool dynamic = true;    ///< a scale per token: largest absolute value / 127.5 (int8) or / 448 (fp8), zero = 0
+  std::int32_t group = 0;  ///< dynamic: the scale is per so many consecutive values instead; 0: per token
+  float scale = 1.0f;     ///< static
+  std::int32_t zero = 0;  ///< static
+  friend bool operator==(const InputQuantization&, const InputQuantization&) = default;
+};
+
+/// What a weight may have beside its elements.
+struct WeightDetails {
+  /// Not null: stored column i belongs to input feature (*permutation)[i], a permutation of 0 … cols - 1 (activation
+  /// order of GPTQ). unpack_rows undoes it.
+  std::shared_ptr<const std::vector<std::int32_t>> permutation;
+  /// The blocks of so many consecutive columns, a multiple of the block's, have equal scales (and zero points); 0: unknown.
+  std::int64_t scale_columns = 0;
+  InputQuantization input;
+};
+
 /// A weight as it lies in the checkpoint: `rows` (output features) rows of `cols` (input features) elements, row-major,
 /// each row a whole number of blocks. A vector has rows == 1.
 struct WeightView {
@@ -61,6 +97,7 @@ struct WeightView {
   std::int64_t cols = 0;
   std::span<const std::byte> data;   ///< rows * cols / block_values * block_bytes bytes, no alignment promised
   std::shared_ptr<const void> keep;  ///< owns `data`; copy it to use the bytes after the call
+  WeightDetails details{};
 };
 
 /// Writes rows [first_row, first_row + rows) as float to `out` [rows, view.cols]: the exact value of every element.

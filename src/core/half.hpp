@@ -39,4 +39,12 @@ inline std::uint16_t float_to_bfloat(float f) noexcept {
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/// E4M3 of the OCP 8-bit floating point specification: no infinities, 0x7f and 0xff are NaN, 448 is the largest.
+inline float e4m3_to_float(std::uint8_t u) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(u & 0x80u) << 24;
+  if ((u & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  // The bits of a float whose exponent is too small by 127 - 7; subnormals come right with it.
+  return std::bit_cast<float>(sign | static_cast<std::uint32_t>(u & 0x7fu) << 20) * 0x1p120f;
+}
+
 }  // namespace llminfer::core

@@ -17,13 +17,15 @@ const TensorInfo* Checkpoint::find(const std::string& name) const {
 }
 
 Result<WeightView> Checkpoint::read(const TensorInfo& tensor) const {
+  if (tensor.packing) return tensor.packing->read(*this, tensor);
   core::Bytes bytes = LLMINFER_TRY(sources[tensor.source]->read(tensor.offset, tensor.bytes));
   return WeightView{.name = tensor.name,
                     .type = tensor.type,
                     .rows = tensor.rows,
                     .cols = tensor.cols,
                     .data = bytes.data,
-                    .keep = std::move(bytes.keep)};
+                    .keep = std::move(bytes.keep),
+                    .details = tensor.details};
 }
 
 Result<Checkpoint> open_checkpoint(const std::string& path, bool use_mmap) {

@@ -16,8 +16,24 @@
 
 namespace llminfer::load {
 
-/// Where the bytes of one tensor lie. Shape in the order of WeightView: a matrix is [rows, cols], a vector [1, n]; tensors of
-/// more dimensions have their leading ones folded into rows.
+/// The types of safetensors elements that llminfer reads. Only the first three are weights as they are; the others
+/// occur in tensors that make up a packed weight.
+enum class ElementType : std::uint8_t { f32, f16, bf16, i8, u8, i32, i64, f8_e4m3, f8_e8m0, boolean };
+
+struct Checkpoint;
+struct TensorInfo;
+
+/// How a weight is made of several tensors of a checkpoint (GPTQ's qweight, qzeros, scales, …): read() gives it in
+/// blocks of its type. Immutable.
+class Packing {
+ public:
+  virtual ~Packing() = default;
+  /// Errors: corrupt (contents that break the rules of the packing; the tensor is named), those of the source.
+  virtual Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const = 0;
+};
+
+/// Where the bytes of one tensor lie. Shape in the order of WeightView: a matrix is [rows, cols], a vector [1, n];
+/// tensors of more dimensions have their leading ones folded into rows.
 struct TensorInfo {
   std::string name;
   WeightType type = WeightType::f32;
@@ -27,6 +43,10 @@ struct TensorInfo {
   std::uint32_t source = 0;  ///< index into Checkpoint::sources
   std::uint64_t offset = 0;  ///< from the start of the source
   std::uint64_t bytes = 0;
+  ElementType element = ElementType::f32;  ///< safetensors only; others than f32, f16, bf16 have no `type`
+  /// Not null: a weight made of several tensors, the largest of which `source`, `offset` and `bytes` tell.
+  std::shared_ptr<const Packing> packing;
+  WeightDetails details;  ///< of a packed weight
 };
 
 /// How RoPE frequencies are scaled; the fields that a kind does not use are ignored.
@@ -34,10 +54,10 @@ struct RopeScaling {
   enum class Kind : std::uint8_t { none, linear, llama3, yarn, factors } kind = Kind::none;
   double factor = 1.0;
   double original_context = 0;
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;          ///< llama3
-  double beta_fast = 32.0, beta_slow = 1.0;                      ///< yarn
-  double attention_factor = 0;                                   ///< yarn; 0: the default, 0.1 ln(factor) + 1
-  bool truncate = true;                                          ///< yarn: the ramp begins and ends at whole dimensions
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
+  double beta_fast = 32.0, beta_slow = 1.0;              ///< yarn
+  double attention_factor = 0;                           ///< yarn; 0: the default, 0.1 ln(factor) + 1
+  bool truncate = true;                                  ///< yarn: the ramp begins and ends at whole dimensions
   std::vector<float> factors;  ///< a divisor per frequency (GGUF rope_freqs.weight); empty: none. Applies with any kind
 };
 
@@ -45,7 +65,8 @@ struct RopeScaling {
 struct ModelConfig {
   std::string architecture;  ///< "llama", "qwen2", …: the key of the table in src/arch
   std::string name;          ///< for people
-  bool hf_names = false;     ///< tensors are named and rotary pairs ordered as in Hugging Face checkpoints, else as in GGUF
+  bool hf_names =
+      false;  ///< tensors are named and rotary pairs ordered as in Hugging Face checkpoints, else as in GGUF
   std::int64_t vocab_size = 0;
   std::int64_t context_length = 0;
   std::int64_t layers = 0;
@@ -59,7 +80,8 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   double norm_epsilon = 1e-5;
   std::int64_t sliding_window = 0;  ///< 0: none
-  std::vector<std::uint8_t> sliding_layers;  ///< one per layer: 1 where the sliding window applies; empty: in all layers
+  std::vector<std::uint8_t>
+      sliding_layers;  ///< one per layer: 1 where the sliding window applies; empty: in all layers
   bool tied_embeddings = false;
   std::string activation = "silu";
 };
@@ -78,8 +100,9 @@ struct VocabularyData {
   std::string model;  ///< tokenizer.ggml.model: "gpt2", "llama", "bert", …; empty for tokenizer.json
   std::string pre;    ///< tokenizer.ggml.pre
   std::vector<std::string> tokens;
-  std::vector<float> scores;           ///< empty or one per token
-  std::vector<std::int32_t> types;     ///< empty or one per token: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
+  std::vector<float> scores;  ///< empty or one per token
+  std::vector<std::int32_t>
+      types;  ///< empty or one per token: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
   std::vector<std::string> merges;
   std::optional<bool> add_space_prefix, add_bos, add_eos, remove_extra_whitespaces;
   // Hugging Face
@@ -104,7 +127,9 @@ struct Checkpoint {
   /// The tensor's bytes: a view of the mapping where the source is resident, else a copy.
   Result<WeightView> read(const TensorInfo& tensor) const;
   /// The tensor's bytes are not needed soon: its part of the mapping no longer counts as memory of the process.
-  void release(const TensorInfo& tensor) const noexcept { sources[tensor.source]->release(tensor.offset, tensor.bytes); }
+  void release(const TensorInfo& tensor) const noexcept {
+    sources[tensor.source]->release(tensor.offset, tensor.bytes);
+  }
 };
 
 /// Opens a GGUF file (also the first of a split set) or a Hugging Face directory. Reads headers and metadata only.

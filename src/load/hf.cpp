@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "load/hf_config.hpp"
+#include "load/quantization.hpp"
 #include "load/safetensors.hpp"
 
 namespace llminfer::load {
@@ -112,6 +113,37 @@ Result<void> add_texts(const std::string& directory, Checkpoint& checkpoint) {
 
 }  // namespace
 
+namespace {
+
+/// Settings that older tools write beside config.json instead of into it.
+Result<core::Json> quantization_settings(const std::string& directory, core::Json settings) {
+  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+    if (!settings.is_null()) break;
+    const std::string path = directory + "/" + name;
+    const auto text = LLMINFER_TRY(read_optional(path, kMaxConfigBytes));
+    if (!text) continue;
+    settings = LLMINFER_TRY(core::parse_json(*text, path));
+    if (!settings.is_object()) return fail(ErrorCode::corrupt, path, ": not a JSON object");
+  }
+  return settings;
+}
+
+Result<void> unpack_quantized(const std::string& directory, core::Json in_config, Checkpoint& checkpoint) {
+  const core::Json settings = LLMINFER_TRY(quantization_settings(directory, std::move(in_config)));
+  if (!settings.is_null()) {
+    auto applied = apply_quantization(settings, checkpoint);
+    if (!applied) return core::at(directory, std::move(applied).error());
+  }
+  for (const TensorInfo& tensor : checkpoint.tensors) {
+    if (tensor.packing || tensor.element <= ElementType::bf16) continue;
+    return fail(ErrorCode::unsupported_type, directory, ": tensor ", tensor.name,
+                ": not F32, F16 or BF16, and no part of a packing that the quantization settings describe");
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap) {
   Checkpoint checkpoint;
   checkpoint.path = path;
@@ -132,6 +164,7 @@ Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap) {
 
   LLMINFER_TRY(add_texts(path, checkpoint));
   LLMINFER_TRY(add_weights(path, use_mmap, checkpoint));
+  LLMINFER_TRY(unpack_quantized(path, std::move(config.quantization), checkpoint));
   return checkpoint;
 }
 

@@ -191,15 +191,14 @@ Result<void> read_sliding_window(const Reader& config, const Family& family, Mod
   return {};
 }
 
-Result<void> refuse_quantized(const Reader& config) {
+Result<Json> read_quantization(const Reader& config) {
   for (const char* key : {"quantization_config", "compression_config"}) {
     const Json* quantization = config.member(key);
     if (!quantization) continue;
-    const auto method = quantization->is_object() ? quantization->find("quant_method") : quantization->end();
-    return fail(ErrorCode::unsupported, config.name(), ": quantized weights, \"quant_method\": ",
-                quantization->is_object() && method != quantization->end() ? method->dump() : "unknown");
+    if (quantization->is_object()) return *quantization;
+    return fail(ErrorCode::corrupt, config.name(), ": \"", key, "\" must be an object");
   }
-  return {};
+  return Json();
 }
 
 }  // namespace
@@ -214,9 +213,9 @@ Result<HfConfig> parse_hf_config(std::string_view text, std::string_view name) {
     return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type,
                 "\"; expected llama, mistral or qwen2");
   }
-  LLMINFER_TRY(refuse_quantized(config));
 
   HfConfig result;
+  result.quantization = LLMINFER_TRY(read_quantization(config));
   ModelConfig& model = result.model;
   model.architecture = family->architecture;
   model.hf_names = true;

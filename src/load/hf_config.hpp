@@ -6,6 +6,7 @@
 
 #include <llminfer/result.hpp>
 
+#include "core/json.hpp"
 #include "load/checkpoint.hpp"
 
 namespace llminfer::load {
@@ -15,6 +16,7 @@ struct HfConfig {
   ModelConfig model;
   std::vector<std::int32_t> eos_tokens;
   std::optional<std::int64_t> bos, eos, pad;
+  core::Json quantization;  ///< the object quantization_config (or compression_config); null if there is none
 };
 
 /// Understands the spellings of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters). `name` is for

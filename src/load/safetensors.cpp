@@ -19,16 +19,24 @@ using core::Json;
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // as the format's own reader
 
-struct ElementType {
+struct Element {
   std::string_view name;
-  WeightType type;
+  ElementType element;
+  WeightType type;  ///< of floats
   std::uint64_t bytes;
 };
 
-constexpr ElementType kElementTypes[] = {
-    {"F32", WeightType::f32, 4},
-    {"F16", WeightType::f16, 2},
-    {"BF16", WeightType::bf16, 2},
+constexpr Element kElements[] = {
+    {"F32", ElementType::f32, WeightType::f32, 4},
+    {"F16", ElementType::f16, WeightType::f16, 2},
+    {"BF16", ElementType::bf16, WeightType::bf16, 2},
+    {"I8", ElementType::i8, {}, 1},
+    {"U8", ElementType::u8, {}, 1},
+    {"I32", ElementType::i32, {}, 4},
+    {"I64", ElementType::i64, {}, 8},
+    {"F8_E4M3", ElementType::f8_e4m3, {}, 1},
+    {"F8_E8M0", ElementType::f8_e8m0, {}, 1},
+    {"BOOL", ElementType::boolean, {}, 1},
 };
 
 /// An array of unsigned integers that fit an int64.
@@ -52,16 +60,18 @@ Result<TensorInfo> read_tensor(const std::string& name, const Json& entry, const
   if (!type_name || !shape || !range || range->size() != 2) {
     return fail(ErrorCode::corrupt, place, ": expected \"dtype\", \"shape\" and two \"data_offsets\"");
   }
-  const auto* type = std::find_if(std::begin(kElementTypes), std::end(kElementTypes),
-                                  [&](const ElementType& candidate) { return candidate.name == *type_name; });
-  if (type == std::end(kElementTypes)) {
-    return fail(ErrorCode::unsupported_type, place, ": the type ", *type_name, "; expected F32, F16 or BF16");
+  const auto* type = std::find_if(std::begin(kElements), std::end(kElements),
+                                  [&](const Element& candidate) { return candidate.name == *type_name; });
+  if (type == std::end(kElements)) {
+    return fail(ErrorCode::unsupported_type, place, ": the type ", *type_name,
+                "; expected F32, F16 or BF16, or one of packed weights: I8, U8, I32, I64, F8_E4M3, F8_E8M0, BOOL");
   }
   const auto [begin, end] = std::pair((*range)[0], (*range)[1]);
   if (begin > end) return fail(ErrorCode::corrupt, place, ": the data begins at ", begin, " and ends at ", end);
 
   TensorInfo tensor;
   tensor.name = name;
+  tensor.element = type->element;
   tensor.type = type->type;
   tensor.offset = begin;
   tensor.bytes = end - begin;

@@ -9,6 +9,7 @@
 #include "quant/traits_k.hpp"
 #include "quant/traits_q.hpp"
 #include "quant/traits_small.hpp"
+#include "quant/traits_w.hpp"
 
 namespace llminfer::quant {
 namespace {
@@ -25,12 +26,42 @@ constexpr Format row(std::uint32_t ggml_type) {
 
 // In the order of WeightType.
 constexpr std::array kFormats = {
-    row<F32>(0),    row<F16>(1),     row<BF16>(30),                                                        //
-    row<Q4_0>(2),   row<Q4_1>(3),    row<Q5_0>(6),     row<Q5_1>(7),    row<Q8_0>(8),                      //
-    row<Q2_K>(10),  row<Q3_K>(11),   row<Q4_K>(12),    row<Q5_K>(13),   row<Q6_K>(14),                     //
-    row<IQ1_S>(19), row<IQ1_M>(29),  row<IQ2_XXS>(16), row<IQ2_XS>(17), row<IQ2_S>(22), row<IQ3_XXS>(18),  //
-    row<IQ3_S>(21), row<IQ4_NL>(20), row<IQ4_XS>(23),  row<TQ1_0>(34),  row<TQ2_0>(35), row<MXFP4>(39),    //
+    row<F32>(0),
+    row<F16>(1),
+    row<BF16>(30),  //
+    row<Q4_0>(2),
+    row<Q4_1>(3),
+    row<Q5_0>(6),
+    row<Q5_1>(7),
+    row<Q8_0>(8),  //
+    row<Q2_K>(10),
+    row<Q3_K>(11),
+    row<Q4_K>(12),
+    row<Q5_K>(13),
+    row<Q6_K>(14),  //
+    row<IQ1_S>(19),
+    row<IQ1_M>(29),
+    row<IQ2_XXS>(16),
+    row<IQ2_XS>(17),
+    row<IQ2_S>(22),
+    row<IQ3_XXS>(18),  //
+    row<IQ3_S>(21),
+    row<IQ4_NL>(20),
+    row<IQ4_XS>(23),
+    row<TQ1_0>(34),
+    row<TQ2_0>(35),
+    row<MXFP4>(39),  //
     row<NVFP4>(40),
+    row<W2>(kNotInGguf),
+    row<W3>(kNotInGguf),
+    row<W4>(kNotInGguf),
+    row<W8>(kNotInGguf),  //
+    row<W4_SYM>(kNotInGguf),
+    row<W8_SYM>(kNotInGguf),
+    row<NF4>(kNotInGguf),
+    row<FP4>(kNotInGguf),  //
+    row<FP4_16>(kNotInGguf),
+    row<FP8>(kNotInGguf),
 };
 
 consteval bool in_order() {
@@ -49,7 +80,7 @@ const Format& format(WeightType type) noexcept { return kFormats[static_cast<std
 
 const Format* format_by_ggml_type(std::uint32_t ggml_type) noexcept {
   for (const Format& row : kFormats) {
-    if (row.ggml_type == ggml_type) return &row;
+    if (row.ggml_type == ggml_type && ggml_type != kNotInGguf) return &row;
   }
   return nullptr;
 }

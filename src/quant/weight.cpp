@@ -10,6 +10,20 @@ namespace {
 
 bool known(WeightType type) noexcept { return static_cast<std::size_t>(type) < quant::formats().size(); }
 
+Result<void> check_permutation(const WeightView& view) {
+  const std::vector<std::int32_t>& permutation = *view.details.permutation;
+  std::vector<bool> seen(static_cast<std::size_t>(view.cols), false);
+  for (const std::int32_t column : permutation) {
+    const bool known = column >= 0 && column < view.cols;
+    if (!known || seen[static_cast<std::size_t>(column)] || permutation.size() != seen.size()) {
+      return core::fail(ErrorCode::invalid_argument, "weight '", view.name, "': not a permutation of its ", view.cols,
+                        " columns");
+    }
+    seen[static_cast<std::size_t>(column)] = true;
+  }
+  return {};
+}
+
 /// Does the work of unpack_rows; may throw bad_alloc while it words an error.
 Result<void> unpack_checked(const WeightView& view, std::int64_t first_row, std::int64_t rows, std::span<float> out) {
   using core::fail;
@@ -44,10 +58,23 @@ Result<void> unpack_checked(const WeightView& view, std::int64_t first_row, std:
   const auto* block =
       reinterpret_cast<const std::uint8_t*>(view.data.data()) + static_cast<std::uint64_t>(first_row) * *row_bytes;
   float* to = out.data();
-  for (std::uint64_t n = static_cast<std::uint64_t>(rows) * row_blocks; n > 0; --n) {
-    format.unpack(block, to);
-    block += block_bytes;
-    to += block_values;
+  const std::vector<std::int32_t>* permutation = view.details.permutation.get();
+  if (!permutation) {
+    for (std::uint64_t n = static_cast<std::uint64_t>(rows) * row_blocks; n > 0; --n) {
+      format.unpack(block, to);
+      block += block_bytes;
+      to += block_values;
+    }
+    return {};
+  }
+  LLMINFER_TRY(check_permutation(view));
+  float block_of[256];
+  for (std::int64_t row = 0; row < rows; ++row, to += view.cols) {
+    for (std::uint64_t col = 0; col < static_cast<std::uint64_t>(view.cols);
+         col += block_values, block += block_bytes) {
+      format.unpack(block, block_of);
+      for (std::uint64_t i = 0; i < block_values; ++i) to[(*permutation)[col + i]] = block_of[i];
+    }
   }
   return {};
 }

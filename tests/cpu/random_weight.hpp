@@ -17,13 +17,14 @@ struct RandomWeight {
   std::vector<std::byte> bytes;
   WeightType type;
   std::int64_t rows, cols;
+  WeightDetails details{};
 
-  WeightView view() const { return {"random", type, rows, cols, bytes, nullptr}; }
+  WeightView view() const { return {"random", type, rows, cols, bytes, nullptr, details}; }
 };
 
 inline RandomWeight random_weight(WeightType type, std::int64_t rows, std::int64_t cols, unsigned seed) {
   const WeightTypeInfo info = weight_type_info(type);
-  RandomWeight w{{}, type, rows, cols};
+  RandomWeight w{{}, type, rows, cols, {}};
   w.bytes.resize(static_cast<std::size_t>(rows * (cols / info.block_values) * info.block_bytes));
   std::mt19937 random(seed);
   for (std::byte& b : w.bytes) b = static_cast<std::byte>(random());
@@ -85,12 +86,47 @@ inline RandomWeight random_weight(WeightType type, std::int64_t rows, std::int64
       case WeightType::nvfp4:
         for (std::size_t i = 0; i < 4; ++i) w.bytes[block + i] = static_cast<std::byte>(0x08 + random() % 24);
         break;
+      case WeightType::fp4_16:
+        for (const std::size_t i : {0u, 4u}) {
+          const float f = core::half_to_float(core::float_to_half(scale(random)));
+          std::memcpy(&w.bytes[block + i], &f, sizeof f);
+        }
+        break;
+      case WeightType::w2:
+      case WeightType::w3:
+      case WeightType::w4:
+      case WeightType::w8:
+      case WeightType::w4_sym:
+      case WeightType::w8_sym:
+      case WeightType::nf4:
+      case WeightType::fp4:
+      case WeightType::fp8: {
+        const float f = core::half_to_float(core::float_to_half(scale(random) * any_sign()));
+        std::memcpy(&w.bytes[block], &f, sizeof f);
+        if (type != WeightType::fp8) break;
+        for (std::size_t i = 4; i < 36; ++i) {  // no NaN
+          if ((w.bytes[block + i] & std::byte{0x7f}) == std::byte{0x7f}) w.bytes[block + i] = std::byte{0x7e};
+        }
+        break;
+      }
       default:
         half_at(0, any_sign());
         break;  // the scale comes first
     }
   }
   return w;
+}
+
+/// Gives the blocks of each `scale_columns` columns the first one's head: scale and zero point.
+inline void share_scales(RandomWeight& w, std::int64_t scale_columns, std::size_t head_bytes) {
+  const auto info = weight_type_info(w.type);
+  const auto blocks = static_cast<std::size_t>(w.cols / info.block_values);
+  const auto shared = static_cast<std::size_t>(scale_columns / info.block_values);
+  for (std::size_t i = 0; i < blocks * static_cast<std::size_t>(w.rows); ++i) {
+    const std::size_t first = i - i % blocks % shared;
+    std::memcpy(&w.bytes[i * info.block_bytes], &w.bytes[first * info.block_bytes], head_bytes);
+  }
+  w.details.scale_columns = scale_columns;
 }
 
 }  // namespace llminfer::test

@@ -7,6 +7,8 @@
 
 #include "arch/arch.hpp"
 #include "load/hf_config.hpp"
+#include "load/quantization.hpp"
+#include "tests/fuzz/packed_layers.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(reinterpret_cast<const char*>(data), size);
@@ -16,6 +18,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (!config) return 0;
   llminfer::load::Checkpoint checkpoint;
   checkpoint.config = std::move(config->model);
+  // A few small layers with names of every packing; whatever the settings say of them, they are read or refused.
+  if (config->quantization.is_object()) {
+    llminfer::load::Checkpoint packed = llminfer::fuzz::packed_layers();
+    if (llminfer::load::apply_quantization(config->quantization, packed)) {
+      for (const auto& tensor : packed.tensors) (void)packed.read(tensor).has_value();
+    }
+  }
   if (llminfer::arch::build_program(checkpoint)) std::abort();
   return 0;
 }

@@ -143,11 +143,8 @@ TEST_CASE("config.json: sliding windows") {
 TEST_CASE("config.json: what is refused") {
   expect(R"({"model_type": "mamba"})", ErrorCode::unsupported_architecture, "mamba");
   expect(R"({"model_type": null})", ErrorCode::unsupported_architecture, "model_type");
-  expect(R"({"quantization_config": {"quant_method": "gptq", "bits": 4}})", ErrorCode::unsupported, "gptq");
-  expect(R"({"quantization_config": {}})", ErrorCode::unsupported, "quant_method");
-  expect(R"({"quantization_config": 1})", ErrorCode::unsupported, "quant_method");
-  expect(R"({"compression_config": {"quant_method": "compressed-tensors"}})", ErrorCode::unsupported,
-         "compressed-tensors");
+  expect(R"({"quantization_config": 1})", ErrorCode::corrupt, "quantization_config");
+  expect(R"({"compression_config": []})", ErrorCode::corrupt, "compression_config");
   expect(R"({"rope_scaling": {"type": "dynamic", "factor": 2}})", ErrorCode::unsupported, "dynamic");
   expect(R"({"rope_scaling": {"rope_type": "longrope"}})", ErrorCode::unsupported, "longrope");
   expect(R"({"partial_rotary_factor": 0.5})", ErrorCode::unsupported, "partial_rotary_factor");

@@ -114,8 +114,22 @@ TEST_CASE("safetensors: entries") {
 }
 
 TEST_CASE("safetensors: types") {
-  for (const char* type : {"I8", "U8", "F8_E4M3", "I64", "BOOL", "F64", "f32", "Q4"}) {
+  for (const char* type : {"F8_E5M2", "U16", "U32", "F64", "C64", "f32", "Q4", ""}) {
     expect_header("{" + entry("a", type, "4", "0", "4") + "}", 4, ErrorCode::unsupported_type, "tensor a");
+  }
+}
+
+TEST_CASE("safetensors: types of packed weights") {
+  for (const auto& [type, bytes] :
+       {std::pair{"I8", 1}, {"U8", 1}, {"I32", 4}, {"I64", 8}, {"F8_E4M3", 1}, {"BOOL", 1}}) {
+    const std::string end = std::to_string(3 * bytes);
+    const std::string data(static_cast<std::size_t>(3 * bytes), 'x');
+    const std::string file = safetensors_file("{" + entry("a", type, "3", "0", end) + "}", data);
+    const auto source = core::memory_source("memory", std::as_bytes(std::span(file)), nullptr);
+    const auto tensors = load::read_safetensors_header(*source, 0);
+    REQUIRE(tensors);
+    CHECK((*tensors)[0].element > load::ElementType::bf16);
+    expect_header("{" + entry("a", type, "3", "0", "7") + "}", 7, ErrorCode::corrupt, "tensor a");
   }
 }
 

@@ -1,4 +1,5 @@
-// Every weight format against values that the gguf package's numpy decoders give (tests/golden/quant/make.py).
+// Every weight format against values that the gguf package's numpy decoders give (tests/golden/quant/make.py), or for
+// those that are not in GGUF files, numpy by their definitions (make_w.py).
 #include "quant/format.hpp"
 
 #include <algorithm>
@@ -45,10 +46,11 @@ bool same_bits(float a, float b) { return std::bit_cast<std::uint32_t>(a) == std
 }  // namespace
 
 TEST_CASE("the format table has a row for every GGUF type that llminfer reads") {
-  CHECK(quant::formats().size() == 26);
+  CHECK(quant::formats().size() == 36);
   for (const quant::Format& format : quant::formats()) {
     INFO(format.name);
-    CHECK(quant::format_by_ggml_type(format.ggml_type) == &format);
+    const bool in_gguf = format.type <= WeightType::nvfp4;
+    CHECK(quant::format_by_ggml_type(format.ggml_type) == (in_gguf ? &format : nullptr));
     CHECK(&quant::format(format.type) == &format);
     CHECK((format.shape.bits == 0) == (format.decompose == nullptr));
   }
@@ -84,6 +86,7 @@ TEST_CASE("decompose gives the same values by the formula of GroupedShape") {
     REQUIRE((shape.group == 16 || shape.group == 32));
     CHECK(format.block_values % shape.group == 0);
     CHECK((!shape.table || (shape.bits == 4 && shape.zero == 0)));
+    CHECK((shape.exact || shape.table));
     const int groups = format.block_values / shape.group;
     const Golden golden = read_golden(format);
     std::size_t wrong_value = 0, wide_code = 0, wrong_level = 0, not_half = 0;
@@ -96,8 +99,12 @@ TEST_CASE("decompose gives the same values by the formula of GroupedShape") {
         const int integer = shape.table ? shape.table[block.code[i] & 15] : block.code[i] - shape.zero;
         float value = block.scale[g] * static_cast<float>(integer);
         if (shape.minimum) value -= block.minimum[g];
-        wrong_value += !same_bits(
-            value, golden.values[b * static_cast<std::size_t>(format.block_values) + static_cast<std::size_t>(i)]);
+        const float expected =
+            golden.values[b * static_cast<std::size_t>(format.block_values) + static_cast<std::size_t>(i)];
+        // With zero points a zero's sign may differ: s * 3 - s * 3.
+        const bool zero_points = shape.scales == quant::ScaleKind::shared && shape.minimum;
+        wrong_value += shape.exact ? (zero_points ? value != expected : !same_bits(value, expected))
+                                   : std::abs(value - expected) > 0.501f * std::abs(block.scale[g]);
         wide_code += block.code[i] >> shape.bits != 0;
       }
       const auto is_half = [](float f) { return same_bits(core::half_to_float(core::float_to_half(f)), f); };
@@ -106,6 +113,9 @@ TEST_CASE("decompose gives the same values by the formula of GroupedShape") {
           wrong_level += !same_bits(block.scale[g], block.d * static_cast<float>(block.sub_scale[g]));
           if (shape.minimum)
             wrong_level += !same_bits(block.minimum[g], block.d_min * static_cast<float>(block.sub_minimum[g]));
+        } else if (shape.scales == quant::ScaleKind::shared) {
+          if (shape.minimum)
+            wrong_level += !same_bits(block.minimum[g], block.scale[g] * static_cast<float>(block.zero_point[g]));
         } else if (shape.half_scales) {
           not_half += !is_half(block.scale[g]);
           if (shape.minimum) not_half += !is_half(block.minimum[g]);

@@ -1,0 +1,223 @@
+// Integer codes whose groups of columns share a scale and a zero point, to blocks: GPTQ, AWQ, pack-quantized. Columns
+// are sorted by group, so that every block has one scale; where groups are no whole blocks, the weight becomes F32.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "core/error.hpp"
+#include "load/packing.hpp"
+#include "quant/format.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+
+constexpr std::int64_t kBlock = 32;
+constexpr int kNibbleOf[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // AWQ: where column j of a word's 8 lies
+
+class AffinePacking final : public Packing {
+ public:
+  AffinePacking(AffineLayer layer, std::vector<std::int32_t> order, bool sorted)
+      : layer_(std::move(layer)), order_(std::move(order)), sorted_(sorted) {}
+
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+    const AffineLayer& l = layer_;
+    auto scales = LLMINFER_TRY(read_floats(checkpoint, l.scales));
+    if (l.order != AffineLayer::Order::along) scales = transposed(scales, l.groups, l.rows);
+    const std::vector<std::uint8_t> zeros = LLMINFER_TRY(read_zeros(checkpoint));
+    const core::Bytes words = LLMINFER_TRY(read_bytes(checkpoint, l.codes));
+
+    BlockBuffer blocks(tensor.type, l.rows, l.cols);
+    constexpr std::int64_t kRows = 16;  // whose codes are unpacked together: a cache line of each row of words
+    const auto cols = static_cast<std::size_t>(l.cols);
+    std::vector<std::uint8_t> codes(kRows * cols), row(cols);
+    for (std::int64_t first = 0; first < l.rows; first += kRows) {
+      const std::int64_t count = std::min(kRows, l.rows - first);
+      unpack(words.data.data(), first, count, codes.data());
+      for (std::int64_t r = 0; r < count; ++r) {
+        const std::uint8_t* from = codes.data() + r * l.cols;
+        if (!sorted_) {
+          for (std::size_t i = 0; i < cols; ++i) row[i] = from[order_[i]];
+          from = row.data();
+        }
+        const std::int64_t n = first + r;
+        write_row(tensor.type, from, scales.data() + n * l.groups, zeros.data() + n * l.groups, blocks.row(n));
+      }
+    }
+    return blocks.view(tensor);
+  }
+
+ private:
+  std::int64_t group_of(std::int64_t sorted_column) const {
+    const std::int64_t column = sorted_ ? sorted_column : order_[static_cast<std::size_t>(sorted_column)];
+    return layer_.group_of.empty() ? column / layer_.group_size : layer_.group_of[static_cast<std::size_t>(column)];
+  }
+
+  /// codes // (cols, in sorted order) to the blocks of a row.
+  void write_row(WeightType type, const std::uint8_t* codes, const float* scales, const std::uint8_t* zeros,
+                 std::uint8_t* out) const {
+    if (type == WeightType::f32) {
+      for (std::int64_t k = 0; k < layer_.cols; ++k) {
+        const std::int64_t g = group_of(k);
+        write_float(scales[g] * static_cast<float>(codes[k] - zeros[g]), out + 4 * k);
+      }
+      return;
+    }
+    const int bytes = quant::format(type).block_bytes;
+    for (std::int64_t k = 0; k < layer_.cols; k += kBlock, out += bytes) {
+      const std::int64_t g = group_of(k);
+      write_integer_block(type, scales[g], zeros[g], codes + k, out);
+    }
+  }
+
+  /// The codes of rows [first, first + count) // (count, cols), columns as in the file.
+  void unpack(const std::byte* words, std::int64_t first, std::int64_t count, std::uint8_t* codes) const {
+    const AffineLayer& l = layer_;
+    const auto word = [&](std::int64_t index) {
+      std::uint32_t w;
+      std::memcpy(&w, words + index * 4, 4);
+      return w;
+    };
+    if (l.order == AffineLayer::Order::interleaved) {
+      for (std::int64_t k = 0; k < l.cols; ++k) {
+        for (std::int64_t r = 0; r < count; ++r) {
+          const std::int64_t n = first + r;
+          codes[r * l.cols + k] =
+              static_cast<std::uint8_t>(word(k * (l.rows / 8) + n / 8) >> (4 * kNibbleOf[n % 8]) & 15);
+        }
+      }
+      return;
+    }
+    // Streams: words `step` apart, from `begin` on for row `first`, `next` further for each row after it.
+    const bool down = l.order == AffineLayer::Order::down;
+    const std::int64_t step = down ? l.rows : 1;
+    const std::int64_t next = down ? 1 : (l.cols * l.bits + 31) / 32;
+    if (32 % l.bits != 0) {
+      for (std::int64_t r = 0; r < count; ++r) {
+        const auto stream = [&](std::uint64_t i) {
+          return word((first + r) * next + static_cast<std::int64_t>(i) * step);
+        };
+        for (std::int64_t k = 0; k < l.cols; ++k) {
+          codes[r * l.cols + k] = static_cast<std::uint8_t>(bits_at(static_cast<std::uint64_t>(k), l.bits, stream));
+        }
+      }
+      return;
+    }
+    const std::int64_t per_word = 32 / l.bits;
+    const std::uint32_t mask = (1u << l.bits) - 1u;
+    for (std::int64_t k = 0, i = 0; k < l.cols; k += per_word, ++i) {
+      const std::int64_t here = std::min(per_word, l.cols - k);
+      for (std::int64_t r = 0; r < count; ++r) {
+        std::uint32_t w = word((first + r) * next + i * step);
+        for (std::int64_t j = 0; j < here; ++j, w >>= l.bits) {
+          codes[r * l.cols + k + j] = static_cast<std::uint8_t>(w & mask);
+        }
+      }
+    }
+  }
+
+  /// Zero points // (rows, groups).
+  Result<std::vector<std::uint8_t>> read_zeros(const Checkpoint& checkpoint) const {
+    const AffineLayer& l = layer_;
+    const auto center = static_cast<std::uint8_t>(1 << (l.bits - 1));
+    std::vector<std::uint8_t> zeros(static_cast<std::size_t>(l.rows * l.groups), center);
+    if (l.zeros == AffineLayer::Zeros::center) return zeros;
+    std::vector<std::uint32_t> words = LLMINFER_TRY(read_words(checkpoint, l.zero_points));
+    const bool minus = l.zeros == AffineLayer::Zeros::stored_minus;
+    if (minus && 32 % l.bits == 0) {
+      // The writer subtracts one from each number of a word with borrows, so adding has to carry.
+      std::uint32_t ones = 0;
+      for (int i = 0; i < 32; i += l.bits) ones |= 1u << i;
+      for (std::uint32_t& word : words) word += ones;
+    }
+    const auto add = static_cast<std::uint32_t>(minus && 32 % l.bits != 0);
+    const std::uint32_t mask = (1u << l.bits) - 1u;
+    const auto width = static_cast<std::int64_t>(words.size()) / l.groups;  // words of a group
+    for (std::int64_t g = 0; g < l.groups; ++g) {
+      const auto stream = [&](std::uint64_t i) {
+        const auto w = static_cast<std::int64_t>(i);
+        return words[static_cast<std::size_t>(l.order == AffineLayer::Order::along ? w * l.groups + g : g * width + w)];
+      };
+      for (std::int64_t n = 0; n < l.rows; ++n) {
+        const std::uint32_t stored = l.order == AffineLayer::Order::interleaved
+                                         ? stream(static_cast<std::uint64_t>(n / 8)) >> (4 * kNibbleOf[n % 8])
+                                         : bits_at(static_cast<std::uint64_t>(n), l.bits, stream);
+        const auto zero = static_cast<std::uint8_t>((stored + add) & mask);
+        if (l.symmetric && zero != center) {
+          return fail(ErrorCode::corrupt, "tensor ", l.zero_points.name, ": the zero point of row ", n, ", group ", g,
+                      " is ", static_cast<int>(zero), ", but the settings say symmetric, which is ",
+                      static_cast<int>(center));
+        }
+        zeros[static_cast<std::size_t>(n * l.groups + g)] = zero;
+      }
+    }
+    return zeros;
+  }
+
+  const AffineLayer layer_;
+  const std::vector<std::int32_t> order_;  ///< the column of the file at each sorted place
+  const bool sorted_;                      ///< order_ is 0, 1, 2, …
+};
+
+/// Symmetric layers with half-precision scales are what Q4_0 and Q8_0 are.
+WeightType type_of(int bits, bool symmetric, bool half_scales) {
+  if (bits == 2) return WeightType::w2;
+  if (bits == 3) return WeightType::w3;
+  if (bits == 4) return !symmetric ? WeightType::w4 : half_scales ? WeightType::q4_0 : WeightType::w4_sym;
+  return !symmetric ? WeightType::w8 : half_scales ? WeightType::q8_0 : WeightType::w8_sym;
+}
+
+}  // namespace
+
+Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint, const TensorInfo& tensor,
+                                                   std::int64_t groups) {
+  std::vector<std::int32_t> index;
+  for (const std::int64_t group : LLMINFER_TRY(read_integers(checkpoint, tensor))) {
+    if (group < 0 || group >= groups) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor.name, ": column ", index.size(), " is in group ", group,
+                  ", expected 0 … ", groups - 1);
+    }
+    index.push_back(static_cast<std::int32_t>(group));
+  }
+  return index;
+}
+
+Result<void> add_affine(const std::string& prefix, AffineLayer layer, const InputQuantization& input, Layers& layers) {
+  if (layer.cols > INT32_MAX)
+    return fail(ErrorCode::limit_exceeded, "tensor ", layer.codes.name, ": ", layer.cols, " columns");
+  std::vector<std::int32_t> order(static_cast<std::size_t>(layer.cols));
+  std::iota(order.begin(), order.end(), 0);
+  const auto group = [&](std::int32_t column) {
+    return layer.group_of.empty() ? column / layer.group_size
+                                  : std::int64_t{layer.group_of[static_cast<std::size_t>(column)]};
+  };
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return group(a) < group(b); });
+  const bool sorted = std::is_sorted(order.begin(), order.end());
+  // Whole blocks of one group each? And are all groups but the last equally long?
+  bool whole = layer.cols % kBlock == 0, even = true;
+  for (std::int64_t k = 0; k < layer.cols; ++k) {
+    const std::int64_t g = group(order[static_cast<std::size_t>(k)]);
+    if (g != group(order[static_cast<std::size_t>(k - k % kBlock)])) whole = false;
+    if (g != k / layer.group_size) even = false;
+  }
+  const bool symmetric = layer.symmetric || layer.zeros == AffineLayer::Zeros::center;
+  WeightDetails details;
+  details.input = input;
+  WeightType type = type_of(layer.bits, symmetric, layer.scales.element == ElementType::f16);
+  const std::int64_t rows = layer.rows, cols = layer.cols;
+  if (!whole) {
+    type = WeightType::f32;
+    std::iota(order.begin(), order.end(), 0);
+  } else {
+    details.scale_columns = even ? std::min(layer.group_size, cols) : kBlock;
+    if (!sorted) details.permutation = std::make_shared<const std::vector<std::int32_t>>(order);
+  }
+  const TensorInfo codes = layer.codes;
+  layers.add(prefix, type, rows, cols, codes,
+             std::make_shared<AffinePacking>(std::move(layer), std::move(order), sorted || !whole), std::move(details));
+  return {};
+}
+
+}  // namespace llminfer::load

@@ -1,0 +1,159 @@
+// Weights of whole bytes (int8, FP8) with scales per rectangle of rows and columns, and weights of 4-bit floats (NF4,
+// FP4, MXFP4, NVFP4), to blocks.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/half.hpp"
+#include "load/packing.hpp"
+#include "quant/format.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+
+constexpr std::int64_t kBlock = 32;
+
+class BytePacking final : public Packing {
+ public:
+  explicit BytePacking(ByteLayer layer) : layer_(std::move(layer)) {}
+
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+    const ByteLayer& l = layer_;
+    std::vector<float> scales = LLMINFER_TRY(read_floats(checkpoint, l.scales));
+    for (float& scale : scales) {
+      if (l.divide && scale == 0.0f) {
+        return fail(ErrorCode::corrupt, "tensor ", l.scales.name, ": a divisor is zero");
+      }
+      scale = l.divide ? 1.0f / scale : scale / l.scale_divisor;
+    }
+    const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
+    const bool floats = l.weight.element == ElementType::f8_e4m3;
+    if (floats) {
+      const auto* nan =
+          std::find_if(codes, codes + bytes.data.size(), [](std::uint8_t u) { return (u & 0x7f) == 0x7f; });
+      if (nan != codes + bytes.data.size()) {
+        return fail(ErrorCode::corrupt, "tensor ", l.weight.name, ": element ", nan - codes, " is not a number");
+      }
+    }
+    BlockBuffer blocks(tensor.type, l.rows, l.cols);
+    const std::int64_t per_row = (l.cols + l.block_cols - 1) / l.block_cols;
+    for (std::int64_t n = 0; n < l.rows; ++n, codes += l.cols) {
+      const float* const row_scales = scales.data() + n / l.block_rows * per_row;
+      std::uint8_t* out = blocks.row(n);
+      if (tensor.type == WeightType::f32) {
+        for (std::int64_t k = 0; k < l.cols; ++k) {
+          const float value =
+              floats ? core::e4m3_to_float(codes[k]) : static_cast<float>(static_cast<std::int8_t>(codes[k]));
+          write_float(row_scales[k / l.block_cols] * value, out + 4 * k);
+        }
+        continue;
+      }
+      for (std::int64_t k = 0; k < l.cols; k += kBlock, out += 4 + kBlock) {
+        write_float(row_scales[k / l.block_cols], out);
+        std::memcpy(out + 4, codes + k, kBlock);
+      }
+    }
+    return blocks.view(tensor);
+  }
+
+ private:
+  const ByteLayer layer_;
+};
+
+class NibblePacking final : public Packing {
+ public:
+  explicit NibblePacking(NibbleLayer layer) : layer_(std::move(layer)) {}
+
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+    const NibbleLayer& l = layer_;
+    const std::vector<float> scales = LLMINFER_TRY(l.read_scales(checkpoint));
+    const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
+    const auto* packed = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
+    BlockBuffer blocks(tensor.type, l.rows, l.cols);
+    const int first_shift = l.high_first ? 4 : 0;
+    for (std::int64_t n = 0; n < l.rows; ++n) {
+      std::uint8_t* out = blocks.row(n);
+      for (std::int64_t k = 0; k < l.cols; k += kBlock, packed += kBlock / 2) {
+        std::uint8_t codes[kBlock];
+        for (int i = 0; i < kBlock / 2; ++i) {
+          codes[2 * i] = packed[i] >> first_shift & 15;
+          codes[2 * i + 1] = packed[i] >> (4 - first_shift) & 15;
+        }
+        const float* const scale = scales.data() + (n * l.cols + k) / l.per_scale;
+        if (tensor.type == WeightType::mxfp4) {
+          *out++ = static_cast<std::uint8_t>(std::ilogb(*scale) + 127);  // a power of two
+          for (int i = 0; i < 16; ++i) *out++ = static_cast<std::uint8_t>(codes[i] | codes[i + 16] << 4);
+          continue;
+        }
+        write_float(scale[0], out);
+        out += 4;
+        if (tensor.type == WeightType::fp4_16) {
+          write_float(scale[1], out);
+          out += 4;
+        }
+        write_nibbles(codes, out);
+        out += kBlock / 2;
+      }
+    }
+    return blocks.view(tensor);
+  }
+
+ private:
+  const NibbleLayer layer_;
+};
+
+}  // namespace
+
+Result<void> add_bytes(const std::string& prefix, ByteLayer layer, const InputQuantization& input, Layers& layers) {
+  const bool floats = layer.weight.element == ElementType::f8_e4m3;
+  const std::int64_t rows = layer.rows, cols = layer.cols;
+  layer.block_cols = std::min(layer.block_cols, cols);
+  const bool whole = cols % kBlock == 0 && (layer.block_cols % kBlock == 0);
+  WeightDetails details;
+  details.input = input;
+  if (whole) details.scale_columns = layer.block_cols;
+  const WeightType type = !whole ? WeightType::f32 : floats ? WeightType::fp8 : WeightType::w8_sym;
+  const TensorInfo weight = layer.weight;
+  layers.add(prefix, type, rows, cols, weight, std::make_shared<BytePacking>(std::move(layer)), std::move(details));
+  return {};
+}
+
+Result<void> add_nibbles(const std::string& prefix, WeightType type, NibbleLayer layer, Layers& layers) {
+  const std::int64_t rows = layer.rows, cols = layer.cols;
+  if (cols % kBlock != 0) {
+    return fail(ErrorCode::unsupported, "tensor ", layer.weight.name, ": rows of ", cols,
+                " 4-bit floats, expected a multiple of ", kBlock);
+  }
+  WeightDetails details;
+  const bool aligned = layer.per_scale % kBlock == 0 && cols % layer.per_scale == 0;
+  details.scale_columns = aligned ? layer.per_scale : 0;
+  const TensorInfo weight = layer.weight;
+  layers.add(prefix, type, rows, cols, weight, std::make_shared<NibblePacking>(std::move(layer)), std::move(details));
+  return {};
+}
+
+Result<InputQuantization> static_input(const Checkpoint& checkpoint, InputQuantization::Kind kind,
+                                       const TensorInfo& scale, const TensorInfo* zero) {
+  InputQuantization input;
+  input.kind = kind;
+  input.dynamic = false;
+  input.scale = LLMINFER_TRY(read_floats(checkpoint, scale))[0];
+  if (!(input.scale > 0)) {
+    return fail(ErrorCode::corrupt, "tensor ", scale.name, " is ", input.scale, ", expected a positive number");
+  }
+  if (zero) {
+    const std::int64_t value = LLMINFER_TRY(read_integers(checkpoint, *zero))[0];
+    if (value < -128 || value > 127) {
+      return fail(ErrorCode::corrupt, "tensor ", zero->name, " is ", value, ", expected -128 … 127");
+    }
+    input.zero = static_cast<std::int32_t>(value);
+  }
+  return input;
+}
+
+}  // namespace llminfer::load

@@ -1,0 +1,306 @@
+// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized.
+// A layer's scheme is the one of config_groups that its tensors fit.
+#include <utility>
+
+#include "core/error.hpp"
+#include "load/packing.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+using core::Json;
+using enum ElementType;
+
+constexpr const char* kPlace = "quantization_config";
+constexpr auto kFloats = {bf16, f16, f32};
+
+/// What one of config_groups says.
+struct Scheme {
+  std::string name;    ///< for messages
+  std::string format;  ///< "pack-quantized", …
+  std::int64_t bits = 0, group_size = 0;
+  std::int64_t block_rows = 0, block_cols = 0;
+  std::string strategy;
+  bool integers = true, symmetric = true;
+  InputQuantization input;  ///< of static inputs all but the numbers
+  bool unknown_input = false;
+  friend bool same_numbers(const Scheme& a, const Scheme& b) {
+    return a.format == b.format && a.bits == b.bits && a.group_size == b.group_size && a.block_rows == b.block_rows &&
+           a.block_cols == b.block_cols && a.strategy == b.strategy && a.integers == b.integers &&
+           a.symmetric == b.symmetric && a.input == b.input && a.unknown_input == b.unknown_input;
+  }
+};
+
+Result<void> read_input(const Json& json, Scheme& scheme) {
+  const std::string place = scheme.name + ".input_activations";
+  const std::int64_t bits = LLMINFER_TRY(setting_int(json, "num_bits", 8, place));
+  const std::string type = LLMINFER_TRY(setting_text(json, "type", "int", place));
+  const std::string strategy = LLMINFER_TRY(setting_text(json, "strategy", "tensor", place));
+  const auto dynamic = json.find("dynamic");
+  if (bits != 8 || (type != "int" && type != "float") || (dynamic != json.end() && dynamic->is_string())) {
+    scheme.unknown_input = true;  // an error only if a layer has this scheme
+    return {};
+  }
+  InputQuantization& input = scheme.input;
+  input.kind = type == "int" ? InputQuantization::Kind::int8 : InputQuantization::Kind::fp8;
+  input.dynamic = LLMINFER_TRY(setting_flag(json, "dynamic", false, place));
+  const bool symmetric = LLMINFER_TRY(setting_flag(json, "symmetric", true, place));
+  if (input.dynamic && strategy == "group") {
+    input.group = static_cast<std::int32_t>(LLMINFER_TRY(setting_int(json, "group_size", 0, place)));
+    if (input.group < 1 || input.group > 1 << 20) {
+      return fail(ErrorCode::corrupt, place, ": \"group_size\" is ", input.group, ", expected a positive number");
+    }
+  }
+  const bool known = input.dynamic ? symmetric && (strategy == "token" || strategy == "group") : strategy == "tensor";
+  scheme.unknown_input = !known;
+  return {};
+}
+
+Result<Scheme> read_scheme(const std::string& name, const Json& json, const std::string& default_format) {
+  Scheme scheme;
+  scheme.name = std::string(kPlace) + ": config_groups." + name;
+  const auto weights = json.is_object() ? json.find("weights") : json.end();
+  if (!json.is_object() || weights == json.end() || !weights->is_object()) {
+    return fail(ErrorCode::corrupt, scheme.name, ": expected an object with an object \"weights\"");
+  }
+  scheme.format = LLMINFER_TRY(setting_text(json, "format", default_format.c_str(), scheme.name));
+  scheme.bits = LLMINFER_TRY(setting_int(*weights, "num_bits", 8, scheme.name));
+  scheme.integers = LLMINFER_TRY(setting_text(*weights, "type", "int", scheme.name)) == "int";
+  scheme.symmetric = LLMINFER_TRY(setting_flag(*weights, "symmetric", true, scheme.name));
+  scheme.strategy = LLMINFER_TRY(setting_text(*weights, "strategy", "tensor", scheme.name));
+  scheme.group_size = LLMINFER_TRY(setting_int(*weights, "group_size", 0, scheme.name));
+  if (scheme.group_size < -1 || scheme.group_size > 1 << 30) {
+    return fail(ErrorCode::corrupt, scheme.name, ": \"group_size\" is ", scheme.group_size);
+  }
+  if (const auto block = weights->find("block_structure"); block != weights->end() && !block->is_null()) {
+    const bool fits =
+        block->is_array() && block->size() == 2 && (*block)[0].is_number_unsigned() && (*block)[1].is_number_unsigned();
+    scheme.block_rows = fits && (*block)[0] <= 1 << 20 ? (*block)[0].get<std::int64_t>() : 0;
+    scheme.block_cols = fits && (*block)[1] <= 1 << 20 ? (*block)[1].get<std::int64_t>() : 0;
+    if (scheme.block_rows < 1 || scheme.block_cols < 1) {
+      return fail(ErrorCode::corrupt, scheme.name, ": \"block_structure\" must be two positive numbers");
+    }
+  }
+  const auto input = json.find("input_activations");
+  if (input != json.end() && input->is_object()) LLMINFER_TRY(read_input(*input, scheme));
+  return scheme;
+}
+
+class CompressedTensors {
+ public:
+  CompressedTensors(std::vector<Scheme> schemes, Layers& layers) : schemes_(std::move(schemes)), layers_(layers) {}
+
+  Result<void> add_all() {
+    std::size_t found = 0;
+    for (const std::string& prefix : layers_.with(".weight_packed")) LLMINFER_TRY(add_packed(prefix)), ++found;
+    for (const std::string& prefix : layers_.with(".weight_scale")) LLMINFER_TRY(add_whole(prefix)), ++found;
+    if (found > 0) return {};
+    return fail(ErrorCode::missing_tensor, kPlace,
+                " says compressed-tensors, but no tensor is named *.weight_packed or *.weight_scale");
+  }
+
+ private:
+  /// The scheme of a layer whose tensors look so. Errors: corrupt (none fits), unsupported (several do, or the
+  /// quantization of its inputs is not known).
+  template <class Fits>
+  Result<Scheme> scheme_of(const std::string& tensor, const Fits& fits) const {
+    const Scheme* found = nullptr;
+    for (const Scheme& scheme : schemes_) {
+      if (!fits(scheme)) continue;
+      if (found && !same_numbers(*found, scheme)) {
+        return fail(ErrorCode::unsupported, "tensor ", tensor, " fits both ", found->name, " and ", scheme.name);
+      }
+      if (!found) found = &scheme;
+    }
+    if (!found) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor, " fits none of ", kPlace,
+                  ": config_groups, by its type and size");
+    }
+    if (found->unknown_input) {
+      return fail(ErrorCode::unsupported, found->name,
+                  ": \"input_activations\" are neither int8 or FP8 per token or group, nor per tensor and static");
+    }
+    return *found;
+  }
+
+  Result<InputQuantization> input_of(const std::string& prefix, const Scheme& scheme) {
+    InputQuantization input = scheme.input;
+    if (input.kind == InputQuantization::Kind::none || input.dynamic) return input;
+    const std::string scale = prefix + ".input_scale", zero = prefix + ".input_zero_point";
+    const TensorInfo scale_tensor = LLMINFER_TRY(layers_.need(scale, kFloats, {1}));
+    layers_.take(scale);
+    const TensorInfo* zero_tensor = layers_.find(zero);
+    TensorInfo checked;
+    if (zero_tensor) {
+      checked = LLMINFER_TRY(layers_.need(zero, {i8}, {1}));
+      layers_.take(zero);
+    }
+    return static_input(layers_.checkpoint(), input.kind, scale_tensor, zero_tensor ? &checked : nullptr);
+  }
+
+  Result<void> add_packed(const std::string& prefix) {
+    const std::string name = prefix + ".weight_packed";
+    const TensorInfo packed = LLMINFER_TRY(layers_.need(name, {i32, u8}, {-1, -1}));
+    return packed.element == i32 ? add_integers(prefix, packed) : add_fp4(prefix, packed);
+  }
+
+  /// Streams of integers along K.
+  Result<void> add_integers(const std::string& prefix, const TensorInfo& packed) {
+    const std::string shape_name = prefix + ".weight_shape";
+    const TensorInfo shape_tensor = LLMINFER_TRY(layers_.need(shape_name, {i64, i32}, {2}));
+    const auto shape = LLMINFER_TRY(read_integers(layers_.checkpoint(), shape_tensor));
+    AffineLayer layer;
+    layer.order = AffineLayer::Order::along;
+    layer.rows = shape[0];
+    layer.cols = shape[1];
+    if (layer.rows != packed.shape[0] || layer.cols < 1 || layer.cols > INT32_MAX) {
+      return fail(ErrorCode::corrupt, "tensor ", shape_name, " says [", layer.rows, ", ", layer.cols, "], but ",
+                  packed.name, " has ", packed.shape[0], " rows");
+    }
+    const Scheme scheme = LLMINFER_TRY(scheme_of(packed.name, [&](const Scheme& s) {
+      const bool width = s.bits == 2 || s.bits == 3 || s.bits == 4 || s.bits == 8;
+      return s.format == "pack-quantized" && s.integers && width && packed.shape[1] == (layer.cols * s.bits + 31) / 32;
+    }));
+    layer.bits = static_cast<int>(scheme.bits);
+    layer.codes = packed;
+    layer.scales = LLMINFER_TRY(layers_.need(prefix + ".weight_scale", kFloats, {layer.rows, -1}));
+    layer.groups = layer.scales.shape[1];
+    layer.group_size = scheme.strategy == "group" && scheme.group_size > 0 ? scheme.group_size : layer.cols;
+    if (layer.groups != (layer.cols + layer.group_size - 1) / layer.group_size) {
+      return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.groups, " groups, but ", layer.cols,
+                  " columns and \"group_size\" ", layer.group_size, " make ",
+                  (layer.cols + layer.group_size - 1) / layer.group_size);
+    }
+    if (!scheme.symmetric) {
+      layer.zeros = AffineLayer::Zeros::stored;
+      layer.zero_points = LLMINFER_TRY(
+          layers_.need(prefix + ".weight_zero_point", {i32}, {(layer.rows * layer.bits + 31) / 32, layer.groups}));
+    }
+    if (layers_.find(prefix + ".weight_g_idx")) {
+      const TensorInfo index = LLMINFER_TRY(layers_.need(prefix + ".weight_g_idx", {i32}, {layer.cols}));
+      layer.group_of = LLMINFER_TRY(read_group_index(layers_.checkpoint(), index, layer.groups));
+    }
+    const InputQuantization input = LLMINFER_TRY(input_of(prefix, scheme));
+    for (const char* part :
+         {".weight_packed", ".weight_shape", ".weight_scale", ".weight_zero_point", ".weight_g_idx"}) {
+      layers_.take(prefix + part);
+    }
+    return add_affine(prefix, std::move(layer), input, layers_);
+  }
+
+  Result<void> add_fp4(const std::string& prefix, const TensorInfo& packed) {
+    const std::string global_name = prefix + ".weight_global_scale", scale_name = prefix + ".weight_scale";
+    const bool nvfp4 = layers_.find(global_name) != nullptr;
+    const Scheme scheme = LLMINFER_TRY(scheme_of(packed.name, [&](const Scheme& s) {
+      return s.format == (nvfp4 ? "nvfp4-pack-quantized" : "mxfp4-pack-quantized") && !s.integers && s.bits == 4;
+    }));
+    if (scheme.input.kind != InputQuantization::Kind::none) {
+      return fail(ErrorCode::unsupported, scheme.name, ": inputs of 8 bits with weights of 4-bit floats");
+    }
+    NibbleLayer layer;
+    layer.weight = packed;
+    layer.rows = packed.shape[0];
+    layer.cols = packed.shape[1] * 2;
+    const std::int64_t size = nvfp4 ? 16 : 32;
+    layer.per_scale = size;
+    if (layer.cols % size != 0) {
+      return fail(ErrorCode::corrupt, "tensor ", packed.name, " has rows of ", layer.cols,
+                  " values, expected a multiple of ", size);
+    }
+    const std::vector<std::int64_t> shape = {layer.rows, layer.cols / size};
+    if (nvfp4) {
+      const TensorInfo scales = LLMINFER_TRY(layers_.need(scale_name, {f8_e4m3}, shape));
+      const TensorInfo global = LLMINFER_TRY(layers_.need(global_name, {f32}, {1}));
+      layer.read_scales = [=](const Checkpoint& checkpoint) -> Result<std::vector<float>> {
+        const float divisor = LLMINFER_TRY(read_floats(checkpoint, global))[0];
+        if (!(divisor > 0)) {
+          return fail(ErrorCode::corrupt, "tensor ", global.name, " is ", divisor, ", expected a positive number");
+        }
+        std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
+        for (float& value : values) value /= divisor;
+        return values;
+      };
+    } else {
+      const TensorInfo scales = LLMINFER_TRY(layers_.need(scale_name, {u8, f8_e8m0}, shape));
+      layer.read_scales = [=](const Checkpoint& checkpoint) { return read_floats(checkpoint, scales); };
+    }
+    for (const std::string& part : {packed.name, scale_name, global_name}) layers_.take(part);
+    return add_nibbles(prefix, nvfp4 ? WeightType::fp4_16 : WeightType::mxfp4, std::move(layer), layers_);
+  }
+
+  /// Whole bytes: int8 or E4M3.
+  Result<void> add_whole(const std::string& prefix) {
+    ByteLayer layer;
+    layer.weight = LLMINFER_TRY(layers_.need(prefix + ".weight", {i8, f8_e4m3}, {-1, -1}));
+    layer.rows = layer.weight.shape[0];
+    layer.cols = layer.weight.shape[1];
+    const bool integers = layer.weight.element == i8;
+    const Scheme scheme = LLMINFER_TRY(scheme_of(layer.weight.name, [&](const Scheme& s) {
+      const char* const format = integers ? "int-quantized" : "float-quantized";
+      return (s.format == format || s.format == "naive-quantized") && s.integers == integers && s.bits == 8;
+    }));
+    const std::string scale_name = prefix + ".weight_scale", zero_name = prefix + ".weight_zero_point";
+    std::vector<std::int64_t> shape;
+    if (scheme.strategy == "tensor") {
+      layer.block_rows = layer.rows;
+      layer.block_cols = layer.cols;
+      shape = {1};
+    } else if (scheme.strategy == "channel") {
+      layer.block_cols = layer.cols;
+      shape = {layer.rows, 1};
+    } else if (scheme.strategy == "group" && scheme.group_size > 0) {
+      layer.block_cols = scheme.group_size;
+      shape = {layer.rows, (layer.cols + scheme.group_size - 1) / scheme.group_size};
+    } else if (scheme.strategy == "block" && scheme.block_rows > 0) {
+      layer.block_rows = scheme.block_rows;
+      layer.block_cols = scheme.block_cols;
+      shape = {(layer.rows + layer.block_rows - 1) / layer.block_rows,
+               (layer.cols + layer.block_cols - 1) / layer.block_cols};
+    } else {
+      return fail(ErrorCode::unsupported, scheme.name, ": \"strategy\" is \"", scheme.strategy,
+                  "\" without its size, expected tensor, channel, group or block");
+    }
+    layer.scales = LLMINFER_TRY(layers_.need(scale_name, kFloats, shape));
+    if (layers_.find(zero_name)) {
+      return fail(ErrorCode::unsupported, "tensor ", zero_name, ": zero points of weights of 8 bits");
+    }
+    const InputQuantization input = LLMINFER_TRY(input_of(prefix, scheme));
+    layers_.take(layer.weight.name);
+    layers_.take(scale_name);
+    return add_bytes(prefix, std::move(layer), input, layers_);
+  }
+
+  const std::vector<Scheme> schemes_;
+  Layers& layers_;
+};
+
+/// Parts of the format that change what weights mean, and that llminfer does not have.
+Result<void> refuse_others(const Json& settings) {
+  for (const char* key : {"sparsity_config", "transform_config"}) {
+    const auto found = settings.find(key);
+    if (found == settings.end() || found->is_null() || found->empty()) continue;
+    if (found->is_object() && found->value("format", Json()) == "dense") continue;
+    return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
+  LLMINFER_TRY(refuse_others(settings));
+  const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
+  const auto groups = settings.find("config_groups");
+  if (groups == settings.end() || !groups->is_object() || groups->empty()) {
+    return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
+  }
+  std::vector<Scheme> schemes;
+  for (const auto& [name, group] : groups->items()) schemes.push_back(LLMINFER_TRY(read_scheme(name, group, format)));
+  for (const char* suffix : {".k_scale", ".v_scale"}) {  // of a quantized KV cache; llminfer's own has its own scales
+    for (const std::string& prefix : layers.with(suffix)) layers.take(prefix + suffix);
+  }
+  return CompressedTensors(std::move(schemes), layers).add_all();
+}
+
+}  // namespace llminfer::load

@@ -1,0 +1,155 @@
+// GPTQ (Frantar et al. 2022, arXiv:2210.17323) as AutoGPTQ, GPTQModel and AutoRound write it, and AWQ (Lin et al. 2023,
+// arXiv:2306.00978) in the GEMM layout of AutoAWQ.
+#include <algorithm>
+#include <utility>
+
+#include "core/error.hpp"
+#include "load/packing.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+
+constexpr const char* kPlace = "quantization_config";
+constexpr auto kFloats = {ElementType::f16, ElementType::bf16, ElementType::f32};
+
+/// What the settings say of all layers.
+struct Scheme {
+  std::int64_t bits = 4, group_size = 128;
+  bool symmetric = false;
+  bool varies = false;  ///< settings per layer ("dynamic"): bits and groups are those that the tensors show
+};
+
+Result<Scheme> read_scheme(const core::Json& settings, const char* bits_key, const char* group_key) {
+  Scheme scheme;
+  scheme.bits = LLMINFER_TRY(setting_int(settings, bits_key, 4, kPlace));
+  scheme.group_size = LLMINFER_TRY(setting_int(settings, group_key, 128, kPlace));
+  if (scheme.bits != 2 && scheme.bits != 3 && scheme.bits != 4 && scheme.bits != 8) {
+    return fail(ErrorCode::unsupported, kPlace, ": \"", bits_key, "\" is ", scheme.bits, ", expected 2, 3, 4 or 8");
+  }
+  if (scheme.group_size != -1 && (scheme.group_size < 1 || scheme.group_size > 1 << 30)) {
+    return fail(ErrorCode::corrupt, kPlace, ": \"", group_key, "\" is ", scheme.group_size,
+                ", expected -1 (one group) or a positive number");
+  }
+  return scheme;
+}
+
+/// The number of groups must be that of the group size, unless the order of columns says otherwise.
+Result<void> check_groups(const std::string& name, const AffineLayer& layer, std::int64_t group_size) {
+  const std::int64_t size = group_size == -1 ? layer.cols : group_size;
+  if (layer.groups == (layer.cols + size - 1) / size) return {};
+  return fail(ErrorCode::corrupt, "tensor ", name, " has ", layer.groups, " groups, but ", layer.cols,
+              " columns and \"group_size\" ", group_size, " make ", (layer.cols + size - 1) / size);
+}
+
+Result<void> add_gptq_layer(const std::string& prefix, const Scheme& scheme, bool v2, Layers& layers) {
+  using enum ElementType;
+  AffineLayer layer;
+  layer.order = AffineLayer::Order::down;
+  layer.zeros = v2 ? AffineLayer::Zeros::stored : AffineLayer::Zeros::stored_minus;
+  layer.scales = LLMINFER_TRY(layers.need(prefix + ".scales", kFloats, {-1, -1}));
+  layer.groups = layer.scales.shape[0];
+  layer.rows = layer.scales.shape[1];
+  layer.codes = LLMINFER_TRY(layers.need(prefix + ".qweight", {i32}, {-1, layer.rows}));
+  layer.zero_points = LLMINFER_TRY(layers.need(prefix + ".qzeros", {i32}, {layer.groups, -1}));
+  const std::int64_t zero_words = layer.zero_points.shape[1];
+  layer.bits = static_cast<int>(scheme.bits);
+  if (scheme.varies) {
+    const std::int64_t bits = zero_words * 32 / layer.rows;
+    if (bits == 2 || bits == 3 || bits == 4 || bits == 8) layer.bits = static_cast<int>(bits);
+  }
+  const std::int64_t word_bits = layer.codes.shape[0] * 32;
+  layer.cols = word_bits / layer.bits;
+  if (layer.cols * layer.bits != word_bits || (layer.bits == 3 && layer.cols % 32 != 0) || layer.cols > INT32_MAX) {
+    return fail(ErrorCode::corrupt, "tensor ", layer.codes.name, " has ", layer.codes.shape[0],
+                " rows of words, which are no whole number of columns of ", layer.bits, " bits");
+  }
+  if (zero_words != (layer.rows * layer.bits + 31) / 32) {
+    return fail(ErrorCode::shape_mismatch, "tensor ", layer.zero_points.name, " has ", zero_words,
+                " words for a group, expected ", (layer.rows * layer.bits + 31) / 32, " for ", layer.rows, " rows of ",
+                layer.bits, " bits");
+  }
+  if (layer.groups > layer.cols) {
+    return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.groups, " groups for ", layer.cols,
+                " columns");
+  }
+  if (!scheme.varies) LLMINFER_TRY(check_groups(layer.scales.name, layer, scheme.group_size));
+  layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  if (scheme.varies) layer.group_size = (layer.cols + layer.groups - 1) / layer.groups;
+  if (layers.find(prefix + ".g_idx")) {
+    const TensorInfo index = LLMINFER_TRY(layers.need(prefix + ".g_idx", {i32}, {layer.cols}));
+    layer.group_of = LLMINFER_TRY(read_group_index(layers.checkpoint(), index, layer.groups));
+  }
+  layer.symmetric = scheme.symmetric && !scheme.varies && layer.bits >= 4;
+  for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) layers.take(prefix + part);
+  return add_affine(prefix, std::move(layer), {}, layers);
+}
+
+Result<void> add_awq_layer(const std::string& prefix, const Scheme& scheme, Layers& layers) {
+  using enum ElementType;
+  AffineLayer layer;
+  layer.order = AffineLayer::Order::interleaved;
+  layer.zeros = AffineLayer::Zeros::stored;
+  layer.scales = LLMINFER_TRY(layers.need(prefix + ".scales", kFloats, {-1, -1}));
+  layer.groups = layer.scales.shape[0];
+  layer.rows = layer.scales.shape[1];
+  if (layer.rows % 8 != 0) {
+    return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.rows,
+                " columns, expected a multiple of 8");
+  }
+  layer.codes = LLMINFER_TRY(layers.need(prefix + ".qweight", {i32}, {-1, layer.rows / 8}));
+  layer.cols = layer.codes.shape[0];
+  layer.zero_points = LLMINFER_TRY(layers.need(prefix + ".qzeros", {i32}, {layer.groups, layer.rows / 8}));
+  LLMINFER_TRY(check_groups(layer.scales.name, layer, scheme.group_size));
+  layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  for (const char* part : {".qweight", ".qzeros", ".scales"}) layers.take(prefix + part);
+  return add_affine(prefix, std::move(layer), {}, layers);
+}
+
+}  // namespace
+
+Result<void> add_gptq(const core::Json& settings, Layers& layers) {
+  Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
+  scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", false, kPlace));
+  const auto dynamic = settings.find("dynamic");
+  scheme.varies = dynamic != settings.end() && !dynamic->is_null();
+  std::string format = LLMINFER_TRY(setting_text(settings, "checkpoint_format", "", kPlace));
+  if (format.empty()) format = LLMINFER_TRY(setting_text(settings, "format", "gptq", kPlace));
+  if (format != "gptq" && format != "gptq_v2") {
+    return fail(ErrorCode::unsupported, kPlace, ": \"checkpoint_format\" is \"", format,
+                "\", expected gptq or gptq_v2");
+  }
+  const std::string dtype = LLMINFER_TRY(setting_text(settings, "pack_dtype", "int32", kPlace));
+  if (dtype != "int32") {
+    return fail(ErrorCode::unsupported, kPlace, ": \"pack_dtype\" is \"", dtype, "\", expected int32");
+  }
+  const auto prefixes = layers.with(".qweight");
+  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says gptq, but no tensor is named *.qweight");
+  for (const std::string& prefix : prefixes) {
+    LLMINFER_TRY(add_gptq_layer(prefix, scheme, format == "gptq_v2", layers));
+  }
+  return {};
+}
+
+Result<void> add_awq(const core::Json& settings, Layers& layers) {
+  // quant_config.json of early AutoAWQ has the names of its arguments.
+  const bool early = settings.contains("w_bit");
+  const Scheme scheme = LLMINFER_TRY(early ? read_scheme(settings, "w_bit", "q_group_size")
+                                           : read_scheme(settings, "bits", "group_size"));
+  if (scheme.bits != 4) {
+    return fail(ErrorCode::unsupported, kPlace, ": AWQ with ", scheme.bits, " bits, expected 4");
+  }
+  std::string version = LLMINFER_TRY(setting_text(settings, "version", "gemm", kPlace));
+  std::transform(version.begin(), version.end(), version.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  if (version != "gemm") {
+    return fail(ErrorCode::unsupported, kPlace, ": AWQ \"version\" is \"", version, "\", expected gemm");
+  }
+  const auto prefixes = layers.with(".qweight");
+  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says awq, but no tensor is named *.qweight");
+  for (const std::string& prefix : prefixes) LLMINFER_TRY(add_awq_layer(prefix, scheme, layers));
+  return {};
+}
+
+}  // namespace llminfer::load

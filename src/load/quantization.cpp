@@ -1,0 +1,46 @@
+#include "load/quantization.hpp"
+
+#include "core/error.hpp"
+#include "load/packing.hpp"
+
+namespace llminfer::load {
+namespace {
+
+struct Method {
+  std::string_view name;
+  Result<void> (*add)(const core::Json& settings, Layers& layers);
+};
+
+constexpr Method kMethods[] = {
+    {"gptq", add_gptq},
+    {"awq", add_awq},
+    {"compressed-tensors", add_compressed_tensors},
+    {"fp8", add_fp8},
+    {"bitsandbytes", add_bitsandbytes},
+};
+
+/// quant_method, or what tells the tools that leave it out.
+Result<std::string> method_of(const core::Json& settings) {
+  std::string method = LLMINFER_TRY(setting_text(settings, "quant_method", "", "quantization_config"));
+  if (method.empty() && settings.contains("w_bit")) method = "awq";
+  if (method.empty() && settings.contains("bits") && settings.contains("group_size")) method = "gptq";
+  return method;
+}
+
+}  // namespace
+
+Result<void> apply_quantization(const core::Json& settings, Checkpoint& checkpoint) {
+  const std::string name = LLMINFER_TRY(method_of(settings));
+  std::string known;
+  for (const Method& method : kMethods) {
+    known += (known.empty() ? "" : ", ") + std::string(method.name);
+    if (method.name != name) continue;
+    Layers layers(checkpoint);
+    LLMINFER_TRY(method.add(settings, layers));
+    return layers.finish();
+  }
+  return core::fail(ErrorCode::unsupported, "quantization_config: \"quant_method\" is \"", name, "\", expected ",
+                    known);
+}
+
+}  // namespace llminfer::load

@@ -1,0 +1,131 @@
+// Quantized Hugging Face checkpoints against references: the weights of two layers, logits and greedy tokens in exact
+// mode, and how far the default mode is from that.
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "core/file.hpp"
+#include "core/json.hpp"
+#include "load/safetensors.hpp"
+#include "tests/engine/program_runner.hpp"
+#include "tests/load/temp_dir.hpp"
+
+using namespace llminfer;
+using test::relative_error;
+using test::Sequence;
+
+namespace {
+
+constexpr double kDecidedMargin = 0.05;  // logits; below it two computations may choose different tokens
+constexpr double kDivergence = 3e-3;     // of the default mode from exact mode
+
+double divergence(const std::vector<float>& p, const std::vector<float>& q) {
+  double sum_p = 0, sum_q = 0, kl = 0;
+  for (std::size_t i = 0; i < p.size(); ++i) sum_p += std::exp(double{p[i]}), sum_q += std::exp(double{q[i]});
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    kl += std::exp(double{p[i]}) / sum_p * (double{p[i]} - double{q[i]} - std::log(sum_p) + std::log(sum_q));
+  }
+  return kl;
+}
+
+/// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …}, rounded to 6 decimals.
+void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const core::Json& expected) {
+  INFO(name);
+  const load::TensorInfo* tensor = checkpoint.find(name);
+  REQUIRE(tensor);
+  const WeightView view = checkpoint.read(*tensor).value();
+  REQUIRE(view.rows == expected["shape"][0]);
+  REQUIRE(view.cols == expected["shape"][1]);
+  std::vector<float> values(static_cast<std::size_t>(view.rows * view.cols));
+  REQUIRE(unpack_rows(view, 0, view.rows, values));
+  double sum = 0, squares = 0;
+  for (const float value : values) sum += double{value}, squares += double{value} * double{value};
+  CHECK(sum == Approx(expected["sum"].get<double>()).epsilon(1e-4).margin(1e-3));
+  CHECK(squares == Approx(expected["sum_sq"].get<double>()).epsilon(1e-5));
+  for (const auto& [key, row] : expected.items()) {
+    if (key.compare(0, 3, "row") != 0) continue;
+    const std::size_t first = std::stoul(key.substr(3)) * static_cast<std::size_t>(view.cols);
+    double worst = 0;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      worst = std::max(worst, std::abs(double{values[first + i]} - row[i].get<double>()));
+    }
+    CHECK(worst <= 0.6e-6);
+  }
+}
+
+void check_model(const std::string& path, const core::Json& prompt_ids, const core::Json& reference) {
+  INFO(path);
+  Sequence exact(path);
+  for (const auto& [key, value] : reference.items()) {
+    if (key.compare(0, 7, "layers.") == 0) check_weight(exact.checkpoint(), "model." + key + ".weight", value);
+  }
+  const core::Json& rounding = reference["activation_quantization"];
+  const bool quantizes = !rounding.is_null();
+  const bool dynamic = rounding.is_object() && rounding["dynamic"] == true;
+  Sequence standard(path, false);
+  const auto prompt = prompt_ids.get<std::vector<std::int32_t>>();
+  std::vector<float> logits = exact.forward(prompt), standard_logits = standard.forward(prompt);
+  const double error = relative_error(logits, reference["last_logits"].get<std::vector<float>>());
+  // Dynamic scales: see docs/adr/0008.
+  CHECK(error < (dynamic ? 1e-2 : quantizes ? 1e-4 : 1e-6));
+  double apart = 0;
+  std::size_t steps = 0, decided = 0, wrong = 0;
+  for (const core::Json& token : reference["greedy"]) {
+    apart += divergence(logits, standard_logits);
+    const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    if (reference["margins"][steps++].get<double>() >= kDecidedMargin) {
+      ++decided;
+      wrong += best != token.get<std::int64_t>();
+    }
+    logits = exact.forward({token.get<std::int32_t>()});
+    standard_logits = standard.forward({token.get<std::int32_t>()});
+  }
+  CHECK(wrong == 0);
+  CHECK(decided * 2 > steps);
+  CHECK(apart / static_cast<double>(steps) < kDivergence);
+}
+
+core::Json read_json(const std::string& path) {
+  return core::parse_json(core::read_text_file(path, 1 << 24).value(), path).value();
+}
+
+}  // namespace
+
+TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the reference") {
+  const std::string golden = LLMINFER_TEST_DATA "/quantized/";
+  const core::Json reference = read_json(golden + "reference.json");
+  for (const auto& [name, expected] : reference["checkpoints"].items()) {
+    const test::TempDir dir;
+    std::string map;
+    for (const std::string& file : {std::string("base.safetensors"), name + ".safetensors"}) {
+      std::filesystem::copy_file(golden + file, dir / file);
+      const auto source = core::open_file(golden + file, true).value();
+      for (const load::TensorInfo& tensor : load::read_safetensors_header(*source, 0).value()) {
+        map += (map.empty() ? "\"" : ",\"") + tensor.name + "\":\"" + file + "\"";
+      }
+    }
+    dir.write("model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
+    std::filesystem::copy_file(golden + name + ".json", dir / "config.json");
+    INFO(name);
+    check_model(dir.path(), reference["prompt_ids"], expected);
+  }
+}
+
+TEST_CASE("Quantized checkpoints of a folder of fixtures", "[fixtures]") {
+  const char* const folder = std::getenv("LLMINFER_TEST_FIXTURES");
+  if (!folder) {
+    WARN("skipped: LLMINFER_TEST_FIXTURES names no folder of checkpoints with a reference.json");
+    return;
+  }
+  const core::Json reference = read_json(std::string(folder) + "/reference.json");
+  const char* const only = std::getenv("LLMINFER_TEST_FIXTURE");
+  for (const auto& [name, expected] : reference["checkpoints"].items()) {
+    if (only && name.find(only) == std::string::npos) continue;
+    check_model(std::string(folder) + "/" + name, reference["prompt_ids"], expected);
+  }
+}

@@ -1,0 +1,358 @@
+// Packed weights of Hugging Face checkpoints: what a correct layer becomes, and the error of each way to be wrong.
+#include <catch2/catch.hpp>
+
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "load/hf.hpp"
+#include "tests/load/temp_dir.hpp"
+
+using namespace llminfer;
+using Catch::Contains;
+
+namespace {
+
+struct Tensor {
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::string data;
+};
+
+template <class T>
+std::string bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+Tensor words(std::vector<std::int64_t> shape, std::uint32_t word) {
+  std::int64_t count = 1;
+  for (const auto side : shape) count *= side;
+  return {"I32", shape, bytes_of(std::vector<std::uint32_t>(static_cast<std::size_t>(count), word))};
+}
+Tensor floats(std::vector<std::int64_t> shape, float value) {
+  std::int64_t count = 1;
+  for (const auto side : shape) count *= side;
+  return {"F32", shape, bytes_of(std::vector<float>(static_cast<std::size_t>(count), value))};
+}
+Tensor raw_bytes(const char* dtype, std::vector<std::int64_t> shape, char byte) {
+  std::int64_t count = 1;
+  for (const auto side : shape) count *= side;
+  return {dtype, shape, std::string(static_cast<std::size_t>(count), byte)};
+}
+
+/// A directory whose only layer is "x".
+struct Layer {
+  std::map<std::string, Tensor> tensors;
+  std::string settings;
+  test::TempDir dir;
+
+  Result<WeightView> read() const {
+    std::string header = "{", data;
+    for (const auto& [name, tensor] : tensors) {
+      std::string shape;
+      for (const auto side : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(side);
+      header += (data.empty() ? "\"" : ",\"") + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + shape +
+                "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
+                std::to_string(data.size() + tensor.data.size()) + "]}";
+      data += tensor.data;
+    }
+    header += "}";
+    std::string length(8, '\0');
+    for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
+    dir.write("model.safetensors", length + header + data);
+    dir.write("config.json", R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+      "num_hidden_layers": 2, "num_attention_heads": 4, "quantization_config": )" +
+                                 settings + "}");
+    auto checkpoint = load::open_hf_directory(dir.path(), true);
+    if (!checkpoint) return std::move(checkpoint).error();
+    const load::TensorInfo* weight = checkpoint->find("x.weight");
+    REQUIRE(weight);
+    return checkpoint->read(*weight);
+  }
+  std::vector<float> values() const {
+    const WeightView view = read().value();
+    std::vector<float> out(static_cast<std::size_t>(view.rows * view.cols));
+    REQUIRE(unpack_rows(view, 0, view.rows, out));
+    return out;
+  }
+  void expect(ErrorCode code, const std::string& named) const {
+    const auto view = read();
+    REQUIRE_FALSE(view);
+    INFO(view.error().message);
+    CHECK(to_string(view.error().code) == to_string(code));
+    CHECK_THAT(view.error().message, Contains(named));
+  }
+};
+
+/// 4 bits, [8 rows, 64 columns], two groups: every value is 0.5 * (7 - 3).
+void make_gptq(Layer& layer) {
+  layer.settings = R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false})";
+  layer.tensors = {{"x.qweight", words({8, 8}, 0x77777777)},
+                   {"x.qzeros", words({2, 1}, 0x22222222)},
+                   {"x.scales", floats({2, 8}, 0.5f)}};
+}
+
+void make_awq(Layer& layer) {
+  layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"})";
+  layer.tensors = {{"x.qweight", words({64, 1}, 0x77777777)},
+                   {"x.qzeros", words({2, 1}, 0x33333333)},
+                   {"x.scales", floats({2, 8}, 0.5f)}};
+}
+
+const std::string kInt8Config = R"({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups":
+  {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel",
+  "symmetric": true}}}})";
+
+}  // namespace
+
+TEST_CASE("GPTQ: values, permutations and odd groups") {
+  Layer layer;
+  make_gptq(layer);
+  CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+  CHECK(layer.read()->type == WeightType::w4);
+  SECTION("version 2 stores the zero point itself") {
+    layer.settings = R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"})";
+    CHECK(layer.values() == std::vector<float>(8 * 64, 2.5f));
+  }
+  SECTION("zero points carry into their neighbours") {
+    layer.tensors["x.qzeros"] = words({2, 1}, 0xeeeeeeef);  // 0 - 0x11111111: zeros of 0
+    CHECK(layer.values() == std::vector<float>(8 * 64, 3.5f));
+  }
+  SECTION("columns in the order of their groups") {
+    std::vector<std::int32_t> index(64);
+    for (std::size_t i = 0; i < 64; ++i) index[i] = i % 2;
+    layer.tensors["x.g_idx"] = {"I32", {64}, bytes_of(index)};
+    std::vector<float> scales(16, 0.5f);
+    for (std::size_t i = 8; i < 16; ++i) scales[i] = 1.0f;
+    layer.tensors["x.scales"].data = bytes_of(scales);
+    const auto values = layer.values();
+    for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == (i % 2 ? 4.0f : 2.0f));
+    CHECK(layer.read()->details.permutation);
+  }
+  SECTION("groups that are no whole blocks") {
+    layer.settings = R"({"quant_method": "gptq", "bits": 4, "group_size": 24})";
+    layer.tensors["x.scales"] = floats({3, 8}, 0.5f);
+    layer.tensors["x.qzeros"] = words({3, 1}, 0x22222222);
+    CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+    CHECK(layer.read()->type == WeightType::f32);
+  }
+  SECTION("the settings in a file of their own") {
+    layer.dir.write("quantize_config.json", R"({"bits": 4, "group_size": 32})");
+    layer.settings = "null";
+    CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+  }
+}
+
+TEST_CASE("GPTQ: what is refused") {
+  Layer layer;
+  make_gptq(layer);
+  REQUIRE(layer.read());
+  const auto without = [&](const char* name) { layer.tensors.erase(name); };
+  const auto with = [&](const char* settings) { layer.settings = settings; };
+  SECTION("no zero points") { without("x.qzeros"), layer.expect(ErrorCode::missing_tensor, "x.qzeros"); }
+  SECTION("no scales") { without("x.scales"), layer.expect(ErrorCode::missing_tensor, "x.scales"); }
+  SECTION("no layers") {
+    layer.tensors = {{"x.weight", floats({1, 1}, 0)}};
+    layer.expect(ErrorCode::missing_tensor, "qweight");
+  }
+  SECTION("types") {
+    layer.tensors["x.qweight"].dtype = "F32";
+    layer.expect(ErrorCode::unsupported_type, "x.qweight");
+  }
+  SECTION("shapes of the words") {
+    layer.tensors["x.qweight"] = words({8, 4}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.qweight");
+  }
+  SECTION("shapes of the zero points") {
+    layer.tensors["x.qzeros"] = words({2, 2}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.qzeros");
+  }
+  SECTION("a group out of range") {
+    for (const std::int32_t group : {-1, 2, 1 << 30}) {
+      std::vector<std::int32_t> index(64, 0);
+      index[63] = group;
+      layer.tensors["x.g_idx"] = {"I32", {64}, bytes_of(index)};
+      layer.expect(ErrorCode::corrupt, "x.g_idx");
+    }
+  }
+  SECTION("an order of other columns") {
+    layer.tensors["x.g_idx"] = words({63}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.g_idx");
+  }
+  SECTION("scales that are not finite") {
+    layer.tensors["x.scales"] = floats({2, 8}, std::numeric_limits<float>::infinity());
+    layer.expect(ErrorCode::corrupt, "x.scales");
+  }
+  SECTION("symmetric by name only") {
+    with(R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": true})");
+    layer.expect(ErrorCode::corrupt, "x.qzeros");
+  }
+  SECTION("group sizes that do not fit the scales") {
+    with(R"({"quant_method": "gptq", "bits": 4, "group_size": 64})");
+    layer.expect(ErrorCode::corrupt, "x.scales");
+  }
+  SECTION("bits that do not fit the words") {
+    with(R"({"quant_method": "gptq", "bits": 8, "group_size": 16})");
+    layer.expect(ErrorCode::shape_mismatch, "x.qzeros");
+  }
+  SECTION("bits") {
+    const char* bits = GENERATE("0", "-4", "5", "64", "9223372036854775807");
+    layer.settings = std::string(R"({"quant_method": "gptq", "group_size": 32, "bits": )") + bits + "}";
+    layer.expect(ErrorCode::unsupported, "bits");
+  }
+  SECTION("group sizes") {
+    const char* size = GENERATE("0", "-2", "9223372036854775807");
+    layer.settings = std::string(R"({"quant_method": "gptq", "bits": 4, "group_size": )") + size + "}";
+    layer.expect(ErrorCode::corrupt, "group_size");
+  }
+  SECTION("settings of wrong types") {
+    with(R"({"quant_method": "gptq", "bits": "4", "group_size": 32})");
+    layer.expect(ErrorCode::corrupt, "bits");
+  }
+  SECTION("formats") {
+    with(R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"})");
+    layer.expect(ErrorCode::unsupported, "marlin");
+  }
+  SECTION("methods") {
+    with(GENERATE(R"({"quant_method": "quip"})", "{}"));
+    layer.expect(ErrorCode::unsupported, "quant_method");
+  }
+  SECTION("packed and plain at once") {
+    layer.tensors["x.weight"] = floats({8, 64}, 0);
+    layer.expect(ErrorCode::corrupt, "x.weight");
+  }
+  SECTION("tensors of packings that the settings do not name") {
+    layer.tensors["y.weight"] = raw_bytes("I8", {4, 4}, 1);
+    layer.expect(ErrorCode::unsupported_type, "y.weight");
+  }
+}
+
+TEST_CASE("AWQ") {
+  Layer layer;
+  make_awq(layer);
+  CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+  SECTION("the order of nibbles") {
+    layer.tensors["x.qweight"] = words({64, 1}, 0x75316420);  // column j holds j
+    const auto values = layer.values();
+    for (std::size_t n = 0; n < 8; ++n) CHECK(values[n * 64] == 0.5f * (static_cast<float>(n) - 3.0f));
+  }
+  SECTION("early settings") {
+    layer.settings = "null";
+    layer.dir.write("quant_config.json", R"({"zero_point": true, "q_group_size": 32, "w_bit": 4, "version": "GEMM"})");
+    CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+  }
+  SECTION("no zero points") {
+    layer.tensors.erase("x.qzeros");
+    layer.expect(ErrorCode::missing_tensor, "x.qzeros");
+  }
+  SECTION("another layout") {
+    layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"})";
+    layer.expect(ErrorCode::unsupported, "gemv");
+  }
+  SECTION("another width") {
+    layer.settings = R"({"quant_method": "awq", "bits": 3, "group_size": 32})";
+    layer.expect(ErrorCode::unsupported, "bits");
+  }
+}
+
+TEST_CASE("compressed-tensors: what is refused") {
+  Layer layer;
+  layer.settings = kInt8Config;
+  layer.tensors = {{"x.weight", raw_bytes("I8", {4, 32}, -2)}, {"x.weight_scale", floats({4, 1}, 0.5f)}};
+  CHECK(layer.values() == std::vector<float>(4 * 32, -1.0f));
+  SECTION("no scales") {
+    layer.tensors.erase("x.weight_scale");
+    layer.expect(ErrorCode::missing_tensor, "weight_scale");
+  }
+  SECTION("scales of another shape") {
+    layer.tensors["x.weight_scale"] = floats({1}, 0.5f);
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
+  }
+  SECTION("elements of another type") {
+    layer.tensors["x.weight"] = raw_bytes("F8_E4M3", {4, 32}, 8);
+    layer.expect(ErrorCode::corrupt, "x.weight");
+  }
+  SECTION("no groups") {
+    layer.settings = R"({"quant_method": "compressed-tensors", "config_groups": {}})";
+    layer.expect(ErrorCode::corrupt, "config_groups");
+  }
+  SECTION("sparsity") {
+    layer.settings.insert(1, R"("sparsity_config": {"format": "sparse-24-bitmask"}, )");
+    layer.expect(ErrorCode::unsupported, "sparsity_config");
+  }
+  SECTION("inputs of 4 bits") {
+    const std::string weights = R"("weights")";
+    layer.settings.insert(
+        layer.settings.find(weights),
+        R"("input_activations": {"num_bits": 4, "type": "int", "dynamic": true, "strategy": "token"}, )");
+    layer.expect(ErrorCode::unsupported, "input_activations");
+  }
+  SECTION("words that do not hold the shape") {
+    layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
+      {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": true}}}})";
+    layer.tensors = {{"x.weight_packed", words({4, 4}, 0)},
+                     {"x.weight_scale", floats({4, 1}, 1)},
+                     {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}}};
+    layer.expect(ErrorCode::corrupt, "x.weight_packed");
+    layer.tensors["x.weight_shape"].data = bytes_of(std::vector<std::int64_t>{5, 32});
+    layer.expect(ErrorCode::corrupt, "x.weight_shape");
+    layer.tensors["x.weight_shape"].data = bytes_of(std::vector<std::int64_t>{4, 32});
+    CHECK(layer.values() == std::vector<float>(4 * 32, -8.0f));
+  }
+}
+
+TEST_CASE("FP8: factors, divisors and what is refused") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "fp8", "weight_block_size": [2, 32]})";
+  layer.tensors = {{"x.weight", raw_bytes("F8_E4M3", {4, 32}, 0x40)},  // 2
+                   {"x.weight_scale_inv", floats({2, 1}, 0.5f)}};
+  CHECK(layer.values() == std::vector<float>(4 * 32, 1.0f));
+  SECTION("divisors") {
+    layer.settings = R"({"quant_method": "fp8", "weight_scale_semantics": "inverse"})";
+    layer.tensors["x.weight_scale_inv"] = floats({4}, 0.5f);
+    CHECK(layer.values() == std::vector<float>(4 * 32, 4.0f));
+    layer.tensors["x.weight_scale_inv"] = floats({4}, 0.0f);
+    layer.expect(ErrorCode::corrupt, "x.weight_scale_inv");
+  }
+  SECTION("other semantics") {
+    layer.settings = R"({"quant_method": "fp8", "weight_scale_semantics": "cubic"})";
+    layer.expect(ErrorCode::unsupported, "cubic");
+  }
+  SECTION("blocks that do not fit the scales") {
+    layer.settings = R"({"quant_method": "fp8", "weight_block_size": [1, 32]})";
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_scale_inv");
+  }
+  SECTION("blocks of nothing") {
+    layer.settings = R"({"quant_method": "fp8", "weight_block_size": [0, 32]})";
+    layer.expect(ErrorCode::corrupt, "weight_block_size");
+  }
+  SECTION("elements that are no numbers") {
+    layer.tensors["x.weight"].data[5] = 0x7f;
+    layer.expect(ErrorCode::corrupt, "x.weight");
+  }
+}
+
+TEST_CASE("bitsandbytes: what is refused") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "bitsandbytes", "load_in_8bit": true})";
+  layer.tensors = {{"x.weight", raw_bytes("I8", {4, 32}, 127)}, {"x.SCB", floats({4}, 2.0f)}};
+  CHECK(layer.values()[0] == Approx(2.0));
+  SECTION("another order") {
+    layer.tensors["x.weight_format"] = raw_bytes("U8", {}, 1);
+    layer.expect(ErrorCode::unsupported, "x.weight_format");
+  }
+  SECTION("4 bits without a table, with a false one, or with a broken description") {
+    const std::string state = R"({"blocksize": 64, "shape": [4, 32], "quant_type": "nf4"})";
+    layer.tensors = {{"x.weight", raw_bytes("U8", {64, 1}, 0)},
+                     {"x.weight.absmax", floats({2}, 1.0f)},
+                     {"x.weight.quant_state.bitsandbytes__nf4", {"U8", {static_cast<int>(state.size())}, state}}};
+    layer.expect(ErrorCode::missing_tensor, "x.weight.quant_map");
+    layer.tensors["x.weight.quant_map"] = floats({16}, 1.0f);
+    layer.expect(ErrorCode::unsupported, "x.weight.quant_map");
+    const std::string bad =
+        GENERATE("{", "[]", R"({"blocksize": 0, "shape": [4, 32]})", R"({"blocksize": 64})",
+                 R"({"blocksize": 64, "shape": [4, -32]})", R"({"blocksize": 64, "shape": [4, 9223372036854775807]})");
+    layer.tensors["x.weight.quant_state.bitsandbytes__nf4"] = {"U8", {static_cast<int>(bad.size())}, bad};
+    layer.expect(ErrorCode::corrupt, "x.weight.quant_state");
+  }
+}
