@@ -1,5 +1,6 @@
 // Linear kernels alone: one [N, K] weight that does not fit the caches times M rows, per type, level and thread count,
-// beside the rate at which the machine merely reads memory. items = multiply-adds, bytes = packed weight bytes.
+// beside the rate at which the machine merely reads memory. GB/s are of packed weights; an operation is a multiplication
+// or an addition of the layer, however many instructions its codes take.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -11,14 +12,14 @@
 #include <tuple>
 #include <vector>
 
-#include "backends/cpu/linear.hpp"
+#include "backends/cpu/level.hpp"
 
 namespace cpu = llminfer::cpu;
 using llminfer::WeightType;
 
 namespace {
 
-using Table = const cpu::LinearKernels& (*)();
+using Table = const cpu::LinearKernels*;
 
 /// Random blocks with zero scales: the time does not depend on the values, and no value can be a slow denormal.
 std::shared_ptr<const cpu::PackedWeight> weight(WeightType type, std::int64_t rows, std::int64_t cols) {
@@ -43,7 +44,7 @@ void linear(benchmark::State& state, Table table, WeightType type, std::int64_t 
     shared = weight(type, rows, cols);
     out.assign(static_cast<std::size_t>(m * rows), 0.0f);
   }
-  const cpu::LinearKernels& kernels = table();
+  const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
@@ -60,8 +61,11 @@ void linear(benchmark::State& state, Table table, WeightType type, std::int64_t 
                    scratch.get());
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * m * rows * cols / state.threads());
-  state.SetBytesProcessed(state.iterations() * shared->bytes() / state.threads());
+  // Each thread counts its share; rates add up over the threads.
+  using benchmark::Counter;
+  const auto count = static_cast<double>(state.iterations()) / state.threads();
+  state.counters["GB/s"] = Counter(count * static_cast<double>(shared->bytes()) * 1e-9, Counter::kIsRate);
+  state.counters["GOP/s"] = Counter(count * 2e-9 * m * static_cast<double>(rows * cols), Counter::kIsRate);
 }
 
 /// The roof: each thread sums its share of 128 MiB.
@@ -84,7 +88,7 @@ void quantize(benchmark::State& state, Table table) {
   std::vector<float> x(1536, 0.5f);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
   for (auto _ : state) {
-    table().quantize_row(x.data(), 1536, groups.data());
+    table->quantize_row(x.data(), 1536, groups.data());
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * 1536);
@@ -94,40 +98,28 @@ void quantize(benchmark::State& state, Table table) {
 
 int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("read_memory", read_memory)->Threads(1)->Threads(2)->UseRealTime();
-  std::vector<std::pair<const char*, Table>> levels;
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512vnni"))
-    levels.emplace_back("avx512vnni", cpu::isa_avx512vnni::linear_kernels);
-  if (avx512) levels.emplace_back("avx512", cpu::isa_avx512::linear_kernels);
-  if (avx2) levels.emplace_back("avx2", cpu::isa_avx2::linear_kernels);
-  for (const auto& [level, table] : levels) {
-    benchmark::RegisterBenchmark((std::string(level) + "/quantize").c_str(), quantize, table);
+  for (const cpu::Level& at : cpu::runnable_levels().subspan(1)) {
+    const std::string level = at.name;
+    const Table table = at.linear;
+    benchmark::RegisterBenchmark((level + "/quantize").c_str(), quantize, table);
     for (const WeightType type :
          {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
           WeightType::q6_k, WeightType::q2_k, WeightType::q3_k, WeightType::iq4_nl, WeightType::iq4_xs,
           WeightType::mxfp4, WeightType::bf16, WeightType::f32}) {
-      const std::string name = std::string(level) + "/" + std::string(llminfer::weight_type_info(type).name);
+      const std::string name = level + "/" + std::string(llminfer::weight_type_info(type).name);
       // Batch 1 reads 80 MB and more; prompts use a layer's own size.
-      benchmark::RegisterBenchmark((name + "/decode").c_str(), linear, table, type, 262144, 576)
-          ->Arg(1)
-          ->Arg(4)
-          ->Threads(1)
-          ->Threads(2)
-          ->UseRealTime()
-          ->Unit(benchmark::kMillisecond);
-      benchmark::RegisterBenchmark((name + "/batch").c_str(), linear, table, type, 1536, 1536)
-          ->Arg(1)
-          ->Arg(2)
-          ->Arg(4)
-          ->Arg(8)
-          ->Arg(32)
-          ->Arg(128)
-          ->Arg(512)
-          ->Threads(1)
-          ->UseRealTime()
-          ->Unit(benchmark::kMillisecond);
+      // Weights that no cache holds, as when decoding; then layers of real models, some of which a cache holds.
+      for (const int threads : {1, 2}) {
+        benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, type, 98304, 1536)
+            ->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Threads(threads)->UseRealTime()->Unit(benchmark::kMillisecond);
+      }
+      for (const auto& [rows, cols] : {std::pair{1536, 576}, {4864, 896}, {1536, 8960}, {1535, 1536}}) {
+        if (cols % llminfer::weight_type_info(type).block_values != 0) continue;
+        const std::string shape = "/" + std::to_string(rows) + "x" + std::to_string(cols);
+        benchmark::RegisterBenchmark((name + shape).c_str(), linear, table, type, rows, cols)
+            ->Arg(1)->Arg(2)->Arg(3)->Arg(4)->Arg(8)->Arg(16)->Arg(64)->Arg(512)
+            ->UseRealTime()->Unit(benchmark::kMillisecond);
+      }
     }
   }
   benchmark::Initialize(&argc, argv);

@@ -101,6 +101,9 @@ const LinearKernels& linear_kernels();
 namespace isa_avx2 {
 const LinearKernels& linear_kernels();
 }
+namespace isa_avxvnni {
+const LinearKernels& linear_kernels();
+}
 namespace isa_avx512 {
 const LinearKernels& linear_kernels();
 }

@@ -331,7 +331,7 @@ void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept 
 std::size_t linear_scratch_bytes(std::int64_t cols) noexcept {
   // Two panels of bytes with float scales and minimums per 16 values; more than the scalar kernels need.
   constexpr PanelShape kWidest{8, 16, 0, false, true, PanelScale::f32};
-  return static_cast<std::size_t>(2 * panel_layout(kWidest, cols).bytes);
+  return static_cast<std::size_t>(std::max(2 * panel_layout(kWidest, cols).bytes, kSliceBytes));
 }
 
 Result<std::unique_ptr<ExactWeight>> ExactWeight::make(const WeightView& weight) {

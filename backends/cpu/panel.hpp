@@ -14,10 +14,18 @@ inline constexpr int kGroupValues = 32;
 /// Groups of 32 that share the super-scales of a two-level format.
 inline constexpr int kSuperGroups = 8;
 
-/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / 127, |code| <= 127. The sums serve
-/// the zero points and minimums of weights. A group is one cache line, so a kernel reaches all of it from one pointer.
-struct alignas(64) QuantizedGroup {
-  std::int8_t code[kGroupValues];
+/// How a level's kernels want activation codes.
+enum class ActivationForm : std::uint8_t {
+  bytes,  ///< code = 256 * high + low: high [32], then low [32], both signed
+  words,  ///< [8 quads][4], int16: values 0, 2, 1, 3 of each quad
+};
+/// |code| <= kCodeLimit: the largest whose high byte, when the low one is signed, is 127.
+inline constexpr std::int32_t kCodeLimit = 127 * 257;
+
+/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / kCodeLimit, codes of 16 bits. The sums
+/// serve the zero points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
+struct alignas(32) QuantizedGroup {
+  std::uint8_t codes[2 * kGroupValues];  ///< in the level's ActivationForm
   float scale;
   float scaled_sum;          ///< scale * sum(code)
   float scaled_half_sum[2];  ///< the same of values 0-15 and 16-31
@@ -25,7 +33,10 @@ struct alignas(64) QuantizedGroup {
   std::int32_t minus_half_sum[2];
   std::int32_t unused;
 };
-static_assert(sizeof(QuantizedGroup) == 64);
+static_assert(sizeof(QuantizedGroup) == 96);
+
+/// Scratch that a level needs to unpack kSuperGroups groups of a tile's panels.
+inline constexpr std::int64_t kSliceBytes = 20480;
 
 /// How scales lie in a panel, always [group][16 rows].
 enum class PanelScale : std::uint8_t {
@@ -169,6 +180,7 @@ struct ActivationView {
 /// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
 struct LinearKernels {
   const char* level;
+  ActivationForm form;
   /// x // (k) -> out // (ceil(k / 32)); the tail counts as zeros. A group whose values are not all finite gets a NaN
   /// scale.
   void (*quantize_row)(const float* x, std::int64_t k, QuantizedGroup* out);

@@ -48,12 +48,10 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   normed_stride = (widest_copied + 15) / 16 * 16 + 16;
   normed = shared(float_bytes(normed_stride * max_rows));
   quantized_stride = quantized_row_groups(widest_input);
-  quantized = shared(2 * static_cast<std::int64_t>(quantized_row_bytes(widest_input)) * max_rows);
+  quantized = shared(static_cast<std::int64_t>(quantized_row_bytes(widest_input)) * max_rows);
 
   own_normed = mine(float_bytes(normed_stride));
-  own_quantized = mine(2 * static_cast<std::int64_t>(quantized_row_bytes(widest_input)));
-  residual = mine(float_bytes((widest_input + 15) / 16 * 16));
-  parts = mine(float_bytes(2 * kPartRows * kPartUnits * kUnitFeatures));
+  own_quantized = mine(static_cast<std::int64_t>(quantized_row_bytes(widest_input)));
   linear = mine(std::max(static_cast<std::int64_t>(linear_scratch_bytes(widest_input)), float_bytes(widest_input)));
   head = mine(float_bytes(padded_dim));
   const std::int64_t rows = tile_rows;

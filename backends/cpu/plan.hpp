@@ -38,9 +38,6 @@ class AlignedBytes {
   std::unique_ptr<std::byte[], Delete> data_;
 };
 
-/// A layer with quantized input is computed in tiles of this many rows and units.
-inline constexpr std::int32_t kPartRows = 32, kPartUnits = 4;
-
 /// The sizes of a plan's memory, known from the program alone.
 struct PlanLayout {
   PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows, int threads);
@@ -53,11 +50,11 @@ struct PlanLayout {
   std::vector<std::int64_t> angles;   ///< per rope table: [max_rows] of cosines [pairs], sines [pairs]
   std::int64_t normed = 0;            ///< float rows [max_rows, normed_stride]
   std::int64_t normed_stride = 0;
-  std::int64_t quantized = 0;         ///< quantized rows [max_rows, 2 parts, quantized_stride]
+  std::int64_t quantized = 0;         ///< quantized rows [max_rows, quantized_stride]
   std::int64_t quantized_stride = 0;  ///< in groups
   std::int64_t shared_bytes = 0;
   // Offsets in a thread's own memory.
-  std::int64_t own_normed = 0, own_quantized = 0, residual = 0, parts = 0, linear = 0, head = 0, tile = 0;
+  std::int64_t own_normed = 0, own_quantized = 0, linear = 0, head = 0, tile = 0;
   std::int64_t own_bytes = 0;
   std::int64_t bytes() const noexcept { return shared_bytes + threads * own_bytes; }
   int threads = 1;
@@ -130,9 +127,6 @@ class CpuPlan final : public Plan {
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
   ActivationView prepare_input(const LinearStep& step, std::int32_t rows, bool direct, Thread& thread) noexcept;
-  void multiply(const Matrix& weight, std::int32_t first, std::int32_t last,
-                const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
-                std::int64_t out_stride, Thread& thread) noexcept;
   void run_part(const LinearPart& part, std::int32_t first, std::int32_t last,
                 const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, bool direct,
                 Thread& thread) noexcept;

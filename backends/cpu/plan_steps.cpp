@@ -119,17 +119,8 @@ void CpuPlan::run(const SelectStep& step, Thread& thread) noexcept {
   thread.rows = static_cast<std::int32_t>(pass_.selected.size());
 }
 
-/// residual // (k) = x - what its quantized groups stand for
-void subtract_quantized(const float* x, const QuantizedGroup* groups, std::int64_t k, float* residual) {
-  for (std::int64_t i = 0; i < k; ++i) {
-    const QuantizedGroup& group = groups[i / kGroupValues];
-    residual[i] = x[i] - group.scale * static_cast<float>(group.code[i % kGroupValues]);
-  }
-}
-
-/// Norms the rows that the step multiplies and quantizes them in two parts: the values, and what that left of them. One
-/// part of 8 bits would cost answers their first choice (docs/adr/0005). A single row is prepared by every thread for
-/// itself, which is quicker than a barrier.
+/// Norms the rows that the step multiplies and quantizes them. A single row is prepared by every thread for itself, which
+/// is quicker than a barrier.
 ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows, bool direct, Thread& thread) noexcept {
   bool quantized = false, floats = false;
   for (const LinearPart& part : step.parts) {
@@ -156,13 +147,8 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
       round_input(input, x, k, to);
       x = to;
     }
-    if (!quantized) return;
-    level_.linear->quantize_row(x, k, groups);
-    float* const rest = thread.at<float>(layout_.residual);
-    subtract_quantized(x, groups, k, rest);
-    level_.linear->quantize_row(rest, k, groups + layout_.quantized_stride);
+    if (quantized) level_.linear->quantize_row(x, k, groups);
   };
-  const std::int64_t row_groups = 2 * layout_.quantized_stride;
 
   ActivationView view{};
   view.f32 = copy ? nullptr : row(step.in, 0);
@@ -185,7 +171,7 @@ ActivationView CpuPlan::prepare_input(const LinearStep& step, std::int32_t rows,
     for (std::int32_t r = first; r < last; ++r) {
       // Floats that only the quantizer reads stay in the thread's own memory.
       float* const own = floats ? normed + r * layout_.normed_stride : thread.at<float>(layout_.own_normed);
-      prepare(r, own, groups + r * row_groups);
+      prepare(r, own, groups + r * layout_.quantized_stride);
     }
   });
   thread.worker.barrier();
@@ -228,35 +214,6 @@ void CpuPlan::run(const LinearStep& step, Thread& thread) noexcept {
   thread.worker.barrier();
 }
 
-/// As Matrix::multiply, for inputs that are quantized in two parts: each row is two rows for the kernels, whose outputs
-/// are added.
-void CpuPlan::multiply(const Matrix& weight, std::int32_t first, std::int32_t last, const ActivationView& x,
-                       std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride,
-                       Thread& thread) noexcept {
-  void* const scratch = thread.at<std::byte>(layout_.linear);
-  if (!weight.quantized()) {
-    weight.multiply(*level_.linear, first, last, x, row_begin, row_end, out, out_stride, scratch);
-    return;
-  }
-  constexpr std::int64_t kStride = kPartUnits * kUnitFeatures;
-  float* const parts = thread.at<float>(layout_.parts);  // [2 * kPartRows, kStride]
-  for (std::int32_t unit = first; unit < last; unit += kPartUnits) {
-    const std::int32_t unit_end = std::min(unit + kPartUnits, last);
-    const std::int64_t begin = std::int64_t{unit} * kUnitFeatures;
-    const std::int64_t count = std::min(std::int64_t{unit_end} * kUnitFeatures, weight.rows()) - begin;
-    for (std::int32_t r = row_begin; r < row_end; r += kPartRows) {
-      const std::int32_t rows = std::min(kPartRows, row_end - r);
-      ActivationView part = x;
-      part.groups += 2 * r * x.group_stride;
-      weight.multiply(*level_.linear, unit, unit_end, part, 0, 2 * rows, parts - begin, kStride, scratch);
-      for (std::int32_t i = 0; i < rows; ++i) {
-        const float* const y = parts + 2 * i * kStride;
-        level_.elementwise->add(y, y + kStride, count, out + (r + i) * out_stride + begin);
-      }
-    }
-  }
-}
-
 /// Units [first, last) of one linear layer, and its tail while the outputs are in the cache.
 void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
                        std::int32_t row_begin, std::int32_t row_end, bool direct, Thread& thread) noexcept {
@@ -273,7 +230,8 @@ void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t 
       elementwise.add(y, vector(bias) + begin, count, y);
     }
   };
-  multiply(weight, first, last, x, row_begin, row_end, out, out_stride, thread);
+  void* const scratch = thread.at<std::byte>(layout_.linear);
+  weight.multiply(*level_.linear, first, last, x, row_begin, row_end, out, out_stride, scratch);
   add_bias(part.bias, out, out_stride);
   if (part.tail == LinearPart::Tail::add) {
     for (std::int32_t r = row_begin; r < row_end; ++r) {
@@ -283,7 +241,7 @@ void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t 
   } else if (part.tail == LinearPart::Tail::glu) {
     float* const up = row(part.up, 0);
     const std::int64_t up_stride = stride(part.up);
-    multiply(matrix(part.up_weight), first, last, x, row_begin, row_end, up, up_stride, thread);
+    matrix(part.up_weight).multiply(*level_.linear, first, last, x, row_begin, row_end, up, up_stride, scratch);
     add_bias(part.up_bias, up, up_stride);
     const auto glu = elementwise.glu[static_cast<int>(part.activation)];
     for (std::int32_t r = row_begin; r < row_end; ++r) {

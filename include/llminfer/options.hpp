@@ -30,7 +30,7 @@ struct EngineOptions {
   std::shared_ptr<Backend> custom_backend{};
   int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string
-      cpu_level{};      ///< forces an instruction set level ("scalar", "avx2", "avx512", "avx512vnni"); empty: the best
+      cpu_level{};      ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};  ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;   ///< float arithmetic throughout; slow, the reference for numerics
   bool mmap = true;     ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "backends/cpu/level.hpp"
 #include "quant/format.hpp"
 #include "tests/cpu/random_weight.hpp"
 
@@ -27,19 +28,17 @@ constexpr auto kTypes = static_cast<int>(WeightType::nvfp4) + 1;
 const std::vector<const cpu::LinearKernels*>& levels() {
   static const auto found = [] {
     std::vector<const cpu::LinearKernels*> list{&cpu::isa_scalar::linear_kernels()};
-    const auto add = [&](bool can, const cpu::LinearKernels& (*table)(), const char* name) {
-      if (can) {
-        list.push_back(&table());
-      } else {
-        std::cout << "skipped, not on this machine: level " << name << '\n';
-      }
-    };
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    add(avx2, cpu::isa_avx2::linear_kernels, "avx2");
-    add(avx512, cpu::isa_avx512::linear_kernels, "avx512");
-    add(avx512 && __builtin_cpu_supports("avx512vnni"), cpu::isa_avx512vnni::linear_kernels, "avx512vnni");
+    for (const cpu::Level& level : cpu::runnable_levels().subspan(1)) list.push_back(level.linear);
+#if defined(__x86_64__)
+    for (const char* name : {"avx2", "avxvnni", "avx512", "avx512vnni"}) {
+#elif defined(__aarch64__)
+    for (const char* name : {"neon", "neondot", "neoni8mm"}) {
+#else
+    for (const char* name : {"scalar"}) {
+#endif
+      const auto same = [&](const auto* level) { return std::string_view(level->level) == name; };
+      if (std::none_of(list.begin(), list.end(), same)) std::cout << "skipped, not on this machine: level " << name << '\n';
+    }
     return list;
   }();
   return found;
@@ -68,6 +67,17 @@ Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu:
   }
   r.view = {r.f32.data(), stride, r.groups.data(), group_stride};
   return r;
+}
+
+/// The i-th code of a group that was quantized for kernels that want this form.
+std::int32_t code_of(const cpu::QuantizedGroup& group, cpu::ActivationForm form, std::size_t i) {
+  if (form == cpu::ActivationForm::words) {
+    constexpr std::size_t kPlace[4] = {0, 2, 1, 3};
+    std::int16_t code = 0;
+    std::memcpy(&code, group.codes + (i / 4 * 4 + kPlace[i % 4]) * sizeof code, sizeof code);
+    return code;
+  }
+  return 256 * static_cast<std::int8_t>(group.codes[i]) + static_cast<std::int8_t>(group.codes[32 + i]);
 }
 
 constexpr float kUntouched = 12345.0f;
@@ -154,10 +164,10 @@ TEST_CASE("all levels give the bits of the scalar kernels") {
       const std::int64_t rows = want_cols == 1536 ? 16 : want_cols == 576 ? 50 : 67;
       const RandomWeight w = random_weight(type, rows, cols, 3);
       const auto packed = pack(w);
-      const Rows x = random_rows(33, cols, 4, scalar);
-      const std::vector<float> expected = multiply(scalar, *packed, x, 33);
+      const std::vector<float> expected = multiply(scalar, *packed, random_rows(33, cols, 4, scalar), 33);
       for (const auto* level : levels()) {
-        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33}) {
+        const Rows x = random_rows(33, cols, 4, *level);
+        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 33}) {
           INFO(llminfer::weight_type_info(type).name << " [" << rows << ", " << cols << "] on " << level->level
                                                      << ", M = " << m);
           const std::vector<float> first(expected.begin(), expected.begin() + m * (rows + 5));
@@ -206,7 +216,7 @@ TEST_CASE("kernels compute the product that the quantized operands define") {
       for (std::int32_t m = 0; m < rows; ++m) {
         for (std::int64_t k = 0; k < cols; ++k) {
           const cpu::QuantizedGroup& g = x.groups[static_cast<std::size_t>(m * x.view.group_stride + k / 32)];
-          in(m, k) = packed->quantized() ? static_cast<double>(g.scale) * g.code[k % 32]
+          in(m, k) = packed->quantized() ? static_cast<double>(g.scale) * code_of(g, scalar.form, static_cast<std::size_t>(k % 32))
                                          : static_cast<double>(x.f32[static_cast<std::size_t>(m * x.view.stride + k)]);
         }
       }
@@ -245,13 +255,14 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
       }
       const auto packed = pack(w);
       for (const float sign : {1.0f, -1.0f}) {
-        Rows x = random_rows(5, cols, 10, *levels()[0]);
-        for (float& f : x.f32) f = sign;
-        for (int m = 0; m < 5; ++m) {
-          levels()[0]->quantize_row(x.f32.data() + m * x.view.stride, cols, x.groups.data() + m * x.view.group_stride);
-        }
-        const std::vector<float> expected = multiply(*levels()[0], *packed, x, 5);
+        std::vector<float> expected;
         for (const auto* level : levels()) {
+          Rows x = random_rows(5, cols, 10, *level);
+          for (float& f : x.f32) f = sign;
+          for (int m = 0; m < 5; ++m) {
+            level->quantize_row(x.f32.data() + m * x.view.stride, cols, x.groups.data() + m * x.view.group_stride);
+          }
+          if (expected.empty()) expected = multiply(*level, *packed, x, 5);
           for (const std::int32_t m : {1, 5}) {
             INFO(info.name << " of " << fill << " on " << level->level);
             const std::vector<float> first(expected.begin(), expected.begin() + m * (w.rows + 5));
@@ -276,7 +287,7 @@ TEST_CASE("activations are quantized alike on all levels") {
     x[64 + i] *= 1e-36f;                        // too small for a scale
     x[96 + i] *= 1e36f;
   }
-  x[32] = 127.0f;
+  x[32] = static_cast<float>(cpu::kCodeLimit);
   x[128 + 5] = kInf;
   x[160 + 31] = -kInf;
   x[192] = kNan;
@@ -291,7 +302,7 @@ TEST_CASE("activations are quantized alike on all levels") {
     int sum[2] = {0, 0};
     float absmax = 0.0f;
     for (std::size_t i = 0; i < 32; ++i) {
-      sum[i / 16] += q.code[i];
+      sum[i / 16] += code_of(q, levels()[0]->form, i);
       const float value = g * 32 + i < x.size() ? x[g * 32 + i] : 0.0f;
       absmax = std::isfinite(value) ? std::max(absmax, std::abs(value)) : kInf;
       if (absmax == kInf) break;
@@ -300,9 +311,9 @@ TEST_CASE("activations are quantized alike on all levels") {
       REQUIRE(std::isnan(q.scale));
       continue;
     }
-    REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / 127.0f));
+    REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / static_cast<float>(cpu::kCodeLimit)));
     for (std::size_t i = 0; i < 32 && g * 32 + i < x.size(); ++i) {
-      REQUIRE(std::abs(static_cast<double>(q.code[i]) * q.scale - x[g * 32 + i]) <= 0.5001 * q.scale + 1e-30);
+      REQUIRE(std::abs(static_cast<double>(code_of(q, levels()[0]->form, i)) * q.scale - x[g * 32 + i]) <= 0.51 * q.scale + 1e-30);
     }
     REQUIRE(q.minus_half_sum[0] == -sum[0]);
     REQUIRE(q.minus_half_sum[1] == -sum[1]);
@@ -317,11 +328,13 @@ TEST_CASE("activations are quantized alike on all levels") {
     level->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), got.data());
     for (std::size_t g = 0; g < got.size(); ++g) {
       INFO("group " << g);
+      for (std::size_t i = 0; i < 32; ++i) {
+        REQUIRE(code_of(got[g], level->form, i) == code_of(expected[g], levels()[0]->form, i));
+      }
       if (std::isnan(expected[g].scale)) {
         REQUIRE(std::isnan(got[g].scale));
-        REQUIRE(std::memcmp(got[g].code, expected[g].code, sizeof got[g].code) == 0);
-      } else {
-        REQUIRE(std::memcmp(&got[g], &expected[g], sizeof got[g]) == 0);
+      } else {  // what follows the codes
+        REQUIRE(std::memcmp(&got[g].scale, &expected[g].scale, sizeof got[g] - sizeof got[g].codes) == 0);
       }
     }
   }

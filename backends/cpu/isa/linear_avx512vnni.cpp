@@ -6,15 +6,17 @@
 #include "backends/cpu/panel.hpp"
 
 namespace llminfer::cpu::isa_avx512vnni {
+namespace {
+constexpr const char* kLevelName = "avx512vnni";
+}
 
+// In this order: each stands on those before it.
 #include "backends/cpu/kernels/linear_avx512-inl.hpp"
-
-// After the vector operations that it is written in.
+//
+#include "backends/cpu/kernels/dot_bytes-inl.hpp"
+//
 #include "backends/cpu/kernels/linear-inl.hpp"
 
-const LinearKernels& linear_kernels() {
-  static constexpr LinearKernels kKernels{"avx512vnni", quantize_row, linear, dot_rows};
-  return kKernels;
-}
+const LinearKernels& linear_kernels() { return kLinearKernels; }
 
 }  // namespace llminfer::cpu::isa_avx512vnni

@@ -1,12 +1,18 @@
-// Vector operations of the linear kernels on AVX2 with FMA and F16C: one vector is 8 of the 16 rows of a panel.
-// Included inside the level's namespace.
+// Vector operations of the linear kernels on AVX2 with FMA and F16C, and with AVX-VNNI where the file is compiled for it:
+// one vector is 8 of the 16 rows of a panel. Included inside the level's namespace.
 
 namespace {
 
 constexpr int kLanes = 8;
-constexpr bool kVnni = false;
-constexpr int kTileRows = 3;  // 3 x 2 integer and float accumulators leave 4 of the 16 registers
 constexpr int kTileVectors = 2;
+#ifdef __AVXVNNI__
+constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers; floats wait in memory
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr bool kFloatsInMemory = true;
+/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
+constexpr int slice_rows(PanelShape) { return 9; }
 
 using Bytes = __m256i;  // 32 codes: [8 rows][4 values]
 using Ints = __m256i;
@@ -73,20 +79,32 @@ template <int n>
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }
 [[gnu::always_inline]] inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
-/// The first `count` of 8.
+[[gnu::always_inline]] inline __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+/// The first `count` of 8; the others are 0.
+[[gnu::always_inline]] inline Floats load_some(const float* p, int count) {
+  return _mm256_maskload_ps(p, first_lanes(count));
+}
 [[gnu::always_inline]] inline void store_some(float* p, Floats v, int count) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), v);
+  _mm256_maskstore_ps(p, first_lanes(count), v);
 }
 
-/// Sums of two products, int16: exact for codes of at most 7 bits.
-[[gnu::always_inline]] inline Ints dot_pairs(Bytes codes, Ints x) { return _mm256_maddubs_epi16(codes, x); }
-/// The same for signed codes -128…127, through their magnitude: 128 * 127 * 2 < 2^15.
-[[gnu::always_inline]] inline Ints dot_signed_pairs(Bytes codes, Ints x) {
-  return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+#ifdef __AVXVNNI__
+/// sum + the dot products of unsigned bytes with signed bytes, four to a lane.
+[[gnu::always_inline]] inline Ints dot_bytes(Ints sum, Bytes codes, Ints x) {
+  return _mm256_dpbusd_avx_epi32(sum, codes, x);
 }
-[[gnu::always_inline]] inline Ints add_pairs(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
-[[gnu::always_inline]] inline Ints widen_pairs(Ints v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+constexpr bool kSignedCodes = false;
+#else
+[[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi16(255)); }
+[[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm256_srli_epi16(v, 8); }
+/// sum + the dot products of 16-bit words, two to a lane. Two vpmaddubsw on the halves of the activation codes would
+/// multiply as much, but what they add up to fits 16 bits for few codes only.
+[[gnu::always_inline]] inline Ints dot_words(Ints sum, Bytes codes, Ints x) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
+}
+#endif
 
 [[gnu::always_inline]] inline std::int32_t sum_of(__m256i v) {
   const __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -109,17 +127,33 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   const float absmax = __builtin_bit_cast(float, bits);
   const bool finite = bits < 0x7f800000;
   const bool zero = !finite || absmax < 1e-30f;
-  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : 127.0f / absmax);
+  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax);
   const __m256i live = _mm256_set1_epi32(zero ? 0 : -1);
   __m256i code[4];
   for (int i = 0; i < 4; ++i) code[i] = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), live);
-  // Packing works within 128-bit halves; the permutation restores the order.
-  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->code), _mm256_permutevar8x32_epi32(bytes, order));
+  auto* const to = reinterpret_cast<__m256i*>(out->codes);
+  // Packing works within 128-bit halves; the permutations restore the order.
+#ifdef __AVXVNNI__
+  const auto pack = [](const __m256i(&v)[4]) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  };
+  __m256i high[4], low[4];
+  for (int i = 0; i < 4; ++i) {
+    high[i] = _mm256_srai_epi32(_mm256_add_epi32(code[i], _mm256_set1_epi32(128)), 8);
+    low[i] = _mm256_sub_epi32(code[i], _mm256_slli_epi32(high[i], 8));
+  }
+  _mm256_storeu_si256(to, pack(high));
+  _mm256_storeu_si256(to + 1, pack(low));
+#else
+  for (int i = 0; i < 2; ++i) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(code[2 * i], code[2 * i + 1]), 0xd8);
+    _mm256_storeu_si256(to + i, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8));
+  }
+#endif
   const std::int32_t sum_a = sum_of(_mm256_add_epi32(code[0], code[1]));
   const std::int32_t sum_b = sum_of(_mm256_add_epi32(code[2], code[3]));
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / 127.0f;
+  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
   out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
   out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
   out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);

@@ -4,14 +4,22 @@
 namespace {
 
 constexpr int kLanes = 16;
-#ifdef __AVX512VNNI__
-constexpr bool kVnni = true;
-constexpr int kTileRows = 6;  // 6 x 2 integer and float accumulators, of 32 registers
-#else
-constexpr bool kVnni = false;
-constexpr int kTileRows = 4;
-#endif
 constexpr int kTileVectors = 2;
+#ifdef __AVX512VNNI__
+constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr bool kFloatsInMemory = false;
+/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
+#ifdef __AVX512VNNI__
+constexpr int slice_rows(PanelShape s) {
+  const bool cheap = (s.bits == 4 && s.scale != PanelScale::two_level) || s.bits == 8;
+  return cheap && !s.table && s.group == 32 ? 1 << 30 : 9;
+}
+#else
+constexpr int slice_rows(PanelShape) { return 9; }
+#endif
 
 using Bytes = __m512i;  // 64 codes: [16 rows][4 values]
 using Ints = __m512i;
@@ -74,7 +82,10 @@ template <int n>
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 [[gnu::always_inline]] inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
-/// The first `count` of 16.
+/// The first `count` of 16; the others are 0.
+[[gnu::always_inline]] inline Floats load_some(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+}
 [[gnu::always_inline]] inline void store_some(float* p, Floats v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
 }
@@ -84,16 +95,14 @@ template <int n>
 [[gnu::always_inline]] inline Ints dot_bytes(Ints sum, Bytes codes, Ints x) {
   return _mm512_dpbusd_epi32(sum, codes, x);
 }
+constexpr bool kSignedCodes = false;
 #else
-/// Sums of two products, int16: exact for codes of at most 7 bits.
-[[gnu::always_inline]] inline Ints dot_pairs(Bytes codes, Ints x) { return _mm512_maddubs_epi16(codes, x); }
-/// The same for signed codes -128…127, through their magnitude: 128 * 127 * 2 < 2^15.
-[[gnu::always_inline]] inline Ints dot_signed_pairs(Bytes codes, Ints x) {
-  const Ints signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x);
-  return _mm512_maddubs_epi16(_mm512_abs_epi8(codes), signed_x);
+[[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi16(255)); }
+[[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm512_srli_epi16(v, 8); }
+/// sum + the dot products of 16-bit words, two to a lane.
+[[gnu::always_inline]] inline Ints dot_words(Ints sum, Bytes codes, Ints x) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x));
 }
-[[gnu::always_inline]] inline Ints add_pairs(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
-[[gnu::always_inline]] inline Ints widen_pairs(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 #endif
 
 // Quantization of one group of 32; see linear_scalar-inl.hpp.
@@ -107,15 +116,27 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   const float absmax = __builtin_bit_cast(float, bits);
   const bool finite = bits < 0x7f800000;
   const bool zero = !finite || absmax < 1e-30f;
-  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : 127.0f / absmax);
+  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax);
   const __mmask16 live = zero ? 0 : 0xffff;
   const __m512i code_a = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(a, inverse));
   const __m512i code_b = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(b, inverse));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out->code), _mm512_cvtepi32_epi8(code_a));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out->code + 16), _mm512_cvtepi32_epi8(code_b));
+#ifdef __AVX512VNNI__
+  const __m512i half = _mm512_set1_epi32(128);
+  const __m512i high_a = _mm512_srai_epi32(_mm512_add_epi32(code_a, half), 8);
+  const __m512i high_b = _mm512_srai_epi32(_mm512_add_epi32(code_b, half), 8);
+  auto* const to = reinterpret_cast<__m128i*>(out->codes);
+  _mm_storeu_si128(to, _mm512_cvtepi32_epi8(high_a));
+  _mm_storeu_si128(to + 1, _mm512_cvtepi32_epi8(high_b));
+  _mm_storeu_si128(to + 2, _mm512_cvtepi32_epi8(code_a));
+  _mm_storeu_si128(to + 3, _mm512_cvtepi32_epi8(code_b));
+#else
+  const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(code_a)),
+                                           _mm512_cvtepi32_epi16(code_b), 1);
+  _mm512_storeu_si512(out->codes, _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(words, 0xd8), 0xd8));
+#endif
   const std::int32_t sum_a = _mm512_reduce_add_epi32(code_a);
   const std::int32_t sum_b = _mm512_reduce_add_epi32(code_b);
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / 127.0f;
+  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
   out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
   out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
   out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);

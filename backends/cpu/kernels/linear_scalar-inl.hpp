@@ -2,8 +2,9 @@
 // isa_scalar.
 //
 // The arithmetic of one output, for groups of 32 values in ascending order:
-//   dot  = sum of code * x.code - zero * sum of x.code        exact, int32; one per 16 values for kinds of group 16
-//   t    = scale * float(dot)                                 group 16: then t = fma(scale', float(dot'), t)
+//   dot  = sum of code * x.code - zero * sum of x.code        exact, int32 (at most 32 * 255 * 32639); one per 16 values
+//                                                             for kinds of group 16
+//   t    = scale * float(dot), rounded to nearest             group 16: then t = fma(scale', float(dot'), t)
 //   acc  = fma(t, x.scale, acc)
 //   acc  = fma(-minimum, x.scale * sum of x.code, acc)        kinds with minimums only
 // Dense kinds: acc = fma(w[k], x[k], acc) for ascending k.
@@ -20,15 +21,16 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   const float absmax = __builtin_bit_cast(float, bits);
   const bool finite = bits < 0x7f800000u;
   const bool zero = !finite || absmax < 1e-30f;
-  const float inverse = zero ? 0.0f : 127.0f / absmax;
+  const float inverse = zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax;
   std::int32_t half[2] = {0, 0};
   for (int i = 0; i < kGroupValues; ++i) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
     const std::int32_t code = zero ? 0 : static_cast<std::int32_t>((x[i] * inverse + kRound) - kRound);
-    out->code[i] = static_cast<std::int8_t>(code);
+    out->codes[i] = static_cast<std::uint8_t>((code + 128) >> 8);
+    out->codes[kGroupValues + i] = static_cast<std::uint8_t>(code);
     half[i / 16] += code;
   }
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / 127.0f;
+  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
   for (int h = 0; h < 2; ++h) {
     out->scaled_half_sum[h] = out->scale * static_cast<float>(half[h]);
     out->minus_half_sum[h] = -half[h];
@@ -47,6 +49,10 @@ void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) {
   }
 }
 
+std::int32_t activation_code(const QuantizedGroup& x, int i) {
+  return 256 * static_cast<std::int8_t>(x.codes[i]) + static_cast<std::int8_t>(x.codes[kGroupValues + i]);
+}
+
 /// One output of a grouped kind, from its row's codes // (K) and scales and minimums // (K / group).
 float grouped_output(const PanelShape& shape, std::int64_t groups, const std::uint8_t* codes, const float* scales,
                      const float* minimums, const QuantizedGroup* x) {
@@ -56,7 +62,7 @@ float grouped_output(const PanelShape& shape, std::int64_t groups, const std::ui
     float t = 0.0f;
     for (int h = 0; h < halves; ++h) {
       std::int32_t dot = shape.zero * (halves == 1 ? x->minus_sum : x->minus_half_sum[h]);
-      for (int i = h * shape.group; i < (h + 1) * shape.group; ++i) dot += codes[g * kGroupValues + i] * x->code[i];
+      for (int i = h * shape.group; i < (h + 1) * shape.group; ++i) dot += codes[g * kGroupValues + i] * activation_code(*x, i);
       const float scale = scales[g * halves + h];
       t = h == 0 ? scale * static_cast<float>(dot) : __builtin_fmaf(scale, static_cast<float>(dot), t);
     }
@@ -114,6 +120,6 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 }  // namespace
 
 const LinearKernels& linear_kernels() {
-  static constexpr LinearKernels kKernels{"scalar", quantize_row, linear, dot_rows};
+  static constexpr LinearKernels kKernels{"scalar", ActivationForm::bytes, quantize_row, linear, dot_rows};
   return kKernels;
 }

@@ -1,0 +1,73 @@
+// Dense weights times float rows, once for all SIMD levels: register tiles of rows x vectors. Included inside the level's
+// namespace after grouped-inl.hpp.
+
+namespace {
+
+enum class Dense { f32, f16, bf16 };
+template <Dense D>
+[[gnu::always_inline]] inline Floats load_dense(const std::uint8_t* panel, std::int64_t at) {
+  if constexpr (D == Dense::f32) return load_floats(panel + at * 4);
+  if constexpr (D == Dense::f16) return load_halves(panel + at * 2);
+  if constexpr (D == Dense::bf16) return load_bfloats(panel + at * 2);
+}
+
+/// The same for dense panels and float rows.
+template <Dense D, int M, int V>
+[[gnu::always_inline]] inline void dense_tile(const Columns<V>& w, const float* x, std::int64_t x_stride,
+                                              std::int64_t cols, Floats (&acc)[M][V]) {
+  unroll<M>([&](auto m) __attribute__((always_inline)) {
+    unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
+  });
+  for (std::int64_t k = 0; k < cols; ++k, ++x) {
+    Floats c[V];
+    unroll<V>([&](auto v) __attribute__((always_inline)) {
+      c[v.value] = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
+    });
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const Floats value = fill_float(x[m.value * x_stride]);
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        acc[m.value][v.value] = fma(c[v.value], value, acc[m.value][v.value]);
+      });
+    });
+  }
+}
+
+/// Vectors of a dense tile: enough independent sums to hide the latency of fma with a single row.
+constexpr int kDenseVectors = 4;
+
+template <Dense D, int M>
+[[gnu::noinline]] void dense_rows(const Columns<kDenseVectors>& columns, const float* x, std::int64_t x_stride,
+                                  std::int64_t cols, const Output& out) {
+  Floats acc[M][kDenseVectors];
+  dense_tile<D, M, kDenseVectors>(columns, x, x_stride, cols, acc);
+  store_tile<M, kDenseVectors>(acc, out);
+}
+
+template <Dense D>
+[[gnu::noinline]] void dense_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                                    const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
+                                    std::int64_t out_stride) {
+  constexpr int kPanels = kDenseVectors * kLanes / kPanelRows;
+  for (std::int32_t p = panel_begin; p < panel_end; p += kPanels) {
+    const std::int32_t panels = panel_end - p < kPanels ? panel_end - p : kPanels;
+    const auto columns = columns_of<kDenseVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+    const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
+    Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows};
+    for (std::int32_t row = row_begin; row < row_end;) {
+      const std::int32_t left = row_end - row;
+      const float* const in = x.f32 + row * x.stride;
+      const std::int32_t taken = kLanes == 16 && left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      if (taken == 4) {
+        if constexpr (kLanes == 16) dense_rows<D, 4>(columns, in, x.stride, w.cols, to);
+      } else if (taken == 2) {
+        dense_rows<D, 2>(columns, in, x.stride, w.cols, to);
+      } else {
+        dense_rows<D, 1>(columns, in, x.stride, w.cols, to);
+      }
+      row += taken;
+      to.data += taken * out_stride;
+    }
+  }
+}
+
+}  // namespace

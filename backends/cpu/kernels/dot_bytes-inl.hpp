@@ -1,0 +1,27 @@
+// Exact dot products for levels that multiply bytes: dot_bytes(sum, codes, x) adds products of four bytes to each lane. An
+// activation code is two signed bytes, which have a sum each. The level says whether codes must be signed, too
+// (kSignedCodes). Included inside the level's namespace.
+
+namespace {
+
+constexpr bool kWords = false;
+
+/// What the P-th of a quad's two multiplications takes of its codes.
+template <int P>
+[[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes) {
+  return codes;
+}
+
+/// A dot product in progress: one per row, vector and group of 16 or 32.
+struct Dot {
+  Ints high, low;
+  [[gnu::always_inline]] void start(Ints at) { high = zero_ints(), low = at; }
+  template <int P>
+  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+    if constexpr (P == 0) high = dot_bytes(high, codes, x);
+    if constexpr (P == 1) low = dot_bytes(low, codes, x);
+  }
+  [[gnu::always_inline]] Ints result() const { return add_ints(shift_ints<8>(high), low); }
+};
+
+}  // namespace

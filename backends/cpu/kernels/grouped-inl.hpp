@@ -1,0 +1,336 @@
+// Grouped weights times quantized rows, once for all SIMD levels: register tiles of rows x vectors, where a vector holds
+// one output per lane. Few rows unpack codes in registers, for each tile again; many rows take them from a slice, which is
+// unpacked once. Included inside the level's namespace after unpack-inl.hpp. The arithmetic is that of
+// linear_scalar-inl.hpp, bit for bit: integer dots are exact, and each output has one accumulator that takes its groups in
+// ascending order, in a register or, between slices, where it is stored.
+
+namespace {
+
+/// V vectors of weights: where their lanes lie in which panel.
+template <int V>
+struct Columns {
+  const std::uint8_t* panel[V];
+  int lane[V];  ///< first lane of the vector in its panel, a multiple of kLanes
+};
+
+constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
+static_assert(kTilePanels >= 1);
+
+/// Vectors of the panels from `first` on, `stride` bytes apart. Where fewer than kTilePanels are left, the last one
+/// stands in for the missing ones, and its results are not stored.
+template <int V>
+[[gnu::always_inline]] inline Columns<V> columns_of(const std::uint8_t* first, std::int64_t stride,
+                                                    std::int32_t panels) {
+  Columns<V> c;
+  for (int v = 0; v < V; ++v) {
+    const int panel = v * kLanes / kPanelRows;
+    c.panel[v] = first + (panel < panels ? panel : panels - 1) * stride;
+    c.lane[v] = v * kLanes % kPanelRows;
+  }
+  return c;
+}
+
+/// The weights of a tile, read group by group from panels: enter(), then what the group has, then leave().
+template <PanelShape s>
+struct PanelReader {
+  static constexpr int V = kTileVectors;
+  const PanelLayout& layout;
+  const Columns<V> columns;
+  const std::int64_t ahead;  ///< bytes from a code to the one to be prefetched meanwhile
+  std::int64_t group;
+  Bytes table;
+  const std::uint8_t* codes[V];
+  Floats super_scale[V], super_minimum[V];
+
+  [[gnu::always_inline]] PanelReader(const PackedWeightView& w, const Columns<V>& from, std::int64_t first_group,
+                                     std::int64_t prefetch)
+      : layout(w.layout), columns(from), ahead(prefetch), group(first_group) {
+    if constexpr (s.table) table = load_table(w.table);
+    for (int v = 0; v < V; ++v) {
+      codes[v] = columns.panel[v] + group * layout.code_bytes + columns.lane[v] * 4;
+    }
+  }
+
+  [[gnu::always_inline]] void enter() {
+    if constexpr (s.scale == PanelScale::two_level) {
+      if (group % kSuperGroups != 0) return;
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        const std::int64_t at = (group / kSuperGroups * kPanelRows + columns.lane[v.value]) * 2;
+        super_scale[v.value] = load_halves(columns.panel[v.value] + layout.super_scale + at);
+        if constexpr (s.minimum) {
+          super_minimum[v.value] = load_halves(columns.panel[v.value] + layout.super_minimum + at);
+        }
+      });
+    }
+  }
+  template <int I, int P>
+  [[gnu::always_inline]] Bytes code(int v) const {
+    return codes_of_part<P>(unpack_quad<s, quad_at(s, I)>(codes[v], table));
+  }
+  [[gnu::always_inline]] Floats scale(int v, int half) const {
+    return load_scale<true>(columns.panel[v] + layout.scale, v, half, super_scale[v]);
+  }
+  [[gnu::always_inline]] Floats minimum(int v, int half) const {
+    return load_scale<false>(columns.panel[v] + layout.minimum, v, half, super_minimum[v]);
+  }
+  template <int M>
+  [[gnu::always_inline]] void leave() {
+    unroll<V>([&](auto v) __attribute__((always_inline)) {
+      // Hardware prefetching alone keeps up with nothing but the wide stream of 8-bit codes.
+      if constexpr (M > 1 || s.bits < 8) {
+        constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
+        constexpr int kFirst = v.value * kLanes % kPanelRows / kLanes * kLines;
+        const std::uint8_t* const line = codes[v.value] + ahead;
+        for (int i = kFirst; i < kFirst + kLines; ++i) __builtin_prefetch(line + i * 64);
+      }
+      codes[v.value] += layout.code_bytes;
+    });
+    ++group;
+  }
+
+ private:
+  template <bool Signed>
+  [[gnu::always_inline]] Floats load_scale(const std::uint8_t* base, int v, int half, Floats super) const {
+    const std::int64_t at = (group * halves(s) + half) * kPanelRows + columns.lane[v];
+    if constexpr (s.scale == PanelScale::f32) return load_floats(base + at * 4);
+    if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
+    if constexpr (s.scale == PanelScale::two_level) {
+      return multiply(super, Signed ? load_int8(base + at) : load_uint8(base + at));
+    }
+  }
+};
+
+/// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
+constexpr int kSliceGroups = kSuperGroups;
+
+/// The same weights from a slice that fill_slice has unpacked: per group the codes in the order in which tiles take them,
+/// then scales, then minimums.
+template <PanelShape s>
+struct SliceReader {
+  static constexpr int V = kTileVectors;
+  static constexpr int kParts = kWords ? 2 : 1;
+  static constexpr std::int64_t kVector = sizeof(Bytes);
+  static constexpr std::int64_t kCodes = 8 * kParts * V * kVector;
+  static constexpr std::int64_t kScales = halves(s) * V * kVector;
+  static constexpr std::int64_t kGroup = kCodes + kScales * (s.minimum ? 2 : 1);
+  static_assert(kSliceGroups * kGroup <= kSliceBytes);
+
+  std::uint8_t* at;
+
+  [[gnu::always_inline]] void enter() {}
+  template <int I, int P>
+  [[gnu::always_inline]] Bytes code(int v) const {
+    return load_bytes(at + ((I * kParts + (kWords ? P : 0)) * V + v) * kVector);
+  }
+  [[gnu::always_inline]] Floats scale(int v, int half) const { return load_floats(at + kCodes + (half * V + v) * kVector); }
+  [[gnu::always_inline]] Floats minimum(int v, int half) const {
+    return load_floats(at + kCodes + kScales + (half * V + v) * kVector);
+  }
+  template <int M>
+  [[gnu::always_inline]] void leave() {
+    at += kGroup;
+  }
+};
+
+template <PanelShape s>
+[[gnu::noinline]] void fill_slice(PanelReader<s> from, int groups, std::uint8_t* to) {
+  using Slice = SliceReader<s>;
+  constexpr int V = kTileVectors;
+  for (; groups > 0; --groups, to += Slice::kGroup) {
+    from.enter();
+    unroll<8>([&](auto i) __attribute__((always_inline)) {
+      unroll<Slice::kParts>([&](auto p) __attribute__((always_inline)) {
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          store_bytes(to + ((i.value * Slice::kParts + p.value) * V + v.value) * Slice::kVector,
+                      from.template code<i.value, p.value>(v.value));
+        });
+      });
+    });
+    unroll<halves(s) * V>([&](auto n) __attribute__((always_inline)) {
+      std::uint8_t* const scale = to + Slice::kCodes + n.value * Slice::kVector;
+      store_floats(reinterpret_cast<float*>(scale), from.scale(n.value % V, n.value / V));
+      if constexpr (s.minimum) {
+        store_floats(reinterpret_cast<float*>(scale + Slice::kScales), from.minimum(n.value % V, n.value / V));
+      }
+    });
+    from.template leave<2>();
+  }
+}
+
+/// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group.
+template <PanelShape s, int M, class Reader>
+[[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
+                                                std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
+  constexpr int V = kTileVectors, H = halves(s), kQuads = 8 / H;
+  for (; groups > 0; --groups, ++x) {
+    // Left to itself the compiler keeps these in registers, which the sums of integers need in the innermost loop.
+    if constexpr (kFloatsInMemory) asm volatile("" : "+m"(acc));
+    w.enter();
+    Dot dot[M][V];
+    Floats sum[M][V];
+    unroll<8>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kHalf = i.value / kQuads;
+      if constexpr (i.value % kQuads == 0) {
+        unroll<M>([&](auto m) __attribute__((always_inline)) {
+          const QuantizedGroup& row = x[m.value * x_stride];
+          Ints start = zero_ints();
+          if constexpr (s.zero != 0 && !made_signed(s)) {
+            start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[kHalf]));
+          }
+          unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value].start(start); });
+        });
+      }
+      unroll<2>([&](auto p) __attribute__((always_inline)) {
+        Bytes c[V];
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          c[v.value] = w.template code<i.value, p.value>(v.value);
+        });
+        unroll<M>([&](auto m) __attribute__((always_inline)) {
+          const Ints part = activation_part<quad_at(s, i.value), p.value>(x[m.value * x_stride]);
+          unroll<V>([&](auto v) __attribute__((always_inline)) {
+            dot[m.value][v.value].template add<p.value>(c[v.value], part);
+          });
+        });
+      });
+      if constexpr (i.value % kQuads == kQuads - 1) {
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          const Floats scale = w.scale(v.value, kHalf);
+          unroll<M>([&](auto m) __attribute__((always_inline)) {
+            const Floats d = to_floats(dot[m.value][v.value].result());
+            Floats& t = sum[m.value][v.value];
+            t = kHalf == 0 ? multiply(scale, d) : fma(scale, d, t);
+          });
+        });
+      }
+    });
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const Floats scale = fill_float(x[m.value * x_stride].scale);
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        acc[m.value][v.value] = fma(sum[m.value][v.value], scale, acc[m.value][v.value]);
+      });
+    });
+    if constexpr (s.minimum) {
+      unroll<H>([&](auto h) __attribute__((always_inline)) {
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          const Floats minimum = w.minimum(v.value, h.value);
+          unroll<M>([&](auto m) __attribute__((always_inline)) {
+            const QuantizedGroup& row = x[m.value * x_stride];
+            const Floats xsum = fill_float(H == 1 ? row.scaled_sum : row.scaled_half_sum[h.value]);
+            acc[m.value][v.value] = fnma(minimum, xsum, acc[m.value][v.value]);
+          });
+        });
+      });
+    }
+    w.template leave<M>();
+  }
+}
+
+/// Output features [first, …) of a call: those of V vectors that exist.
+struct Output {
+  float* data;  ///< of the tile's first row
+  std::int64_t stride;
+  std::int64_t first;  ///< feature of vector 0, lane 0
+  std::int64_t end;    ///< features from here on are not to be touched
+
+  [[gnu::always_inline]] float* at(int m, int v) const { return data + m * stride + first + v * kLanes; }
+  /// Lanes of vector v that exist.
+  [[gnu::always_inline]] std::int64_t lanes(int v) const { return end - first - v * kLanes; }
+};
+
+template <int M, int V>
+[[gnu::always_inline]] inline void store_tile(const Floats (&acc)[M][V], const Output& out) {
+  unroll<V>([&](auto v) __attribute__((always_inline)) {
+    const std::int64_t lanes = out.lanes(v.value);
+    if (lanes <= 0) return;
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      if (lanes >= kLanes) {
+        store_floats(out.at(m.value, v.value), acc[m.value][v.value]);
+      } else {
+        store_some(out.at(m.value, v.value), acc[m.value][v.value], static_cast<int>(lanes));
+      }
+    });
+  });
+}
+template <int M, int V>
+[[gnu::always_inline]] inline void load_tile(Floats (&acc)[M][V], const Output& out) {
+  unroll<V>([&](auto v) __attribute__((always_inline)) {
+    const std::int64_t lanes = out.lanes(v.value);
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      acc[m.value][v.value] = lanes >= kLanes ? load_floats(out.at(m.value, v.value))
+                              : lanes > 0
+                                  ? load_some(out.at(m.value, v.value), static_cast<int>(lanes))
+                                  : zero_floats();
+    });
+  });
+}
+
+/// One tile over some groups; with `resume` the output holds the sums of the groups before.
+template <PanelShape s, int M, class Reader>
+[[gnu::noinline]] void grouped_rows(Reader w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
+                                    const Output& out, bool resume) {
+  Floats acc[M][kTileVectors];
+  if (resume) {
+    load_tile<M, kTileVectors>(acc, out);
+  } else {
+    unroll<M * kTileVectors>([&](auto i) __attribute__((always_inline)) {
+      acc[i.value / kTileVectors][i.value % kTileVectors] = zero_floats();
+    });
+  }
+  grouped_tile<s, M>(w, groups, x, x_stride, acc);
+  store_tile<M, kTileVectors>(acc, out);
+}
+
+/// All rows, in tiles of nearly equal height.
+template <PanelShape s, class Reader>
+void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
+                      std::int32_t rows, Output out, bool resume) {
+  for (std::int32_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+    const std::int32_t height = (rows + tiles - 1) / tiles;
+    unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
+      constexpr int M = m.value + 1;
+      if (height == M) grouped_rows<s, M, Reader>(w, groups, x, x_stride, out, resume);
+    });
+    rows -= height;
+    x += height * x_stride;
+    out.data += height * out.stride;
+  }
+}
+
+/// Rows whose activations stay in a second-level cache while panel after panel passes by.
+constexpr std::int64_t kRowBlockBytes = 512 << 10;
+
+template <PanelShape s>
+[[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                                      const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
+                                      std::int64_t out_stride, std::uint8_t* slice) {
+  const std::int64_t groups = w.cols / kGroupValues;
+  const std::int32_t rows = row_end - row_begin;
+  const QuantizedGroup* const first_row = x.groups + row_begin * x.group_stride;
+  const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
+  const std::int32_t block = fit < 32 ? 32 : fit;
+  // Prefetch the same place of the next tile's panels where that is near, else further down in these.
+  const std::int64_t next = kTilePanels * w.layout.bytes;
+  const std::int64_t ahead = next <= 16384 ? next : 4096;
+  for (std::int32_t begin = 0; begin < rows; begin += block) {
+    const std::int32_t count = rows - begin < block ? rows - begin : block;
+    const QuantizedGroup* const in = first_row + begin * x.group_stride;
+    for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
+      const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
+      const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
+      const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+      const Output to{out + (row_begin + begin) * out_stride, out_stride, std::int64_t{p} * kPanelRows,
+                      end < w.rows ? end : w.rows};
+      if (rows < slice_rows(s)) {
+        grouped_all_rows<s>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
+        continue;
+      }
+      for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
+        const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
+        fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+        grouped_all_rows<s>(SliceReader<s>{slice}, some, in + g, x.group_stride, count, to, g > 0);
+      }
+    }
+  }
+}
+
+}  // namespace
