@@ -5,6 +5,3 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(LLMINFER_PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)       # the tokenizers' regular expressions
 pkg_check_modules(LLMINFER_UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # Unicode normalisation
 find_package(Threads REQUIRED)
-if(LLMINFER_OPENMP AND NOT LLMINFER_SANITIZE MATCHES "thread")  # ThreadSanitizer does not know libgomp
-  find_package(OpenMP REQUIRED COMPONENTS CXX)
-endif()

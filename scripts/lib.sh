@@ -4,7 +4,7 @@
 LLMINFER_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CXX=${CXX:-g++}
 
-# What each job needs, as Debian names it. OpenMP comes with g++.
+# What each job needs, as Debian names it.
 PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libeigen3-dev libbenchmark-dev binutils python3)

@@ -140,11 +140,10 @@ class CpuBackend final : public Backend {
     std::unique_ptr<PackedWeight> packed =
         LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, &arena_));
     packed->set_input(weight.details.input);
-    const int panels = packed->panels();
-    auto body = [&](core::Worker& worker) {
-      worker.share(panels, 8, [&](int first, int last) { packed->pack_panels(weight, first, last); });
-    };
-    LLMINFER_TRY(team_->run(body));
+    const int panels = packed->panels(), chunks = std::min((panels + 7) / 8, core::Team::kMaxChunks);
+    const auto bound = [&](int chunk) { return static_cast<std::int32_t>(std::int64_t{panels} * chunk / chunks); };
+    auto body = [&](int, int chunk, int) { packed->pack_panels(weight, bound(chunk), bound(chunk + 1)); };
+    LLMINFER_TRY(team_->run(std::span(&chunks, 1), body));
     return std::unique_ptr<PreparedWeight>(std::move(packed));
   }
 

@@ -1,7 +1,6 @@
 #include "backends/cpu/plan.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <new>
 #include <utility>
 
@@ -16,6 +15,9 @@ using core::fail;
 constexpr std::size_t kLine = 64;
 std::int64_t on_line(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 std::int64_t float_bytes(std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); }
+
+/// From this many rows on a linear layer with few output features is shared out over blocks of rows, too.
+constexpr std::int32_t kRowBlock = 128;
 
 }  // namespace
 
@@ -70,7 +72,11 @@ CpuPlan::CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
       level_(level),
       team_(std::move(team)),
       weights_(std::move(weights)),
-      memory_(layout.bytes()) {
+      memory_(layout.bytes()),
+      threads_(static_cast<std::size_t>(layout.threads)) {
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    threads_[i].memory = memory_.at<std::byte>(layout_.shared_bytes + static_cast<std::int64_t>(i) * layout_.own_bytes);
+  }
   for (const Step& step : steps_.steps) {
     const auto* attention = std::get_if<AttentionStep>(&step);
     if (!attention) continue;
@@ -178,6 +184,9 @@ Result<void> CpuPlan::bind_inputs() {
   if (!rounds) return {};
   rounded_stride_ = (layout_.widest_input + 15) / 16 * 16 + 16;
   rounded_ = AlignedBytes(float_bytes(rounded_stride_ * (std::int64_t{max_rows_} + layout_.threads)));
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    threads_[i].rounded = rounded_row(max_rows_ + static_cast<std::int32_t>(i));
+  }
   return {};
 }
 
@@ -189,11 +198,10 @@ Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
   return core::guarded([&]() -> Result<void> {
     if (outcome_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
     LLMINFER_TRY(begin(batch, caches));
-    auto body = [this](core::Worker& worker) { walk(worker); };
-    Result<void> ran = team_->run(body);
-    if (ran && pass_.stop_at.load() != std::numeric_limits<std::size_t>::max()) {
-      ran = fail(ErrorCode::cancelled, "the pass was interrupted");
-    }
+    if (profiler_) profiler_->start(pass_.steps);
+    auto body = [this](int phase, int chunk, int thread) { run_chunk(phase, chunk, thread); };
+    Result<void> ran = team_->run(pass_.chunks, body);
+    if (ran && pass_.stop) ran = fail(ErrorCode::cancelled, "the pass was interrupted");
     if (ran && profiler_) profiler_->report(batch, pass_.selected, pass_.caches, team_->threads());
     outcome_ = std::move(ran);
     return {};
@@ -269,28 +277,85 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     std::sort(written.begin(), written.end());
     pass_.write_in_attention = std::adjacent_find(written.begin(), written.end()) == written.end();
   }
-  pass_.stop_at = std::numeric_limits<std::size_t>::max();
+  plan_phases();
+  for (Thread& thread : threads_) thread.prepared = nullptr;
+  pass_.stop = false;
   return {};
 }
 
-/// What every thread does in a pass. Every step ends with all threads meeting.
-void CpuPlan::walk(core::Worker& worker) noexcept {
-  Thread thread{worker, memory_.at<std::byte>(layout_.shared_bytes + worker.index() * layout_.own_bytes),
-                static_cast<std::int32_t>(pass_.batch->positions.size())};
-  const std::function<bool()>& interrupted = pass_.batch->interrupted;
-  Profiler* const profiler = worker.index() == 0 ? profiler_.get() : nullptr;
-  if (profiler) profiler->start();
-  compute_angles(thread);
-  for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
-    if (worker.index() == 0 && interrupted && interrupted() && pass_.stop_at.load(std::memory_order_relaxed) > i + 1) {
-      pass_.stop_at.store(i + 1, std::memory_order_relaxed);
+/// Adds a phase, unless it has nothing to do. Threads take `grain` items at a time; 0: few enough that all end
+/// together, many enough that taking costs nothing.
+void CpuPlan::add_phase(Phase phase, int grain) {
+  if (phase.items == 0) return;
+  const int threads = team_->threads();
+  if (grain == 0) grain = std::max(1, phase.items / (8 * threads));
+  const int chunks = threads == 1 ? 1 : (phase.items + grain - 1) / grain;
+  pass_.phases.push_back(phase);
+  pass_.chunks.push_back(std::min(chunks, core::Team::kMaxChunks));
+}
+
+/// The phases of the pass: the steps' over all rows up to the selection, and over the selected rows after it.
+void CpuPlan::plan_phases() {
+  using Kind = Phase::Kind;
+  pass_.phases.clear();
+  pass_.chunks.clear();
+  auto rows = static_cast<std::int32_t>(pass_.batch->positions.size());
+  bool selected = false;
+  add_phase({Kind::angles, nullptr, selected, rows, program_.rope_tables.empty() ? 0 : rows});
+  pass_.steps = 0;
+  for (const Step& step : steps_.steps) {
+    ++pass_.steps;
+    Phase prepare{Kind::prepare, &step, selected, rows}, main{Kind::main, &step, selected, rows, rows};
+    int grain = 0;
+    if (const auto* linear = std::get_if<LinearStep>(&step)) {
+      const LinearInput input = linear_input(*linear);
+      if (input.direct) prepare.rows = main.rows = static_cast<std::int32_t>(pass_.logit_index.size());
+      // A single row is prepared by every thread for itself, which is quicker than a phase.
+      if (input.prepares() && prepare.rows > 1) prepare.items = prepare.rows;
+      std::int32_t units = 0;
+      for (const LinearPart& part : linear->parts) units += matrix(part.weight).units();
+      if (units < 8 * team_->threads()) main.blocks = std::max(1, main.rows / kRowBlock);
+      main.items = main.rows > 0 ? main.blocks * units : 0;
+    } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
+      const CacheGroup& group = program_.cache_groups[static_cast<std::size_t>(attention->op.group)];
+      if (!pass_.write_in_attention) prepare.items = rows * group.kv_heads;
+      main.items = static_cast<int>(tasks_of(*attention).tasks.size());
+      grain = 1;
+    } else if (const auto* select = std::get_if<SelectStep>(&step)) {
+      selected = true;
+      if (pass_.selected.size() == static_cast<std::size_t>(rows)) continue;
+      rows = static_cast<std::int32_t>(pass_.selected.size());
+      if (rows == 0) return;
+      main.items = static_cast<int>(select->values.size());
+      grain = 1;
     }
-    if (pass_.stop_at.load(std::memory_order_relaxed) <= i) return;
-    std::visit([&](const auto& step) { run(step, thread); }, steps_.steps[i]);
-    if (profiler) profiler->finish_step(i);
-    if (thread.selected && thread.rows == 0) return;
+    add_phase(prepare);
+    add_phase(main, grain);
   }
-  give_out(thread);
+  const bool copies = !pass_.batch->hidden_rows.empty() || (!steps_.logits_direct && !pass_.batch->logit_rows.empty());
+  add_phase({Kind::outputs, nullptr, selected, rows, copies ? 1 : 0});
+}
+
+/// What a thread does when it has taken a chunk. The phase does not end before that returns.
+void CpuPlan::run_chunk(int phase_index, int chunk, int thread_index) noexcept {
+  const Phase& phase = pass_.phases[static_cast<std::size_t>(phase_index)];
+  const int chunks = pass_.chunks[static_cast<std::size_t>(phase_index)];
+  const std::function<bool()>& interrupted = pass_.batch->interrupted;
+  if (chunk == 0 && interrupted && interrupted()) pass_.stop.store(true, std::memory_order_relaxed);
+  if (pass_.stop.load(std::memory_order_relaxed)) return;
+  const auto bound = [&](int c) { return static_cast<int>(std::int64_t{phase.items} * c / chunks); };
+  const int first = bound(chunk), last = bound(chunk + 1);
+  switch (phase.kind) {
+    case Phase::Kind::angles:
+      return compute_angles(first, last);
+    case Phase::Kind::outputs:
+      return give_out();
+    case Phase::Kind::prepare:
+    case Phase::Kind::main:
+      Thread& thread = threads_[static_cast<std::size_t>(thread_index)];
+      std::visit([&](const auto& step) { run(step, phase, first, last, thread); }, *phase.step);
+      if (profiler_) profiler_->finish_chunk(static_cast<std::size_t>(phase.step - steps_.steps.data()));
+  }
 }
 
 std::int64_t CpuPlan::width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }

@@ -1,4 +1,4 @@
-// CpuPlan: a compiled program. One parallel region per pass; inside it every thread walks the same list of steps.
+// CpuPlan: a compiled program. A pass is one region of the team: its phases are the steps, some of them two.
 //
 // A token's bits depend on nothing but that token and those before it: each row of a step is computed by the same
 // operations in the same order whatever the other rows, the split over threads and the pages.
@@ -78,7 +78,22 @@ class CpuPlan final : public Plan {
   Result<void> wait() override;
 
  private:
-  /// The pass that is running. All rows of the batch go through the steps up to the selection, `rows` after it.
+  /// A part of a pass during which nothing depends on anything else: `items` of a step, which threads take in chunks.
+  struct Phase {
+    enum class Kind : std::uint8_t {
+      angles,   ///< of the batch's positions: the first one
+      prepare,  ///< what all items of the step's main phase read: quantized rows, or keys and values in the cache
+      main,
+      outputs,  ///< what the batch asked for: the last one
+    };
+    Kind kind;
+    const Step* step;   ///< of prepare and main
+    bool selected;      ///< rows are those of Pass::selected
+    std::int32_t rows;  ///< that the step works on
+    int items = 0;
+    std::int32_t blocks = 1;  ///< linear layers: items are units of output features, for each of so many blocks of rows
+  };
+  /// The pass that is running.
   struct Pass {
     const Batch* batch = nullptr;
     std::vector<CpuCache*> caches;
@@ -87,21 +102,32 @@ class CpuPlan final : public Plan {
     std::vector<std::int32_t> logit_index;  ///< per logit row its index in `selected`
     std::vector<AttentionTasks> attention;  ///< per cache group and number of heads
     bool write_in_attention = false;        ///< attention tasks write keys and values: every run is one token
-    /// The step before which every thread ends the pass. Only thread 0 lowers it, and always to a later step than any
-    /// thread can be in, so that all end at the same one.
-    std::atomic<std::size_t> stop_at{0};
+    std::size_t steps = 0;                  ///< that the pass goes through
+    std::vector<Phase> phases;
+    std::vector<int> chunks;        ///< per phase
+    std::atomic<bool> stop{false};  ///< what is left of the pass is skipped
   };
-  /// One thread's view of the pass.
-  struct Thread {
-    core::Worker& worker;
-    std::byte* own;         ///< its part of the memory
-    std::int32_t rows;      ///< that steps work on now
-    bool selected = false;  ///< rows are those of Pass::selected
+  /// What a thread has for itself.
+  struct alignas(64) Thread {
+    std::byte* memory = nullptr;
+    float* rounded = nullptr;         ///< its row of rounded_, if there are any
+    const Phase* prepared = nullptr;  ///< the phase whose only input row it has normed and quantized
 
     template <class T>
     T* at(std::int64_t offset) const noexcept {
-      return reinterpret_cast<T*>(own + offset);
+      return reinterpret_cast<T*>(memory + offset);
     }
+  };
+
+  /// How a linear step reads its input in this pass.
+  struct LinearInput {
+    bool direct = false;     ///< the step writes Batch::logits
+    bool quantized = false;  ///< some of its weights read quantized rows
+    bool floats = false;     ///< some read float ones
+    bool gather = false;     ///< rows are picked from the selected ones
+    bool copy = false;       ///< float rows are normed or gathered, not read where they lie
+    bool rounds = false;     ///< rows are rounded as the checkpoint declares
+    bool prepares() const noexcept { return copy || quantized || rounds; }
   };
 
   CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
@@ -111,25 +137,30 @@ class CpuPlan final : public Plan {
   Result<void> bind_inputs();
   float* rounded_row(std::int32_t row) const noexcept { return rounded_.at<float>(0) + row * rounded_stride_; }
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
-  void walk(core::Worker& worker) noexcept;
+  void plan_phases();
+  void add_phase(Phase phase, int grain = 0);
+  void run_chunk(int phase, int chunk, int thread) noexcept;
 
-  void run(const EmbedStep& step, Thread& thread) noexcept;
-  void run(const NormStep& step, Thread& thread) noexcept;
-  void run(const LinearStep& step, Thread& thread) noexcept;
-  void run(const RopeStep& step, Thread& thread) noexcept;
-  void run(const AttentionStep& step, Thread& thread) noexcept;
-  void run(const GluStep& step, Thread& thread) noexcept;
-  void run(const AddStep& step, Thread& thread) noexcept;
-  void run(const SelectStep& step, Thread& thread) noexcept;
-  void give_out(Thread& thread) noexcept;
+  // Items [first, last) of a phase of the step.
+  void run(const EmbedStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const NormStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const LinearStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const RopeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const GluStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const AddStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const SelectStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void give_out() noexcept;
 
-  void compute_angles(Thread& thread) noexcept;
+  void compute_angles(int first, int last) noexcept;
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
-  ActivationView prepare_input(const LinearStep& step, std::int32_t rows, bool direct, Thread& thread) noexcept;
-  void run_part(const LinearPart& part, std::int32_t first, std::int32_t last,
-                const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, bool direct,
-                Thread& thread) noexcept;
+  LinearInput linear_input(const LinearStep& step) const noexcept;
+  void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
+                    Thread& thread) noexcept;
+  ActivationView view_input(const LinearStep& step, const LinearInput& input, bool own, Thread& thread) noexcept;
+  void run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
+                std::int32_t row_begin, std::int32_t row_end, bool direct, Thread& thread) noexcept;
 
   AttentionTasks& tasks_of(const AttentionStep& step) noexcept;
   std::int64_t stride(ValueId id) const noexcept;
@@ -156,8 +187,9 @@ class CpuPlan final : public Plan {
   AlignedBytes rounded_;
   std::int64_t rounded_stride_ = 0;
 
+  std::vector<Thread> threads_;
   Pass pass_;
-  std::unique_ptr<Profiler> profiler_;  // null where nobody asked for it
+  std::unique_ptr<Profiler> profiler_;   // null where nobody asked for it
   std::optional<Result<void>> outcome_;  // of the pass that wait() has not been called for
 };
 

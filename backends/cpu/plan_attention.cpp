@@ -31,20 +31,16 @@ void CpuPlan::write_key_value(const AttentionStep& step, std::int32_t batch_row,
                           row(step.op.v, batch_row) + std::int64_t{kv_head} * pages.head_dim);
 }
 
-void CpuPlan::run(const AttentionStep& step, Thread& thread) noexcept {
+void CpuPlan::run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
   AttentionTasks& tasks = tasks_of(step);
-  if (!pass_.write_in_attention) {
-    const std::int32_t kv_heads = program_.cache_groups[static_cast<std::size_t>(step.op.group)].kv_heads;
-    const int items = thread.rows * kv_heads;
-    thread.worker.share(items, std::max(1, items / (8 * thread.worker.count())), [&](int first, int last) {
-      for (int i = first; i < last; ++i) write_key_value(step, i / kv_heads, i % kv_heads, thread);
-    });
-    thread.worker.barrier();
+  const std::int32_t kv_heads = program_.cache_groups[static_cast<std::size_t>(step.op.group)].kv_heads;
+  for (int i = first; i < last; ++i) {
+    if (phase.kind == Phase::Kind::prepare) {
+      write_key_value(step, i / kv_heads, i % kv_heads, thread);
+    } else {
+      attend(step, tasks.tasks[static_cast<std::size_t>(i)], tasks, thread);
+    }
   }
-  thread.worker.share(static_cast<int>(tasks.tasks.size()), 1, [&](int first, int last) {
-    for (int i = first; i < last; ++i) attend(step, tasks.tasks[static_cast<std::size_t>(i)], tasks, thread);
-  });
-  thread.worker.barrier();
 }
 
 void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks,

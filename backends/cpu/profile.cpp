@@ -118,8 +118,9 @@ void Profiler::describe(const SelectStep& step, StepInfo& info) const {
   info.after_selection = true;
 }
 
-void Profiler::start() noexcept {
-  done_ = 0;
+void Profiler::start(std::size_t steps) noexcept {
+  done_ = steps;
+  for (auto& end : ends_) end = 0;
   begin_ = Clock::now();
 }
 
@@ -163,12 +164,13 @@ void Profiler::report(const Batch& batch, std::span<const std::int32_t> selected
     StepProfile& profile = profiles.emplace_back();
     profile.name = info.name;
     profile.kind = info.kind;
-    profile.seconds = std::chrono::duration<double>(ends_[i] - begin).count();
+    const Clock::time_point end = std::max(begin, Clock::time_point(Clock::duration(ends_[i].load())));
+    profile.seconds = std::chrono::duration<double>(end - begin).count();
     profile.weight_bytes = info.weight_bytes;
     profile.activation_bytes = rows * info.row_bytes;
     profile.operations = rows * info.row_operations;
     if (info.attention) count_attention(info, batch, selected, caches, profile);
-    begin = ends_[i];
+    begin = end;
   }
   callback_({static_cast<std::int32_t>(batch.positions.size()), level_, threads, profiles});
 }

@@ -2,6 +2,7 @@
 // pays a test of a pointer per step.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <span>
@@ -21,9 +22,15 @@ class Profiler {
   Profiler(ProfileCallback callback, const Program& program, const Steps& steps,
            std::span<const std::shared_ptr<const PreparedWeight>> weights, std::string_view level);
 
-  /// Before the first step, and after each when all threads have met; always by the same thread of a pass.
-  void start() noexcept;
-  void finish_step(std::size_t index) noexcept { ends_[index] = Clock::now(), done_ = index + 1; }
+  /// Before a pass of so many steps.
+  void start(std::size_t steps) noexcept;
+  /// After each chunk of a step, on any thread: the last to end is the step's end.
+  void finish_chunk(std::size_t step) noexcept {
+    const Clock::rep now = Clock::now().time_since_epoch().count();
+    Clock::rep end = ends_[step].load(std::memory_order_relaxed);
+    while (end < now && !ends_[step].compare_exchange_weak(end, now, std::memory_order_relaxed)) {
+    }
+  }
   /// After the pass. `selected` are the rows that go on past the last attention.
   void report(const Batch& batch, std::span<const std::int32_t> selected, std::span<CpuCache* const> caches,
               int threads) const;
@@ -62,8 +69,8 @@ class Profiler {
   std::vector<std::int64_t> weight_bytes_;  ///< per weight of the program
   std::vector<StepInfo> infos_;             ///< per step
   Clock::time_point begin_{};
-  std::vector<Clock::time_point> ends_;  ///< per step
-  std::size_t done_ = 0;                 ///< steps of this pass
+  std::vector<std::atomic<Clock::rep>> ends_;  ///< per step; 0: it had nothing to do
+  std::size_t done_ = 0;                       ///< steps of this pass
 };
 
 }  // namespace llminfer::cpu

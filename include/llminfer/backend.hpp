@@ -24,9 +24,9 @@ namespace llminfer::inline v0 {
 /// Changes whenever this header changes in a way that a compiled backend would notice.
 inline constexpr int kBackendInterfaceVersion = 1;
 
-/// Runs `body(index, count)` once for each index in [0, count), all at the same time on different threads, and returns
-/// when all have ended: the bodies wait for one another, so fewer threads than `count` is a deadlock. A host may lend
-/// its own thread pool this way.
+/// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it can, and
+/// returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that is done. A
+/// host may lend its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
 /// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head.
@@ -83,7 +83,7 @@ struct Batch {
   std::span<const std::int32_t> hidden_rows;  ///< ascending batch rows whose last hidden state is wanted
   std::span<float> logits;                    ///< out [logit_rows, vocab_size]
   std::span<float> hidden;                    ///< out [hidden_rows, hidden_size]
-  /// Says whether to abandon the pass; called at least once per layer, on any one thread, and must not throw. Once it
+  /// Says whether to abandon the pass; called at least once per layer, on any thread but on one at a time, and must not throw. Once it
   /// is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
   std::function<bool()> interrupted;
 };

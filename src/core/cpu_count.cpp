@@ -1,6 +1,7 @@
 #include "core/cpu_count.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <fstream>
 #include <set>
@@ -92,18 +93,20 @@ int physical_cores(const std::string& root, const std::string& mask) {
   return static_cast<int>(cores.size());
 }
 
+int usable_cpus(const std::string& root, const std::string& mask) {
+  int cpus = 0;
+  for (const char byte : mask) cpus += std::popcount(static_cast<unsigned char>(byte));
+  if (const int cores = physical_cores(root, mask)) cpus = std::min(cpus, cores);
+  if (const auto quota = cgroup_cpu_quota(root)) cpus = std::min(cpus, *quota);
+  return std::max(1, cpus);
+}
+
 int usable_cpus() {
-  int cpus = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 #if defined(__linux__)
   std::string mask(1 << 13, '\0');  // 65536 processors
-  auto* const set = reinterpret_cast<cpu_set_t*>(mask.data());
-  if (sched_getaffinity(0, mask.size(), set) == 0) {
-    cpus = std::max(1, CPU_COUNT_S(mask.size(), set));
-    if (const int cores = physical_cores("", mask)) cpus = std::min(cpus, cores);
-  }
-  if (const auto quota = cgroup_cpu_quota("")) cpus = std::min(cpus, *quota);
+  if (sched_getaffinity(0, mask.size(), reinterpret_cast<cpu_set_t*>(mask.data())) == 0) return usable_cpus("", mask);
 #endif
-  return cpus;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 }  // namespace llminfer::core

@@ -3,6 +3,7 @@
 
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include <llminfer/result.hpp>
@@ -32,7 +33,9 @@ auto guarded(Body&& body) noexcept -> decltype(body()) {
     return Error{ErrorCode::out_of_memory, {}};
   } catch (const std::exception& e) {
     try {
-      return Error{ErrorCode::internal, e.what()};
+      const auto* system = dynamic_cast<const std::system_error*>(&e);
+      const bool refused = system && system->code() == std::errc::resource_unavailable_try_again;  // a thread
+      return Error{refused ? ErrorCode::out_of_memory : ErrorCode::internal, e.what()};
     } catch (...) {
       return Error{ErrorCode::out_of_memory, {}};
     }

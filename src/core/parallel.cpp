@@ -9,12 +9,12 @@
 
 #include "core/error.hpp"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace llminfer::core {
 namespace {
+
+constexpr std::uint64_t kTag = std::uint64_t{Team::kMaxChunks} + 1;  ///< one phase in the word
+constexpr int chunks_of(std::uint64_t word) noexcept { return static_cast<int>(word % kTag); }
+constexpr std::uint64_t tag_of(std::uint64_t word) noexcept { return word - word % kTag; }
 
 void pause() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
@@ -24,17 +24,18 @@ void pause() noexcept {
 #endif
 }
 
-/// Longer than most waits of a pass that has the processors to itself, far shorter than a scheduler's time slice.
-constexpr std::chrono::microseconds kSpin{50};
+/// Longer than most waits of a pass that has the processors to itself, far shorter than a scheduler's time slice; and
+/// longer than it takes to sample a token, after which the next pass begins.
+constexpr std::chrono::microseconds kSpin{50}, kSpinBetween{200};
 
 /// Returns when `word` is no longer `old`.
-void wait_change(std::atomic<std::uint32_t>& word, std::uint32_t old) noexcept {
+void wait_change(std::atomic<std::uint64_t>& word, std::uint64_t old) noexcept {
   const auto changed = [&] { return word.load(std::memory_order_acquire) != old; };
   for (int i = 0; i < 64; ++i) {
     if (changed()) return;
     pause();
   }
-  const auto end = std::chrono::steady_clock::now() + kSpin;
+  const auto end = std::chrono::steady_clock::now() + (chunks_of(old) == 0 ? kSpinBetween : kSpin);
   while (std::chrono::steady_clock::now() < end) {
     for (int i = 0; i < 16; ++i) {
       if (changed()) return;
@@ -44,46 +45,20 @@ void wait_change(std::atomic<std::uint32_t>& word, std::uint32_t old) noexcept {
   while (!changed()) word.wait(old, std::memory_order_acquire);
 }
 
-/// Sets `word` and wakes those who wait for it. Sequentially consistent, since the library's notify first looks whether
-/// there are sleepers, and must not look before the new value can be seen.
-void change(std::atomic<std::uint32_t>& word, std::uint32_t value) noexcept {
-  word.store(value, std::memory_order_seq_cst);
-  word.notify_all();
-}
-
 /// The host's threads.
 class LentTeam final : public Team {
  public:
   LentTeam(int threads, Lent lent) : Team(threads), lent_(std::move(lent)) {}
 
  private:
-  void start(Body body) override {
-    lent_(threads(), [&](int index, int count) {
-      Worker worker(state_, index, count);
-      body(worker);
+  void start() override {
+    lent_(threads(), [this](int index, int) {
+      if (index >= 0 && index < threads()) take_part(index);
     });
   }
 
   Lent lent_;
 };
-
-#if defined(_OPENMP)
-
-class OpenMpTeam final : public Team {
- public:
-  explicit OpenMpTeam(int threads) : Team(threads) {}
-
- private:
-  void start(Body body) override {
-#pragma omp parallel num_threads(threads())
-    {
-      Worker worker(state_, omp_get_thread_num(), omp_get_num_threads());
-      body(worker);
-    }
-  }
-};
-
-#else
 
 /// Threads that sleep between regions; the caller is thread 0.
 class ThreadTeam final : public Team {
@@ -91,7 +66,7 @@ class ThreadTeam final : public Team {
   explicit ThreadTeam(int threads) : Team(threads) {
     pool_.reserve(static_cast<std::size_t>(threads - 1));
     try {
-      for (int i = 1; i < threads; ++i) pool_.emplace_back([this, i] { serve(i); });
+      for (int i = 1; i < threads; ++i) pool_.emplace_back([this, i] { serve(i, stop_); });
     } catch (...) {
       stop();
       throw;
@@ -100,83 +75,100 @@ class ThreadTeam final : public Team {
   ~ThreadTeam() override { stop(); }
 
  private:
-  void start(Body body) override {
-    body_ = &body;
-    running_.store(static_cast<std::uint32_t>(pool_.size()), std::memory_order_relaxed);
-    change(region_, region_.load(std::memory_order_relaxed) + 1);
-    Worker worker(state_, 0, threads());
-    body(worker);
-    while (const std::uint32_t left = running_.load(std::memory_order_acquire)) wait_change(running_, left);
-  }
-
-  void serve(int index) noexcept {
-    for (std::uint32_t seen = 0;; ++seen) {
-      wait_change(region_, seen);
-      if (stopping_) return;
-      Worker worker(state_, index, threads());
-      (*body_)(worker);
-      if (running_.fetch_sub(1, std::memory_order_seq_cst) == 1) running_.notify_all();
-    }
-  }
+  void start() override { take_part(0); }
 
   void stop() noexcept {
-    stopping_ = true;
-    change(region_, region_.load(std::memory_order_relaxed) + 1);
+    stop_ = true;
+    open(word());
     for (std::thread& thread : pool_) thread.join();
   }
 
   std::vector<std::thread> pool_;
-  std::atomic<std::uint32_t> region_{0};   ///< number of regions started
-  std::atomic<std::uint32_t> running_{0};  ///< pool threads that are still in the region
-  const Body* body_ = nullptr;             ///< written before region_ changes
-  bool stopping_ = false;                  ///< likewise
+  std::atomic<bool> stop_{false};
 };
-
-#endif
 
 }  // namespace
 
-void Worker::barrier() noexcept {
-  if (count_ == 1) return;
-  // The generation cannot change before this thread has arrived.
-  const std::uint32_t generation = state_.generation.load(std::memory_order_relaxed);
-  if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<std::uint32_t>(count_)) {
-    state_.arrived.store(0, std::memory_order_relaxed);
-    change(state_.generation, generation + 1);
-  } else {
-    wait_change(state_.generation, generation);
-  }
-}
-
-Team::Team(int threads) {
-  state_.threads = threads;
-  state_.cursors = std::make_unique<RegionState::Cursor[]>(3 * static_cast<std::size_t>(threads));
-}
+Team::Team(int threads) : threads_(threads), cursors_(std::make_unique<Cursor[]>(static_cast<std::size_t>(threads))) {}
 
 Result<std::unique_ptr<Team>> Team::make(int threads, Lent lent) {
   if (lent) return std::unique_ptr<Team>(std::make_unique<LentTeam>(threads, std::move(lent)));
   try {
-#if defined(_OPENMP)
-    return std::unique_ptr<Team>(std::make_unique<OpenMpTeam>(threads));
-#else
     return std::unique_ptr<Team>(std::make_unique<ThreadTeam>(threads));
-#endif
   } catch (const std::system_error&) {
     return fail(ErrorCode::out_of_memory, "cannot start ", threads, " threads");
   }
 }
 
-Result<void> Team::run(Body body) {
-  for (int i = 0; i < 3 * state_.threads; ++i) state_.cursors[static_cast<std::size_t>(i)].taken = 0;
-  state_.arrived = 0;
+Result<void> Team::run(std::span<const int> chunks, Body body) {
+  chunks_ = chunks;
+  body_ = &body;
+  phase_ = -1;
+  open(word());
   try {
-    start(body);
+    start();
   } catch (const std::exception& e) {
     return fail(ErrorCode::callback_failed, "the executor threw: ", e.what());
   } catch (...) {
     return fail(ErrorCode::callback_failed, "the executor threw");
   }
+  if (chunks_of(word()) != 0) return fail(ErrorCode::callback_failed, "the executor returned before the work was done");
   return {};
+}
+
+/// Opens the first phase after phase_ that has chunks, or ends the region. The tag becomes a new one.
+void Team::open(std::uint64_t word) noexcept {
+  done_.store(0, std::memory_order_relaxed);
+  const auto phases = static_cast<int>(chunks_.size());
+  do ++phase_;
+  while (phase_ < phases && chunks_[static_cast<std::size_t>(phase_)] == 0);
+  const int chunks = phase_ < phases ? chunks_[static_cast<std::size_t>(phase_)] : 0;
+  // Sequentially consistent, since the library's notify first looks whether there are sleepers, and must not look
+  // before the new word can be seen.
+  word_.store(tag_of(word) + kTag + static_cast<std::uint64_t>(chunks), std::memory_order_seq_cst);
+  word_.notify_all();
+}
+
+/// Takes chunks of the phase that `word` says is open until none is left; false if there was none. Of a phase that is
+/// over every chunk has been taken, so a thread that comes late finds none and touches nothing of the region.
+bool Team::work(int index, std::uint64_t word) noexcept {
+  const int chunks = chunks_of(word);
+  const std::uint64_t tag = tag_of(word);
+  int mine = 0;
+  for (int i = 0; i < threads_; ++i) {
+    const int owner = index + i < threads_ ? index + i : index + i - threads_;
+    const auto bound = [&](int thread) {
+      return static_cast<std::uint64_t>(chunks) * static_cast<unsigned>(thread) / static_cast<unsigned>(threads_);
+    };
+    const std::uint64_t share = bound(owner + 1) - bound(owner);
+    std::atomic<std::uint64_t>& cursor = cursors_[static_cast<std::size_t>(owner)].taken;
+    for (std::uint64_t now = cursor.load(std::memory_order_relaxed);;) {
+      // Behind the tag: used in an earlier phase last. Beyond all shares: in a later one.
+      const std::uint64_t taken = static_cast<std::int64_t>(now - tag) > 0 ? now - tag : 0;
+      if (taken >= share) break;
+      if (!cursor.compare_exchange_weak(now, tag + taken + 1, std::memory_order_relaxed)) continue;
+      now = tag + taken + 1;
+      (*body_)(phase_, static_cast<int>(bound(owner) + taken), index);
+      ++mine;
+    }
+  }
+  if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == chunks) open(word);
+  return mine > 0;
+}
+
+void Team::take_part(int index) noexcept {
+  for (std::uint64_t now; chunks_of(now = word()) != 0;) {
+    if (!work(index, now)) wait_change(word_, now);
+  }
+}
+
+void Team::serve(int index, const std::atomic<bool>& stop) noexcept {
+  for (;;) {
+    const std::uint64_t now = word();
+    if (chunks_of(now) != 0 && work(index, now)) continue;
+    if (stop.load(std::memory_order_acquire)) return;
+    wait_change(word_, now);
+  }
 }
 
 }  // namespace llminfer::core

@@ -1,13 +1,16 @@
-// Team: the threads of the library, its only user of threads. Runs one parallel region at a time; inside it, threads
-// share out work and meet at barriers that spin briefly and then sleep, so that nothing spins while idle and a busy
-// neighbour costs its share of the processor and no more. Knows nothing of models.
+// Team: the threads of the library, its only user of compute threads. Runs one region of work at a time: phases one
+// after the other, each cut into chunks that any thread may compute. Knows nothing of models.
+//
+// No thread is waited for, only chunks are: a phase ends when all its chunks are done, whoever did them, and the thread
+// that ends it opens the next. A thread that the system keeps from running, or that is still asleep, holds nobody up
+// unless it is inside of a chunk. So a region proceeds at the speed of the threads that do run.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <type_traits>
 
 #include <llminfer/result.hpp>
@@ -33,89 +36,58 @@ class FunctionRef<R(Args...)> {
   R (*call_)(void*, Args...);
 };
 
-/// What the threads of a running region share.
-struct RegionState {
-  struct alignas(64) Cursor {
-    std::atomic<int> taken{0};
-  };
-  alignas(64) std::atomic<std::uint32_t> arrived{0};
-  alignas(64) std::atomic<std::uint32_t> generation{0};
-  std::unique_ptr<Cursor[]> cursors;  ///< [3][threads], see Worker::share
-  int threads = 0;
-};
-
-/// One thread's view of a running region. Every thread of the region makes the same sequence of calls.
-class Worker {
- public:
-  Worker(RegionState& state, int index, int count) noexcept : state_(state), index_(index), count_(count) {}
-
-  int index() const noexcept { return index_; }
-  int count() const noexcept { return count_; }
-
-  /// Returns when every thread of the region has come here; what they wrote before is visible after.
-  void barrier() noexcept;
-
-  /// Calls body(first, last) for ranges of at most `grain` items that cover [0, items) exactly once over all threads.
-  /// Each thread starts with a share that depends only on `items` (so that it meets the same weights in each pass), and
-  /// then takes what slower threads have left. There must be a barrier between two calls.
-  template <class Body>
-  void share(int items, int grain, Body&& body) noexcept {
-    if (count_ == 1) {
-      if (items > 0) body(0, items);
-      return;
-    }
-    // Three sets of cursors in turn: the set of the call after the next is clean again, since all threads have left it.
-    RegionState::Cursor* const now = state_.cursors.get() + static_cast<std::ptrdiff_t>(calls_ % 3) * state_.threads;
-    RegionState::Cursor* const later =
-        state_.cursors.get() + static_cast<std::ptrdiff_t>((calls_ + 2) % 3) * state_.threads;
-    later[index_].taken.store(0, std::memory_order_relaxed);
-    ++calls_;
-    for (int i = 0; i < count_; ++i) {
-      const int owner = index_ + i < count_ ? index_ + i : index_ + i - count_;
-      const int begin = bound(items, owner), end = bound(items, owner + 1);
-      if (begin == end) continue;
-      for (;;) {
-        const int first = begin + now[owner].taken.fetch_add(grain, std::memory_order_relaxed);
-        if (first >= end) break;
-        body(first, std::min(first + grain, end));
-      }
-    }
-  }
-
- private:
-  int bound(int items, int owner) const noexcept {
-    return static_cast<int>(static_cast<std::int64_t>(items) * owner / count_);
-  }
-
-  RegionState& state_;
-  const int index_;
-  const int count_;
-  unsigned calls_ = 0;
-};
-
 /// Used by one thread at a time.
 class Team {
  public:
-  using Body = FunctionRef<void(Worker&)>;
+  /// Computes chunk `chunk` of phase `phase` on thread `thread` of the team; must not throw. What earlier phases wrote
+  /// is visible. A thread computes one chunk at a time, so memory per thread needs no lock.
+  using Body = FunctionRef<void(int phase, int chunk, int thread)>;
   /// As llminfer::Executor.
   using Lent = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
+
+  static constexpr int kMaxChunks = (1 << 20) - 1;
 
   /// A team of `threads` (at least 1) threads, the caller of run() among them. With `lent`, the host's threads run it.
   /// Errors: out_of_memory if the threads cannot be made.
   static Result<std::unique_ptr<Team>> make(int threads, Lent lent);
   virtual ~Team() = default;
 
-  int threads() const noexcept { return state_.threads; }
+  int threads() const noexcept { return threads_; }
 
-  /// Runs `body`, which must not throw, on all threads at once and returns when all have ended. The region may have
-  /// fewer threads than threads() if the machine gives no more. Errors: callback_failed if the lent executor throws.
-  Result<void> run(Body body);
+  /// Runs phases 0, 1, … of chunks[phase] chunks each (0 to kMaxChunks) and returns when all are done. Each thread
+  /// begins a phase with a share that depends only on the number of chunks (so that it meets the same weights in each
+  /// pass), and then takes what others have left. Errors: callback_failed if the lent executor throws or runs nothing.
+  Result<void> run(std::span<const int> chunks, Body body);
 
  protected:
   explicit Team(int threads);
-  virtual void start(Body body) = 0;
+  /// Has threads call take_part, at least one, and returns when they have.
+  virtual void start() = 0;
 
-  RegionState state_;
+  /// What thread `index` does in a region: returns when that is over.
+  void take_part(int index) noexcept;
+  /// As take_part, for region after region until `stop` is set and the word changes.
+  void serve(int index, const std::atomic<bool>& stop) noexcept;
+  void open(std::uint64_t tag) noexcept;
+  std::uint64_t word() const noexcept { return word_.load(std::memory_order_acquire); }
+
+ private:
+  struct alignas(64) Cursor {
+    std::atomic<std::uint64_t> taken{0};  ///< tag of the phase that it was used in last, plus chunks taken in that
+  };
+  bool work(int index, std::uint64_t word) noexcept;
+
+  const int threads_;
+  /// The number of phases opened so far, shifted by 20 bits (its "tag"), plus the chunks of the one that is open; none
+  /// between regions. 44 bits of phases last for years.
+  alignas(64) std::atomic<std::uint64_t> word_{0};
+  alignas(64) std::atomic<int> done_{0};  ///< chunks of the open phase
+  std::unique_ptr<Cursor[]> cursors_;     ///< [threads]
+
+  // The region. Only read by a thread that has taken a chunk, and written when none has.
+  std::span<const int> chunks_;
+  const Body* body_ = nullptr;
+  int phase_ = 0;
 };
 
 }  // namespace llminfer::core
