@@ -69,18 +69,44 @@ class LentTeam final : public Team {
 
 #if defined(_OPENMP)
 
+/// Throws std::system_error if the system does not give `count` more threads.
+void try_threads(int count) {
+  std::vector<std::thread> threads;
+  std::atomic<std::uint32_t> leave{0};
+  const auto join = [&] {
+    change(leave, 1);
+    for (std::thread& thread : threads) thread.join();
+  };
+  threads.reserve(static_cast<std::size_t>(count));
+  try {
+    for (int i = 0; i < count; ++i) threads.emplace_back([&] { wait_change(leave, 0); });
+  } catch (...) {
+    join();
+    throw;
+  }
+  join();
+}
+
 class OpenMpTeam final : public Team {
  public:
   explicit OpenMpTeam(int threads) : Team(threads) {}
 
  private:
   void start(Body body) override {
+    // OpenMP makes threads for each thread that opens a region, in its first one. Where it gets none, libgomp ends the
+    // process; so whether there are enough is tried before.
+    if (caller_ != std::this_thread::get_id()) {
+      try_threads(threads() - 1);
+      caller_ = std::this_thread::get_id();
+    }
 #pragma omp parallel num_threads(threads())
     {
       Worker worker(state_, omp_get_thread_num(), omp_get_num_threads());
       body(worker);
     }
   }
+
+  std::thread::id caller_;  ///< the last thread that opened a region
 };
 
 #else
@@ -171,6 +197,10 @@ Result<void> Team::run(Body body) {
   state_.arrived = 0;
   try {
     start(body);
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::system_error& e) {
+    return fail(ErrorCode::out_of_memory, "cannot start ", threads(), " threads: ", e.what());
   } catch (const std::exception& e) {
     return fail(ErrorCode::callback_failed, "the executor threw: ", e.what());
   } catch (...) {

@@ -108,7 +108,8 @@ class Team {
   int threads() const noexcept { return state_.threads; }
 
   /// Runs `body`, which must not throw, on all threads at once and returns when all have ended. The region may have
-  /// fewer threads than threads() if the machine gives no more. Errors: callback_failed if the lent executor throws.
+  /// fewer threads than threads() if the machine gives no more. Errors: out_of_memory if threads cannot be started,
+  /// callback_failed if the lent executor throws.
   Result<void> run(Body body);
 
  protected:
