@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace llminfer::cpu {
 namespace {
@@ -34,15 +35,13 @@ std::shared_ptr<std::uint8_t> WeightArena::allocate(std::int64_t bytes) {
   const std::int64_t need = (bytes + kLine - 1) / kLine * kLine;
   if (need > size_ - used_) {
     const std::int64_t least = (need + kHugePage - 1) / kHugePage * kHugePage;
-    const std::int64_t wanted = std::max(least, std::clamp(2 * size_, kFirstMapping, kLargestMapping));
-    mapping_ = map(wanted);
-    size_ = wanted;
-    if (!mapping_) mapping_ = map(size_ = least);  // where address space is limited
+    std::int64_t size = std::max(least, std::clamp(2 * size_, kFirstMapping, kLargestMapping));
+    auto mapping = map(size);
+    if (!mapping) mapping = map(size = least);  // where address space is limited
+    if (!mapping) return nullptr;
+    mapping_ = std::move(mapping);
+    size_ = size;
     used_ = 0;
-    if (!mapping_) {
-      size_ = 0;
-      return nullptr;
-    }
   }
   std::uint8_t* const part = mapping_.get() + used_;
   used_ += need;

@@ -178,9 +178,12 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options)
 }
 
 std::vector<std::string> cpu_levels() {
-  std::vector<std::string> names;
-  for (const cpu::Level& level : cpu::runnable_levels()) names.emplace_back(level.name);
-  return names;
+  auto names = core::guarded([]() -> Result<std::vector<std::string>> {
+    std::vector<std::string> found;
+    for (const cpu::Level& level : cpu::runnable_levels()) found.emplace_back(level.name);
+    return found;
+  });
+  return names ? std::move(*names) : std::vector<std::string>();
 }
 
 }  // namespace llminfer::inline v0

@@ -135,7 +135,8 @@ class Backend {
 /// The environment variable LLMINFER_CPU_LEVEL forces a level where options.cpu_level is empty.
 LLMINFER_API Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options);
 
-/// The instruction set levels of the CPU backend that this machine can run, slowest first: "scalar", "avx2", ….
+/// The instruction set levels of the CPU backend that this machine can run, slowest first: "scalar", "avx2", …. Empty if
+/// memory is out.
 LLMINFER_API std::vector<std::string> cpu_levels();
 
 }  // namespace llminfer::inline v0

@@ -81,7 +81,7 @@ class LLMINFER_API Chat {
   Chat& operator=(Chat&&) noexcept;
 
   /// Adds the user's message and streams the answer, which joins the history when the stream ends. An answer that fails
-  /// leaves the history as it was. Never fails itself: errors come from ChatStream::finish().
+  /// leaves the history as it was. Never fails itself: errors come from ChatStream::finish(), out_of_memory too.
   ChatStream send(std::string_view user_message, const GenerateOptions& options = {});
   ChatStream send(Message message, const GenerateOptions& options = {});
   const std::vector<Message>& history() const noexcept;

@@ -34,7 +34,8 @@ struct EngineOptions {
   Executor executor{};  ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;   ///< float arithmetic throughout; slow, the reference for numerics
   bool mmap = true;     ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
-  std::int32_t context_length = 0;  ///< tokens of one sequence at most; 0: the model's own limit
+  /// Tokens of one sequence at most, up to the model's own context length, past which it was not trained; 0: that.
+  std::int32_t context_length = 0;
   CacheType cache_type = CacheType::f16;
   /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 4096 tokens, and
   /// one of context_length.

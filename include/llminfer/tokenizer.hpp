@@ -69,8 +69,8 @@ class LLMINFER_API StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options = {});
 
-  /// The text that became complete with this token; possibly empty.
-  std::string push(Token token);
+  /// The text that became complete with this token; possibly empty. Errors: out_of_memory; the call may be repeated.
+  Result<std::string> push(Token token);
   /// Ends the stream: an unfinished character comes out as U+FFFD.
   std::string finish();
 

@@ -14,40 +14,33 @@ struct Template::Impl {
 
 namespace {
 
+jinja::Value convert(jinja::Runtime& runtime, const Value& json, int depth);
+
+jinja::Value convert_value(jinja::Runtime&, std::nullptr_t, int) { return jinja::None{}; }
+jinja::Value convert_value(jinja::Runtime&, bool value, int) { return value; }
+jinja::Value convert_value(jinja::Runtime&, std::int64_t value, int) { return value; }
+jinja::Value convert_value(jinja::Runtime&, std::uint64_t value, int) {
+  jinja::fail("integer ", value, " in the context does not fit 64 bits");
+}
+jinja::Value convert_value(jinja::Runtime&, double value, int) { return value; }
+jinja::Value convert_value(jinja::Runtime&, const std::string& value, int) { return value; }
+jinja::Value convert_value(jinja::Runtime& runtime, const Value::Array& array, int depth) {
+  std::vector<jinja::Value> items;
+  items.reserve(array.size());
+  for (const Value& item : array) items.push_back(convert(runtime, item, depth + 1));
+  return runtime.list(std::move(items));
+}
+jinja::Value convert_value(jinja::Runtime& runtime, const Value::Object& object, int depth) {
+  std::vector<std::pair<jinja::Value, jinja::Value>> entries;
+  entries.reserve(object.size());
+  for (const auto& [key, value] : object) entries.emplace_back(key, convert(runtime, value, depth + 1));
+  return runtime.dict(std::move(entries));
+}
+
 jinja::Value convert(jinja::Runtime& runtime, const Value& json, int depth) {
   if (depth > runtime.limits.depth) jinja::exceed("context nested deeper than ", runtime.limits.depth, " levels");
   runtime.charge(1);
-  switch (json.type()) {
-    case Value::value_t::null:
-      return jinja::None{};
-    case Value::value_t::boolean:
-      return json.get<bool>();
-    case Value::value_t::number_integer:
-      return json.get<std::int64_t>();
-    case Value::value_t::number_unsigned: {
-      const auto number = json.get<std::uint64_t>();
-      if (number > INT64_MAX) jinja::fail("integer ", number, " in the context does not fit 64 bits");
-      return static_cast<std::int64_t>(number);
-    }
-    case Value::value_t::number_float:
-      return json.get<double>();
-    case Value::value_t::string:
-      return json.get<std::string>();
-    case Value::value_t::array: {
-      std::vector<jinja::Value> items;
-      items.reserve(json.size());
-      for (const Value& item : json) items.push_back(convert(runtime, item, depth + 1));
-      return runtime.list(std::move(items));
-    }
-    case Value::value_t::object: {
-      std::vector<std::pair<jinja::Value, jinja::Value>> entries;
-      entries.reserve(json.size());
-      for (const auto& [key, value] : json.items()) entries.emplace_back(key, convert(runtime, value, depth + 1));
-      return runtime.dict(std::move(entries));
-    }
-    default:
-      jinja::fail("the context holds a value that is not JSON");
-  }
+  return std::visit([&](const auto& value) { return convert_value(runtime, value, depth); }, json.value());
 }
 
 }  // namespace
@@ -73,10 +66,10 @@ Result<std::string> Template::render(const Value& context) const {
     jinja::Runtime runtime(impl_->limits);
     jinja::Scope globals;
     globals.variables.reserve(context.size());
-    for (const auto& [name, value] : context.items()) {
+    for (const auto& [name, value] : context.object()) {
       if (name == "__now") {
-        if (!value.is_number_integer()) jinja::fail("__now must be an integer: Unix time in seconds");
-        runtime.now = value.get<std::int64_t>();
+        if (!value.integer()) jinja::fail("__now must be an integer: Unix time in seconds");
+        runtime.now = *value.integer();
       } else {
         globals.variables.emplace_back(name, convert(runtime, value, 1));
       }

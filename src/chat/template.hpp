@@ -6,14 +6,14 @@
 #include <string>
 #include <string_view>
 
-#include <nlohmann/json.hpp>
-
 #include <llminfer/result.hpp>
+
+#include "core/json.hpp"
 
 namespace llminfer::chat {
 
-/// Keeps the order of keys, which `tojson` prints.
-using Value = nlohmann::ordered_json;
+/// Keeps the order of members, which `tojson` prints.
+using Value = core::Json;
 
 /// Bounds on one rendering; exceeding one is Error{limit_exceeded}.
 struct TemplateLimits {

@@ -24,6 +24,15 @@ inline Error at(std::string_view place, Error error) {
   return error;
 }
 
+/// A copy, without the message where there is no memory for it.
+inline Error copy_of(const Error& error) noexcept {
+  try {
+    return error;
+  } catch (...) {
+    return Error{error.code, {}};
+  }
+}
+
 /// Runs `body`, which returns a Result, and turns an exception into an Error. Every public entry point goes through it.
 template <class Body>
 auto guarded(Body&& body) noexcept -> decltype(body()) {

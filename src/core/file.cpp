@@ -47,9 +47,8 @@ class FileDescriptor {
 
 class MappedFile final : public ByteSource {
  public:
-  MappedFile(std::string name, const void* address, std::uint64_t size)
-      : ByteSource(std::move(name), size),
-        mapping_(address, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }) {}
+  MappedFile(std::string name, std::shared_ptr<const void> mapping, std::uint64_t size)
+      : ByteSource(std::move(name), size), mapping_(std::move(mapping)) {}
 
   Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
     LLMINFER_TRY(check_range(offset, count));
@@ -164,7 +163,9 @@ Result<std::shared_ptr<const ByteSource>> open_file(const std::string& path, boo
   }
   void* address = ::mmap(nullptr, file.size, PROT_READ, MAP_PRIVATE, file.fd.get(), 0);
   if (address == MAP_FAILED) return errno_error(path, "mmap", errno);
-  return std::shared_ptr<const ByteSource>(std::make_shared<MappedFile>(path, address, file.size));
+  std::shared_ptr<const void> mapping(address,
+                                      [size = file.size](const void* p) { ::munmap(const_cast<void*>(p), size); });
+  return std::shared_ptr<const ByteSource>(std::make_shared<MappedFile>(path, std::move(mapping), file.size));
 }
 
 std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<const std::byte> data,

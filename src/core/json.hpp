@@ -1,19 +1,82 @@
-// JSON of untrusted origin, parsed by nlohmann::json with limits.
+// JSON of untrusted origin: values, and a parser with limits. Not nlohmann::json's own values, because their destructor
+// allocates memory, and ends the program where there is none.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
-
-#include <nlohmann/json.hpp>
+#include <utility>
+#include <variant>
+#include <vector>
 
 #include <llminfer/result.hpp>
 
 namespace llminfer::core {
 
-/// Objects sorted by key: files may hold objects of 10^5 members.
-using Json = nlohmann::json;
+/// A JSON value. Objects keep the order of their members.
+class Json {
+ public:
+  struct Member;
+  using Array = std::vector<Json>;
+  using Object = std::vector<Member>;
+  /// Integers are std::int64_t where they fit it, std::uint64_t above.
+  using Value = std::variant<std::nullptr_t, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object>;
+
+  Json() = default;
+  Json(bool value) : value_(value) {}
+  Json(std::int64_t value) : value_(value) {}
+  Json(std::uint64_t value);
+  Json(double value) : value_(value) {}
+  Json(std::string value) : value_(std::move(value)) {}
+  Json(const char* value) : value_(std::string(value)) {}
+  Json(Array value) : value_(std::move(value)) {}
+  Json(Object value) : value_(std::move(value)) {}
+  Json(const Json& other);
+  Json(Json&&) noexcept = default;
+  Json& operator=(const Json& other) { return *this = Json(other); }
+  Json& operator=(Json&&) noexcept = default;
+
+  const Value& value() const noexcept { return value_; }
+  Value& value() noexcept { return value_; }
+
+  bool is_null() const noexcept { return std::holds_alternative<std::nullptr_t>(value_); }
+  bool is_array() const noexcept { return std::holds_alternative<Array>(value_); }
+  bool is_object() const noexcept { return std::holds_alternative<Object>(value_); }
+  bool is_string() const noexcept { return std::holds_alternative<std::string>(value_); }
+  bool is_integer() const noexcept {
+    return std::holds_alternative<std::int64_t>(value_) || std::holds_alternative<std::uint64_t>(value_);
+  }
+
+  /// The integer, nothing if the value is not one or does not fit.
+  std::optional<std::int64_t> integer() const noexcept;
+  /// The number as a double, nothing if the value is not one.
+  std::optional<double> number() const noexcept;
+  std::optional<bool> boolean() const noexcept;
+  /// Requires is_string().
+  const std::string& string() const { return std::get<std::string>(value_); }
+  /// Requires is_array().
+  const Array& array() const { return std::get<Array>(value_); }
+  /// Requires is_object().
+  const Object& object() const { return std::get<Object>(value_); }
+
+  /// The member of that name; null if there is none, or the value is no object. Time: linear in the members.
+  const Json* find(std::string_view key) const noexcept;
+  /// Elements of an array or members of an object; 0 for others.
+  std::size_t size() const noexcept;
+  /// The value written as JSON, for messages.
+  std::string dump() const;
+
+ private:
+  Value value_ = nullptr;
+};
+
+struct Json::Member {
+  Member(std::string k, Json v) : key(std::move(k)), value(std::move(v)) {}
+
+  std::string key;
+  Json value;
+};
 
 /// Parses strict JSON. `name` is for messages. Errors: limit_exceeded (nesting deeper than 64), corrupt (syntax, duplicate
 /// key, number out of range), invalid_encoding (not UTF-8).

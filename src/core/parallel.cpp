@@ -107,6 +107,8 @@ Result<void> Team::run(std::span<const int> chunks, Body body) {
   open(word());
   try {
     start();
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception& e) {
     return fail(ErrorCode::callback_failed, "the executor threw: ", e.what());
   } catch (...) {

@@ -29,16 +29,21 @@ struct ChatState {
   }
 
   Result<std::string> render(std::span<const Message> messages, bool add_generation_prompt) const {
-    chat::Value context = chat::Value::object();
-    context["messages"] = chat::Value::array();
+    // Member by member: gcc 12 destroys what it has not made when an exception leaves a nested initializer list.
+    chat::Value::Array list;
     for (const Message& message : messages) {
-      context["messages"].push_back({{"role", message.role}, {"content", message.content}});
+      chat::Value::Object object;
+      object.emplace_back("role", message.role);
+      object.emplace_back("content", message.content);
+      list.push_back(std::move(object));
     }
-    context["add_generation_prompt"] = add_generation_prompt;
-    context["bos_token"] = core->model().bos_text;
-    context["eos_token"] = core->model().eos_text;
-    if (!tools.is_null()) context["tools"] = tools;
-    return chat_template->render(context);
+    chat::Value::Object context;
+    context.emplace_back("messages", std::move(list));
+    context.emplace_back("add_generation_prompt", add_generation_prompt);
+    context.emplace_back("bos_token", core->model().bos_text);
+    context.emplace_back("eos_token", core->model().eos_text);
+    if (!tools.is_null()) context.emplace_back("tools", tools);
+    return chat_template->render(std::move(context));
   }
 };
 
@@ -53,29 +58,30 @@ struct StreamState {
   CompletionResult result;
   Result<FinishReason> outcome = FinishReason::end_token;
 
-  ~StreamState() {
+  ~StreamState() { abandon(); }
+
+  void abandon() noexcept {
     if (!request || ended) return;
     request->cancel_requested.store(true, std::memory_order_relaxed);
     end();
   }
 
   /// Waits for the end and takes the answer over into the chat's history.
-  void end() {
+  void end() noexcept {
     if (ended) return;
     ended = true;
     if (!request) {
-      outcome = early.error();
+      outcome = std::move(early).error();
       return;
     }
     request->wait_done();
     result = std::move(request->result);
-    if (!request->outcome) {
-      outcome = request->outcome.error();
-      return;
-    }
-    outcome = result.reason;
-    history.push_back({"assistant", result.text});
-    chat->history = std::move(history);
+    outcome = core::guarded([&]() -> Result<FinishReason> {
+      LLMINFER_TRY(std::move(request->outcome));
+      history.push_back({"assistant", result.text});
+      chat->history.swap(history);
+      return result.reason;
+    });
   }
 };
 
@@ -100,10 +106,7 @@ Result<void> begin(StreamState& stream, const GenerateOptions& options) {
   state.core->truncate(sequence, static_cast<std::int32_t>(common));
   request->tokens_before = sequence.tokens;
   sequence.tokens = std::move(tokens);
-  if (auto submitted = state.core->submit(request); !submitted) {
-    state.core->truncate(sequence, static_cast<std::int32_t>(common));
-    return submitted;
-  }
+  LLMINFER_TRY(state.core->submit(request));
   stream.request = std::move(request);
   return {};
 }
@@ -122,8 +125,7 @@ Result<Chat> Engine::new_chat(const ChatOptions& options) const {
     }
     state->chat_template = LLMINFER_TRY(chat::Template::parse(source));
     if (!options.tools_json.empty()) {
-      LLMINFER_TRY(core::parse_json(options.tools_json, "ChatOptions::tools_json"));  // with its limits
-      state->tools = chat::Value::parse(options.tools_json);
+      state->tools = LLMINFER_TRY(core::parse_json(options.tools_json, "ChatOptions::tools_json"));
       if (!state->tools.is_array()) return fail(ErrorCode::invalid_argument, "ChatOptions::tools_json is not an array");
     }
     if (!options.system.empty()) state->history.push_back({"system", options.system});
@@ -138,38 +140,50 @@ Chat::Chat(Chat&&) noexcept = default;
 Chat& Chat::operator=(Chat&&) noexcept = default;
 
 ChatStream Chat::send(std::string_view user_message, const GenerateOptions& options) {
-  return send(Message{"user", std::string(user_message)}, options);
+  auto message = core::guarded([&]() -> Result<Message> { return Message{"user", std::string(user_message)}; });
+  return message ? send(std::move(*message), options) : ChatStream(nullptr);
 }
 
 ChatStream Chat::send(Message message, const GenerateOptions& options) {
-  if (const auto open = state_->open_stream.lock(); open && open->request) {  // the last answer was not read to its end
-    open->request->cancel_requested.store(true, std::memory_order_relaxed);
-    open->end();
+  if (state_) {
+    if (const auto open = state_->open_stream.lock()) open->abandon();  // the last answer was not read to its end
   }
-  auto stream = std::make_shared<engine::StreamState>();
-  stream->chat = state_;
-  stream->early = core::guarded([&]() -> Result<void> {
-    stream->history = state_->history;
-    stream->history.push_back(std::move(message));
-    return engine::begin(*stream, options);
+  auto stream = core::guarded([&]() -> Result<std::shared_ptr<engine::StreamState>> {
+    auto made = std::make_shared<engine::StreamState>();
+    made->chat = state_;
+    return made;
   });
-  state_->open_stream = stream;
-  return ChatStream(std::move(stream));
+  if (!stream) return ChatStream(nullptr);
+  (*stream)->early = core::guarded([&]() -> Result<void> {
+    if (!state_) return fail(ErrorCode::invalid_state, "the chat was moved from");
+    (*stream)->history = state_->history;
+    (*stream)->history.push_back(std::move(message));
+    return engine::begin(**stream, options);
+  });
+  if (state_) state_->open_stream = *stream;
+  return ChatStream(std::move(*stream));
 }
 
-const std::vector<Message>& Chat::history() const noexcept { return state_->history; }
+const std::vector<Message>& Chat::history() const noexcept {
+  static const std::vector<Message> kNone;
+  return state_ ? state_->history : kNone;
+}
 
 Result<void> Chat::rewind(std::size_t messages) {
-  if (messages > state_->history.size()) {
-    return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ",
-                state_->history.size());
-  }
-  state_->history.resize(state_->history.size() - messages);
-  return {};
+  return core::guarded([&]() -> Result<void> {
+    if (messages > history().size()) {
+      return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ", history().size());
+    }
+    if (state_) state_->history.resize(state_->history.size() - messages);
+    return {};
+  });
 }
 
 Result<std::string> Chat::render() const {
-  return core::guarded([&] { return state_->render(state_->history, true); });
+  return core::guarded([&]() -> Result<std::string> {
+    if (!state_) return fail(ErrorCode::invalid_state, "the chat was moved from");
+    return state_->render(state_->history, true);
+  });
 }
 
 ChatStream::ChatStream(std::shared_ptr<engine::StreamState> state) : state_(std::move(state)) {}
@@ -178,6 +192,8 @@ ChatStream::ChatStream(ChatStream&&) noexcept = default;
 ChatStream& ChatStream::operator=(ChatStream&&) noexcept = default;
 
 bool ChatStream::next(std::string_view& piece) {
+  piece = {};
+  if (!state_) return false;
   engine::StreamState& state = *state_;
   state.piece.clear();
   if (state.request) {
@@ -192,13 +208,15 @@ bool ChatStream::next(std::string_view& piece) {
 }
 
 Result<FinishReason> ChatStream::finish() {
-  return core::guarded([&]() -> Result<FinishReason> {
-    state_->end();
-    if (!state_->outcome) return state_->outcome.error();
-    return *state_->outcome;
-  });
+  if (!state_) return Error{ErrorCode::out_of_memory, {}};
+  state_->end();
+  if (!state_->outcome) return core::copy_of(state_->outcome.error());
+  return *state_->outcome;
 }
 
-const CompletionResult& ChatStream::result() const noexcept { return state_->result; }
+const CompletionResult& ChatStream::result() const noexcept {
+  static const CompletionResult kNone;
+  return state_ ? state_->result : kNone;
+}
 
 }  // namespace llminfer::inline v0

@@ -23,6 +23,7 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
   stats_.weight_bytes = model_->weight_bytes;
   for (const auto& cache : model_->caches) stats_.cache_bytes += cache->bytes();
   stats_.load_seconds = model_->load_seconds;
+  running_.reserve(static_cast<std::size_t>(max_sequences_));  // so that admitting a request takes no memory
   thread_ = std::thread([this] { run(); });
 }
 
@@ -85,7 +86,18 @@ Result<void> check_generation(const GenerateOptions& options, const ModelInfo& i
 
 }  // namespace
 
-Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) {
+Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) noexcept {
+  auto queued = core::guarded([&] { return enqueue(request); });
+  if (queued) {
+    wake_.notify_one();
+  } else {
+    const std::lock_guard lock(mutex_);
+    restore(*request);
+  }
+  return queued;
+}
+
+Result<void> EngineCore::enqueue(const std::shared_ptr<Request>& request) {
   Sequence& sequence = *request->sequence;
   request->submitted = Clock::now();
   if (sequence.tokens.empty()) return fail(ErrorCode::invalid_argument, "the prompt has no tokens");
@@ -111,18 +123,15 @@ Result<void> EngineCore::submit(const std::shared_ptr<Request>& request) {
     }
     shift(*request);
   }
-  {
-    const std::lock_guard lock(mutex_);
-    if (waiting_.size() >= static_cast<std::size_t>(max_queue_)) {
-      return fail(ErrorCode::queue_full, "EngineOptions::max_queue requests, ", max_queue_, ", are waiting already");
-    }
-    waiting_.push_back(request);
-    sequence.active = true;
-    request->result.prompt_tokens = sequence.size();
-    request->result.cached_tokens = sequence.cached;
-    stats_.cached_tokens += sequence.cached;
+  const std::lock_guard lock(mutex_);
+  if (waiting_.size() >= static_cast<std::size_t>(max_queue_)) {
+    return fail(ErrorCode::queue_full, "EngineOptions::max_queue requests, ", max_queue_, ", are waiting already");
   }
-  wake_.notify_one();
+  waiting_.push_back(request);
+  sequence.active = true;
+  request->result.prompt_tokens = sequence.size();
+  request->result.cached_tokens = sequence.cached;
+  stats_.cached_tokens += sequence.cached;
   return {};
 }
 
@@ -139,7 +148,7 @@ void EngineCore::run() noexcept {
         const std::lock_guard lock(mutex_);
         admit();
       }
-      end_stopped_requests();
+      begin_step();
       {
         const std::lock_guard lock(mutex_);
         shares = schedule();
@@ -154,24 +163,25 @@ void EngineCore::run() noexcept {
       // on.
       for (const auto& request : running_) {
         const auto same = [&](const Share& share) { return share.request == request; };
-        if (shares.empty() || std::any_of(shares.begin(), shares.end(), same)) finish(request, outcome.error());
+        if (shares.empty() || std::any_of(shares.begin(), shares.end(), same)) {
+          finish(request, core::copy_of(outcome.error()));
+        }
       }
     }
     drop_done();
     const std::lock_guard lock(mutex_);
     stats_.running = static_cast<std::int32_t>(running_.size());
   }
-  for (const auto& request : running_) {
-    end_answer(*request, FinishReason::cancelled);
-    finish(request, request->generate ? Result<void>() : fail(ErrorCode::cancelled, "the engine was closed"));
-  }
+  const auto close = [this](const std::shared_ptr<Request>& request) {
+    finish(request, core::guarded([&]() -> Result<void> {
+             if (!request->answered) end_answer(*request, FinishReason::cancelled);
+             if (request->generate && request->started) return {};
+             return fail(ErrorCode::cancelled, "the engine was closed");
+           }));
+  };
+  for (const auto& request : running_) close(request);
   running_.clear();
-  while (!waiting_.empty()) {
-    const auto request = waiting_.front();
-    waiting_.pop_front();
-    request->result.reason = FinishReason::cancelled;
-    finish(request, fail(ErrorCode::cancelled, "the engine was closed"));
-  }
+  for (; !waiting_.empty(); waiting_.pop_front()) close(waiting_.front());
 }
 
 /// Mutex held.
@@ -182,40 +192,47 @@ void EngineCore::admit() {
   }
 }
 
-/// Ends requests that were cancelled or are late, before they cost another pass, and advances those whose logits are
-/// there.
-void EngineCore::end_stopped_requests() {
+void EngineCore::begin_step() {
   for (const auto& request : running_) {
-    if (request->cancelled() || request->late()) {
-      const FinishReason reason = request->cancelled() ? FinishReason::cancelled : FinishReason::deadline;
-      if (!request->answered) end_answer(*request, reason);
-      finish(request, request->generate ? Result<void>() : fail(ErrorCode::cancelled, "the prefill was cancelled"));
-      continue;
-    }
-    Sequence& sequence = *request->sequence;
-    if (!request->started) {
-      request->started = true;
-      request->prefill_start = Clock::now();
-      bool computed = false;
-      {
-        const std::lock_guard lock(mutex_);
-        computed = sequence.cached == sequence.size();
-        if (computed && sequence.logits.empty()) {  // compute the last token again for its logits
-          sequence.cached -= 1;
-          computed = false;
-        }
-      }
-      if (computed) advance(*request);
-    }
-    if (request->generate && !request->answered) continue;
+    const auto outcome = core::guarded([&] { return begin_step(request); });
+    if (!outcome) finish(request, core::copy_of(outcome.error()));
+  }
+  drop_done();
+}
+
+/// Ends a request that was cancelled or is late, before it costs another pass, or one that is complete, and advances a
+/// new one whose logits are there.
+Result<void> EngineCore::begin_step(const std::shared_ptr<Request>& request) {
+  if (request->cancelled() || request->late()) {
+    const FinishReason reason = request->cancelled() ? FinishReason::cancelled : FinishReason::deadline;
+    if (!request->answered) end_answer(*request, reason);
+    if (!request->generate) return fail(ErrorCode::cancelled, "the prefill was cancelled");
+    finish(request, {});
+    return {};
+  }
+  Sequence& sequence = *request->sequence;
+  if (!request->started) {
+    request->started = true;
+    request->prefill_start = Clock::now();
     bool computed = false;
     {
       const std::lock_guard lock(mutex_);
       computed = sequence.cached == sequence.size();
+      if (computed && sequence.logits.empty()) {  // compute the last token again for its logits
+        sequence.cached -= 1;
+        computed = false;
+      }
     }
-    if (computed || (request->answered && !request->keep_sequence)) finish(request, {});
+    if (computed) LLMINFER_TRY(advance(*request));
   }
-  drop_done();
+  if (request->generate && !request->answered) return {};
+  bool computed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    computed = sequence.cached == sequence.size();
+  }
+  if (computed || (request->answered && !request->keep_sequence)) finish(request, {});
+  return {};
 }
 
 void EngineCore::drop_done() noexcept {
@@ -268,12 +285,27 @@ void EngineCore::commit(std::span<const Share> shares) {
   for (const Share& share : shares) {
     Request& request = *share.request;
     if (request.sequence->cached < request.sequence->size()) continue;
-    const auto outcome = core::guarded([&]() -> Result<void> {
-      advance(request);
-      return {};
-    });
-    if (!outcome) finish(share.request, outcome.error());
+    const auto outcome = core::guarded([&] { return advance(request); });
+    if (!outcome) finish(share.request, core::copy_of(outcome.error()));
   }
+}
+
+/// Makes the sequence what it was before the request. Mutex held.
+void EngineCore::restore(Request& request) noexcept {
+  Sequence& sequence = *request.sequence;
+  const auto before = static_cast<std::int32_t>(request.tokens_before.size());
+  const auto same = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(), request.tokens_before.begin(),
+                                  request.tokens_before.end());
+  auto common = static_cast<std::int32_t>(same.first - sequence.tokens.begin());
+  if (request.embeddings_before) {  // moved rows are not told apart by their tokens
+    common = std::min(common, request.options.keep_tokens);
+    sequence.embeddings.swap(*request.embeddings_before);
+  }
+  free_pages(sequence, std::min(common, sequence.cached));
+  std::erase_if(sequence.embeddings, [&](const auto& row) { return row.first >= before; });
+  sequence.tokens.swap(request.tokens_before);
+  if (request.hidden_before) sequence.hidden.swap(*request.hidden_before);
+  if (request.logits_before) sequence.logits.swap(*request.logits_before);
 }
 
 /// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
@@ -282,15 +314,7 @@ void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> ou
   if (request->callback_failed) outcome = Error{ErrorCode::callback_failed, {}};
   {
     const std::lock_guard lock(mutex_);
-    if (!outcome) {  // as it was before
-      const auto before = static_cast<std::int32_t>(request->tokens_before.size());
-      const auto same = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(), request->tokens_before.begin(),
-                                      request->tokens_before.end());
-      const auto common = static_cast<std::int32_t>(same.first - sequence.tokens.begin());
-      free_pages(sequence, std::min({before, common, sequence.cached}));
-      std::erase_if(sequence.embeddings, [&](const auto& row) { return row.first >= before; });
-      sequence.tokens = std::move(request->tokens_before);
-    }
+    if (!outcome) restore(*request);
     if (!request->keep_sequence) free_pages(sequence, 0);
     sequence.active = false;
     sequence.last_used = ++use_counter_;

@@ -38,9 +38,9 @@ class EngineCore {
   /// Forgets all but the first `count` tokens, 0 <= count <= size. The sequence is idle.
   void truncate(Sequence& sequence, std::int32_t count);
 
-  /// Checks the request's options and puts it in the queue. `sequence` holds all tokens to compute. An error leaves the
-  /// sequence alone.
-  Result<void> submit(const std::shared_ptr<Request>& request);
+  /// Checks the request's options and puts it in the queue. Its sequence holds all tokens to compute; after an error it
+  /// is as it was before the request.
+  Result<void> submit(const std::shared_ptr<Request>& request) noexcept;
   Result<void> check_tokens(std::span<const Token> tokens) const;
 
  private:
@@ -51,7 +51,9 @@ class EngineCore {
   };
 
   void run() noexcept;
-  void end_stopped_requests();
+  Result<void> enqueue(const std::shared_ptr<Request>& request);
+  void begin_step();
+  Result<void> begin_step(const std::shared_ptr<Request>& request);
   void drop_done() noexcept;
   void admit();
   std::vector<Share> schedule();
@@ -61,11 +63,11 @@ class EngineCore {
   Result<void> forward(std::span<const Share> shares);
   void commit(std::span<const Share> shares);
 
-  void advance(Request& request);
-  Result<void> choose_token(Request& request);
+  Result<void> advance(Request& request);
   void emit(Request& request, Token token, std::string_view text, const Sample* sample);
   void end_answer(Request& request, FinishReason reason);
   void shift(Request& request);
+  void restore(Request& request) noexcept;
   void finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept;
 
   const std::unique_ptr<Model> model_;

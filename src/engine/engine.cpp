@@ -1,6 +1,7 @@
 // The public Engine over EngineCore.
 #include <llminfer/engine.hpp>
 
+#include <system_error>
 #include <utility>
 
 #include "core/error.hpp"
@@ -19,9 +20,18 @@ Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& o
   if (!model) return core::at(checkpoint->path, std::move(model).error());
   if (options.on_log) {
     const ModelInfo& info = (*model)->info;
-    options.on_log(LogLevel::info, "loaded " + info.architecture + " on " + info.backend);
+    const std::string message = "loaded " + info.architecture + " on " + info.backend;
+    try {
+      options.on_log(LogLevel::info, message);
+    } catch (...) {
+      return fail(ErrorCode::callback_failed, "EngineOptions::on_log threw");
+    }
   }
-  return Engine(std::make_shared<engine::EngineCore>(std::move(*model), options));
+  try {
+    return Engine(std::make_shared<engine::EngineCore>(std::move(*model), options));
+  } catch (const std::system_error& e) {
+    return fail(ErrorCode::out_of_memory, "cannot start the engine's thread: ", e.what());
+  }
 }
 
 }  // namespace

@@ -95,7 +95,9 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       const std::span<const float> row(pass.logits.data() + logit * vocab, vocab);
       const std::int32_t position = pass.positions[static_cast<std::size_t>(pass.logit_rows[logit])];
       give_logits(*shares[i].request, position, row);
-      if (position + 1 == sequence.size()) sequence.logits.assign(row.begin(), row.end());
+      if (position + 1 < sequence.size()) continue;
+      shares[i].request->take_logits();
+      sequence.logits.assign(row.begin(), row.end());
     }
     for (; hidden < pass.hidden_rows.size() && pass.hidden_rows[hidden] < end; ++hidden) {
       const auto* from = pass.hidden.data() + hidden * width;

@@ -9,18 +9,9 @@ namespace llminfer::inline v0::engine {
 
 using core::fail;
 
-/// The sequence is computed up to its last token, whose logits are there.
-void EngineCore::advance(Request& request) {
-  if (!request.generate || request.answered) return;
-  const auto outcome = choose_token(request);
-  if (!outcome) {
-    for (const auto& running : running_) {
-      if (running.get() == &request) return finish(running, outcome.error());
-    }
-  }
-}
-
-Result<void> EngineCore::choose_token(Request& request) {
+/// Chooses the next token. The sequence is computed up to its last token, whose logits are there.
+Result<void> EngineCore::advance(Request& request) {
+  if (!request.generate || request.answered) return {};
   Sequence& sequence = *request.sequence;
   const GenerateOptions& options = request.options;
   CompletionResult& result = request.result;
@@ -46,10 +37,10 @@ Result<void> EngineCore::choose_token(Request& request) {
   }
 
   sequence.tokens.push_back(sample.token);
-  sequence.logits.clear();
+  request.take_logits();
   request.sampler->accept(std::span(&sample.token, 1));
   result.tokens.push_back(sample.token);
-  const std::string text = request.stop.push(request.decoder->push(sample.token));
+  const std::string text = request.stop.push(LLMINFER_TRY(request.decoder->push(sample.token)));
   emit(request, sample.token, text, &sample);
   if (options.sampling.logprobs > 0) result.samples.push_back(std::move(sample));
   if (request.answered) return {};  // the callback ended it
@@ -104,14 +95,17 @@ void EngineCore::shift(Request& request) {
   const std::int32_t keep = request.options.keep_tokens;
   const std::int32_t stay = (model_->info.context_length - keep) / 2;
   const std::int32_t drop = sequence.size() - keep - stay;
+  if (!sequence.embeddings.empty()) {
+    std::unordered_map<std::int32_t, std::vector<float>> moved;
+    for (const auto& [position, row] : sequence.embeddings) {
+      if (position < keep) moved.emplace(position, row);
+      if (position >= keep + drop) moved.emplace(position - drop, row);
+    }
+    sequence.embeddings.swap(moved);
+    if (!request.embeddings_before) request.embeddings_before = std::move(moved);
+  }
   const auto first = sequence.tokens.begin() + keep;
   sequence.tokens.erase(first, first + drop);
-  std::unordered_map<std::int32_t, std::vector<float>> moved;
-  for (auto& [position, row] : sequence.embeddings) {
-    if (position < keep) moved.emplace(position, std::move(row));
-    if (position >= keep + drop) moved.emplace(position - drop, std::move(row));
-  }
-  sequence.embeddings = std::move(moved);
   const std::lock_guard lock(mutex_);
   free_pages(sequence, std::min(keep, sequence.cached));
 }

@@ -82,6 +82,10 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   const std::int64_t trained =
       std::min<std::int64_t>(checkpoint.config.context_length, std::numeric_limits<std::int32_t>::max());
   const std::int64_t context = options.context_length ? options.context_length : trained;
+  if (context > trained) {
+    return fail(ErrorCode::invalid_argument, "EngineOptions::context_length is ", context, ", expected 0 to ", trained,
+                ", the model's own context length");
+  }
   layout.context_length = static_cast<std::int32_t>(context);
   const std::int64_t cache_tokens =
       options.cache_tokens ? options.cache_tokens : std::max(context, 4 * std::min(context, kDefaultSequenceTokens));
@@ -127,6 +131,16 @@ std::vector<std::size_t> preparation_order(const std::vector<const load::TensorI
   return order;
 }
 
+/// Whether to go on.
+Result<bool> report_progress(const EngineOptions& options, float fraction) {
+  if (!options.on_progress) return true;
+  try {
+    return options.on_progress(fraction);
+  } catch (...) {
+    return fail(ErrorCode::callback_failed, "EngineOptions::on_progress threw");
+  }
+}
+
 Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const load::Checkpoint& checkpoint,
                                                                            const Layout& layout,
                                                                            const EngineOptions& options, Model& model) {
@@ -144,7 +158,7 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
     checkpoint.release(tensor);
     model.weight_bytes += weights[i]->bytes();
     done += static_cast<float>(tensor.rows * tensor.cols);
-    if (options.on_progress && !options.on_progress(std::min(done / total, 1.0f))) {
+    if (!LLMINFER_TRY(report_progress(options, std::min(done / total, 1.0f)))) {
       return fail(ErrorCode::cancelled, checkpoint.path, ": the load was abandoned by on_progress");
     }
   }

@@ -40,7 +40,8 @@ std::shared_ptr<Sequence> EngineCore::fork(const Sequence& sequence) {
   copy->logits = sequence.logits;
   copy->hidden = sequence.hidden;
   const std::lock_guard lock(mutex_);
-  copy->pages = sequence.pages;
+  auto pages = sequence.pages;
+  copy->pages.swap(pages);  // from here on nothing fails: pages that a sequence has are counted
   copy->cached = sequence.cached;
   copy->last_used = ++use_counter_;
   for (std::size_t group = 0; group < pools_.size(); ++group) {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <llminfer/completion.hpp>
@@ -33,10 +34,14 @@ struct Request {
   bool stream = false;       ///< collect text in stream_text
   std::optional<Clock::time_point> deadline;
   Clock::time_point submitted;
-  /// The sequence as it was before, for the case of an error.
+  // The sequence as it was before, for the case of an error.
   std::vector<Token> tokens_before;
+  std::optional<std::vector<float>> hidden_before;  ///< if the request begins with forgetting it
 
   // The engine thread's own.
+  /// More of the sequence as it was before: its logits once they were replaced, its embeddings once they were moved.
+  std::optional<std::vector<float>> logits_before;
+  std::optional<std::unordered_map<std::int32_t, std::vector<float>>> embeddings_before;
   std::optional<Sampler> sampler;
   std::optional<StreamDecoder> decoder;
   StopMatcher stop;
@@ -58,6 +63,11 @@ struct Request {
   /// Cancelled by its handle or its token. Thread-safe.
   bool cancelled() const noexcept {
     return cancel_requested.load(std::memory_order_relaxed) || (options.cancel && options.cancel->cancelled());
+  }
+  /// Takes the sequence's logits away.
+  void take_logits() noexcept {
+    if (!logits_before) logits_before.emplace().swap(sequence->logits);
+    sequence->logits.clear();
   }
   bool late() const noexcept { return deadline && Clock::now() >= *deadline; }
   void wait_done() {

@@ -56,15 +56,15 @@ Result<void> add_file(const std::string& path, bool use_mmap, Checkpoint& checkp
 Result<void> add_shards(const std::string& directory, const std::string& index_path, std::string_view text,
                         bool use_mmap, Checkpoint& checkpoint) {
   const Json index = LLMINFER_TRY(core::parse_json(text, index_path));
-  const auto map = index.is_object() ? index.find("weight_map") : index.end();
-  if (!index.is_object() || map == index.end() || !map->is_object() || map->empty()) {
+  const Json* map = index.find("weight_map");
+  if (!map || !map->is_object() || map->size() == 0) {
     return fail(ErrorCode::corrupt, index_path, ": expected an object \"weight_map\" of tensors and files");
   }
   std::map<std::string, std::uint32_t> shards;  // file to index of its source
-  for (const auto& [tensor, file] : map->items()) {
+  for (const auto& [tensor, file] : map->object()) {
     if (!file.is_string())
       return fail(ErrorCode::corrupt, index_path, ": tensor ", tensor, ": the file is not a string");
-    const auto& shard = file.get_ref<const std::string&>();
+    const auto& shard = file.string();
     if (!stays_inside(shard)) {
       return fail(ErrorCode::corrupt, index_path, ": tensor ", tensor, ": the file \"", shard,
                   "\" is not inside the model's directory");
@@ -78,9 +78,9 @@ Result<void> add_shards(const std::string& directory, const std::string& index_p
     source = static_cast<std::uint32_t>(checkpoint.sources.size());
     LLMINFER_TRY(add_file(directory + "/" + shard, use_mmap, checkpoint));
   }
-  for (const auto& [name, file] : map->items()) {
+  for (const auto& [name, file] : map->object()) {
     const TensorInfo* tensor = checkpoint.find(name);
-    const auto& shard = file.get_ref<const std::string&>();
+    const auto& shard = file.string();
     if (tensor && tensor->source == shards.at(shard)) continue;
     return fail(ErrorCode::missing_tensor, index_path, ": tensor ", name, " is not in ", shard);
   }

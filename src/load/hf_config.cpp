@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "core/error.hpp"
 #include "core/json.hpp"
@@ -60,10 +61,10 @@ class Reader {
   }
   /// A member that is neither absent nor null.
   const Json* member(const char* key) const {
-    const auto it = object_.find(key);
-    return it == object_.end() || it->is_null() ? nullptr : &*it;
+    const Json* member = object_.find(key);
+    return !member || member->is_null() ? nullptr : member;
   }
-  bool contains(const char* key) const { return object_.contains(key); }
+  bool contains(const char* key) const { return object_.find(key) != nullptr; }
   std::string_view name() const { return name_; }
 
  private:
@@ -87,12 +88,8 @@ Result<std::vector<std::int32_t>> token_ids(const Reader& reader, const char* ke
   std::vector<std::int32_t> ids;
   const Json* member = reader.member(key);
   if (!member) return ids;
-  const Json list = member->is_array() ? *member : Json::array({*member});
-  for (const Json& entry : list) {
-    // An unsigned number above the signed ones would wrap to a negative one.
-    const bool is_integer =
-        entry.is_number_integer() && !(entry.is_number_unsigned() && entry.get<std::uint64_t>() > INT64_MAX);
-    const std::int64_t value = is_integer ? entry.get<std::int64_t>() : INT64_MAX;
+  for (const Json& entry : member->is_array() ? std::span(member->array()) : std::span(member, 1)) {
+    const std::int64_t value = entry.integer().value_or(INT64_MAX);
     if (value == -1) continue;
     if (value < 0 || value >= vocab_size) {
       return fail(ErrorCode::bad_vocabulary, reader.name(), ": \"", key, "\" has ", entry.dump(),
@@ -123,7 +120,7 @@ Result<void> read_yarn(const Reader& rope, std::int64_t context_length, RopeScal
 Result<void> read_rope(const Reader& config, ModelConfig& model) {
   const Json* object = config.member("rope_parameters");
   if (!object) object = config.member("rope_scaling");
-  const Json none = Json::object();
+  const Json none{Json::Object()};
   if (!object) object = &none;
   if (!object->is_object()) return fail(ErrorCode::corrupt, config.name(), ": the rope parameters must be an object");
   const Reader rope(*object, config.name());
@@ -179,9 +176,10 @@ Result<void> read_sliding_window(const Reader& config, const Family& family, Mod
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
     bool slides = layer >= first;
     if (types) {
-      const Json& type = (*types)[static_cast<std::size_t>(layer)];
-      slides = type == "sliding_attention";
-      if (!slides && type != "full_attention") {
+      const Json& type = types->array()[static_cast<std::size_t>(layer)];
+      const auto is = [&](std::string_view name) { return type.is_string() && type.string() == name; };
+      slides = is("sliding_attention");
+      if (!slides && !is("full_attention")) {
         return fail(ErrorCode::unsupported, config.name(), ": the layer type ", type.dump(),
                     "; expected full_attention or sliding_attention");
       }
@@ -273,11 +271,11 @@ Result<std::string> parse_chat_template(std::string_view tokenizer_config, std::
   const Json json = LLMINFER_TRY(parse_object(tokenizer_config, name));
   const Json* member = Reader(json, name).member("chat_template");
   if (!member) return std::string();
-  if (member->is_string()) return member->get<std::string>();
+  if (member->is_string()) return member->string();
   if (!member->is_array()) {
     return fail(ErrorCode::corrupt, name, ": \"chat_template\" must be a string or a list of templates");
   }
-  for (const Json& entry : *member) {
+  for (const Json& entry : member->array()) {
     if (!entry.is_object()) return fail(ErrorCode::corrupt, name, ": an entry of \"chat_template\" is not an object");
     if (LLMINFER_TRY(core::json_string(entry, "name", name)) != "default") continue;
     return LLMINFER_TRY(core::json_string(entry, "template", name)).value_or("");

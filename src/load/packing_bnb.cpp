@@ -26,19 +26,17 @@ Result<QuantState> read_state(const Checkpoint& checkpoint, const TensorInfo& te
   const core::Json json = LLMINFER_TRY(core::parse_json(text, tensor.name));
   if (!json.is_object()) return fail(ErrorCode::corrupt, "tensor ", tensor.name, ": not a JSON object");
   const auto bounded = [&](const core::Json& value, std::int64_t max) {
-    const bool fits = value.is_number_unsigned() && value.get<std::uint64_t>() >= 1 &&
-                      value.get<std::uint64_t>() <= static_cast<std::uint64_t>(max);
-    return fits ? value.get<std::int64_t>() : 0;
+    const std::int64_t number = value.integer().value_or(0);
+    return number >= 1 && number <= max ? number : 0;
   };
   QuantState state;
-  const auto shape = json.find("shape");
-  if (shape != json.end() && shape->is_array() && shape->size() == 2) {
-    state.rows = bounded((*shape)[0], INT32_MAX);
-    state.cols = bounded((*shape)[1], INT32_MAX);
+  if (const core::Json* shape = json.find("shape"); shape && shape->is_array() && shape->size() == 2) {
+    state.rows = bounded(shape->array()[0], INT32_MAX);
+    state.cols = bounded(shape->array()[1], INT32_MAX);
   }
-  if (json.contains("blocksize")) state.block = bounded(json["blocksize"], 1 << 20);
-  if (json.contains("nested_blocksize")) {
-    state.nested_block = bounded(json["nested_blocksize"], 1 << 20);
+  if (const core::Json* block = json.find("blocksize")) state.block = bounded(*block, 1 << 20);
+  if (const core::Json* block = json.find("nested_blocksize")) {
+    state.nested_block = bounded(*block, 1 << 20);
     const double offset = LLMINFER_TRY(core::json_number(json, "nested_offset", tensor.name)).value_or(0);
     state.nested_offset = static_cast<float>(offset);
     if (state.nested_block == 0) return fail(ErrorCode::corrupt, "tensor ", tensor.name, ": \"nested_blocksize\"");

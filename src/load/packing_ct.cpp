@@ -37,8 +37,8 @@ Result<void> read_input(const Json& json, Scheme& scheme) {
   const std::int64_t bits = LLMINFER_TRY(setting_int(json, "num_bits", 8, place));
   const std::string type = LLMINFER_TRY(setting_text(json, "type", "int", place));
   const std::string strategy = LLMINFER_TRY(setting_text(json, "strategy", "tensor", place));
-  const auto dynamic = json.find("dynamic");
-  if (bits != 8 || (type != "int" && type != "float") || (dynamic != json.end() && dynamic->is_string())) {
+  const Json* dynamic = json.find("dynamic");
+  if (bits != 8 || (type != "int" && type != "float") || (dynamic && dynamic->is_string())) {
     scheme.unknown_input = true;  // an error only if a layer has this scheme
     return {};
   }
@@ -60,8 +60,8 @@ Result<void> read_input(const Json& json, Scheme& scheme) {
 Result<Scheme> read_scheme(const std::string& name, const Json& json, const std::string& default_format) {
   Scheme scheme;
   scheme.name = std::string(kPlace) + ": config_groups." + name;
-  const auto weights = json.is_object() ? json.find("weights") : json.end();
-  if (!json.is_object() || weights == json.end() || !weights->is_object()) {
+  const Json* weights = json.find("weights");
+  if (!weights || !weights->is_object()) {
     return fail(ErrorCode::corrupt, scheme.name, ": expected an object with an object \"weights\"");
   }
   scheme.format = LLMINFER_TRY(setting_text(json, "format", default_format.c_str(), scheme.name));
@@ -73,17 +73,20 @@ Result<Scheme> read_scheme(const std::string& name, const Json& json, const std:
   if (scheme.group_size < -1 || scheme.group_size > 1 << 30) {
     return fail(ErrorCode::corrupt, scheme.name, ": \"group_size\" is ", scheme.group_size);
   }
-  if (const auto block = weights->find("block_structure"); block != weights->end() && !block->is_null()) {
-    const bool fits =
-        block->is_array() && block->size() == 2 && (*block)[0].is_number_unsigned() && (*block)[1].is_number_unsigned();
-    scheme.block_rows = fits && (*block)[0] <= 1 << 20 ? (*block)[0].get<std::int64_t>() : 0;
-    scheme.block_cols = fits && (*block)[1] <= 1 << 20 ? (*block)[1].get<std::int64_t>() : 0;
+  if (const Json* block = weights->find("block_structure"); block && !block->is_null()) {
+    const auto side = [&](std::size_t i) -> std::int64_t {
+      const bool fits = block->is_array() && block->size() == 2;
+      const std::int64_t value = fits ? block->array()[i].integer().value_or(0) : 0;
+      return value <= 1 << 20 ? value : 0;
+    };
+    scheme.block_rows = side(0);
+    scheme.block_cols = side(1);
     if (scheme.block_rows < 1 || scheme.block_cols < 1) {
       return fail(ErrorCode::corrupt, scheme.name, ": \"block_structure\" must be two positive numbers");
     }
   }
-  const auto input = json.find("input_activations");
-  if (input != json.end() && input->is_object()) LLMINFER_TRY(read_input(*input, scheme));
+  const Json* input = json.find("input_activations");
+  if (input && input->is_object()) LLMINFER_TRY(read_input(*input, scheme));
   return scheme;
 }
 
@@ -278,9 +281,10 @@ class CompressedTensors {
 /// Parts of the format that change what weights mean, and that llminfer does not have.
 Result<void> refuse_others(const Json& settings) {
   for (const char* key : {"sparsity_config", "transform_config"}) {
-    const auto found = settings.find(key);
-    if (found == settings.end() || found->is_null() || found->empty()) continue;
-    if (found->is_object() && found->value("format", Json()) == "dense") continue;
+    const Json* found = settings.find(key);
+    if (!found || found->is_null() || ((found->is_array() || found->is_object()) && found->size() == 0)) continue;
+    const Json* format = found->find("format");
+    if (format && format->is_string() && format->string() == "dense") continue;
     return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
   }
   return {};
@@ -291,12 +295,12 @@ Result<void> refuse_others(const Json& settings) {
 Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
   LLMINFER_TRY(refuse_others(settings));
   const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
-  const auto groups = settings.find("config_groups");
-  if (groups == settings.end() || !groups->is_object() || groups->empty()) {
+  const Json* groups = settings.find("config_groups");
+  if (!groups || !groups->is_object() || groups->size() == 0) {
     return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
   }
   std::vector<Scheme> schemes;
-  for (const auto& [name, group] : groups->items()) schemes.push_back(LLMINFER_TRY(read_scheme(name, group, format)));
+  for (const auto& [name, group] : groups->object()) schemes.push_back(LLMINFER_TRY(read_scheme(name, group, format)));
   for (const char* suffix : {".k_scale", ".v_scale"}) {  // of a quantized KV cache; llminfer's own has its own scales
     for (const std::string& prefix : layers.with(suffix)) layers.take(prefix + suffix);
   }

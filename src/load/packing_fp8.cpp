@@ -20,10 +20,10 @@ struct Scheme {
 
 Result<Scheme> read_scheme(const core::Json& settings) {
   Scheme scheme;
-  if (const auto block = settings.find("weight_block_size"); block != settings.end() && !block->is_null()) {
-    const auto side = [&](std::size_t i) -> std::int64_t {
-      const core::Json& value = (*block)[i];
-      return value.is_number_unsigned() && value.get<std::uint64_t>() <= 1 << 20 ? value.get<std::int64_t>() : 0;
+  if (const core::Json* block = settings.find("weight_block_size"); block && !block->is_null()) {
+    const auto side = [&](std::size_t i) {
+      const std::int64_t value = block->array()[i].integer().value_or(0);
+      return value <= 1 << 20 ? value : 0;
     };
     if (!block->is_array() || block->size() != 2 || side(0) < 1 || side(1) < 1) {
       return fail(ErrorCode::corrupt, kPlace, ": \"weight_block_size\" must be two positive numbers");

@@ -112,8 +112,8 @@ Result<void> add_awq_layer(const std::string& prefix, const Scheme& scheme, Laye
 Result<void> add_gptq(const core::Json& settings, Layers& layers) {
   Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
   scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", false, kPlace));
-  const auto dynamic = settings.find("dynamic");
-  scheme.varies = dynamic != settings.end() && !dynamic->is_null();
+  const core::Json* dynamic = settings.find("dynamic");
+  scheme.varies = dynamic && !dynamic->is_null();
   std::string format = LLMINFER_TRY(setting_text(settings, "checkpoint_format", "", kPlace));
   if (format.empty()) format = LLMINFER_TRY(setting_text(settings, "format", "gptq", kPlace));
   if (format != "gptq" && format != "gptq_v2") {
@@ -134,7 +134,7 @@ Result<void> add_gptq(const core::Json& settings, Layers& layers) {
 
 Result<void> add_awq(const core::Json& settings, Layers& layers) {
   // quant_config.json of early AutoAWQ has the names of its arguments.
-  const bool early = settings.contains("w_bit");
+  const bool early = settings.find("w_bit");
   const Scheme scheme = LLMINFER_TRY(early ? read_scheme(settings, "w_bit", "q_group_size")
                                            : read_scheme(settings, "bits", "group_size"));
   if (scheme.bits != 4) {

@@ -22,8 +22,8 @@ constexpr Method kMethods[] = {
 /// quant_method, or what tells the tools that leave it out.
 Result<std::string> method_of(const core::Json& settings) {
   std::string method = LLMINFER_TRY(setting_text(settings, "quant_method", "", "quantization_config"));
-  if (method.empty() && settings.contains("w_bit")) method = "awq";
-  if (method.empty() && settings.contains("bits") && settings.contains("group_size")) method = "gptq";
+  if (method.empty() && settings.find("w_bit")) method = "awq";
+  if (method.empty() && settings.find("bits") && settings.find("group_size")) method = "gptq";
   return method;
 }
 

@@ -41,12 +41,12 @@ constexpr Element kElements[] = {
 
 /// An array of unsigned integers that fit an int64.
 std::optional<std::vector<std::uint64_t>> unsigned_list(const Json& object, const char* key) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_array()) return std::nullopt;
+  const Json* member = object.find(key);
+  if (!member || !member->is_array()) return std::nullopt;
   std::vector<std::uint64_t> list;
-  for (const Json& entry : *it) {
-    if (!entry.is_number_unsigned() || entry.get<std::uint64_t>() > INT64_MAX) return std::nullopt;
-    list.push_back(entry.get<std::uint64_t>());
+  for (const Json& entry : member->array()) {
+    if (entry.integer().value_or(-1) < 0) return std::nullopt;
+    list.push_back(static_cast<std::uint64_t>(*entry.integer()));
   }
   return list;
 }
@@ -120,7 +120,7 @@ Result<std::vector<TensorInfo>> read_safetensors_header(const core::ByteSource& 
   if (!header.is_object()) return fail(ErrorCode::corrupt, source.name(), ": the header is not an object");
 
   std::vector<TensorInfo> tensors;
-  for (const auto& [name, entry] : header.items()) {
+  for (const auto& [name, entry] : header.object()) {
     if (name == "__metadata__") continue;
     tensors.push_back(LLMINFER_TRY(read_tensor(name, entry, source.name() + ": tensor " + name)));
   }

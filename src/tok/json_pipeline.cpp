@@ -35,11 +35,12 @@ Result<bool> flag(const Json& json, const char* key, bool otherwise, const char*
   return LLMINFER_TRY(core::json_bool(json, key, place(what))).value_or(otherwise);
 }
 
-Result<const Json*> required_array(const Json& json, const char* key, const char* what) {
-  const auto it = json.find(key);
-  if (it == json.end() || !it->is_array())
+Result<const Json::Array*> required_array(const Json& json, const char* key, const char* what) {
+  const Json* member = json.find(key);
+  if (!member || !member->is_array()) {
     return core::fail(ErrorCode::corrupt, place(what), ": \"", key, "\" must be an array");
-  return &*it;
+  }
+  return &member->array();
 }
 
 /// {"String": …} or {"Regex": …}
@@ -48,11 +49,12 @@ struct PatternText {
   bool regex = false;
 };
 Result<PatternText> read_pattern(const Json& json, const char* what) {
-  const auto it = json.find("pattern");
-  if (it == json.end() || !it->is_object())
+  const Json* pattern = json.find("pattern");
+  if (!pattern || !pattern->is_object()) {
     return core::fail(ErrorCode::corrupt, place(what), ": \"pattern\" must be an object");
-  if (it->contains("Regex")) return PatternText{LLMINFER_TRY(required_string(*it, "Regex", what)), true};
-  return PatternText{LLMINFER_TRY(required_string(*it, "String", what)), false};
+  }
+  if (pattern->find("Regex")) return PatternText{LLMINFER_TRY(required_string(*pattern, "Regex", what)), true};
+  return PatternText{LLMINFER_TRY(required_string(*pattern, "String", what)), false};
 }
 
 Result<Pattern> compile(const PatternText& pattern, const char* what) {
@@ -88,39 +90,38 @@ Result<std::string> read_mark(const Json& json, const char* what) {
 }
 
 Result<Token> read_id(const Json& id, std::int64_t size, const char* what) {
-  if (!id.is_number_integer()) return core::fail(ErrorCode::corrupt, place(what), ": token ids must be integers");
-  if (id.is_number_unsigned() && id.get<std::uint64_t>() > INT32_MAX)
-    return checked_token(INT32_MAX, size, place(what) + " id");
-  return checked_token(id.get<std::int64_t>(), size, place(what) + " id");
+  if (!id.is_integer()) return core::fail(ErrorCode::corrupt, place(what), ": token ids must be integers");
+  return checked_token(id.integer().value_or(INT64_MAX), size, place(what) + " id");
 }
 
 /// ["</s>", 2]
 Result<Token> read_pair_id(const Json& json, const char* key, std::int64_t size, const char* what) {
-  const Json* pair = LLMINFER_TRY(required_array(json, key, what));
+  const Json::Array* pair = LLMINFER_TRY(required_array(json, key, what));
   if (pair->size() != 2) return core::fail(ErrorCode::corrupt, place(what), ": \"", key, "\" must be [text, id]");
   return read_id((*pair)[1], size, what);
 }
 
 Result<void> read_template(const Json& json, std::int64_t size, const char* what, std::vector<Token>& before,
                            std::vector<Token>& after) {
-  const Json* items = LLMINFER_TRY(required_array(json, "single", what));
+  const Json::Array* items = LLMINFER_TRY(required_array(json, "single", what));
   bool passed = false;
   for (const Json& item : *items) {
     if (!item.is_object()) return core::fail(ErrorCode::corrupt, place(what), ": \"single\" must hold objects");
-    if (item.contains("Sequence")) {
+    if (item.find("Sequence")) {
       passed = true;
       continue;
     }
-    const auto special = item.find("SpecialToken");
-    if (special == item.end() || !special->is_object()) {
+    const Json* special = item.find("SpecialToken");
+    if (!special || !special->is_object()) {
       return core::fail(ErrorCode::corrupt, place(what), ": \"single\" must hold Sequence and SpecialToken objects");
     }
     const std::string name = LLMINFER_TRY(required_string(*special, "id", what));
-    const auto table = json.find("special_tokens");
-    if (table == json.end() || !table->is_object() || !table->contains(name) || !(*table)[name].is_object()) {
+    const Json* table = json.find("special_tokens");
+    const Json* entry = table ? table->find(name) : nullptr;
+    if (!entry || !entry->is_object()) {
       return core::fail(ErrorCode::bad_vocabulary, place(what), ": special token \"", name, "\" is not defined");
     }
-    for (const Json& id : *LLMINFER_TRY(required_array((*table)[name], "ids", what))) {
+    for (const Json& id : *LLMINFER_TRY(required_array(*entry, "ids", what))) {
       (passed ? after : before).push_back(LLMINFER_TRY(read_id(id, size, what)));
     }
   }

@@ -100,7 +100,7 @@ class RuleTable {
   }
   std::optional<Rule> find(Token left, Token right) const noexcept {
     const Slot& slot = slots_[find_slot(left, right)];
-    return slot.merge.merged < 0 ? std::nullopt : std::optional(Rule{double{slot.rank}, slot.merge.merged});
+    return slot.merge.merged < 0 ? std::nullopt : std::optional(Rule{static_cast<double>(slot.rank), slot.merge.merged});
   }
 
  private:

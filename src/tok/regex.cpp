@@ -141,6 +141,7 @@ Result<Pattern> Pattern::compile(std::string_view pattern, std::string_view name
   code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source.data()), source.size(),
                                  PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
                                  context.get()));
+  if (!code->code && error == PCRE2_ERROR_HEAP_FAILED) return Error{ErrorCode::out_of_memory, {}};
   if (!code->code) {
     return core::fail(ErrorCode::corrupt, name, ": regular expression \"", pattern, "\": ", message_of(error));
   }

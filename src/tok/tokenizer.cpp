@@ -43,24 +43,26 @@ std::span<const Token> Tokenizer::end_tokens() const noexcept { return model_->e
 StreamDecoder::StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options)
     : tokenizer_(std::move(tokenizer)), options_(options) {}
 
-std::string StreamDecoder::push(Token token) {
-  if (options_.skip_special && tokenizer_.is_special(token)) return {};
-  std::string_view bytes = tokenizer_.token_bytes(token);
-  if (bytes.empty()) return {};
-  if (first_ && tokenizer_.model_->strips_leading_space() && bytes.front() == ' ') bytes.remove_prefix(1);
-  first_ = false;
-  pending_ += bytes;
-  std::string out;
-  std::string_view rest = pending_;
-  while (!rest.empty()) {
-    bool cut = false;
-    const std::size_t n = core::utf8_length(rest, &cut);
-    if (n == 0 && cut) break;
-    out += n > 0 ? rest.substr(0, n) : kReplacement;
-    rest.remove_prefix(n > 0 ? n : 1);
-  }
-  pending_.erase(0, pending_.size() - rest.size());
-  return out;
+Result<std::string> StreamDecoder::push(Token token) {
+  return core::guarded([&]() -> Result<std::string> {
+    if (options_.skip_special && tokenizer_.is_special(token)) return std::string();
+    std::string_view bytes = tokenizer_.token_bytes(token);
+    if (bytes.empty()) return std::string();
+    if (first_ && tokenizer_.model_->strips_leading_space() && bytes.front() == ' ') bytes.remove_prefix(1);
+    const std::string text = pending_ + std::string(bytes);
+    std::string out;
+    std::string_view rest = text;
+    while (!rest.empty()) {
+      bool cut = false;
+      const std::size_t n = core::utf8_length(rest, &cut);
+      if (n == 0 && cut) break;
+      out += n > 0 ? rest.substr(0, n) : kReplacement;
+      rest.remove_prefix(n > 0 ? n : 1);
+    }
+    pending_ = rest;  // at most three bytes, which take no memory
+    first_ = false;
+    return out;
+  });
 }
 
 std::string StreamDecoder::finish() {

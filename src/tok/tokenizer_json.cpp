@@ -17,17 +17,17 @@ constexpr std::string_view kConfigFile = "tokenizer_config.json";
 
 const Json& member(const Json& object, const char* key) {
   static const Json kNull;
-  const auto it = object.find(key);
-  return it == object.end() ? kNull : *it;
+  const Json* found = object.find(key);
+  return found ? *found : kNull;
 }
 
 /// The id that a JSON value holds. `limit`: ids at or above it are refused.
 Result<Token> read_id(const Json& value, std::int64_t limit, std::string_view text) {
-  if (!value.is_number_integer())
+  if (!value.is_integer()) {
     return core::fail(ErrorCode::corrupt, kFile, ": the id of \"", text, "\" must be an integer");
-  const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT32_MAX;
-  const std::int64_t id = huge ? INT32_MAX : value.get<std::int64_t>();
-  if (huge || id < 0 || id >= limit) {
+  }
+  const std::int64_t id = value.integer().value_or(INT64_MAX);
+  if (id < 0 || id >= limit) {
     return core::fail(ErrorCode::bad_vocabulary, kFile, ": \"", text, "\" has the id ", value.dump(),
                       ", expected 0 to ", limit - 1);
   }
@@ -53,7 +53,7 @@ Result<void> place_token(TokenizerParts& parts, Token id, const std::string& tex
 Result<void> read_added_tokens(const Json& list, std::int64_t limit, TokenizerParts& parts) {
   if (list.is_null()) return {};
   if (!list.is_array()) return core::fail(ErrorCode::corrupt, kFile, ": \"added_tokens\" must be an array");
-  for (const Json& item : list) {
+  for (const Json& item : list.array()) {
     if (!item.is_object()) return core::fail(ErrorCode::corrupt, kFile, ": \"added_tokens\" must hold objects");
     AddedToken token;
     const auto content = LLMINFER_TRY(core::json_string(item, "content", kFile));
@@ -76,19 +76,19 @@ Result<std::vector<Merge>> read_merges(const Json& list, const TokenIndex& index
   if (!list.is_array()) return core::fail(ErrorCode::corrupt, kFile, ": model.merges must be an array");
   std::vector<Merge> merges;
   merges.reserve(list.size());
-  for (const Json& item : list) {
+  for (const Json& item : list.array()) {
     std::string_view left, right;
     if (item.is_string()) {
-      const auto& line = item.get_ref<const std::string&>();
+      const std::string& line = item.string();
       if (line.compare(0, 8, "#version") == 0) continue;
       const std::size_t space = line.find(' ');
       if (space != std::string::npos && line.find(' ', space + 1) == std::string::npos) {
         left = std::string_view(line).substr(0, space);
         right = std::string_view(line).substr(space + 1);
       }
-    } else if (item.is_array() && item.size() == 2 && item[0].is_string() && item[1].is_string()) {
-      left = item[0].get_ref<const std::string&>();
-      right = item[1].get_ref<const std::string&>();
+    } else if (item.is_array() && item.size() == 2 && item.array()[0].is_string() && item.array()[1].is_string()) {
+      left = item.array()[0].string();
+      right = item.array()[1].string();
     } else {
       return core::fail(ErrorCode::corrupt, kFile, ": model.merges must hold strings or pairs of strings");
     }
@@ -115,7 +115,7 @@ Result<std::vector<Merge>> read_merges(const Json& list, const TokenIndex& index
 Result<void> read_bpe(const Json& model, std::int64_t limit, TokenizerParts& parts) {
   const Json& vocab = member(model, "vocab");
   if (!vocab.is_object()) return core::fail(ErrorCode::corrupt, kFile, ": model.vocab must be an object");
-  for (const auto& [text, id] : vocab.items()) {
+  for (const auto& [text, id] : vocab.object()) {
     if (text.empty()) return core::fail(ErrorCode::bad_vocabulary, kFile, ": model.vocab has a token without text");
     LLMINFER_TRY(place_token(parts, LLMINFER_TRY(read_id(id, limit, text)), text));
   }
@@ -149,7 +149,7 @@ std::optional<Token> named_token(const Json& config, const char* key, const Toke
   const Json& value = member(config, key);
   const Json& text = value.is_object() ? member(value, "content") : value;
   if (!text.is_string()) return std::nullopt;
-  return index.find(text.get_ref<const std::string&>());
+  return index.find(text.string());
 }
 
 /// The classes whose add_bos_token and add_eos_token replace what post_processor says.
@@ -188,7 +188,7 @@ Result<std::shared_ptr<const TokenizerModel>> read_tokenizer_json(const load::Vo
   }
   const Json& model = member(json, "model");
   const std::string kind =
-      LLMINFER_TRY(core::json_string(model, "type", kFile)).value_or(model.contains("merges") ? "BPE" : "");
+      LLMINFER_TRY(core::json_string(model, "type", kFile)).value_or(model.find("merges") ? "BPE" : "");
   if (kind != "BPE")
     return core::fail(ErrorCode::unsupported, kFile, ": tokenizers of kind \"", kind, "\" are not available");
 

@@ -3,11 +3,11 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "arch/arch.hpp"
-#include "core/file.hpp"
-#include "core/json.hpp"
 #include "load/hf.hpp"
 #include "tests/arch/interpreter.hpp"
 
@@ -18,8 +18,8 @@ namespace {
 struct Model {
   explicit Model(const std::string& name)
       : path(LLMINFER_TEST_DATA "/models/" + name), checkpoint(load::open_hf_directory(path, true).value()) {
-    const core::Json reference =
-        core::parse_json(core::read_text_file(path + "/reference.json", 1 << 20).value(), name).value();
+    const nlohmann::json reference =
+        nlohmann::json::parse(std::ifstream(path + "/reference.json"));
     prompt = reference["prompt_ids"].get<std::vector<std::int32_t>>();
     last_logits = reference["last_logits"].get<std::vector<double>>();
     argmax = reference["argmax"].get<std::vector<std::int64_t>>();

@@ -4,22 +4,23 @@
 #include <catch2/catch.hpp>
 
 #include "chat/template.hpp"
+#include "tests/chat/value_of.hpp"
 
 using namespace llminfer;
 
 TEST_CASE("templates render as jinja2 renders them", "[chat]") {
   std::ifstream file(LLMINFER_TEST_DATA "/chat/goldens.json");
   REQUIRE(file);
-  const auto goldens = chat::Value::parse(file);
+  const auto goldens = test::Context::parse(file);
   REQUIRE(goldens["cases"].size() > 900);
   for (const auto& golden : goldens["cases"]) {
-    chat::Value context = golden["context"].is_string() ? goldens["shared"] : golden["context"];
+    test::Context context = golden["context"].is_string() ? goldens["shared"] : golden["context"];
     context["__now"] = goldens["now"];
     const auto source = golden["template"].get<std::string>();
     INFO(golden.value("name", ""));
     INFO(source);
     const auto parsed = chat::Template::parse(source);
-    const auto rendered = parsed ? parsed->render(context) : Result<std::string>(parsed.error());
+    const auto rendered = parsed ? parsed->render(test::value_of(context)) : Result<std::string>(parsed.error());
     if (golden.contains("expected")) {
       if (!rendered) {
         FAIL_CHECK(rendered.error().message);

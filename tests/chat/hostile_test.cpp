@@ -5,16 +5,18 @@
 #include <catch2/catch.hpp>
 
 #include "chat/template.hpp"
+#include "tests/chat/value_of.hpp"
 
 using namespace llminfer;
+using test::Context;
 
 namespace {
 
-Result<std::string> render(std::string_view source, const chat::Value& context = chat::Value::object(),
+Result<std::string> render(std::string_view source, const Context& context = Context::object(),
                            const chat::TemplateLimits& limits = {}) {
   auto parsed = chat::Template::parse(source, limits);
   if (!parsed) return std::move(parsed).error();
-  return parsed->render(context);
+  return parsed->render(test::value_of(context));
 }
 
 std::string repeated(std::string_view part, int times) {
@@ -155,16 +157,16 @@ TEST_CASE("templates reach no host objects and change no values", "[chat]") {
 }
 
 TEST_CASE("contexts and sources have limits", "[chat]") {
-  chat::Value deep = 1;
-  for (int i = 0; i < 200; ++i) deep = chat::Value::array({deep});
+  Context deep = 1;
+  for (int i = 0; i < 200; ++i) deep = Context::array({deep});
   CHECK(render("x", {{"v", deep}}).error().code == ErrorCode::limit_exceeded);
   CHECK(render("x", {{"v", 18446744073709551615ull}}).error().code == ErrorCode::template_error);
-  CHECK(render("x", chat::Value::array()).error().code == ErrorCode::template_error);
+  CHECK(render("x", Context::array()).error().code == ErrorCode::template_error);
   CHECK(render("x", {{"__now", "noon"}}).error().code == ErrorCode::template_error);
   CHECK(render(std::string((1 << 20) + 1, 'x')).error().code == ErrorCode::limit_exceeded);
-  CHECK(render("{{ 1 }}{{ 2 }}", chat::Value::object(), {.steps = 2}).error().code == ErrorCode::limit_exceeded);
-  CHECK(render("{{ 'ab' }}cd", chat::Value::object(), {.output_bytes = 3}).error().code == ErrorCode::limit_exceeded);
-  CHECK(render("{{ 'ab' }}c", chat::Value::object(), {.output_bytes = 3}).value() == "abc");
+  CHECK(render("{{ 1 }}{{ 2 }}", Context::object(), {.steps = 2}).error().code == ErrorCode::limit_exceeded);
+  CHECK(render("{{ 'ab' }}cd", Context::object(), {.output_bytes = 3}).error().code == ErrorCode::limit_exceeded);
+  CHECK(render("{{ 'ab' }}c", Context::object(), {.output_bytes = 3}).value() == "abc");
   // Bytes that are not UTF-8 pass through, one character each.
   CHECK(render("{{ s }}{{ s|length }}{{ s[::-1] }}{{ s|upper }}", {{"s", "a\xff\xc3"}}).value() ==
         "a\xff\xc3"
@@ -179,9 +181,9 @@ TEST_CASE("errors name the line, and a template renders many times", "[chat]") {
   CHECK(render("a\n{{ 'x\n' }}\n{{ 1 is nosuch }}").error().message.find("line 4") != std::string::npos);
   const auto parsed = chat::Template::parse("{% set x = x + 1 %}{{ x }}");
   REQUIRE(parsed);
-  CHECK(parsed->render({{"x", 1}}).value() == "2");
-  CHECK(parsed->render({{"x", 5}}).value() == "6");
-  CHECK(chat::Template::parse("{{ strftime_now('%Y-%m-%d') }}")->render({{"__now", 1700000000}}).value() ==
+  CHECK(parsed->render(test::value_of({{"x", 1}})).value() == "2");
+  CHECK(parsed->render(test::value_of({{"x", 5}})).value() == "6");
+  CHECK(chat::Template::parse("{{ strftime_now('%Y-%m-%d') }}")->render(test::value_of({{"__now", 1700000000}})).value() ==
         "2023-11-14");
   CHECK(render("{{ strftime_now('%Y')|int > 2000 }}{{ __now is defined }}").value() == "TrueFalse");
 }

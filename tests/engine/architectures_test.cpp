@@ -3,11 +3,11 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/file.hpp"
-#include "core/json.hpp"
 #include "tests/engine/program_runner.hpp"
 
 using namespace llminfer;
@@ -24,8 +24,8 @@ struct Reference {
 };
 
 Reference read_reference(const std::string& model) {
-  const core::Json json =
-      core::parse_json(core::read_text_file(model + "/reference.json", 1 << 20).value(), "reference.json").value();
+  const nlohmann::json json =
+      nlohmann::json::parse(core::read_text_file(model + "/reference.json", 1 << 24).value());
   return {json["prompt_ids"].get<std::vector<std::int32_t>>(), json["greedy"].get<std::vector<std::int32_t>>(),
           json["last_logits"].get<std::vector<float>>(), json["margins"].get<std::vector<float>>()};
 }

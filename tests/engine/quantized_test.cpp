@@ -6,11 +6,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/file.hpp"
-#include "core/json.hpp"
 #include "load/safetensors.hpp"
 #include "tests/engine/program_runner.hpp"
 #include "tests/load/temp_dir.hpp"
@@ -34,7 +34,7 @@ double divergence(const std::vector<float>& p, const std::vector<float>& q) {
 }
 
 /// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …}, rounded to 6 decimals.
-void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const core::Json& expected) {
+void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
   INFO(name);
   const load::TensorInfo* tensor = checkpoint.find(name);
   REQUIRE(tensor);
@@ -58,13 +58,13 @@ void check_weight(const load::Checkpoint& checkpoint, const std::string& name, c
   }
 }
 
-void check_model(const std::string& path, const core::Json& prompt_ids, const core::Json& reference) {
+void check_model(const std::string& path, const nlohmann::json& prompt_ids, const nlohmann::json& reference) {
   INFO(path);
   Sequence exact(path);
   for (const auto& [key, value] : reference.items()) {
     if (key.compare(0, 7, "layers.") == 0) check_weight(exact.checkpoint(), "model." + key + ".weight", value);
   }
-  const core::Json& rounding = reference["activation_quantization"];
+  const nlohmann::json& rounding = reference["activation_quantization"];
   const bool quantizes = !rounding.is_null();
   const bool dynamic = rounding.is_object() && rounding["dynamic"] == true;
   Sequence standard(path, false);
@@ -75,7 +75,7 @@ void check_model(const std::string& path, const core::Json& prompt_ids, const co
   CHECK(error < (dynamic ? 1e-2 : quantizes ? 1e-4 : 1e-6));
   double apart = 0;
   std::size_t steps = 0, decided = 0, wrong = 0;
-  for (const core::Json& token : reference["greedy"]) {
+  for (const nlohmann::json& token : reference["greedy"]) {
     apart += divergence(logits, standard_logits);
     const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
     if (reference["margins"][steps++].get<double>() >= kDecidedMargin) {
@@ -90,15 +90,15 @@ void check_model(const std::string& path, const core::Json& prompt_ids, const co
   CHECK(apart / static_cast<double>(steps) < kDivergence);
 }
 
-core::Json read_json(const std::string& path) {
-  return core::parse_json(core::read_text_file(path, 1 << 24).value(), path).value();
+nlohmann::json read_json(const std::string& path) {
+  return nlohmann::json::parse(core::read_text_file(path, 1 << 24).value());
 }
 
 }  // namespace
 
 TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the reference") {
   const std::string golden = LLMINFER_TEST_DATA "/quantized/";
-  const core::Json reference = read_json(golden + "reference.json");
+  const nlohmann::json reference = read_json(golden + "reference.json");
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
     const test::TempDir dir;
     std::string map;
@@ -122,7 +122,7 @@ TEST_CASE("Quantized checkpoints of a folder of fixtures", "[fixtures]") {
     WARN("skipped: LLMINFER_TEST_FIXTURES names no folder of checkpoints with a reference.json");
     return;
   }
-  const core::Json reference = read_json(std::string(folder) + "/reference.json");
+  const nlohmann::json reference = read_json(std::string(folder) + "/reference.json");
   const char* const only = std::getenv("LLMINFER_TEST_FIXTURE");
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
     if (only && name.find(only) == std::string::npos) continue;

@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (!ids) return 0;
   if (!tokenizer.decode(*ids)) __builtin_trap();  // ids of its own must decode
   llminfer::StreamDecoder decoder(tokenizer);
-  for (const llminfer::Token id : *ids) decoder.push(id);
+  for (const llminfer::Token id : *ids) decoder.push(id).value();
   decoder.finish();
   return 0;
 }

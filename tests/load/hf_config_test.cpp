@@ -1,28 +1,29 @@
 // config.json in the spellings of transformers 4 and 5, and the error code of each way in which it can be wrong.
 #include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
 
-#include "core/json.hpp"
 #include "load/hf_config.hpp"
 
 using namespace llminfer;
 using Catch::Contains;
+using Json = nlohmann::json;
 using Kind = load::RopeScaling::Kind;
 
 namespace {
 
-core::Json base() {
-  return core::Json::parse(R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+Json base() {
+  return Json::parse(R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
     "num_hidden_layers": 2, "num_attention_heads": 4})");
 }
 
 /// base() with the members of `changes` (null stays).
-core::Json with(const char* changes) {
-  core::Json config = base();
-  config.update(core::Json::parse(changes));
+Json with(const char* changes) {
+  Json config = base();
+  config.update(Json::parse(changes));
   return config;
 }
 
-load::ModelConfig parse(const core::Json& config) {
+load::ModelConfig parse(const Json& config) {
   auto parsed = load::parse_hf_config(config.dump(), "config.json");
   if (!parsed) FAIL(parsed.error().message);
   return parsed->model;
@@ -86,7 +87,7 @@ TEST_CASE("config.json: rotary parameters of transformers 4 and 5") {
   }
   SECTION("llama3") {
     for (const char* key : {"rope_scaling", "rope_parameters"}) {
-      core::Json json = base();
+      Json json = base();
       json[key] = {{"rope_type", "llama3"},
                    {"factor", 8},
                    {"low_freq_factor", 1.5},
@@ -153,11 +154,11 @@ TEST_CASE("config.json: what is refused") {
 TEST_CASE("config.json: keys that are missing") {
   const char* key =
       GENERATE("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads");
-  core::Json config = base();
+  Json config = base();
   config.erase(key);
   expect_text(config.dump(), ErrorCode::corrupt, key);
-  for (const core::Json& value : {core::Json(0), core::Json(-1), core::Json("7"), core::Json(1.5), core::Json(1e300),
-                                  core::Json(INT64_MAX), core::Json(UINT64_MAX)}) {
+  for (const Json& value : {Json(0), Json(-1), Json("7"), Json(1.5), Json(1e300),
+                                  Json(INT64_MAX), Json(UINT64_MAX)}) {
     config[key] = value;
     expect_text(config.dump(), ErrorCode::corrupt, key);
   }

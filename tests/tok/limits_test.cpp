@@ -77,7 +77,7 @@ TEST_CASE("a stream never splits a character") {
   llminfer::StreamDecoder decoder(tokenizer);
   std::string whole;
   for (const Token id : encode(tokenizer, text)) {
-    const std::string piece = decoder.push(id);
+    const std::string piece = decoder.push(id).value();
     CHECK(llminfer::core::valid_utf8(piece));
     whole += piece;
   }
@@ -87,12 +87,12 @@ TEST_CASE("a stream never splits a character") {
   const auto one_byte = [&](unsigned char byte) {
     return encode(tokenizer, std::string(1, static_cast<char>(byte))).at(0);
   };
-  CHECK(decoder.push(one_byte(0xe6)).empty());
-  CHECK(decoder.push(one_byte(0x97)).empty());
+  CHECK(decoder.push(one_byte(0xe6)).value().empty());
+  CHECK(decoder.push(one_byte(0x97)).value().empty());
   CHECK(decoder.finish() == "\ufffd");
   CHECK(decoder.finish().empty());
-  CHECK(decoder.push(one_byte(0xe6)).empty());
-  CHECK(decoder.push(one_byte('a')) == "\ufffda");  // what can't become a character any more is replaced at once
-  CHECK(decoder.push(one_byte(0xff)) == "\ufffd");
-  CHECK(decoder.push(-5).empty());
+  CHECK(decoder.push(one_byte(0xe6)).value().empty());
+  CHECK(decoder.push(one_byte('a')).value() == "\ufffda");  // what can't become a character any more is replaced at once
+  CHECK(decoder.push(one_byte(0xff)).value() == "\ufffd");
+  CHECK(decoder.push(-5).value().empty());
 }

@@ -4,13 +4,13 @@
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include <llminfer/tokenizer.hpp>
 
-#include "core/json.hpp"
 #include "tok/tokenizer_model.hpp"
 
 namespace tok_test {
@@ -18,7 +18,7 @@ namespace tok_test {
 using llminfer::ErrorCode;
 using llminfer::Token;
 using llminfer::Tokenizer;
-using llminfer::core::Json;
+using Json = nlohmann::json;
 
 inline std::string read_golden(const std::string& name) {
   std::ifstream file(std::string(LLMINFER_TEST_DATA) + "/" + name, std::ios::binary);
@@ -116,7 +116,7 @@ inline std::string decode(const Tokenizer& tokenizer, const std::vector<Token>& 
 inline std::string stream(const Tokenizer& tokenizer, const std::vector<Token>& ids) {
   llminfer::StreamDecoder decoder(tokenizer);
   std::string out;
-  for (const Token id : ids) out += decoder.push(id);
+  for (const Token id : ids) out += decoder.push(id).value();
   return out + decoder.finish();
 }
 

@@ -1,0 +1,23 @@
+// Memory that runs out on purpose. The program's operator new, the C allocation functions and mappings that the library
+// calls, and PCRE2's own allocations fail from a chosen one on, on whatever thread it falls.
+#pragma once
+
+namespace llminfer::test {
+
+enum class Failing {
+  once,         ///< one allocation fails, those after it succeed
+  from_then_on  ///< all fail until disarm()
+};
+
+/// After `successes` more allocations of the program, one fails.
+void arm(long successes, Failing failing);
+/// Ends the failing. Whether an allocation has failed since arm().
+bool disarm();
+/// Blocks of memory that are held now.
+long live_blocks();
+
+/// Makes the start of a thread fail after `successes` more; negative: never. Gives the number of threads that failed to
+/// start since the last call.
+int fail_threads(int successes);
+
+}  // namespace llminfer::test
