@@ -12,20 +12,21 @@ namespace llminfer::cpu {
 namespace {
 
 #if defined(__x86_64__)
+// Inline, since which of them are called depends on the levels that are built.
 /// The compiler's check looks at what the operating system saves, too.
-bool has_avx2() {
+inline bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 /// Not every compiler's check knows it: CPUID leaf 7.1, EAX bit 4. What it needs to be saved is what AVX2 needs.
-bool has_avxvnni() {
+inline bool has_avxvnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
-bool has_avx512() {
+inline bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+inline bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #endif
 
 std::vector<Level> find_levels() {
@@ -34,18 +35,26 @@ std::vector<Level> find_levels() {
       {"scalar", &isa_scalar::linear_kernels(), &isa_scalar::elementwise_kernels(), &isa_scalar::attention_kernels()});
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#endif
+#ifdef LLMINFER_LEVEL_AVX2
   if (has_avx2()) {
     levels.push_back(
         {"avx2", &isa_avx2::linear_kernels(), &isa_avx2::elementwise_kernels(), &isa_avx2::attention_kernels()});
   }
-  if (has_avxvnni()) {  // VNNI serves linear layers only
+#endif
+#ifdef LLMINFER_LEVEL_AVXVNNI  // VNNI serves linear layers only
+  if (has_avxvnni()) {
     levels.push_back(
         {"avxvnni", &isa_avxvnni::linear_kernels(), &isa_avx2::elementwise_kernels(), &isa_avx2::attention_kernels()});
   }
+#endif
+#ifdef LLMINFER_LEVEL_AVX512
   if (has_avx512()) {
     levels.push_back({"avx512", &isa_avx512::linear_kernels(), &isa_avx512::elementwise_kernels(),
                       &isa_avx512::attention_kernels()});
   }
+#endif
+#ifdef LLMINFER_LEVEL_AVX512VNNI
   if (has_avx512vnni()) {
     levels.push_back({"avx512vnni", &isa_avx512vnni::linear_kernels(), &isa_avx512::elementwise_kernels(),
                       &isa_avx512::attention_kernels()});

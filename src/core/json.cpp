@@ -38,7 +38,7 @@ class Handler {
   bool start_array(std::size_t) { return open(Json(Json::Array())); }
   bool start_object(std::size_t) { return open(Json(Json::Object())); }
   bool key(std::string& key) {
-    std::get<Json::Object>(open_.back()->value()).emplace_back(std::move(key), Json());
+    std::get<Json::Object>(open_.back()->value()).emplace_back(std::move(key));
     return true;
   }
   bool end_array() {

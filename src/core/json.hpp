@@ -72,6 +72,7 @@ class Json {
 };
 
 struct Json::Member {
+  explicit Member(std::string k) : key(std::move(k)) {}
   Member(std::string k, Json v) : key(std::move(k)), value(std::move(v)) {}
 
   std::string key;

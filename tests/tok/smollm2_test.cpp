@@ -16,6 +16,8 @@ void check_references(const Tokenizer& tokenizer) {
     CHECK(ids == expected);
     CHECK(decode(tokenizer, ids) == text);
     CHECK(stream(tokenizer, ids) == text);
+    if (!item.contains("ids_nospecial")) continue;  // the same
+    CHECK(encode(tokenizer, text, {.parse_special = false}) == item["ids_nospecial"].get<std::vector<Token>>());
   }
 }
 

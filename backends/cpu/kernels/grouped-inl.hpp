@@ -163,8 +163,6 @@ template <PanelShape s, int M, class Reader>
                                                 std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
   constexpr int V = kTileVectors, H = halves(s), kQuads = 8 / H;
   for (; groups > 0; --groups, ++x) {
-    // Left to itself the compiler keeps these in registers, which the sums of integers need in the innermost loop.
-    if constexpr (kFloatsInMemory) asm volatile("" : "+m"(acc));
     w.enter();
     Dot dot[M][V];
     Floats sum[M][V];

@@ -6,11 +6,10 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;
 #ifdef __AVXVNNI__
-constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers; floats wait in memory
+constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers
 #else
 constexpr int kTileRows = 4;
 #endif
-constexpr bool kFloatsInMemory = true;
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
 constexpr int slice_rows(PanelShape) { return 9; }
 

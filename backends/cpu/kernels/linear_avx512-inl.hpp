@@ -5,12 +5,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;
-#ifdef __AVX512VNNI__
 constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
-#else
-constexpr int kTileRows = 6;
-#endif
-constexpr bool kFloatsInMemory = false;
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {
