@@ -12,12 +12,15 @@ namespace llminfer::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// Inline, since which of them are called depends on the levels that are built.
-/// The compiler's check looks at what the operating system saves, too.
+// Inline, since which of them are called depends on the levels that are built. The compiler's checks look at what the
+// operating system saves, too; where one does not know a feature, CPUID tells, and what needs to be saved is AVX2's.
+
 inline bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
 }
-/// Not every compiler's check knows it: CPUID leaf 7.1, EAX bit 4. What it needs to be saved is what AVX2 needs.
+/// CPUID leaf 7.1, EAX bit 4.
 inline bool has_avxvnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;

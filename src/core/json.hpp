@@ -23,19 +23,21 @@ class Json {
   /// Integers are std::int64_t where they fit it, std::uint64_t above.
   using Value = std::variant<std::nullptr_t, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object>;
 
-  Json() = default;
-  Json(bool value) : value_(value) {}
-  Json(std::int64_t value) : value_(value) {}
+  // Defined below, where Member is complete.
+  Json() noexcept;
+  Json(bool value);
+  Json(std::int64_t value);
   Json(std::uint64_t value);
-  Json(double value) : value_(value) {}
-  Json(std::string value) : value_(std::move(value)) {}
-  Json(const char* value) : value_(std::string(value)) {}
-  Json(Array value) : value_(std::move(value)) {}
-  Json(Object value) : value_(std::move(value)) {}
+  Json(double value);
+  Json(std::string value);
+  Json(const char* value);
+  Json(Array value);
+  Json(Object value);
   Json(const Json& other);
-  Json(Json&&) noexcept = default;
-  Json& operator=(const Json& other) { return *this = Json(other); }
-  Json& operator=(Json&&) noexcept = default;
+  Json(Json&&) noexcept;
+  Json& operator=(const Json& other);
+  Json& operator=(Json&&) noexcept;
+  ~Json();
 
   const Value& value() const noexcept { return value_; }
   Value& value() noexcept { return value_; }
@@ -68,7 +70,7 @@ class Json {
   std::string dump() const;
 
  private:
-  Value value_ = nullptr;
+  Value value_;  // null at first
 };
 
 struct Json::Member {
@@ -78,6 +80,19 @@ struct Json::Member {
   std::string key;
   Json value;
 };
+
+inline Json::Json() noexcept = default;
+inline Json::Json(bool value) : value_(value) {}
+inline Json::Json(std::int64_t value) : value_(value) {}
+inline Json::Json(double value) : value_(value) {}
+inline Json::Json(std::string value) : value_(std::move(value)) {}
+inline Json::Json(const char* value) : value_(std::string(value)) {}
+inline Json::Json(Array value) : value_(std::move(value)) {}
+inline Json::Json(Object value) : value_(std::move(value)) {}
+inline Json::Json(Json&&) noexcept = default;
+inline Json& Json::operator=(const Json& other) { return *this = Json(other); }
+inline Json& Json::operator=(Json&&) noexcept = default;
+inline Json::~Json() = default;
 
 /// Parses strict JSON. `name` is for messages. Errors: limit_exceeded (nesting deeper than 64), corrupt (syntax, duplicate
 /// key, number out of range), invalid_encoding (not UTF-8).
