@@ -150,7 +150,6 @@ const Loops& loops_of(std::string_view level) {
     {"avxvnni", avxvnni_int8, avx2_float, avx2_read},
     {"avx512", avx512_int8, avx512_float, avx2_read},
     {"avx512vnni", avx512vnni_int8, avx512_float, avx2_read},
-    {"avx512bf16", avx512vnni_int8, avx512_float, avx2_read},
 #endif
   };
   const auto* found = std::find_if(std::begin(all), std::end(all), [&](const Loops& l) { return l.level == level; });

@@ -2,12 +2,8 @@
 // idleness, and the count of usable processors.
 #include "core/parallel.hpp"
 
-#include <dlfcn.h>
-#include <pthread.h>
-
 #include <atomic>
 #include <catch2/catch.hpp>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
@@ -19,29 +15,11 @@
 #include <vector>
 
 #include "core/cpu_count.hpp"
+#include "tests/failing_threads.hpp"
 
 using namespace llminfer;
 using core::Team;
 using namespace std::chrono_literals;
-
-namespace {
-
-/// Threads that may still be made; negative: any number.
-std::atomic<int> threads_allowed{-1};
-
-}  // namespace
-
-/// Stands before the system's function of that name in this program.
-extern "C" __attribute__((visibility("default"))) int pthread_create(pthread_t* thread,
-                                                                     const pthread_attr_t* attributes,
-                                                                     void* (*start)(void*), void* argument) noexcept {
-  if (threads_allowed >= 0 && threads_allowed-- == 0) {
-    threads_allowed = 0;
-    return EAGAIN;
-  }
-  static const auto next = reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"));
-  return next(thread, attributes, start, argument);
-}
 
 namespace {
 
@@ -224,9 +202,9 @@ TEST_CASE("an executor that fails is an error, not the end of the program") {
 TEST_CASE("threads that cannot be made are an error, and those made before it end") {
   const auto before = threads_alive();
   for (const int allowed : {0, 1, 5}) {
-    threads_allowed = allowed;
+    test::allow_threads(allowed);
     const auto team = Team::make(8, {});
-    threads_allowed = -1;
+    test::allow_threads(-1);
     REQUIRE_FALSE(team);
     CHECK(team.error().code == ErrorCode::out_of_memory);
     CHECK(team.error().message.find("8 threads") != std::string::npos);

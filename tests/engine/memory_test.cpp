@@ -7,15 +7,12 @@
 #include <fstream>
 #include <iterator>
 
+#include "tests/engine/default_model.hpp"
+
 using namespace llminfer;
+using test::default_model;
 
 namespace {
-
-const char* model() {
-  const char* const path = std::getenv("LLMINFER_TEST_MODEL");
-  if (!path) WARN("skipped: LLMINFER_TEST_MODEL does not name the default model");
-  return path;
-}
 
 /// A field of /proc/self/status, in bytes.
 double status_bytes(const std::string& field) {
@@ -45,10 +42,10 @@ EngineOptions small_cache() {
 
 // Hidden: peaks are those of a whole process, so the test below runs this in one of its own.
 TEST_CASE("memory of a fresh process", "[.]") {
-  if (!model()) return;
-  const MemoryPlan plan = Engine::plan(model(), small_cache()).value();
+  if (!default_model()) return;
+  const MemoryPlan plan = Engine::plan(default_model(), small_cache()).value();
   const double peak_before = status_bytes("VmHWM"), private_before = status_bytes("RssAnon");
-  const Engine engine = Engine::load(model(), small_cache()).value();
+  const Engine engine = Engine::load(default_model(), small_cache()).value();
   Session session = engine.new_session().value();
   session.prefill(std::vector<Token>(1000, 1)).value();  // nearly all of the cache
   const double mib = 1 << 20, planned = static_cast<double>(plan.total());
@@ -66,19 +63,19 @@ TEST_CASE("a load takes the memory that its plan tells, and no second copy of th
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   WARN("skipped: sanitizers take memory of their own");
 #else
-  if (!model()) return;
+  if (!default_model()) return;
   CHECK(std::system("exec /proc/$PPID/exe 'memory of a fresh process'") == 0);
 #endif
 }
 
 TEST_CASE("a model from a mapped file, a read file, memory and a reader gives the same tokens") {
-  if (!model()) return;
-  const std::vector<Token> expected = greedy(Engine::load(model(), small_cache()).value());
+  if (!default_model()) return;
+  const std::vector<Token> expected = greedy(Engine::load(default_model(), small_cache()).value());
   EngineOptions unmapped = small_cache();
   unmapped.mmap = false;
-  CHECK(greedy(Engine::load(model(), unmapped).value()) == expected);
+  CHECK(greedy(Engine::load(default_model(), unmapped).value()) == expected);
 
-  std::ifstream file(model(), std::ios::binary);
+  std::ifstream file(default_model(), std::ios::binary);
   auto data =
       std::make_shared<std::vector<char>>(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   const std::vector<char> before = *data;

@@ -12,10 +12,12 @@
 
 #include "core/file.hpp"
 #include "load/safetensors.hpp"
+#include "tests/engine/divergence.hpp"
 #include "tests/engine/program_runner.hpp"
 #include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
+using test::divergence;
 using test::relative_error;
 using test::Sequence;
 
@@ -23,15 +25,6 @@ namespace {
 
 constexpr double kDecidedMargin = 0.05;  // logits; below it two computations may choose different tokens
 constexpr double kDivergence = 3e-3;     // of the default mode from exact mode
-
-double divergence(const std::vector<float>& p, const std::vector<float>& q) {
-  double sum_p = 0, sum_q = 0, kl = 0;
-  for (std::size_t i = 0; i < p.size(); ++i) sum_p += std::exp(double{p[i]}), sum_q += std::exp(double{q[i]});
-  for (std::size_t i = 0; i < p.size(); ++i) {
-    kl += std::exp(double{p[i]}) / sum_p * (double{p[i]} - double{q[i]} - std::log(sum_p) + std::log(sum_q));
-  }
-  return kl;
-}
 
 /// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …}, rounded to 6 decimals.
 void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {

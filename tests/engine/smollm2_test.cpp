@@ -5,20 +5,18 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "tests/engine/default_model.hpp"
+#include "tests/engine/divergence.hpp"
+
 using namespace llminfer;
+using test::default_model;
+using test::divergence;
 
 namespace {
-
-const char* model() {
-  const char* const path = std::getenv("LLMINFER_TEST_MODEL");
-  if (!path) WARN("skipped: LLMINFER_TEST_MODEL does not name the default model");
-  return path;
-}
 
 nlohmann::json reference() {
   return nlohmann::json::parse(
@@ -31,23 +29,13 @@ std::vector<float> logits_of(const Engine& engine, const std::vector<Token>& tok
   return {session.logits().begin(), session.logits().end()};
 }
 
-/// KL divergence of softmax(q) from softmax(p).
-double divergence(const std::vector<float>& p, const std::vector<float>& q) {
-  double sum_p = 0, sum_q = 0, kl = 0;
-  for (std::size_t i = 0; i < p.size(); ++i) sum_p += std::exp(double{p[i]}), sum_q += std::exp(double{q[i]});
-  for (std::size_t i = 0; i < p.size(); ++i) {
-    kl += std::exp(double{p[i]}) / sum_p * (double{p[i]} - double{q[i]} - std::log(sum_p) + std::log(sum_q));
-  }
-  return kl;
-}
-
 }  // namespace
 
 TEST_CASE("SmolLM2: the reference's tokens on every level of this machine, the reference's logits in exact mode") {
-  if (!model()) return;
+  if (!default_model()) return;
   EngineOptions exact_options{.threads = 2, .exact = true};
   exact_options.cache_type = CacheType::f32;
-  const Engine exact = Engine::load(model(), exact_options).value();
+  const Engine exact = Engine::load(default_model(), exact_options).value();
   CHECK(exact.info().parameters == 134'515'008);
   std::map<std::string, std::vector<float>> exact_logits;
   for (const auto& prompt : reference()) {
@@ -66,7 +54,7 @@ TEST_CASE("SmolLM2: the reference's tokens on every level of this machine, the r
   for (const std::string& level : cpu_levels()) {
     if (level == "scalar") continue;  // its kernels are compared bit for bit in the tests of the backend
     EngineOptions options{.threads = 2, .cpu_level = level};
-    const Engine engine = Engine::load(model(), options).value();
+    const Engine engine = Engine::load(default_model(), options).value();
     CHECK_THAT(engine.info().backend, Catch::Contains("level " + level));
     for (const auto& prompt : reference()) {
       const std::vector<Token> tokens = prompt["ids"];
@@ -87,7 +75,7 @@ TEST_CASE("SmolLM2: the reference's tokens on every level of this machine, the r
 }
 
 TEST_CASE("SmolLM2: divergence of each cache type from a float cache, and how often it chooses the reference's token") {
-  if (!model()) return;
+  if (!default_model()) return;
   struct Case {
     CacheType type;
     const char* name;
@@ -101,7 +89,7 @@ TEST_CASE("SmolLM2: divergence of each cache type from a float cache, and how of
   const auto open = [](CacheType type) {
     EngineOptions options{.threads = 2};
     options.cache_type = type;
-    return Engine::load(model(), options).value();
+    return Engine::load(default_model(), options).value();
   };
   // Distributions after each token that the reference chose; by prompt.
   const auto chosen = [](const Engine& engine, const nlohmann::json& prompt) {
@@ -149,8 +137,8 @@ TEST_CASE("SmolLM2: divergence of each cache type from a float cache, and how of
 }
 
 TEST_CASE("SmolLM2 knows the capital of France") {
-  if (!model()) return;
-  const Engine engine = Engine::load(model(), {.threads = 2}).value();
+  if (!default_model()) return;
+  const Engine engine = Engine::load(default_model(), {.threads = 2}).value();
   Chat chat = engine.new_chat().value();
   ChatStream answer = chat.send("What is the capital of France?");
   CHECK(answer.finish().value() == FinishReason::end_token);

@@ -1,39 +1,18 @@
 // The engine's threads: idleness, threads that cannot be made, lent ones, engines and busy neighbours side by side.
 #include <llminfer/llminfer.hpp>
 
-#include <dlfcn.h>
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <catch2/catch.hpp>
-#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <thread>
 
+#include "tests/failing_threads.hpp"
+
 using namespace llminfer;
 using namespace std::chrono_literals;
-
-namespace {
-
-/// Threads that may still be made; negative: any number.
-std::atomic<int> threads_allowed{-1};
-
-}  // namespace
-
-/// Stands before the system's function of that name in this program.
-extern "C" __attribute__((visibility("default"))) int pthread_create(pthread_t* thread,
-                                                                     const pthread_attr_t* attributes,
-                                                                     void* (*start)(void*), void* argument) noexcept {
-  if (threads_allowed >= 0 && threads_allowed-- == 0) {
-    threads_allowed = 0;
-    return EAGAIN;
-  }
-  static const auto next = reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"));
-  return next(thread, attributes, start, argument);
-}
 
 namespace {
 
@@ -75,9 +54,9 @@ TEST_CASE("an engine that has nothing to do uses no processor") {
 TEST_CASE("an engine whose threads cannot be made is an error") {
   int allowed = 0;
   for (;; ++allowed) {  // three of the team, and the engine's
-    threads_allowed = allowed;
+    test::allow_threads(allowed);
     const auto engine = Engine::load(kModel, {.threads = 4});
-    threads_allowed = -1;
+    test::allow_threads(-1);
     if (engine) break;
     CHECK(to_string(engine.error().code) == to_string(ErrorCode::out_of_memory));
     REQUIRE(allowed < 10);

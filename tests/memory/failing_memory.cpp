@@ -1,7 +1,5 @@
 #include "tests/memory/failing_memory.hpp"
 
-#include <dlfcn.h>
-#include <pthread.h>
 #include <sys/mman.h>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -19,8 +17,6 @@ std::atomic<long> countdown{-1};  ///< allocations that still succeed; negative:
 std::atomic<bool> from_then_on{false};
 std::atomic<bool> failed{false};
 std::atomic<long> live{0};
-std::atomic<int> thread_countdown{-1};
-std::atomic<int> failed_threads{0};
 
 /// Whether this allocation is one to fail.
 bool fails() noexcept {
@@ -71,11 +67,6 @@ bool disarm() {
 }
 
 long live_blocks() { return live.load(); }
-
-int fail_threads(int successes) {
-  thread_countdown.store(successes);
-  return failed_threads.exchange(0);
-}
 
 }  // namespace llminfer::test
 
@@ -143,19 +134,4 @@ pcre2_jit_stack* __real_pcre2_jit_stack_create_8(PCRE2_SIZE start, PCRE2_SIZE mo
 pcre2_jit_stack* __wrap_pcre2_jit_stack_create_8(PCRE2_SIZE start, PCRE2_SIZE most, pcre2_general_context* context) {
   return fails() ? nullptr : __real_pcre2_jit_stack_create_8(start, most, context);
 }
-
-#ifdef LLMINFER_TEST_THREADS  // not with a sanitizer, which has a pthread_create of its own
-/// For the whole program, its shared libraries too.
-__attribute__((visibility("default"))) int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
-                                                          void* (*body)(void*), void* argument) noexcept {
-  using Create = int(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
-  static auto* const create = reinterpret_cast<Create*>(dlsym(RTLD_NEXT, "pthread_create"));
-  if (thread_countdown.load() >= 0 && thread_countdown.fetch_sub(1) <= 0) {
-    thread_countdown.store(0);
-    failed_threads.fetch_add(1);
-    return EAGAIN;
-  }
-  return create(thread, attributes, body, argument);
-}
-#endif
 }

@@ -16,8 +16,4 @@ bool disarm();
 /// Blocks of memory that are held now.
 long live_blocks();
 
-/// Makes the start of a thread fail after `successes` more; negative: never. Gives the number of threads that failed to
-/// start since the last call.
-int fail_threads(int successes);
-
 }  // namespace llminfer::test

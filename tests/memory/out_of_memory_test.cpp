@@ -17,6 +17,7 @@
 #include "chat/template.hpp"
 #include "core/error.hpp"
 #include "tests/load/gguf_writer.hpp"
+#include "tests/failing_threads.hpp"
 #include "tests/memory/failing_memory.hpp"
 
 using namespace llminfer;
@@ -467,16 +468,15 @@ TEST_CASE("out of memory in tokenizers and samplers") {
   }, nothing);
 }
 
-#ifdef LLMINFER_TEST_THREADS
 TEST_CASE("threads that cannot be started") {
   // With one thread the engine's own is the only one.
   EngineOptions one = small();
   one.threads = 1;
   const auto data = std::as_bytes(std::span(model_bytes()));
   for (const EngineOptions& options : {one, small()}) {
-    test::fail_threads(0);
+    test::allow_threads(0);
     const auto engine = Engine::load_memory(data, nullptr, options);
-    CHECK(test::fail_threads(-1) == 1);
+    CHECK(test::allow_threads(-1) == 1);
     REQUIRE_FALSE(engine);
     CHECK(engine.error().code == ErrorCode::out_of_memory);
     CHECK_THAT(engine.error().message, Catch::Contains("cannot start"));
@@ -487,9 +487,8 @@ TEST_CASE("threads that cannot be started") {
   request.tokens = some_tokens(5);
   request.options.max_tokens = 2;
   request.options.ignore_end = true;
-  test::fail_threads(0);
+  test::allow_threads(0);
   const auto answer = engine.complete(request);
-  test::fail_threads(-1);
+  test::allow_threads(-1);
   CHECK(answer.value().tokens.size() == 2);
 }
-#endif
