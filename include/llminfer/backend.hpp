@@ -48,6 +48,8 @@ class PreparedWeight {
  public:
   virtual ~PreparedWeight() = default;
   virtual std::int64_t bytes() const noexcept = 0;  ///< memory it occupies beyond the checkpoint's own mapping
+  /// What Backend::restore makes the same weight of, as long as this one lives; empty: it has to be prepared again.
+  virtual std::span<const std::byte> stored() const noexcept { return {}; }
 };
 
 /// The pages of one cache group. Pages are numbered from 0; the backend owns their layout.

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <system_error>
@@ -40,6 +42,8 @@ class FileDescriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   int get() const noexcept { return fd_; }
+  /// Whether it could be closed, and with that written.
+  bool close() { return ::close(std::exchange(fd_, -1)) == 0; }
 
  private:
   int fd_;
@@ -184,6 +188,34 @@ Result<std::string> read_text_file(const std::string& path, std::uint64_t limit)
   const UnmappedFile source(path, std::move(file.fd), file.size);
   const Bytes bytes = LLMINFER_TRY(source.read(0, source.size()));
   return std::string(reinterpret_cast<const char*>(bytes.data.data()), bytes.data.size());
+}
+
+namespace {
+
+Result<void> write_parts(const std::string& path, int fd, std::span<const FilePart> parts) {
+  for (const FilePart& part : parts) {
+    for (std::size_t done = 0; done < part.data.size();) {
+      const ssize_t n = ::pwrite(fd, part.data.data() + done, part.data.size() - done,
+                                 static_cast<off_t>(part.offset + done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return errno_error(path, "write", errno);
+      done += static_cast<std::size_t>(n);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> write_file(const std::string& path, std::span<const FilePart> parts) {
+  std::string partial = path + ".XXXXXX";
+  FileDescriptor fd(::mkostemp(partial.data(), O_CLOEXEC));
+  if (fd.get() < 0) return errno_error(path, "create", errno);
+  auto written = write_parts(path, fd.get(), parts);
+  if (written && !fd.close()) written = errno_error(path, "close", errno);
+  if (written && ::rename(partial.c_str(), path.c_str()) != 0) written = errno_error(path, "rename", errno);
+  if (!written) (void)::unlink(partial.c_str());
+  return written;
 }
 
 }  // namespace llminfer::core

@@ -58,4 +58,14 @@ std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t 
 /// The whole of a small text file, e.g. config.json. Errors as open_file, and limit_exceeded past `limit` bytes.
 Result<std::string> read_text_file(const std::string& path, std::uint64_t limit);
 
+/// Bytes and where they go in a file.
+struct FilePart {
+  std::uint64_t offset;
+  std::span<const std::byte> data;
+};
+
+/// Writes a file of these parts, and only once it is whole gives it its name, in the place of what had it before. Between
+/// parts there are zeros. Errors: not_found (the folder), permission_denied, io_error.
+Result<void> write_file(const std::string& path, std::span<const FilePart> parts);
+
 }  // namespace llminfer::core
