@@ -108,8 +108,14 @@ struct PanelReader {
 /// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
 constexpr int kSliceGroups = kSuperGroups;
 
-/// The same weights from a slice that fill_slice has unpacked: per group the codes, quad by quad, then scales, then
-/// minimums. `s` is a slice_shape.
+/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with one
+/// of 128, and float scales. So few kernels serve all shapes.
+constexpr PanelShape slice_shape(PanelShape s) {
+  return {8, s.group, kWords || kSignedCodes ? 0 : 128, false, s.minimum, PanelScale::f32};
+}
+
+/// Weights from a slice that fill_slice has unpacked: per group the codes quad by quad, then scales, then minimums.
+/// `s` is a slice_shape, whose quads are taken in order.
 template <PanelShape s>
 struct SliceReader {
   static constexpr int V = kTileVectors;
@@ -148,8 +154,9 @@ template <PanelShape s>
     unroll<8>([&](auto i) __attribute__((always_inline)) {
       unroll<Slice::kParts>([&](auto p) __attribute__((always_inline)) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
-          store_bytes(to + ((quad_at(s, i.value) * Slice::kParts + p.value) * V + v.value) * Slice::kVector,
-                      from.template code<i.value, p.value>(v.value));
+          constexpr int kQuad = quad_at(s, i.value);
+          store_bytes(to + ((kQuad * Slice::kParts + p.value) * V + v.value) * Slice::kVector,
+                      slice_codes<s>(from.template code<i.value, p.value>(v.value)));
         });
       });
     });

@@ -1,5 +1,5 @@
-// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after
-// its vector operations and one of dot_bytes-inl.hpp and dot_words-inl.hpp.
+// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after its
+// vector operations and one of dot_bytes-inl.hpp and dot_words-inl.hpp.
 
 namespace {
 
@@ -18,16 +18,10 @@ constexpr bool made_signed(PanelShape shape) { return kSignedCodes && (shape.tab
 constexpr int halves(PanelShape shape) { return kGroupValues / shape.group; }
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
-/// What of a shape is left when its codes are unpacked and its scales are floats: shapes that agree in this share the
-/// kernels for many rows. 8 bits stand for codes that may be made signed, 1 for others.
-constexpr PanelShape slice_shape(PanelShape s) {
-  return {s.bits == 8 || s.table ? 8 : 1, s.group, s.zero, false, s.minimum, PanelScale::f32};
-}
-
 /// The i-th quad to take: those of one plane after another, or, where each half of the group has a scale, in order, so
 /// that only one half's sums are live.
 constexpr int quad_at(PanelShape shape, int i) {
-  if (shape.bits == 8 || shape.bits == 1 || halves(shape) == 2) return i;
+  if (shape.bits == 8 || halves(shape) == 2) return i;
   return shape.bits >= 4 ? i / 2 + i % 2 * 4 : i / 4 + i % 4 * 2;
 }
 
