@@ -27,7 +27,7 @@ struct Options {
   std::vector<std::int32_t> parallel;
   int repetitions = 5;
   std::string output = "md";
-  std::string type_k = "f16", type_v = "f16";
+  std::string type_k = "f16", type_v = "f16", weight_cache;
   std::string cpu_level;
   bool exact = false;
   bool load_table = false;
@@ -99,6 +99,7 @@ void declare(CLI::App& app, Options& o) {
       ->delimiter(',')
       ->check(CLI::Range(1, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
+  app.add_option("--weight-cache", o.weight_cache, "folder for files of prepared weights");
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
@@ -131,6 +132,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
   options.cache_type = cache_types().at(o.type_k);
+  options.weight_cache = o.weight_cache;
   for (const bench::Test& test : tests) {
     const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
     options.context_length = std::max(options.context_length, context);

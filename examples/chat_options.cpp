@@ -37,6 +37,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->transform(CLI::CheckedTransformer(kCacheTypes))
       ->default_str("f16")
       ->group(engine);
+  app.add_option("--weight-cache", command.weight_cache,
+                 "Folder for files of prepared weights, which later starts map")
+      ->group(engine);
 
   const std::string sampling = "Sampling (default: what the model's makers recommend)";
   app.add_flag("--greedy", command.greedy, "Always the most likely token; the same as --temp 0")->group(sampling);
@@ -76,6 +79,7 @@ llminfer::EngineOptions engine_options(const ChatCommand& command) {
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;
   options.cache_type = command.cache_type;
+  options.weight_cache = command.weight_cache;
   return options;
 }
 

@@ -20,6 +20,7 @@ struct ChatCommand {
   std::string cpu_level;
   std::int32_t context = 0;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
+  std::string weight_cache;
 
   bool greedy = false;
   std::optional<float> temperature, top_p, min_p, typical, xtc_probability, xtc_threshold;

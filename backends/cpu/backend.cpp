@@ -82,6 +82,16 @@ class CpuBackend final : public Backend {
     });
   }
 
+  std::string stored_form() const override {
+    return exact_ ? std::string() : "cpu panels " + std::to_string(kPanelVersion);
+  }
+  Result<std::unique_ptr<PreparedWeight>> restore(const WeightView& weight, std::span<const std::byte> stored,
+                                                  std::shared_ptr<const void> keep) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
+      return std::unique_ptr<PreparedWeight>(LLMINFER_TRY(PackedWeight::adopt(weight, stored, std::move(keep))));
+    });
+  }
+
   Result<std::unique_ptr<Plan>> compile(const Program& program,
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) override {

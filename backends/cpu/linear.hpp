@@ -33,6 +33,10 @@ class PackedWeight final : public PreparedWeight {
   static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols,
                                                         const WeightDetails& details = {},
                                                         WeightArena* arena = nullptr);
+  /// The weight whose panels these are, as stored() of another gave them. Errors: as allocate; corrupt (bytes that are
+  /// not as many, or not on a cache line).
+  static Result<std::unique_ptr<PackedWeight>> adopt(const WeightView& weight, std::span<const std::byte> panels,
+                                                     std::shared_ptr<const void> keep);
 
   std::int64_t rows() const noexcept { return view_.rows; }
   std::int64_t cols() const noexcept { return view_.cols; }
@@ -42,6 +46,9 @@ class PackedWeight final : public PreparedWeight {
   InputForm form() const noexcept { return panel_shape(view_.kind).bits != 0 ? InputForm::groups : InputForm::floats; }
   const PackedWeightView& view() const noexcept { return view_; }
   std::int64_t bytes() const noexcept override { return bytes_; }
+  std::span<const std::byte> stored() const noexcept override {
+    return {reinterpret_cast<const std::byte*>(view_.data), static_cast<std::size_t>(bytes_)};
+  }
   const InputQuantization& input() const noexcept { return details_.input; }
   /// The order of the panels' columns, of which activations are given in the same order; null: their own.
   const std::vector<std::int32_t>* order() const noexcept { return details_.permutation.get(); }
@@ -53,8 +60,12 @@ class PackedWeight final : public PreparedWeight {
 
  private:
   PackedWeight() = default;
+  /// All but the data.
+  static Result<std::unique_ptr<PackedWeight>> describe(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                        const WeightDetails& details);
   PackedWeightView view_{};
-  std::shared_ptr<std::uint8_t> data_;
+  std::uint8_t* panels_ = nullptr;  ///< for pack_panels
+  std::shared_ptr<const void> keep_;
   std::int64_t bytes_ = 0;
   WeightDetails details_;
 };

@@ -285,8 +285,8 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
   return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols, details).bytes;
 }
 
-Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                             const WeightDetails& details, WeightArena* arena) {
+Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                             const WeightDetails& details) {
   const auto kind = panel_kind(type);
   if (!kind)
     return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
@@ -306,11 +306,30 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
     for (int i = 0; i < 16; ++i) weight->view_.table[i] = static_cast<std::uint8_t>(table[i] + 128);
   }
   weight->bytes_ = weight->panels() * weight->view_.layout.bytes;
-  weight->data_ = arena ? arena->allocate(weight->bytes_) : zeroed_heap(weight->bytes_);
-  if (!weight->data_)
-    return core::fail(ErrorCode::out_of_memory, "no memory for a packed weight of ", weight->bytes_, " bytes");
-  weight->view_.data = weight->data_.get();
   return weight;
+}
+
+Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                             const WeightDetails& details, WeightArena* arena) {
+  auto weight = LLMINFER_TRY(describe(type, rows, cols, details));
+  std::shared_ptr<std::uint8_t> data = arena ? arena->allocate(weight->bytes_) : zeroed_heap(weight->bytes_);
+  if (!data) return core::fail(ErrorCode::out_of_memory, "no memory for a packed weight of ", weight->bytes_, " bytes");
+  weight->view_.data = weight->panels_ = data.get();
+  weight->keep_ = std::move(data);
+  return weight;
+}
+
+Result<std::unique_ptr<PackedWeight>> PackedWeight::adopt(const WeightView& weight, std::span<const std::byte> panels,
+                                                          std::shared_ptr<const void> keep) {
+  auto packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details));
+  if (static_cast<std::int64_t>(panels.size()) != packed->bytes_ ||
+      reinterpret_cast<std::uintptr_t>(panels.data()) % 64) {
+    return core::fail(ErrorCode::corrupt, weight.name, ": ", panels.size(), " stored bytes, expected ", packed->bytes_,
+                      " on a cache line");
+  }
+  packed->view_.data = reinterpret_cast<const std::uint8_t*>(panels.data());
+  packed->keep_ = std::move(keep);
+  return packed;
 }
 
 void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end) {
@@ -323,7 +342,7 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
     const std::int64_t first = std::int64_t{p} * kPanelRows;
     const auto lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, view_.rows - first));
     const std::uint8_t* const rows = source + first * row_bytes;
-    std::uint8_t* const panel = data_.get() + p * layout.bytes;
+    std::uint8_t* const panel = panels_ + p * layout.bytes;
     if (shape.bits == 0) {
       if (view_.kind == PanelKind::fp8) {
         put_fp8(rows, row_bytes, lanes, view_.cols, layout, panel);

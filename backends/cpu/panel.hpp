@@ -7,6 +7,9 @@
 
 namespace llminfer::cpu {
 
+/// Changes with the layout of panels, which files of packed weights are written in.
+inline constexpr int kPanelVersion = 1;
+
 /// Output rows of a panel. A weight [N, K] is ceil(N / 16) panels; the last one is filled up with zero rows.
 inline constexpr int kPanelRows = 16;
 /// Input values that share one scale of a quantized activation row. K of every grouped weight is a multiple of it.

@@ -22,11 +22,15 @@ namespace {
 ErrorCode code_of_errno(int error) {
   switch (error) {
     case ENOENT:
-    case ENOTDIR: return ErrorCode::not_found;
+    case ENOTDIR:
+      return ErrorCode::not_found;
     case EACCES:
-    case EPERM: return ErrorCode::permission_denied;
-    case ENOMEM: return ErrorCode::out_of_memory;
-    default: return ErrorCode::io_error;
+    case EPERM:
+      return ErrorCode::permission_denied;
+    case ENOMEM:
+      return ErrorCode::out_of_memory;
+    default:
+      return ErrorCode::io_error;
   }
 }
 
@@ -195,8 +199,8 @@ namespace {
 Result<void> write_parts(const std::string& path, int fd, std::span<const FilePart> parts) {
   for (const FilePart& part : parts) {
     for (std::size_t done = 0; done < part.data.size();) {
-      const ssize_t n = ::pwrite(fd, part.data.data() + done, part.data.size() - done,
-                                 static_cast<off_t>(part.offset + done));
+      const ssize_t n =
+          ::pwrite(fd, part.data.data() + done, part.data.size() - done, static_cast<off_t>(part.offset + done));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return errno_error(path, "write", errno);
       done += static_cast<std::size_t>(n);

@@ -64,8 +64,8 @@ struct FilePart {
   std::span<const std::byte> data;
 };
 
-/// Writes a file of these parts, and only once it is whole gives it its name, in the place of what had it before. Between
-/// parts there are zeros. Errors: not_found (the folder), permission_denied, io_error.
+/// Writes a file of these parts, and only once it is whole gives it its name, in the place of what had it before.
+/// Between parts there are zeros. Errors: not_found (the folder), permission_denied, io_error.
 Result<void> write_file(const std::string& path, std::span<const FilePart> parts);
 
 }  // namespace llminfer::core

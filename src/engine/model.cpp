@@ -4,10 +4,12 @@
 #include <chrono>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "arch/arch.hpp"
 #include "core/error.hpp"
+#include "engine/weight_cache.hpp"
 #include "tok/tokenizer_model.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -142,26 +144,63 @@ Result<bool> report_progress(const EngineOptions& options, float fraction) {
   }
 }
 
+Result<void> warn(const EngineOptions& options, const std::string& message) {
+  if (!options.on_log) return {};
+  try {
+    options.on_log(LogLevel::warning, message);
+  } catch (...) {
+    return fail(ErrorCode::callback_failed, "EngineOptions::on_log threw");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
+                                                       const load::TensorInfo& tensor, Backend& backend) {
+  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor));
+  auto prepared = backend.prepare(view);
+  if (!prepared) return core::at(tensor.name, std::move(prepared).error());
+  return prepared;
+}
+
+/// The weight of tensor `index` from the cache; null if that has none.
+Result<std::unique_ptr<PreparedWeight>> restore_weight(const WeightCache& cache, std::size_t index,
+                                                       const load::TensorInfo& tensor, Backend& backend) {
+  core::Bytes stored = LLMINFER_TRY(cache.read(index));
+  if (stored.data.empty()) return std::unique_ptr<PreparedWeight>();
+  const WeightView view{tensor.name, tensor.type, tensor.rows, tensor.cols, {}, nullptr};
+  return backend.restore(view, stored.data, std::move(stored.keep));
+}
+
 Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const load::Checkpoint& checkpoint,
                                                                            const Layout& layout,
                                                                            const EngineOptions& options, Model& model) {
+  std::optional<WeightCache> cache;
+  const std::string form = layout.backend->stored_form();
+  if (!options.weight_cache.empty() && options.mmap && !form.empty()) {
+    cache = LLMINFER_TRY(WeightCache::open(options.weight_cache, checkpoint, layout.tensors, form));
+  }
   const auto total = static_cast<float>(std::max<std::int64_t>(layout.memory.parameters, 1));
   float done = 0;
   std::vector<std::shared_ptr<const PreparedWeight>> weights(layout.tensors.size());
   for (const std::size_t i : preparation_order(layout.tensors)) {
     const load::TensorInfo& tensor = *layout.tensors[i];
-    {
-      const WeightView view = LLMINFER_TRY(checkpoint.read(tensor));
-      auto prepared = layout.backend->prepare(view);
-      if (!prepared) return core::at(tensor.name, std::move(prepared).error());
-      weights[i] = std::move(*prepared);
+    if (cache && cache->found()) {
+      auto restored = restore_weight(*cache, i, tensor, *layout.backend);
+      if (restored) weights[i] = std::move(*restored);
+      if (!restored) LLMINFER_TRY(warn(options, restored.error().message));
     }
-    checkpoint.release(tensor);
+    if (!weights[i]) {
+      weights[i] = LLMINFER_TRY(prepare_weight(checkpoint, tensor, *layout.backend));
+      checkpoint.release(tensor);
+    }
     model.weight_bytes += weights[i]->bytes();
     done += static_cast<float>(tensor.rows * tensor.cols);
     if (!LLMINFER_TRY(report_progress(options, std::min(done / total, 1.0f)))) {
       return fail(ErrorCode::cancelled, checkpoint.path, ": the load was abandoned by on_progress");
     }
+  }
+  if (cache && !cache->found()) {
+    if (const auto saved = cache->save(weights); !saved) LLMINFER_TRY(warn(options, saved.error().message));
   }
   return weights;
 }

@@ -70,22 +70,22 @@ Result<std::uint64_t> key_of(const load::Checkpoint& checkpoint, std::span<const
 }  // namespace
 
 Result<WeightCache> WeightCache::open(const std::string& folder, const load::Checkpoint& checkpoint,
-                                      std::span<const load::TensorInfo* const> tensors, std::string_view form,
-                                      bool use_mmap) {
+                                      std::span<const load::TensorInfo* const> tensors, std::string_view form) {
   WeightCache cache;
   cache.key_ = LLMINFER_TRY(key_of(checkpoint, tensors, form));
   cache.path_ = folder + "/" + hexadecimal(cache.key_) + ".weights";
-  if (!cache.map(tensors.size(), use_mmap)) cache.entries_.clear();
+  if (!cache.map(tensors.size())) cache.entries_.clear();
   return cache;
 }
 
-Result<void> WeightCache::map(std::size_t tensors, bool use_mmap) {
-  source_ = LLMINFER_TRY(core::open_file(path_, use_mmap));
+Result<void> WeightCache::map(std::size_t tensors) {
+  source_ = LLMINFER_TRY(core::open_file(path_, true));
   const auto damaged = [&] { return core::fail(ErrorCode::corrupt, path_, ": not a file of prepared weights"); };
   Header header{};
   const core::Bytes first = LLMINFER_TRY(source_->read(0, sizeof header));
   std::memcpy(&header, first.data.data(), sizeof header);
-  if (header.magic != kMagic || header.key != key_ || header.tensors != tensors || header.file_bytes != source_->size()) {
+  if (header.magic != kMagic || header.key != key_ || header.tensors != tensors ||
+      header.file_bytes != source_->size()) {
     return damaged();
   }
   const core::Bytes table = LLMINFER_TRY(source_->read(sizeof header, tensors * sizeof(Entry)));

@@ -1,5 +1,5 @@
-// WeightCache: a file of prepared weights, so that a later load maps them instead of preparing them again. Knows nothing of
-// what their bytes mean; the backend does.
+// WeightCache: a file of prepared weights, so that a later load maps them instead of preparing them again. Knows
+// nothing of what their bytes mean; the backend does.
 #pragma once
 
 #include <memory>
@@ -16,15 +16,15 @@
 
 namespace llminfer::inline v0::engine {
 
-/// The file `folder`/KEY.weights, where KEY tells the checkpoint and the form of its prepared weights. The checkpoint is told
-/// by the names, types and shapes of its tensors and by 1 KiB of each one's beginning, middle and end: a load that is to be
-/// quick cannot read more.
+/// The file `folder`/KEY.weights, where KEY tells the checkpoint and the form of its prepared weights. The checkpoint
+/// is told by the names, types and shapes of its tensors and by 1 KiB of each one's beginning, middle and end: a load
+/// that is to be quick cannot read more.
 class WeightCache {
  public:
   /// `form`: Backend::stored_form(). Opens the file if it is there and whole; any other file of that name is ignored.
   /// Errors: those of reading the checkpoint.
   static Result<WeightCache> open(const std::string& folder, const load::Checkpoint& checkpoint,
-                                  std::span<const load::TensorInfo* const> tensors, std::string_view form, bool use_mmap);
+                                  std::span<const load::TensorInfo* const> tensors, std::string_view form);
 
   /// Whether there is a file.
   bool found() const noexcept { return !entries_.empty(); }
@@ -37,7 +37,7 @@ class WeightCache {
   struct Entry {
     std::uint64_t offset, bytes;  ///< in the file
   };
-  Result<void> map(std::size_t tensors, bool use_mmap);
+  Result<void> map(std::size_t tensors);
 
   std::string path_;
   std::uint64_t key_ = 0;
