@@ -1,0 +1,127 @@
+// Files of prepared weights: EngineOptions::weight_cache.
+#include <llminfer/llminfer.hpp>
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+using namespace llminfer;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kModels = std::string(LLMINFER_TEST_DATA) + "/models/";
+
+/// An empty folder that goes with it.
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "llminfer-weights-XXXXXX").string();
+    REQUIRE(::mkdtemp(name.data()));
+    path_ = name;
+  }
+  ~Folder() { fs::remove_all(path_); }
+  std::string path() const { return path_.string(); }
+  std::vector<fs::path> files() const {
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::directory_iterator(path_)) found.push_back(entry.path());
+    return found;
+  }
+
+ private:
+  fs::path path_;
+};
+
+struct Loaded {
+  std::vector<float> logits;
+  std::vector<std::string> warnings;
+};
+
+Loaded load(const std::string& model, const std::string& folder, const std::string& level = {}) {
+  Loaded loaded;
+  EngineOptions options{.threads = 2, .cpu_level = level};
+  options.weight_cache = folder;
+  options.on_log = [&](LogLevel at, std::string_view message) {
+    if (at == LogLevel::warning) loaded.warnings.emplace_back(message);
+  };
+  const Engine engine = Engine::load(kModels + model, options).value();
+  Session session = engine.new_session().value();
+  session.prefill(std::vector<Token>{1, 2, 3, 4, 5}).value();
+  loaded.logits.assign(session.logits().begin(), session.logits().end());
+  return loaded;
+}
+
+void overwrite(const fs::path& file, std::uint64_t offset, const std::string& bytes) {
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  stream.seekp(static_cast<std::streamoff>(offset));
+  stream << bytes;
+  REQUIRE(stream.flush());
+}
+
+}  // namespace
+
+TEST_CASE("prepared weights are mapped by the second load") {
+  const Folder folder;
+  const std::vector<float> expected = load("tiny-bf16", "").logits;
+  CHECK(load("tiny-bf16", folder.path()).logits == expected);
+  const auto files = folder.files();
+  REQUIRE(files.size() == 1);
+  for (const std::string& level : cpu_levels()) {
+    CAPTURE(level);
+    CHECK(load("tiny-bf16", folder.path(), level).logits == expected);
+  }
+  CHECK(folder.files() == files);
+
+  // That it was the file which was read shows when its last weights are others.
+  const std::uint64_t size = fs::file_size(files[0]);
+  overwrite(files[0], size - 65536, std::string(65536, '\0'));
+  CHECK_FALSE(load("tiny-bf16", folder.path()).logits == expected);
+}
+
+TEST_CASE("another checkpoint and another form have files of their own") {
+  const Folder folder;
+  CHECK(load("tiny-bf16", folder.path()).logits == load("tiny-bf16", "").logits);
+  CHECK(load("qwen2", folder.path()).logits == load("qwen2", "").logits);
+  CHECK(folder.files().size() == 2);
+}
+
+TEST_CASE("files of prepared weights that are damaged") {
+  const Folder folder;
+  const Loaded first = load("tiny-bf16", folder.path());
+  REQUIRE(first.warnings.empty());
+  const fs::path file = folder.files().at(0);
+  const std::uint64_t size = fs::file_size(file);
+
+  SECTION("too short, or no such file at all: written anew") {
+    for (const std::uint64_t left : {size - 1, std::uint64_t{100}, std::uint64_t{10}, std::uint64_t{0}}) {
+      CAPTURE(left);
+      fs::resize_file(file, left);
+      const Loaded again = load("tiny-bf16", folder.path());
+      CHECK(again.logits == first.logits);
+      CHECK(again.warnings.empty());
+      CHECK(fs::file_size(file) == size);
+    }
+  }
+  SECTION("a wrong header: written anew") {
+    overwrite(file, 0, "GGUF");
+    CHECK(load("tiny-bf16", folder.path()).logits == first.logits);
+    CHECK(load("tiny-bf16", folder.path()).warnings.empty());
+  }
+  SECTION("a wrong table of contents: a warning for each weight, which is prepared from the checkpoint") {
+    overwrite(file, 32, std::string(256, '\x7f'));
+    const Loaded again = load("tiny-bf16", folder.path());
+    CHECK(again.logits == first.logits);
+    REQUIRE_FALSE(again.warnings.empty());
+    CHECK_THAT(again.warnings[0], Catch::Contains(file.string()));
+  }
+}
+
+TEST_CASE("a folder that is not there is a warning") {
+  const Folder folder;
+  const Loaded loaded = load("tiny-bf16", folder.path() + "/none");
+  CHECK(loaded.logits == load("tiny-bf16", "").logits);
+  REQUIRE(loaded.warnings.size() == 1);
+  CHECK_THAT(loaded.warnings[0], Catch::Contains(folder.path() + "/none") && Catch::Contains("No such file"));
+}
