@@ -12,7 +12,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const std::string kModels = std::string(LLMINFER_TEST_DATA) + "/models/";
+const std::string kTiny = std::string(LLMINFER_TEST_DATA) + "/models/tiny-bf16";
 
 /// An empty folder that goes with it.
 class Folder {
@@ -46,7 +46,7 @@ Loaded load(const std::string& model, const std::string& folder, const std::stri
   options.on_log = [&](LogLevel at, std::string_view message) {
     if (at == LogLevel::warning) loaded.warnings.emplace_back(message);
   };
-  const Engine engine = Engine::load(kModels + model, options).value();
+  const Engine engine = Engine::load(model, options).value();
   Session session = engine.new_session().value();
   session.prefill(std::vector<Token>{1, 2, 3, 4, 5}).value();
   loaded.logits.assign(session.logits().begin(), session.logits().end());
@@ -64,32 +64,35 @@ void overwrite(const fs::path& file, std::uint64_t offset, const std::string& by
 
 TEST_CASE("prepared weights are mapped by the second load") {
   const Folder folder;
-  const std::vector<float> expected = load("tiny-bf16", "").logits;
-  CHECK(load("tiny-bf16", folder.path()).logits == expected);
+  const std::vector<float> expected = load(kTiny, "").logits;
+  CHECK(load(kTiny, folder.path()).logits == expected);
   const auto files = folder.files();
   REQUIRE(files.size() == 1);
   for (const std::string& level : cpu_levels()) {
     CAPTURE(level);
-    CHECK(load("tiny-bf16", folder.path(), level).logits == expected);
+    CHECK(load(kTiny, folder.path(), level).logits == expected);
   }
   CHECK(folder.files() == files);
 
   // That it was the file which was read shows when its last weights are others.
   const std::uint64_t size = fs::file_size(files[0]);
   overwrite(files[0], size - 65536, std::string(65536, '\0'));
-  CHECK_FALSE(load("tiny-bf16", folder.path()).logits == expected);
+  CHECK_FALSE(load(kTiny, folder.path()).logits == expected);
 }
 
-TEST_CASE("another checkpoint and another form have files of their own") {
-  const Folder folder;
-  CHECK(load("tiny-bf16", folder.path()).logits == load("tiny-bf16", "").logits);
-  CHECK(load("qwen2", folder.path()).logits == load("qwen2", "").logits);
+TEST_CASE("a checkpoint with other weights has a file of its own") {
+  const Folder folder, changed;
+  fs::copy(kTiny, changed.path());
+  const fs::path weights = fs::path(changed.path()) / "model.safetensors";
+  overwrite(weights, fs::file_size(weights) - 65536, std::string(65536, '\0'));
+  CHECK(load(kTiny, folder.path()).logits == load(kTiny, "").logits);
+  CHECK(load(changed.path(), folder.path()).logits == load(changed.path(), "").logits);
   CHECK(folder.files().size() == 2);
 }
 
 TEST_CASE("files of prepared weights that are damaged") {
   const Folder folder;
-  const Loaded first = load("tiny-bf16", folder.path());
+  const Loaded first = load(kTiny, folder.path());
   REQUIRE(first.warnings.empty());
   const fs::path file = folder.files().at(0);
   const std::uint64_t size = fs::file_size(file);
@@ -98,7 +101,7 @@ TEST_CASE("files of prepared weights that are damaged") {
     for (const std::uint64_t left : {size - 1, std::uint64_t{100}, std::uint64_t{10}, std::uint64_t{0}}) {
       CAPTURE(left);
       fs::resize_file(file, left);
-      const Loaded again = load("tiny-bf16", folder.path());
+      const Loaded again = load(kTiny, folder.path());
       CHECK(again.logits == first.logits);
       CHECK(again.warnings.empty());
       CHECK(fs::file_size(file) == size);
@@ -106,12 +109,12 @@ TEST_CASE("files of prepared weights that are damaged") {
   }
   SECTION("a wrong header: written anew") {
     overwrite(file, 0, "GGUF");
-    CHECK(load("tiny-bf16", folder.path()).logits == first.logits);
-    CHECK(load("tiny-bf16", folder.path()).warnings.empty());
+    CHECK(load(kTiny, folder.path()).logits == first.logits);
+    CHECK(load(kTiny, folder.path()).warnings.empty());
   }
   SECTION("a wrong table of contents: a warning for each weight, which is prepared from the checkpoint") {
     overwrite(file, 32, std::string(256, '\x7f'));
-    const Loaded again = load("tiny-bf16", folder.path());
+    const Loaded again = load(kTiny, folder.path());
     CHECK(again.logits == first.logits);
     REQUIRE_FALSE(again.warnings.empty());
     CHECK_THAT(again.warnings[0], Catch::Contains(file.string()));
@@ -120,8 +123,8 @@ TEST_CASE("files of prepared weights that are damaged") {
 
 TEST_CASE("a folder that is not there is a warning") {
   const Folder folder;
-  const Loaded loaded = load("tiny-bf16", folder.path() + "/none");
-  CHECK(loaded.logits == load("tiny-bf16", "").logits);
+  const Loaded loaded = load(kTiny, folder.path() + "/none");
+  CHECK(loaded.logits == load(kTiny, "").logits);
   REQUIRE(loaded.warnings.size() == 1);
   CHECK_THAT(loaded.warnings[0], Catch::Contains(folder.path() + "/none") && Catch::Contains("No such file"));
 }
