@@ -111,12 +111,22 @@ Result<void> LayerRun::run(const OpRange& range, const FloatWeights& weights, co
       seen[index(linear->in)] = true;
       LLMINFER_TRY(on_group(group, value(linear->in)));
     }
+    current_ = i;
     LLMINFER_TRY(std::visit([&](const auto& o) { return apply(o, weights); }, program_.ops[i]));
     for_inputs(program_.ops[i], [&](ValueId id) {
-      if (last_use_[index(id)] == i) value(id) = {};
+      if (last_use_[index(id)] == i) std::vector<float>().swap(value(id));  // = {} would keep the memory
     });
   }
   return {};
+}
+
+const float* LayerRun::make_over(ValueId id, ValueId input) {
+  if (last_use_[index(input)] == current_) {
+    value(id) = std::move(value(input));
+  } else {
+    make(id);
+  }
+  return value(input).empty() ? value(id).data() : value(input).data();
 }
 
 Result<void> LayerRun::apply(const op::Embed& o, const FloatWeights&) {
@@ -166,7 +176,7 @@ Result<void> LayerRun::apply(const op::RmsNorm& o, const FloatWeights& weights) 
 }
 
 Result<void> LayerRun::apply(const op::Rope& o, const FloatWeights&) {
-  make(o.out);
+  const float* input = make_over(o.out, o.in);
   const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(o.table)];
   const auto pairs = static_cast<std::int64_t>(table.inverse_frequency.size());
   std::vector<float> sine(static_cast<std::size_t>(length_ * pairs)), cosine(sine.size());
@@ -181,17 +191,18 @@ Result<void> LayerRun::apply(const op::Rope& o, const FloatWeights&) {
   }
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
-      const float* from = row(o.in, t);
+      const float* from = input + t * width(o.in);
       float* to = row(o.out, t);
-      std::copy(from, from + width(o.in), to);
+      if (from != to) std::copy(from, from + width(o.in), to);
       const float* s = sine.data() + t % length_ * pairs;
       const float* c = cosine.data() + t % length_ * pairs;
       for (std::int64_t head = 0; head < width(o.in); head += o.head_dim) {
         for (std::int64_t i = 0; i < pairs; ++i) {
           const std::int64_t a = head + (table.interleaved ? 2 * i : i);
           const std::int64_t b = head + (table.interleaved ? 2 * i + 1 : i + pairs);
-          to[a] = from[a] * c[i] - from[b] * s[i];
-          to[b] = from[b] * c[i] + from[a] * s[i];
+          const float x = from[a], y = from[b];
+          to[a] = x * c[i] - y * s[i];
+          to[b] = y * c[i] + x * s[i];
         }
       }
     }
@@ -239,20 +250,22 @@ void LayerRun::attend(const op::Attention& o, std::int64_t sequence, std::int32_
 }
 
 Result<void> LayerRun::apply(const op::Glu& o, const FloatWeights&) {
-  make(o.out);
+  const float* gate = make_over(o.out, o.gate);
+  const float* up = value(o.up).data();
+  float* to = value(o.out).data();
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i) {
-      value(o.out).data()[i] = activate(o.activation, value(o.gate).data()[i]) * value(o.up).data()[i];
-    }
+    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i)
+      to[i] = activate(o.activation, gate[i]) * up[i];
   });
 }
 
 Result<void> LayerRun::apply(const op::Add& o, const FloatWeights&) {
-  make(o.out);
+  const float* b = value(o.b).data();
+  const float* a = o.a == o.b ? b : make_over(o.out, o.a);
+  if (o.a == o.b) make(o.out);
+  float* to = value(o.out).data();
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i) {
-      value(o.out).data()[i] = value(o.a).data()[i] + value(o.b).data()[i];
-    }
+    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i) to[i] = a[i] + b[i];
   });
 }
 

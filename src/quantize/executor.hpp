@@ -76,6 +76,9 @@ class LayerRun {
   float* row(ValueId id, std::int64_t t) { return value(id).data() + t * width(id); }
   /// Room for a value.
   void make(ValueId id) { value(id).resize(static_cast<std::size_t>(tokens_ * width(id))); }
+  /// Room for the output of an operation on each element, or each head: that of an input that is not needed any more.
+  /// Gives where the input's elements are now.
+  const float* make_over(ValueId id, ValueId input);
 
   const Program& program_;
   const load::Checkpoint& checkpoint_;
@@ -84,6 +87,7 @@ class LayerRun {
   const std::int64_t length_, tokens_;
   Values values_;
   std::vector<std::size_t> last_use_;  ///< [values] index of the operation
+  std::size_t current_ = 0;            ///< operation
 };
 
 /// Calls f(value) for each value that an operation reads.

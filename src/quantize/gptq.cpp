@@ -4,6 +4,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -42,13 +43,34 @@ Result<std::vector<float>> inverse_factor(std::span<const double> hessian, std::
   return factor;
 }
 
+/// Scale and zero point of columns [begin, begin + size): of some shares of the values' range the one with the least
+/// sum of (w - q)^2 / U_kk^2, which is what rounding column k adds to the squared error of the outputs.
+AffineGroup search_group(const AffineScheme& scheme, const float* w, std::int64_t begin, const float* factor,
+                         std::int64_t n) {
+  constexpr int kSteps = 10;  // of 0.03
+  AffineGroup best;
+  float least = std::numeric_limits<float>::infinity();
+  for (int step = 0; step < kSteps; ++step) {
+    const AffineGroup group = choose_group(scheme, w + begin, scheme.group_size, 1 - 0.03f * static_cast<float>(step));
+    float loss = 0;
+    for (std::int64_t k = begin; k < begin + scheme.group_size; ++k) {
+      const float error = (w[k] - group.value(group.code(w[k], scheme.top()))) / factor[k * n + k];
+      loss += error * error;
+    }
+    if (loss >= least) continue;
+    least = loss;
+    best = group;
+  }
+  return best;
+}
+
 /// Rounds columns [begin, end) of one row; errors // (end - begin) gets each column's error over its diagonal element.
 void round_columns(AffineWeight& out, std::int64_t row, float* w, const std::vector<float>& factor, std::int64_t begin,
                    std::int64_t end, float* errors, std::uint8_t* codes) {
   const std::int64_t n = out.cols, size = out.scheme.group_size;
   for (std::int64_t k = begin; k < end; ++k) {
     AffineGroup& group = out.group(row, k / size);
-    if (k % size == 0) group = choose_group(out.scheme, w + k, size);
+    if (k % size == 0) group = search_group(out.scheme, w, k, factor.data(), n);
     const float* u = factor.data() + k * n;
     codes[k] = group.code(w[k], out.scheme.top());
     const float error = (w[k] - group.value(codes[k])) / u[k];
@@ -85,7 +107,7 @@ Result<AffineWeight> gptq(core::Team& team, const AffineScheme& scheme, std::int
     moments[i * n + i] += options.damping * mean;
   }
   const std::vector<float> factor = LLMINFER_TRY(inverse_factor(moments, cols));
-  moments = {};
+  std::vector<double>().swap(moments);
 
   AffineWeight out(scheme, rows, cols);
   std::vector<float> ordered(weights.size()), errors(static_cast<std::size_t>(rows * kBlock));

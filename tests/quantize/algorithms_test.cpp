@@ -141,10 +141,6 @@ TEST_CASE("GPTQ is the column by column compensation of the paper") {
         const auto column = static_cast<std::size_t>(order[static_cast<std::size_t>(j)]);
         for (Eigen::Index r = 0; r < rows; ++r) {
           const AffineGroup& group = found.group(r, j / 64);
-          if (j % 64 == 0) {
-            const Eigen::VectorXf own = w.row(r).segment(j, 64).cast<float>();
-            CHECK(choose_group(scheme, own.data(), 64).scale == Approx(group.scale).epsilon(2e-3));
-          }
           const std::uint8_t code = found.codes[static_cast<std::size_t>(r * cols) + column];
           different += code != group.code(static_cast<float>(w(r, j)), 15);
           const double off = (w(r, j) - static_cast<double>(group.value(code))) / inverse(0, 0);
