@@ -291,7 +291,10 @@ struct Driver {
 
   Driver(const Model& m, const BackendOptions& options, CacheType cache, std::int32_t max_rows = 256,
          std::int32_t pages = 40, std::uint32_t shuffle = 0)
-      : backend(make_cpu_backend(options).value()), model(m) {
+      : Driver(m, make_cpu_backend(options).value(), cache, max_rows, pages, shuffle) {}
+  Driver(const Model& m, std::shared_ptr<Backend> b, CacheType cache, std::int32_t max_rows = 256,
+         std::int32_t pages = 40, std::uint32_t shuffle = 0)
+      : backend(std::move(b)), model(m) {
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
     for (std::size_t i = 0; i < m.types.size(); ++i) weights.push_back(backend->prepare(m.view(i)).value());
     plan = backend->compile(m.program, std::move(weights), {max_rows}).value();
