@@ -9,7 +9,7 @@ constexpr int kThreads = 128;
 constexpr int kFeatures = 2;  ///< per group of lanes, so that the activations are unpacked once for both
 constexpr int kBlockFeatures = kThreads / 32 * kFeatures;
 
-/// sums[f][r] = in[r] * m[first + f]^T, in all lanes. Rows past the end of the matrix are computed as its last one.
+/// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one.
 template <Form kForm, int kRows>
 __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in, int rows, int first, const float* table,
                                          float (&sums)[kFeatures][kRows]) {
@@ -20,15 +20,17 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
     for (int r = 0; r < kRows; ++r) sums[f][r] = 0.0f;
   }
   const int last = m.rows - 1;
+  constexpr int kTurns = kRows == 1 ? 2 : 1;  // reads under way at once; more would not fit the registers
+#pragma unroll kTurns
   for (int chunk = lane; chunk < m.cols / 8; chunk += 32) {
     Eight w[kFeatures];
 #pragma unroll
     for (int f = 0; f < kFeatures; ++f) w[f] = decode<kForm>(m, first + f < last ? first + f : last, chunk, table);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
       float x[8], all = 0.0f;
-      unpack_halves(reinterpret_cast<const uint4*>(in)[static_cast<int64_t>(r) * (m.cols / 8) + chunk], x);
+      const int64_t row = r < rows ? r : rows - 1;
+      unpack_halves(reinterpret_cast<const uint4*>(in)[row * (m.cols / 8) + chunk], x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) all += x[i];
 #pragma unroll
@@ -43,14 +45,12 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
 #pragma unroll
   for (int f = 0; f < kFeatures; ++f) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r < rows) sums[f][r] = sum_of_lanes(sums[f][r]);
-    }
+    for (int r = 0; r < kRows; ++r) sums[f][r] = sum_of_lanes(sums[f][r]);
   }
 }
 
 template <Form kForm, int kRows>
-__global__ void __launch_bounds__(kThreads) linear_few_kernel(LinearArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) linear_few_kernel(LinearArgs a) {
   __shared__ float table[16];
   if constexpr (kForm == Form::table4) {
     if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];

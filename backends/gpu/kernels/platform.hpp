@@ -18,7 +18,7 @@
 #define __device__
 #define __host__
 #define __shared__ static thread_local
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __forceinline__ inline
 #elif defined(__HIP__)
 #include <hip/hip_runtime.h>
