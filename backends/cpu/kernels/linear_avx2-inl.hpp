@@ -96,6 +96,9 @@ template <int n>
 }
 constexpr bool kSignedCodes = false;
 #else
+[[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
+  return _mm256_add_epi16(v, _mm256_set1_epi16(static_cast<short>(n)));
+}
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi16(255)); }
 [[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm256_srli_epi16(v, 8); }
 /// sum + the dot products of 16-bit words, two to a lane. Two vpmaddubsw on the halves of the activation codes would
