@@ -1,4 +1,5 @@
-// The fused steps that a Program is turned into, for any backend. Between two steps all workers meet, so fewer are faster:
+// The fused steps that a Program is turned into, for any backend. Between two steps all workers meet, so fewer are
+// faster:
 //   norm + linear layers of one input + (gated activation | residual sum) · rotation + cache write + attention
 // Whatever fits no pattern becomes a step of its own. Knows nothing of weights' types, threads or batches.
 #pragma once

@@ -39,13 +39,16 @@ struct Api {
 
   static int allocate(void** memory, std::size_t bytes) { return cudaMalloc(memory, bytes); }
   static int release(void* memory) { return cudaFree(memory); }
-  static int allocate_host(void** memory, std::size_t bytes) { return cudaHostAlloc(memory, bytes, cudaHostAllocDefault); }
+  static int allocate_host(void** memory, std::size_t bytes) {
+    return cudaHostAlloc(memory, bytes, cudaHostAllocDefault);
+  }
   static int release_host(void* memory) { return cudaFreeHost(memory); }
 
   static int copy(void* to, const void* from, std::size_t bytes, Stream stream) {
     return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
   }
-  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height, Stream stream) {
+  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height,
+                         Stream stream) {
     return cudaMemcpy2DAsync(to, pitch, from, pitch, bytes, height, cudaMemcpyDefault, stream);
   }
   static int clear(void* memory, std::size_t bytes, Stream stream) { return cudaMemsetAsync(memory, 0, bytes, stream); }
@@ -60,13 +63,18 @@ struct Api {
 };
 
 }  // namespace
+
+namespace cuda {
+/// The GPU of that number; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+}  // namespace cuda
 }  // namespace llminfer::gpu
 
 namespace llminfer::inline v0 {
 
 Result<std::shared_ptr<Backend>> make_cuda_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
-    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::RuntimeDevice<gpu::Api>::make(options.device));
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::cuda::make_device(options.device));
     return gpu::make_backend(std::move(device), options.batch_invariant);
   });
 }

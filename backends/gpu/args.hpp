@@ -1,5 +1,5 @@
-// What the host hands to kernels: plain structs of device pointers and sizes, and the table of functions that launch the
-// kernels. Read by nvcc, hipcc and the host's compiler alike: no std, no llminfer types.
+// What the host hands to kernels: plain structs of device pointers and sizes, and the table of functions that launch
+// the kernels. Read by nvcc, hipcc and the host's compiler alike: no std, no llminfer types.
 #pragma once
 
 #include <stdint.h>
@@ -8,11 +8,11 @@ namespace llminfer::gpu {
 
 /// Rows of matrices and of prepared activations are padded with zeros to a multiple of this many columns.
 inline constexpr int kColumnBlock = 32;
-inline constexpr int kPageSlots = 64;   ///< tokens of a cache page
+inline constexpr int kPageSlots = 64;  ///< tokens of a cache page
 inline constexpr int kMaxHeadDim = 2048;
-inline constexpr int kFewRows = 8;      ///< activations of up to so many rows are multiplied without matrix units
-inline constexpr int kTileRows = 64;    ///< queries of an attention tile
-inline constexpr int kMaxTileDim = 128; ///< widest head for which attention has tiles
+inline constexpr int kFewRows = 8;       ///< activations of up to so many rows are multiplied without matrix units
+inline constexpr int kTileRows = 64;     ///< queries of an attention tile
+inline constexpr int kMaxTileDim = 128;  ///< widest head for which attention has tiles
 
 /// How the elements of a matrix lie. Every weight format is turned into one of these.
 enum class Form : int {
@@ -28,8 +28,8 @@ enum class Form : int {
 };
 inline constexpr int kForms = 9;
 
-/// A matrix [rows, cols] on the device; the true element is factors[row] times what Form says. The factors are powers of
-/// two that keep a row's elements in the range of half-precision numbers.
+/// A matrix [rows, cols] on the device; the true element is factors[row] times what Form says. The factors are powers
+/// of two that keep a row's elements in the range of half-precision numbers.
 ///
 /// Codes lie in planes, so that each width takes no more than its bits: 2 = pairs; 3 = pairs and bits; 4 = nibbles; 5 =
 /// nibbles and bits; 6 = nibbles and pairs; 8 = bytes. Plane by plane the lowest bits come first, eight columns in one
@@ -37,16 +37,16 @@ inline constexpr int kForms = 9;
 struct MatrixArgs {
   Form form;
   int rows;
-  int cols;                   ///< padded
-  int group_shift;            ///< log2 of the columns that share a scale: 4 or 5
+  int cols;         ///< padded
+  int group_shift;  ///< log2 of the columns that share a scale: 4 or 5
   float zero;
-  const void* high;           ///< halves, bytes or nibbles
+  const void* high;  ///< halves, bytes or nibbles
   const uint16_t* pairs;
   const uint8_t* bits;
-  const uint16_t* scales;     ///< halves [rows, cols >> group_shift]; null for f16
-  const uint16_t* minimums;   ///< halves, or null
-  const float* factors;       ///< [rows]
-  const float* table;         ///< [16], or null
+  const uint16_t* scales;    ///< halves [rows, cols >> group_shift]; null for f16
+  const uint16_t* minimums;  ///< halves, or null
+  const float* factors;      ///< [rows]
+  const float* table;        ///< [16], or null
 };
 
 /// Rows of floats.
@@ -80,23 +80,23 @@ struct PrepareArgs {
   float epsilon;
   RoundingArgs rounding;
   int rows, width;
-  RowsArgs out;          ///< floats; needed where there is a rounding, or no halves
-  uint16_t* halves;      ///< [rows, padded], each row times 1 / scales[row], a power of two
+  RowsArgs out;      ///< floats; needed where there is a rounding, or no halves
+  uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row], a power of two
   int padded;
-  float* scales;         ///< [rows]
+  float* scales;  ///< [rows]
 };
 
 /// out = in * weight^T + bias, then + residual or activation(that) * up.
 struct LinearArgs {
   MatrixArgs weight;
-  MatrixArgs up;          ///< gated activation: of the same form as `weight`; rows == 0: none
-  const uint16_t* in;     ///< halves [rows, weight.cols]
+  MatrixArgs up;       ///< gated activation: of the same form as `weight`; rows == 0: none
+  const uint16_t* in;  ///< halves [rows, weight.cols]
   const float* in_scales;
   int rows;
   const float* bias;
   const float* up_bias;
-  RowsArgs residual;      ///< data null: none
-  int activation;         ///< llminfer::Activation
+  RowsArgs residual;  ///< data null: none
+  int activation;     ///< llminfer::Activation
   RowsArgs out;
 };
 
@@ -124,8 +124,8 @@ struct RotateArgs {
 
 enum class CacheElement : int { f16, f32, bf16, int8 };
 
-/// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 the float scales
-/// of 64 keys and of 64 values.
+/// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 the float
+/// scales of 64 keys and of 64 values.
 struct CacheArgs {
   unsigned char* data;  ///< page 0's first head of the layer
   int64_t page_bytes, head_bytes, value_offset, scale_offset;

@@ -22,8 +22,8 @@ class GpuBackend final : public Backend {
   std::string_view name() const noexcept override { return device_->info().kind; }
   std::string description() const override {
     const DeviceInfo& info = device_->info();
-    return info.kind + ", " + info.name + " (" + info.architecture + "), " + std::to_string(info.memory >> 20) + " MiB" +
-           (batch_invariant_ ? ", batch-invariant" : "");
+    return info.kind + ", " + info.name + " (" + info.architecture + "), " + std::to_string(info.memory >> 20) +
+           " MiB" + (batch_invariant_ ? ", batch-invariant" : "");
   }
 
   Result<void> supports(const Program& program, std::span<const WeightType> types) override {

@@ -62,8 +62,8 @@ void write_element(CacheType type, std::byte* at, float x, float scale) {
       std::memcpy(at, &x, sizeof x);
       return;
     case CacheType::int8:
-      *at = static_cast<std::byte>(
-          static_cast<std::int8_t>(scale > 0.0f ? std::clamp(std::nearbyint(x * (1.0f / scale)), -127.0f, 127.0f) : 0.0f));
+      *at = static_cast<std::byte>(static_cast<std::int8_t>(
+          scale > 0.0f ? std::clamp(std::nearbyint(x * (1.0f / scale)), -127.0f, 127.0f) : 0.0f));
       return;
     case CacheType::f16:
       bits = core::float_to_half(std::clamp(x, -65504.0f, 65504.0f));
@@ -185,7 +185,8 @@ Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(check_page(page, "export_page"));
     if (out.size() != static_cast<std::size_t>(canonical_page_bytes())) {
-      return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ", canonical_page_bytes());
+      return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ",
+                  canonical_page_bytes());
     }
     if (!page_.bytes()) page_ = LLMINFER_TRY(Buffer::make(device_, page_bytes_, true));
     LLMINFER_TRY(device_->copy(page_.at(), memory_.at(page * page_bytes_), page_bytes_));

@@ -1,8 +1,8 @@
-// Device: the little that the GPU backend needs of a runtime (CUDA, HIP, the host emulator): memory, copies, one stream, and
-// the table of kernels. Knows nothing of programs, weights or batches.
+// Device: the little that the GPU backend needs of a runtime (CUDA, HIP, the host emulator): memory, copies, one
+// stream, and the table of kernels. Knows nothing of programs, weights or batches.
 //
-// All copies and launches of a Device go to its one stream, in order. Every function leaves the calling thread's current
-// device of the runtime as it found it. Used by one thread at a time, but for allocation and release.
+// All copies and launches of a Device go to its one stream, in order. Every function leaves the calling thread's
+// current device of the runtime as it found it. Used by one thread at a time, but for allocation and release.
 #pragma once
 
 #include <cstdint>

@@ -235,7 +235,8 @@ void GpuPlan::lay_out(const Batch& batch) {
   const auto append_indexes = [&](std::span<const std::int32_t> wanted) {
     const auto at = static_cast<std::int64_t>(words.size());
     for (const std::int32_t row : wanted) {
-      words.push_back(static_cast<std::int32_t>(std::lower_bound(selected.begin(), selected.end(), row) - selected.begin()));
+      words.push_back(
+          static_cast<std::int32_t>(std::lower_bound(selected.begin(), selected.end(), row) - selected.begin()));
     }
     return at;
   };

@@ -1,5 +1,5 @@
-// GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them and
-// returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
+// GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
+// and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
 #pragma once
 
 #include <memory>
@@ -60,22 +60,22 @@ class GpuPlan final : public Plan {
     std::vector<GpuCache*> caches;
     std::vector<std::int32_t> words;  ///< what goes up: all that follows, as offsets into it
     std::int64_t tokens = 0, positions = 0;
-    std::int64_t selected = 0;                        ///< ascending rows whose logits or hidden states are wanted
+    std::int64_t selected = 0;  ///< ascending rows whose logits or hidden states are wanted
     std::int64_t selected_positions = 0;
-    std::int64_t logit_index = 0, hidden_index = 0;   ///< of each wanted row among the selected ones
-    std::vector<std::int64_t> begins;                 ///< per cache group [rows]
-    std::int64_t pages = 0;                           ///< all block tables of all groups
-    std::int64_t tasks = 0;                           ///< TileTasks
+    std::int64_t logit_index = 0, hidden_index = 0;  ///< of each wanted row among the selected ones
+    std::vector<std::int64_t> begins;                ///< per cache group [rows]
+    std::int64_t pages = 0;                          ///< all block tables of all groups
+    std::int64_t tasks = 0;                          ///< TileTasks
     std::int32_t task_count = 0;
-    std::vector<RowRange> single_rows;                ///< that attention takes one by one, if it takes tiles
+    std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
     RowRange all_rows{};
     std::int32_t rows = 0, selected_rows = 0;
-    std::int32_t current_rows = 0;                    ///< that the next step works on
+    std::int32_t current_rows = 0;  ///< that the next step works on
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
-    int layers = 0;                                   ///< attention steps enqueued
-    bool stop = false;                                ///< interrupted
+    int layers = 0;     ///< attention steps enqueued
+    bool stop = false;  ///< interrupted
   };
 
   GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,

@@ -39,8 +39,8 @@ Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) 
     const RopeTable& table = program_.rope_tables[t];
     const auto pairs = static_cast<int>(table.inverse_frequency.size());
     if (pairs == 0) continue;
-    const AnglesArgs args{words(positions), memory_.at<float>(layout_.frequencies[t]), pairs, rows, table.magnitude,
-                          memory_.at<float>(layout_.angles[t])};
+    const AnglesArgs args{words(positions), memory_.at<float>(layout_.frequencies[t]), pairs, rows,
+                          table.magnitude,  memory_.at<float>(layout_.angles[t])};
     LLMINFER_TRY(device_->check(kernels().angles(device_->stream(), args), "angles"));
   }
   return {};
@@ -127,7 +127,7 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
   LLMINFER_TRY(linear(args, part.weight, part.bias));
   args.out = value(part.up);
   LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
-  const GluArgs glu{value(part.out),   value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
+  const GluArgs glu{value(part.out), value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
                     args.activation};
   return device_->check(kernels().glu(device_->stream(), glu), "glu");
 }
@@ -231,9 +231,12 @@ Result<void> GpuPlan::attend_rows(const AttendArgs& common, const RowRange& rang
 }
 
 Result<void> GpuPlan::run(const GluStep& step) {
-  const GluArgs args{value(step.op.gate), value(step.op.up),
-                     value(step.op.out),  pass_.current_rows,
-                     static_cast<int>(width(step.op.out)), static_cast<int>(step.op.activation)};
+  const GluArgs args{value(step.op.gate),
+                     value(step.op.up),
+                     value(step.op.out),
+                     pass_.current_rows,
+                     static_cast<int>(width(step.op.out)),
+                     static_cast<int>(step.op.activation)};
   return device_->check(kernels().glu(device_->stream(), args), "glu");
 }
 

@@ -23,8 +23,8 @@ class RuntimeDevice final : public Device {
       return fail(ErrorCode::no_device, "no ", Api::kVendor, " GPU: ", error ? Api::message(error) : "none found");
     }
     if (index < 0 || index >= count) {
-      return fail(ErrorCode::no_device, "GpuOptions::device is ", index, "; this machine has ", count, " ", Api::kVendor,
-                  count == 1 ? " GPU" : " GPUs");
+      return fail(ErrorCode::no_device, "GpuOptions::device is ", index, "; this machine has ", count, " ",
+                  Api::kVendor, count == 1 ? " GPU" : " GPUs");
     }
     const std::shared_ptr<RuntimeDevice> device(new RuntimeDevice(index));
     const Current current(*device);

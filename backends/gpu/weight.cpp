@@ -236,8 +236,8 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
   MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {
-    return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name, " weight of shape [",
-                view.rows, ", ", view.cols, "]");
+    return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name,
+                " weight of shape [", view.rows, ", ", view.cols, "]");
   }
   const std::int64_t vector_bytes = view.rows == 1 ? view.cols * static_cast<std::int64_t>(sizeof(float)) : 0;
   weight->memory_ = LLMINFER_TRY(Buffer::make(device, l.bytes + vector_bytes));
@@ -257,10 +257,12 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
   for (std::int64_t first = 0; first < view.rows; first += batch) {
     const std::int64_t count = std::min(batch, view.rows - first);
     std::int64_t at = 0;
-    const auto place = [&](std::int64_t bytes) { return staging.at(std::exchange(at, at + round_up(bytes * count, 64))); };
+    const auto place = [&](std::int64_t bytes) {
+      return staging.at(std::exchange(at, at + round_up(bytes * count, 64)));
+    };
     std::byte *const high = place(l.high_row), *const pairs = place(l.pairs_row), *const bits = place(l.bits_row),
-              *const scales = place(l.scales_row), *const minimums = place(l.minimums ? l.scales_row : 0),
-              *const factors = place(sizeof(float));
+                     *const scales = place(l.scales_row), *const minimums = place(l.minimums ? l.scales_row : 0),
+                     *const factors = place(sizeof(float));
     for (std::int64_t r = 0; r < count; ++r) {
       const RowOut out{high + r * l.high_row,
                        pairs + r * l.pairs_row,

@@ -1,7 +1,7 @@
 // Weights in the form that the GPU kernels read (MatrixArgs), and how each format gets there.
 //
-// Formats of codes keep their codes, each width in its own planes, with half-precision scales relative to the largest of
-// the row; all others become halves relative to the largest of the row. See docs/adr/0014.
+// Formats of codes keep their codes, each width in its own planes, with half-precision scales relative to the largest
+// of the row; all others become halves relative to the largest of the row. See docs/adr/0014.
 #pragma once
 
 #include <memory>
@@ -32,7 +32,8 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
 class GpuWeight final : public PreparedWeight {
  public:
   /// `staging` is host memory that is used during the call. Errors: invalid_argument, out_of_memory, device_error.
-  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device, Buffer& staging);
+  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device,
+                                                 Buffer& staging);
   static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols);
 
   std::int64_t bytes() const noexcept override { return memory_.bytes(); }

@@ -39,13 +39,16 @@ struct Api {
 
   static int allocate(void** memory, std::size_t bytes) { return hipMalloc(memory, bytes); }
   static int release(void* memory) { return hipFree(memory); }
-  static int allocate_host(void** memory, std::size_t bytes) { return hipHostMalloc(memory, bytes, hipHostMallocDefault); }
+  static int allocate_host(void** memory, std::size_t bytes) {
+    return hipHostMalloc(memory, bytes, hipHostMallocDefault);
+  }
   static int release_host(void* memory) { return hipHostFree(memory); }
 
   static int copy(void* to, const void* from, std::size_t bytes, Stream stream) {
     return hipMemcpyAsync(to, from, bytes, hipMemcpyDefault, stream);
   }
-  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height, Stream stream) {
+  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height,
+                         Stream stream) {
     return hipMemcpy2DAsync(to, pitch, from, pitch, bytes, height, hipMemcpyDefault, stream);
   }
   static int clear(void* memory, std::size_t bytes, Stream stream) { return hipMemsetAsync(memory, 0, bytes, stream); }
@@ -60,13 +63,18 @@ struct Api {
 };
 
 }  // namespace
+
+namespace hip {
+/// The GPU of that number; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+}  // namespace hip
 }  // namespace llminfer::gpu
 
 namespace llminfer::inline v0 {
 
 Result<std::shared_ptr<Backend>> make_hip_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
-    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::RuntimeDevice<gpu::Api>::make(options.device));
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::hip::make_device(options.device));
     return gpu::make_backend(std::move(device), options.batch_invariant);
   });
 }

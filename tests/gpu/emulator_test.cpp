@@ -73,7 +73,8 @@ TEST_CASE("Collectives bring all lanes' values, at both widths") {
                 sums[static_cast<std::size_t>(thread)] += mine.out;
               }
             }) == ok);
-    for (int i = 0; i < 256; ++i) CHECK(sums[static_cast<std::size_t>(i)] == 3 * (i / lanes * lanes + lanes - 1 - i % lanes) + 3);
+    for (int i = 0; i < 256; ++i)
+      CHECK(sums[static_cast<std::size_t>(i)] == 3 * (i / lanes * lanes + lanes - 1 - i % lanes) + 3);
   }
 }
 

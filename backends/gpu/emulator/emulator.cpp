@@ -20,7 +20,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Saves the registers that a call preserves on the stack, keeps the stack pointer in *save, and goes on where `to` was kept.
+// Saves the registers that a call preserves on the stack, keeps the stack pointer in *save, and goes on where `to` was
+// kept.
 extern "C" void llminfer_emulator_switch(void** save, void* to);
 asm(R"(
 .text
@@ -204,7 +205,8 @@ int run_block(Random& random) {
 thread_local Place place;
 
 int run(Machine& machine, Index grid, int threads, const std::function<void()>& body) {
-  if (threads < 1 || threads > kMaxThreads || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu) return bad_launch;
+  if (threads < 1 || threads > kMaxThreads || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu)
+    return bad_launch;
   Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
   block.body = &body;
   block.warp_width = machine.warp_width;

@@ -1,8 +1,8 @@
 // Runs kernels on the host: every GPU thread is a fiber, and a random schedule decides who goes on. What holds for all
 // schedules holds for a GPU's; what a GPU would hang on is reported. x86-64 only. Tests use it; no library links it.
 //
-// A schedule is greedy: a warp that was chosen mostly stays chosen, so that some warps are far ahead of others, which is
-// what a forgotten barrier cannot bear.
+// A schedule is greedy: a warp that was chosen mostly stays chosen, so that some warps are far ahead of others, which
+// is what a forgotten barrier cannot bear.
 #pragma once
 
 #include <cstdint>

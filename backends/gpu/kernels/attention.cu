@@ -1,6 +1,6 @@
-// Writing keys and values, and attention of single rows over pages: keys are split over blocks ("flash decoding"), so that
-// a long context fills the machine, and a second kernel puts the parts together. Online softmax (Milakov and Gimelshein
-// 2018), page by page.
+// Writing keys and values, and attention of single rows over pages: keys are split over blocks ("flash decoding"), so
+// that a long context fills the machine, and a second kernel puts the parts together. Online softmax (Milakov and
+// Gimelshein 2018), page by page.
 #include "backends/gpu/kernels/cache.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 
@@ -8,8 +8,8 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kMaxHeads = 8;         ///< query heads of one KV head that a block serves
-constexpr int kQueryFloats = 2048;   ///< of all of them: fewer heads where they are wide
+constexpr int kMaxHeads = 8;        ///< query heads of one KV head that a block serves
+constexpr int kQueryFloats = 2048;  ///< of all of them: fewer heads where they are wide
 
 /// 32 lanes per vector: the row's query heads, then its keys, then its values.
 __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
     inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     if (lane == 0) reinterpret_cast<float*>(base + a.cache.scale_offset)[(is_key ? 0 : kPageSlots) + slot] = scale;
   }
-  unsigned char* out = base + (is_key ? 0 : a.cache.value_offset) + slot * a.cache.padded_dim * bytes_of(a.cache.element);
+  unsigned char* out =
+      base + (is_key ? 0 : a.cache.value_offset) + slot * a.cache.padded_dim * bytes_of(a.cache.element);
   for (int i = lane; i < a.cache.padded_dim; i += 32) {
     store_one(a.cache.element, out, i, i < dim ? rotated(rope, row, in, i) : 0.0f, inverse);
   }
@@ -54,8 +55,8 @@ __device__ __host__ __forceinline__ int heads_of_block(int group, int padded_dim
 
 template <CacheElement kElement>
 __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
-  __shared__ LLMINFER_ALIGNED float q[kQueryFloats];     // [heads][padded_dim]
-  __shared__ LLMINFER_ALIGNED float out[kQueryFloats];   // likewise
+  __shared__ LLMINFER_ALIGNED float q[kQueryFloats];    // [heads][padded_dim]
+  __shared__ LLMINFER_ALIGNED float out[kQueryFloats];  // likewise
   __shared__ float scores[kMaxHeads][kPageSlots];
   __shared__ float most[kMaxHeads], sum[kMaxHeads], rescale[kMaxHeads];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -146,7 +147,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
     if (a.splits == 1) {
       a.out.data[row * a.out.stride + (first_head + head) * dim + d] = out[head * padded + d] / sum[head];
     } else {
-      float* part = a.parts + ((static_cast<int64_t>(blockIdx.x) * a.heads + first_head + head) * a.splits + split) * (dim + 2);
+      float* part =
+          a.parts + ((static_cast<int64_t>(blockIdx.x) * a.heads + first_head + head) * a.splits + split) * (dim + 2);
       part[2 + d] = out[head * padded + d];
       if (d == 0) {
         part[0] = most[head];
@@ -157,7 +159,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(AttendArgs a) {
-  const int dim = a.cache.head_dim, row = a.first_row + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int dim = a.cache.head_dim, row = a.first_row + static_cast<int>(blockIdx.x),
+            head = static_cast<int>(blockIdx.y);
   const float* parts = a.parts + (static_cast<int64_t>(blockIdx.x) * a.heads + head) * a.splits * (dim + 2);
   float most = -infinity();
   for (int s = 0; s < a.splits; ++s) most = largest(most, parts[s * (dim + 2)]);
@@ -190,7 +193,8 @@ int attend(void* stream, const AttendArgs& args) {
     return launch(stream, grid, kThreads, attend_kernel<kElement>, args);
   });
   if (error != 0 || args.splits == 1) return error;
-  return launch(stream, {static_cast<unsigned>(args.rows), static_cast<unsigned>(args.heads)}, kThreads, combine_kernel, args);
+  return launch(stream, {static_cast<unsigned>(args.rows), static_cast<unsigned>(args.heads)}, kThreads, combine_kernel,
+                args);
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

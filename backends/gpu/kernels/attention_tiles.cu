@@ -1,5 +1,6 @@
-// Attention of many rows of one sequence: a block takes up to 64 queries of one head and goes over the keys 32 at a time, both
-// products on matrix units, the softmax online (FlashAttention-2, Dao 2023). Keys and values are rounded to halves.
+// Attention of many rows of one sequence: a block takes up to 64 queries of one head and goes over the keys 32 at a
+// time, both products on matrix units, the softmax online (FlashAttention-2, Dao 2023). Keys and values are rounded to
+// halves.
 #include "backends/gpu/kernels/cache.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/mma.hpp"
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
   constexpr int kStride = kDim + 8, kKeyStride = kKeys + 8, kScoreStride = kKeys + 4;
   constexpr int kKeyHalves = kKeys * kStride > kTileRows * kKeyStride ? kKeys * kStride : kTileRows * kKeyStride;
   __shared__ LLMINFER_ALIGNED uint16_t queries[kTileRows * kStride];
-  __shared__ LLMINFER_ALIGNED uint16_t keys[kKeyHalves];            // [kKeys][kStride], then the weights [rows][kKeyStride]
-  __shared__ LLMINFER_ALIGNED uint16_t values[kDim * kKeyStride];   // [dim][key]
+  __shared__ LLMINFER_ALIGNED uint16_t keys[kKeyHalves];  // [kKeys][kStride], then the weights [rows][kKeyStride]
+  __shared__ LLMINFER_ALIGNED uint16_t values[kDim * kKeyStride];  // [dim][key]
   __shared__ LLMINFER_ALIGNED float scores[kTileRows * kScoreStride];
   __shared__ float most[kTileRows], sum[kTileRows], rescale[kTileRows];
   constexpr int kWaves = kThreads / kMmaLanes, kRowTiles = kTileRows / 16 / kWaves, kDimTiles = kDim / 16;

@@ -54,7 +54,8 @@ __device__ __forceinline__ float load_one(const unsigned char* data, int at, flo
   return static_cast<float>(reinterpret_cast<const signed char*>(data)[at]) * scale;
 }
 
-__device__ __forceinline__ void store_one(CacheElement element, unsigned char* data, int at, float x, float inverse_scale) {
+__device__ __forceinline__ void store_one(CacheElement element, unsigned char* data, int at, float x,
+                                          float inverse_scale) {
   switch (element) {
     case CacheElement::f16:
       reinterpret_cast<uint16_t*>(data)[at] = float_to_half_saturated(x);
@@ -73,8 +74,8 @@ __device__ __forceinline__ void store_one(CacheElement element, unsigned char* d
   }
 }
 
-/// The scale of a vector in int8 by its largest magnitude. Rounded up to 17 bits, so that 127 * scale is exact and what was
-/// read is written back with the same bits.
+/// The scale of a vector in int8 by its largest magnitude. Rounded up to 17 bits, so that 127 * scale is exact and what
+/// was read is written back with the same bits.
 __device__ __forceinline__ float int8_scale(float most) {
   if (!(most >= 1e-30f)) return 0.0f;
   const uint32_t bits = float_to_bits((most < 1e38f ? most : 1e38f) / 127.0f);

@@ -45,7 +45,8 @@ __device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk,
       const uint2 words = static_cast<const uint2*>(m.high)[at];
       low = words.x;
       high = words.y;
-    } else if constexpr (kForm == Form::codes4 || kForm == Form::codes5 || kForm == Form::codes6 || kForm == Form::table4) {
+    } else if constexpr (kForm == Form::codes4 || kForm == Form::codes5 || kForm == Form::codes6 ||
+                         kForm == Form::table4) {
       low = static_cast<const uint32_t*>(m.high)[at];
     }
     if constexpr (kForm == Form::codes2 || kForm == Form::codes3 || kForm == Form::codes6) pairs = m.pairs[at];

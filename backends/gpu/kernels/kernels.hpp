@@ -26,7 +26,8 @@ __device__ __forceinline__ float rotated(const RopeArgs& rope, int row, const fl
   if (!rope.angles || i >= 2 * rope.pairs) return head[i];
   const int pair = rope.interleaved ? i / 2 : i % rope.pairs;
   const bool second = rope.interleaved ? i % 2 == 1 : i >= rope.pairs;
-  const float a = head[rope.interleaved ? 2 * pair : pair], b = head[rope.interleaved ? 2 * pair + 1 : pair + rope.pairs];
+  const float a = head[rope.interleaved ? 2 * pair : pair],
+              b = head[rope.interleaved ? 2 * pair + 1 : pair + rope.pairs];
   const float* angles = rope.angles + static_cast<int64_t>(row) * 2 * rope.pairs;
   const float cosine = angles[pair], sine = angles[rope.pairs + pair];
   return second ? b * cosine + a * sine : a * cosine - b * sine;

@@ -1,5 +1,5 @@
-// Linear layers of few rows (decode): a group of 32 lanes computes two output features for all rows. Bound by the reading of
-// weights: each lane reads eight columns at a time, so that a group's reads are consecutive.
+// Linear layers of few rows (decode): a group of 32 lanes computes two output features for all rows. Bound by the
+// reading of weights: each lane reads eight columns at a time, so that a group's reads are consecutive.
 #include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
@@ -11,8 +11,8 @@ constexpr int kBlockFeatures = kThreads / 32 * kFeatures;
 
 /// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one.
 template <Form kForm, int kRows>
-__device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in, int rows, int first, const float* table,
-                                         float (&sums)[kFeatures][kRows]) {
+__device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in, int rows, int first,
+                                         const float* table, float (&sums)[kFeatures][kRows]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int f = 0; f < kFeatures; ++f) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 4) linear_few_kernel(LinearArgs a) {
   float sums[kFeatures][kRows], ups[kFeatures][kRows];
   multiply<kForm, kRows>(a.weight, a.in, a.rows, first, table, sums);
   if (a.up.rows > 0) multiply<kForm, kRows>(a.up, a.in, a.rows, first, table, ups);
-  // Every lane has all sums; lane r finishes row r.
+    // Every lane has all sums; lane r finishes row r.
 #pragma unroll
   for (int f = 0; f < kFeatures; ++f) {
     const int feature = first + f;

@@ -7,9 +7,9 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 64;                  ///< rows, and features
-constexpr int kDepth = 32;                 ///< columns at a time
-constexpr int kStride = kDepth + 8;        ///< halves; keeps 16-byte writes and fragment reads off each other's banks
+constexpr int kTile = 64;            ///< rows, and features
+constexpr int kDepth = 32;           ///< columns at a time
+constexpr int kStride = kDepth + 8;  ///< halves; keeps 16-byte writes and fragment reads off each other's banks
 constexpr int kChunks = kTile * (kDepth / 8) / kThreads;  ///< eights of columns per thread and tile
 
 template <Form kForm>
@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
       next_left[c] = reinterpret_cast<const uint4*>(a.in)[static_cast<int64_t>(row) * (a.weight.cols / 8) + chunk];
       const int feature = first_feature + line < a.weight.rows ? first_feature + line : a.weight.rows - 1;
       if constexpr (kForm == Form::f16) {
-        next_right[c] = static_cast<const uint4*>(a.weight.high)[static_cast<int64_t>(feature) * (a.weight.cols / 8) + chunk];
+        next_right[c] =
+            static_cast<const uint4*>(a.weight.high)[static_cast<int64_t>(feature) * (a.weight.cols / 8) + chunk];
       } else {
         Eight e = decode<kForm>(a.weight, feature, chunk, table);
 #pragma unroll

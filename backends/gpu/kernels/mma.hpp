@@ -1,5 +1,5 @@
-// Products of 16x16 tiles of halves on matrix units, summed in floats. What a lane holds of a tile is each machine's own
-// business: kernels fill fragments from shared memory, multiply, and visit the elements of the sum with for_each.
+// Products of 16x16 tiles of halves on matrix units, summed in floats. What a lane holds of a tile is each machine's
+// own business: kernels fill fragments from shared memory, multiply, and visit the elements of the sum with for_each.
 //
 //   PTX   mma.sync of sm_75 and later: 32 lanes
 //   MFMA  gfx908 and later of CDNA: 64 lanes
@@ -20,8 +20,8 @@
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 
-/// Tiles of halves in shared memory: element (row, k) at tile[row * stride + k]; both factors have k in consecutive places.
-/// Rows lie on multiples of four bytes.
+/// Tiles of halves in shared memory: element (row, k) at tile[row * stride + k]; both factors have k in consecutive
+/// places. Rows lie on multiples of four bytes.
 __device__ __forceinline__ uint32_t two_halves(const uint16_t* at) { return *reinterpret_cast<const uint32_t*>(at); }
 
 #if defined(LLMINFER_GPU_MMA_PTX)
@@ -127,7 +127,8 @@ __device__ __forceinline__ void for_each(Accumulator& acc, F f) {
 
 #elif defined(LLMINFER_GPU_MMA_MFMA)
 
-// v_mfma_f32_16x16x16_f16: lane = 16 q + r. A: row r, k = 4q … 4q+3. B: the same of column r. C: rows 4q … 4q+3 of column r.
+// v_mfma_f32_16x16x16_f16: lane = 16 q + r. A: row r, k = 4q … 4q+3. B: the same of column r. C: rows 4q … 4q+3 of
+// column r.
 inline constexpr int kMmaLanes = 64;
 
 struct FragmentA {

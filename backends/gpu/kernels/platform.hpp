@@ -104,7 +104,9 @@ int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Arg
 
 #else
 
-__device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
@@ -163,7 +165,9 @@ __device__ __forceinline__ float largest_of_block(float x, float* shared) {
 __device__ __forceinline__ uint16_t float_to_half_saturated(float x) {
   return float_to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
 }
-__device__ __forceinline__ float bfloat_to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
+__device__ __forceinline__ float bfloat_to_float(uint16_t bits) {
+  return bits_to_float(static_cast<uint32_t>(bits) << 16);
+}
 __device__ __forceinline__ uint16_t float_to_bfloat(float x) {
   const uint32_t bits = float_to_bits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);

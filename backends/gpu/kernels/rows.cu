@@ -1,5 +1,5 @@
-// Kernels that go over rows: lookup, norm and preparation of activations, angles, rotation, sums. One block per row where a
-// row is reduced, one thread per element elsewhere.
+// Kernels that go over rows: lookup, norm and preparation of activations, angles, rotation, sums. One block per row
+// where a row is reduced, one thread per element elsewhere.
 #include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
   const float factor = a.table.factors[token];
   for (int chunk = static_cast<int>(threadIdx.x); chunk * 8 < a.width; chunk += kThreads) {
     const Eight e = decode<kForm>(a.table, token, chunk, a.table.table);
-    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i) out[chunk * 8 + i] = (e.value[i] * e.scale - e.offset) * factor;
+    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i)
+      out[chunk * 8 + i] = (e.value[i] * e.scale - e.offset) * factor;
   }
 }
 
@@ -91,7 +92,8 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
   if (exponent > 120) exponent = 120;
   const float down = power_of_two(-exponent);
   uint16_t* halves = a.halves + static_cast<int64_t>(row) * a.padded;
-  for (int i = thread; i < a.padded; i += kThreads) halves[i] = i < a.width ? float_to_half(value(i) * down) : uint16_t{0};
+  for (int i = thread; i < a.padded; i += kThreads)
+    halves[i] = i < a.width ? float_to_half(value(i) * down) : uint16_t{0};
   if (thread == 0) a.scales[row] = power_of_two(exponent);
 }
 
@@ -111,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs a) {
   const int width = a.heads * a.head_dim;
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.rows) * width) return;
-  const int row = static_cast<int>(item / width), i = static_cast<int>(item % width), begin = i / a.head_dim * a.head_dim;
+  const int row = static_cast<int>(item / width), i = static_cast<int>(item % width),
+            begin = i / a.head_dim * a.head_dim;
   a.out.data[row * a.out.stride + i] = rotated(a.rope, row, a.in.data + row * a.in.stride + begin, i - begin);
 }
 

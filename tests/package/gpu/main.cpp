@@ -1,5 +1,5 @@
-// A host with a GPU backend starts on any machine: without a GPU it says so, uses the CPU, and goes on; with one, the two give
-// the same tokens. gpu_host MODEL [--need-gpu]. Exit status 0: all went well.
+// A host with a GPU backend starts on any machine: without a GPU it says so, uses the CPU, and goes on; with one, the
+// two give the same tokens. gpu_host MODEL [--need-gpu]. Exit status 0: all went well.
 #include <cstdio>
 #include <cstring>
 
