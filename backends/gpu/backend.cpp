@@ -42,8 +42,9 @@ class GpuBackend final : public Backend {
     });
   }
 
-  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) override {
-    return GpuWeight::bytes_of(type, rows, cols);
+  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                              const WeightDetails& details) override {
+    return GpuWeight::bytes_of(type, rows, cols, details.permutation != nullptr);
   }
 
   std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {

@@ -222,8 +222,8 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
   return l;
 }
 
-std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols) {
-  return matrix_layout(type, rows, cols).bytes + (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
+std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
+  return matrix_layout(type, rows, cols, permuted).bytes + (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
 }
 
 Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::shared_ptr<Device> device,

@@ -34,7 +34,7 @@ class GpuWeight final : public PreparedWeight {
   /// `staging` is host memory that is used during the call. Errors: invalid_argument, out_of_memory, device_error.
   static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device,
                                                  Buffer& staging);
-  static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols);
+  static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
 
   std::int64_t bytes() const noexcept override { return memory_.bytes(); }
   std::int64_t rows() const noexcept { return layout_.rows; }
