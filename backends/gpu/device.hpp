@@ -82,7 +82,7 @@ class Buffer {
     buffer.data_ = *memory;
     buffer.bytes_ = bytes;
     buffer.host_ = host;
-    return buffer;
+    return Result<Buffer>(std::move(buffer));  // nvcc does not move by itself here
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
