@@ -7,6 +7,7 @@ function(llminfer_layer name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
   add_library(llminfer_${name} OBJECT ${sources})
   llminfer_compile_settings(llminfer_${name})
+  target_compile_options(llminfer_${name} PRIVATE -ffp-contract=off)  # the same bits on processors with and without fma
   foreach(layer IN LISTS arg_DEPENDS)
     target_link_libraries(llminfer_${name} PUBLIC llminfer_${layer})
   endforeach()

@@ -65,7 +65,7 @@ struct PanelReader {
   }
   template <int I, int P>
   [[gnu::always_inline]] Bytes code(int v) const {
-    return codes_of_part<P>(unpack_quad<s, quad_at(s, I)>(codes[v], table));
+    return step_codes<s, I, P>(codes[v], table);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     return load_scale<true>(columns.panel[v] + layout.scale, v, half, super_scale[v]);
@@ -108,9 +108,8 @@ constexpr int kSliceGroups = kSuperGroups;
 template <PanelShape s>
 struct SliceReader {
   static constexpr int V = kTileVectors;
-  static constexpr int kParts = kWords ? 2 : 1;
   static constexpr std::int64_t kVector = sizeof(Bytes);
-  static constexpr std::int64_t kCodes = 8 * kParts * V * kVector;
+  static constexpr std::int64_t kCodes = kSteps * kCodeParts * V * kVector;
   static constexpr std::int64_t kScales = halves(s) * V * kVector;
   static constexpr std::int64_t kGroup = kCodes + kScales * (s.minimum ? 2 : 1);
   static_assert(kSliceGroups * kGroup <= kSliceBytes);
@@ -120,7 +119,7 @@ struct SliceReader {
   [[gnu::always_inline]] void enter() {}
   template <int I, int P>
   [[gnu::always_inline]] Bytes code(int v) const {
-    return load_bytes(at + ((I * kParts + (kWords ? P : 0)) * V + v) * kVector);
+    return load_bytes(at + ((I * kCodeParts + P % kCodeParts) * V + v) * kVector);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const { return load_floats(at + kCodes + (half * V + v) * kVector); }
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
@@ -138,10 +137,10 @@ template <PanelShape s>
   constexpr int V = kTileVectors;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
-    unroll<8>([&](auto i) __attribute__((always_inline)) {
-      unroll<Slice::kParts>([&](auto p) __attribute__((always_inline)) {
+    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
+      unroll<kCodeParts>([&](auto p) __attribute__((always_inline)) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
-          store_bytes(to + ((i.value * Slice::kParts + p.value) * V + v.value) * Slice::kVector,
+          store_bytes(to + ((i.value * kCodeParts + p.value) * V + v.value) * Slice::kVector,
                       from.template code<i.value, p.value>(v.value));
         });
       });
@@ -161,14 +160,14 @@ template <PanelShape s>
 template <PanelShape s, int M, class Reader>
 [[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
                                                 std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
-  constexpr int V = kTileVectors, H = halves(s), kQuads = 8 / H;
+  constexpr int V = kTileVectors, H = halves(s), kHalfSteps = kSteps / H;
   for (; groups > 0; --groups, ++x) {
     w.enter();
     Dot dot[M][V];
     Floats sum[M][V];
-    unroll<8>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kHalf = i.value / kQuads;
-      if constexpr (i.value % kQuads == 0) {
+    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kHalf = i.value / kHalfSteps;
+      if constexpr (i.value % kHalfSteps == 0) {
         unroll<M>([&](auto m) __attribute__((always_inline)) {
           const QuantizedGroup& row = x[m.value * x_stride];
           Ints start = zero_ints();
@@ -184,13 +183,13 @@ template <PanelShape s, int M, class Reader>
           c[v.value] = w.template code<i.value, p.value>(v.value);
         });
         unroll<M>([&](auto m) __attribute__((always_inline)) {
-          const Ints part = activation_part<quad_at(s, i.value), p.value>(x[m.value * x_stride]);
+          const Ints part = step_activations<s, i.value, p.value>(x[m.value * x_stride]);
           unroll<V>([&](auto v) __attribute__((always_inline)) {
             dot[m.value][v.value].template add<p.value>(c[v.value], part);
           });
         });
       });
-      if constexpr (i.value % kQuads == kQuads - 1) {
+      if constexpr (i.value % kHalfSteps == kHalfSteps - 1) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
           const Floats scale = w.scale(v.value, kHalf);
           unroll<M>([&](auto m) __attribute__((always_inline)) {
