@@ -5,11 +5,11 @@ LLMINFER_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CXX=${CXX:-g++}
 
 # What each job needs, as Debian names it.
-PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libutf8proc-dev)
+PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-dev libutf8proc-dev libeigen3-dev)
 PACKAGES_EXAMPLES=(libcli11-dev)
-PACKAGES_TESTS=(catch2 libeigen3-dev libbenchmark-dev binutils python3)
+PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
-PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
+PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.

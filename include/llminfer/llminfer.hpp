@@ -8,6 +8,7 @@
 #include <llminfer/config.hpp>
 #include <llminfer/engine.hpp>
 #include <llminfer/options.hpp>
+#include <llminfer/quantize.hpp>
 #include <llminfer/result.hpp>
 #include <llminfer/sampling.hpp>
 #include <llminfer/session.hpp>

@@ -46,6 +46,27 @@ Result<Activation> activation_of(const std::string& name) {
 
 }  // namespace
 
+std::optional<std::string> translated_name(std::string_view name, bool to_hf) {
+  constexpr std::string_view kLayers[] = {"model.layers.", "blk."};
+  std::string prefix;
+  bool in_layer = false;
+  if (const std::string_view layers = kLayers[to_hf]; name.starts_with(layers)) {
+    const std::size_t dot = name.find('.', layers.size());
+    if (dot == std::string_view::npos) return std::nullopt;
+    prefix.append(kLayers[!to_hf]).append(name.substr(layers.size(), dot + 1 - layers.size()));
+    name.remove_prefix(dot + 1);
+    in_layer = true;
+  }
+  const std::size_t end = name.rfind('.');
+  if (end == std::string_view::npos) return std::nullopt;
+  for (std::size_t i = 0; i < kPartNames.size(); ++i) {
+    const PartName& names = kPartNames[i];
+    if (of_layer(static_cast<Part>(i)) != in_layer || name.substr(0, end) != (to_hf ? names.gguf : names.hf)) continue;
+    return prefix.append(to_hf ? names.hf : names.gguf).append(name.substr(end));
+  }
+  return std::nullopt;
+}
+
 Decoder::Decoder(std::string architecture, const load::Checkpoint& checkpoint)
     : checkpoint_(checkpoint),
       config_(checkpoint.config),

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,10 @@ enum class Bias : std::uint8_t {
   required,
   if_stored,  ///< as layer 0 has it: all layers have the bias, or none
 };
+
+/// The name that a tensor of a GGUF file has in a Hugging Face checkpoint (`to_hf`), or the reverse; nothing if it is none of
+/// a decoder's.
+std::optional<std::string> translated_name(std::string_view name, bool to_hf);
 
 class Decoder {
  public:

@@ -1,6 +1,7 @@
 #include "core/json.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <nlohmann/json.hpp>
 
@@ -126,9 +127,9 @@ void write(const Json& json, std::string& out) {
         } else if constexpr (std::is_same_v<T, bool>) {
           out += value ? "true" : "false";
         } else if constexpr (std::is_same_v<T, double>) {
-          std::ostringstream text;
-          text << value;
-          out += std::move(text).str();
+          char text[32];  // the shortest form that reads back as the same number
+          const auto end = std::to_chars(text, text + sizeof text, value);
+          out.append(text, end.ptr);
         } else if constexpr (std::is_integral_v<T>) {
           out += std::to_string(value);
         } else if constexpr (std::is_same_v<T, std::string>) {

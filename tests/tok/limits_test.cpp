@@ -1,5 +1,5 @@
 // Hostile texts: linear time and no crash; streams that never split a character.
-#include <chrono>
+#include <ctime>
 
 #include "core/utf8.hpp"
 #include "tests/tok/support.hpp"
@@ -17,9 +17,9 @@ std::string repeated(std::string_view unit, std::size_t bytes) {
 constexpr std::size_t kMegabyte = 1000 * 1000;
 
 #if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-constexpr double kSeconds = 2.0;
+constexpr double kSeconds = 4.0;  // of processor time, for a megabyte: a quadratic algorithm takes minutes
 #else
-constexpr double kSeconds = 30.0;
+constexpr double kSeconds = 40.0;
 #endif
 
 void check_fast(const Tokenizer& tokenizer, bool round_trip, std::size_t size) {
@@ -29,10 +29,10 @@ void check_fast(const Tokenizer& tokenizer, bool round_trip, std::size_t size) {
         repeated("A", size), repeated("1", size), repeated("\n", size), repeated(" \n", size), repeated("ab", size),
         repeated("\xff", size), repeated("<|im_start|", size), repeated("'", size), repeated("日", size)}) {
     CAPTURE(text.substr(0, 16));
-    const auto start = std::chrono::steady_clock::now();
+    const std::clock_t start = std::clock();
     const auto ids = encode(tokenizer, text);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    CHECK(took.count() < kSeconds * static_cast<double>(size) / static_cast<double>(kMegabyte));
+    const double took = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+    CHECK(took < kSeconds * static_cast<double>(size) / static_cast<double>(kMegabyte));
     if (round_trip && llminfer::core::valid_utf8(text)) CHECK((decode(tokenizer, ids) == text));
   }
 }

@@ -14,6 +14,13 @@ template <int P>
   return codes;
 }
 
+/// Codes with a zero point of 128, or signed ones without any.
+template <PanelShape s>
+[[gnu::always_inline]] inline Bytes slice_codes(Bytes codes) {
+  if constexpr (s.zero == 128) return codes;
+  return add_bytes(codes, fill_bytes((kSignedCodes ? 0 : 128) - s.zero));
+}
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   Ints high, low;

@@ -9,6 +9,12 @@ constexpr bool kSignedCodes = false;
 constexpr int kSteps = 4;  ///< of a group of 32: two quads each
 constexpr int kCodeParts = 2;
 
+/// Codes with a zero point of 128.
+template <PanelShape s>
+[[gnu::always_inline]] inline Bytes slice_codes(Bytes codes) {
+  return s.zero == 128 ? codes : add_bytes(codes, fill_bytes(128 - s.zero));
+}
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   Ints rows[2];

@@ -15,6 +15,12 @@ template <int P>
   return P == 0 ? even_bytes(codes) : odd_bytes(codes);
 }
 
+/// A part's codes less their zero point.
+template <PanelShape s>
+[[gnu::always_inline]] inline Bytes slice_codes(Bytes part) {
+  return s.zero == 0 ? part : add_words(part, -s.zero);
+}
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   WordSums sum;

@@ -103,8 +103,15 @@ struct PanelReader {
 /// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
 constexpr int kSliceGroups = kSuperGroups;
 
-/// The same weights from a slice that fill_slice has unpacked: per group the codes in the order in which tiles take them,
-/// then scales, then minimums.
+/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with one
+/// of 128, and float scales. So few kernels serve all shapes.
+constexpr PanelShape slice_shape(PanelShape s) {
+  const bool zero = kForm != ActivationForm::words && !kSignedCodes;
+  return {8, s.group, zero ? 128 : 0, false, s.minimum, PanelScale::f32};
+}
+
+/// Weights from a slice that fill_slice has unpacked: per group the codes quad by quad, then scales, then minimums.
+/// `s` is a slice_shape, whose quads are taken in order.
 template <PanelShape s>
 struct SliceReader {
   static constexpr int V = kTileVectors;
@@ -133,15 +140,16 @@ struct SliceReader {
 
 template <PanelShape s>
 [[gnu::noinline]] void fill_slice(PanelReader<s> from, int groups, std::uint8_t* to) {
-  using Slice = SliceReader<s>;
+  using Slice = SliceReader<slice_shape(s)>;
   constexpr int V = kTileVectors;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
     unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
       unroll<kCodeParts>([&](auto p) __attribute__((always_inline)) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
-          store_bytes(to + ((i.value * kCodeParts + p.value) * V + v.value) * Slice::kVector,
-                      from.template code<i.value, p.value>(v.value));
+          constexpr int kAt = quad_at(s, i.value);
+          store_bytes(to + ((kAt * kCodeParts + p.value) * V + v.value) * Slice::kVector,
+                      slice_codes<s>(from.template code<i.value, p.value>(v.value)));
         });
       });
     });
@@ -324,7 +332,7 @@ template <PanelShape s>
       for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
         const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
         fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-        grouped_all_rows<s>(SliceReader<s>{slice}, some, in + g, x.group_stride, count, to, g > 0);
+        grouped_all_rows<slice_shape(s)>(SliceReader<slice_shape(s)>{slice}, some, in + g, x.group_stride, count, to, g > 0);
       }
     }
   }

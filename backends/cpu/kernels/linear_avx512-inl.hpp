@@ -93,6 +93,9 @@ template <int n>
 }
 constexpr bool kSignedCodes = false;
 #else
+[[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
+  return _mm512_add_epi16(v, _mm512_set1_epi16(static_cast<short>(n)));
+}
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi16(255)); }
 [[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm512_srli_epi16(v, 8); }
 using WordSums = Ints;

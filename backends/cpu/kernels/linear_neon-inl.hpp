@@ -106,6 +106,9 @@ template <int Half>
 }
 constexpr bool kSignedCodes = true;
 #else
+[[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
+  return vreinterpretq_u8_s16(vaddq_s16(vreinterpretq_s16_u8(v), vdupq_n_s16(static_cast<std::int16_t>(n))));
+}
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) {
   return vreinterpretq_u8_u16(vandq_u16(vreinterpretq_u16_u8(v), vdupq_n_u16(255)));
 }

@@ -25,7 +25,7 @@ struct TileSlice {
 
 template <PanelShape s>
 [[gnu::noinline]] void fill_tiles(PanelReader<s> from, int groups, std::uint8_t* to) {
-  using Slice = TileSlice<s>;
+  using Slice = TileSlice<slice_shape(s)>;
   constexpr int V = kTileVectors;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
@@ -203,7 +203,7 @@ template <PanelShape s>
           }
           for (std::int32_t i = 0; i < panels; ++i) {
             const Output to{out + row * out_stride, out_stride, std::int64_t{p + i} * kPanelRows, w.rows};
-            multiply_panel<s>(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
+            multiply_panel<slice_shape(s)>(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
           }
         }
       }

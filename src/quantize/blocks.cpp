@@ -1,0 +1,123 @@
+#include "quantize/blocks.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/half.hpp"
+#include "quant/format.hpp"
+
+namespace llminfer::quantize {
+namespace {
+
+constexpr int kBlock = 32;
+
+void store_half(std::uint8_t* to, float value) {
+  const std::uint16_t bits = core::float_to_half(value);
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+/// The value of the greatest magnitude, with its sign; the first of several.
+float extreme(const float* x) {
+  float best = 0;
+  for (int i = 0; i < kBlock; ++i) {
+    if (std::fabs(x[i]) > std::fabs(best)) best = x[i];
+  }
+  return best;
+}
+
+void store_nibbles(const std::uint8_t* code, std::uint8_t* to) {
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<std::uint8_t>((code[i] & 15) | (code[i + 16] & 15) << 4);
+}
+
+void store_fifth_bits(const std::uint8_t* code, std::uint8_t* to) {
+  std::uint32_t high = 0;
+  for (int i = 0; i < kBlock; ++i) high |= static_cast<std::uint32_t>(code[i] >> 4) << i;
+  std::memcpy(to, &high, sizeof high);
+}
+
+/// Q4_0 and Q5_0: the extreme value becomes code 0, so that it is exact.
+template <int Bits>
+void encode_symmetric(const float* x, std::uint8_t* out) {
+  constexpr int kCenter = 1 << (Bits - 1);
+  const float d = extreme(x) / -kCenter;
+  const float inverse = d != 0 ? 1 / d : 0;
+  std::uint8_t code[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    const auto q = static_cast<int>(x[i] * inverse + (static_cast<float>(kCenter) + 0.5f));
+    code[i] = static_cast<std::uint8_t>(std::min(q, 2 * kCenter - 1));
+  }
+  store_half(out, d);
+  if constexpr (Bits == 5) store_fifth_bits(code, out + 2);
+  store_nibbles(code, out + (Bits == 5 ? 6 : 2));
+}
+
+/// Q4_1 and Q5_1: from the smallest to the largest value.
+template <int Bits>
+void encode_range(const float* x, std::uint8_t* out) {
+  constexpr int kTop = (1 << Bits) - 1;
+  const auto [min, max] = std::minmax_element(x, x + kBlock);
+  const float d = (*max - *min) / kTop;
+  const float inverse = d != 0 ? 1 / d : 0;
+  std::uint8_t code[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    code[i] = static_cast<std::uint8_t>(std::min(static_cast<int>((x[i] - *min) * inverse + 0.5f), kTop));
+  }
+  store_half(out, d);
+  store_half(out + 2, *min);
+  if constexpr (Bits == 5) store_fifth_bits(code, out + 4);
+  store_nibbles(code, out + (Bits == 5 ? 8 : 4));
+}
+
+void encode_q8_0(const float* x, std::uint8_t* out) {
+  const float d = std::fabs(extreme(x)) / 127;
+  const float inverse = d != 0 ? 1 / d : 0;
+  store_half(out, d);
+  for (int i = 0; i < kBlock; ++i) {
+    out[2 + i] = static_cast<std::uint8_t>(static_cast<std::int8_t>(std::round(x[i] * inverse)));
+  }
+}
+
+void encode_f32(const float* x, std::uint8_t* out) { std::memcpy(out, x, sizeof *x); }
+void encode_f16(const float* x, std::uint8_t* out) { store_half(out, *x); }
+void encode_bf16(const float* x, std::uint8_t* out) {
+  const std::uint16_t bits = core::float_to_bfloat(*x);
+  std::memcpy(out, &bits, sizeof bits);
+}
+
+using Encoder = void (*)(const float*, std::uint8_t*);
+
+Encoder encoder_of(WeightType type) {
+  switch (type) {
+    case WeightType::f32:
+      return encode_f32;
+    case WeightType::f16:
+      return encode_f16;
+    case WeightType::bf16:
+      return encode_bf16;
+    case WeightType::q4_0:
+      return encode_symmetric<4>;
+    case WeightType::q4_1:
+      return encode_range<4>;
+    case WeightType::q5_0:
+      return encode_symmetric<5>;
+    case WeightType::q5_1:
+      return encode_range<5>;
+    case WeightType::q8_0:
+      return encode_q8_0;
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace
+
+bool can_encode(WeightType type) noexcept { return encoder_of(type) != nullptr; }
+
+void encode_row(WeightType type, const float* values, std::int64_t cols, const float*, std::uint8_t* out) {
+  const quant::Format& format = quant::format(type);
+  const Encoder encode = encoder_of(type);
+  for (std::int64_t k = 0; k < cols; k += format.block_values, out += format.block_bytes) encode(values + k, out);
+}
+
+}  // namespace llminfer::quantize

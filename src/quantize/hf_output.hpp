@@ -1,0 +1,38 @@
+// Hugging Face directories to be written: the tensors of each layer's packing, the header of model.safetensors, and the
+// texts beside it. Knows no weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <llminfer/quantize.hpp>
+#include <llminfer/result.hpp>
+
+#include "core/json.hpp"
+#include "quantize/source.hpp"
+
+namespace llminfer::quantize {
+
+struct HfTensor {
+  std::string name;
+  std::string_view element;  ///< "F16", "I32", …
+  std::vector<std::int64_t> shape;
+  std::uint64_t bytes = 0;
+  std::uint64_t offset = 0;  ///< in the file; set by safetensors_header
+};
+
+/// The bytes up to the first tensor's, and the size of the file. Wide elements come first, so that all are aligned.
+std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& size);
+
+/// The object quantization_config; null for QuantizeFormat::dense.
+core::Json quantization_config(const QuantizeOptions& options);
+
+/// Writes config.json, the tokenizer's files and those beside them: the input's own, or what a GGUF file's metadata
+/// say. `dense` is the type of the weights that are not quantized, as safetensors names it. Errors: unsupported
+/// (hyperparameters or a vocabulary that the files cannot say), those of files.
+Result<void> write_hf_texts(const Source& source, const std::string& input, const std::string& output,
+                            const QuantizeOptions& options, std::string_view dense);
+
+}  // namespace llminfer::quantize

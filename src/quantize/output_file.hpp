@@ -1,0 +1,54 @@
+// OutputFile: a file of known layout that is written in any order, and that a later run can go on with. Knows no
+// models.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+
+#include <llminfer/result.hpp>
+
+namespace llminfer::quantize {
+
+/// One thread at a time, but for write().
+class OutputFile {
+ public:
+  /// Opens PATH.partial with a PATH.journal of what is done. Both begin anew unless they are there from a run with the
+  /// same header, size and `identity` (any line that tells what the contents depend on).
+  static Result<std::unique_ptr<OutputFile>> open(const std::string& path, std::span<const std::byte> header,
+                                                  std::uint64_t size, const std::string& identity);
+  ~OutputFile();
+
+  bool is_done(const std::string& part) const { return done_.contains(part); }
+  std::size_t parts_done() const { return done_.size(); }
+  /// Thread-safe. Errors: io_error, with the system's reason.
+  Result<void> write(std::uint64_t offset, std::span<const std::byte> bytes);
+  /// What was written for `part` is complete. The journal says so once the bytes are on the disk, within a second or
+  /// when the object dies. Names have no line breaks.
+  Result<void> mark_done(const std::string& part);
+  /// Renames the file to PATH and removes the journal.
+  Result<void> finish();
+
+ private:
+  OutputFile(std::string path) : path_(std::move(path)) {}
+  Result<bool> resume(std::uint64_t size, const std::string& first_line);
+  Result<void> start(std::span<const std::byte> header, std::uint64_t size, const std::string& first_line);
+
+  const std::string path_;
+  int file_ = -1, journal_ = -1;
+  Result<void> write_journal();
+
+  std::unordered_set<std::string> done_;
+  std::string unwritten_;  ///< lines of the journal
+  std::chrono::steady_clock::time_point last_written_ = std::chrono::steady_clock::now();
+};
+
+/// Replaces a file by one with these contents, whole or not at all.
+Result<void> write_file(const std::string& path, std::span<const std::byte> contents);
+Result<void> write_file(const std::string& path, std::string_view contents);
+
+}  // namespace llminfer::quantize
