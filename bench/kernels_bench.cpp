@@ -1,6 +1,6 @@
 // Linear kernels alone: one [N, K] weight that does not fit the caches times M rows, per type, level and thread count,
-// beside the rate at which the machine merely reads memory. GB/s are of packed weights; an operation is a multiplication
-// or an addition of the layer, however many instructions its codes take.
+// beside the rate at which the machine merely reads memory. GB/s are of packed weights; an operation is a
+// multiplication or an addition of the layer, however many instructions its codes take.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -112,14 +112,28 @@ int main(int argc, char** argv) {
       // Weights that no cache holds, as when decoding; then layers of real models, some of which a cache holds.
       for (const int threads : {1, 2}) {
         benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, type, 98304, 1536)
-            ->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Threads(threads)->UseRealTime()->Unit(benchmark::kMillisecond);
+            ->Arg(1)
+            ->Arg(2)
+            ->Arg(4)
+            ->Arg(8)
+            ->Threads(threads)
+            ->UseRealTime()
+            ->Unit(benchmark::kMillisecond);
       }
       for (const auto& [rows, cols] : {std::pair{1536, 576}, {4864, 896}, {1536, 8960}, {1535, 1536}}) {
         if (cols % llminfer::weight_type_info(type).block_values != 0) continue;
-        const std::string shape = "/" + std::to_string(rows) + "x" + std::to_string(cols);
-        benchmark::RegisterBenchmark((name + shape).c_str(), linear, table, type, rows, cols)
-            ->Arg(1)->Arg(2)->Arg(3)->Arg(4)->Arg(8)->Arg(16)->Arg(64)->Arg(512)
-            ->UseRealTime()->Unit(benchmark::kMillisecond);
+        const std::string shape = std::to_string(rows) + "x" + std::to_string(cols);
+        benchmark::RegisterBenchmark((name + "/" + shape).c_str(), linear, table, type, rows, cols)
+            ->Arg(1)
+            ->Arg(2)
+            ->Arg(3)
+            ->Arg(4)
+            ->Arg(8)
+            ->Arg(16)
+            ->Arg(64)
+            ->Arg(512)
+            ->UseRealTime()
+            ->Unit(benchmark::kMillisecond);
       }
     }
   }

@@ -12,6 +12,7 @@
 #include "core/cpu_count.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "quant/format.hpp"
 
 namespace llminfer::cpu {
 namespace {
@@ -50,9 +51,10 @@ class CpuBackend final : public Backend {
     });
   }
 
-  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) override {
+  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                              const WeightDetails& details) override {
     if (rows == 1) return cols * static_cast<std::int64_t>(sizeof(float));
-    return exact_ ? 0 : packed_bytes(packed_type(type), rows, cols);
+    return exact_ ? 0 : packed_bytes(packed_type(type), rows, cols, details);
   }
 
   std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
@@ -124,9 +126,10 @@ class CpuBackend final : public Backend {
 
   /// Packs with all threads.
   Result<std::unique_ptr<PreparedWeight>> prepare_packed(const WeightView& weight) {
-    // Kernels know no order of columns.
-    if (weight.details.permutation || packed_type(weight.type) != weight.type) {
-      return prepare_packed(LLMINFER_TRY(as_floats(weight)));
+    if (!panel_kind(weight.type)) return prepare_packed(LLMINFER_TRY(as_floats(weight)));
+    if (weight.details.permutation) {
+      if (quant::format(weight.type).shape.bits == 0) return prepare_packed(LLMINFER_TRY(as_floats(weight)));
+      LLMINFER_TRY(unpack_rows(weight, 0, 0, {}));  // checks that it is one
     }
     const WeightTypeInfo info = weight_type_info(weight.type);
     const std::int64_t blocks = weight.cols / info.block_values;
@@ -138,8 +141,7 @@ class CpuBackend final : public Backend {
                   " weight of shape [", weight.rows, ", ", weight.cols, "]");
     }
     std::unique_ptr<PackedWeight> packed =
-        LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, &arena_));
-    packed->set_input(weight.details.input);
+        LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details, &arena_));
     const int panels = packed->panels(), chunks = std::min((panels + 7) / 8, core::Team::kMaxChunks);
     const auto bound = [&](int chunk) { return static_cast<std::int32_t>(std::int64_t{panels} * chunk / chunks); };
     auto body = [&](int, int chunk, int) { packed->pack_panels(weight, bound(chunk), bound(chunk + 1)); };

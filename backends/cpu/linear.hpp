@@ -1,8 +1,8 @@
 // Linear layers of the CPU backend: packing weights into panels and the table of kernels of each instruction set level.
 // Knows nothing of plans, threads or programs.
 //
-// Use: pack_weight once; per batch, quantize_row for each row if quantized() and then linear over any split of panels
-// and rows; both from the level's table. In exact mode: ExactWeight and linear_exact.
+// Use: pack_weight once; per batch, quantize_row for each row if form() says so, and then linear over any split of
+// panels and rows; both from the level's table. In exact mode: ExactWeight and linear_exact.
 #pragma once
 
 #include <cstddef>
@@ -19,24 +19,34 @@ namespace llminfer::cpu {
 
 class WeightArena;
 
+/// What a matrix multiplies.
+enum class InputForm : std::uint8_t {
+  floats,  ///< ActivationView::f32
+  groups,  ///< ActivationView::groups, as quantize_row makes them
+};
+
 /// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
 class PackedWeight final : public PreparedWeight {
  public:
   /// Panels of zeros, to be filled by pack_panels; in memory of `arena` if it is given. Errors: unsupported (no kernel
   /// reads the type), invalid_argument (sizes that do not fit the type), out_of_memory.
   static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols,
+                                                        const WeightDetails& details = {},
                                                         WeightArena* arena = nullptr);
 
   std::int64_t rows() const noexcept { return view_.rows; }
   std::int64_t cols() const noexcept { return view_.cols; }
   std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
   PanelKind kind() const noexcept { return view_.kind; }
-  /// Whether linear reads quantized activations (ActivationView::groups) or float ones.
-  bool quantized() const noexcept { return panel_shape(view_.kind).bits != 0; }
+  /// Which activations linear reads.
+  InputForm form() const noexcept { return panel_shape(view_.kind).bits != 0 ? InputForm::groups : InputForm::floats; }
   const PackedWeightView& view() const noexcept { return view_; }
   std::int64_t bytes() const noexcept override { return bytes_; }
-  const InputQuantization& input() const noexcept { return input_; }
-  void set_input(const InputQuantization& input) noexcept { input_ = input; }
+  const InputQuantization& input() const noexcept { return details_.input; }
+  /// The order of the panels' columns, of which activations are given in the same order; null: their own.
+  const std::vector<std::int32_t>* order() const noexcept { return details_.permutation.get(); }
+  /// out // (cols) = row `row` as float, in the weight's own order.
+  void read_row(std::int64_t row, float* out) const noexcept;
 
   /// Fills panels [begin, end) from the weight that it was allocated for. Disjoint ranges may be packed concurrently.
   void pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end);
@@ -46,19 +56,20 @@ class PackedWeight final : public PreparedWeight {
   PackedWeightView view_{};
   std::shared_ptr<std::uint8_t> data_;
   std::int64_t bytes_ = 0;
-  InputQuantization input_{};
+  WeightDetails details_;
 };
 
 /// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
 
 /// Bytes that such a packed weight takes; 0 for a type that cannot be packed.
-std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols) noexcept;
+std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                          const WeightDetails& details = {}) noexcept;
 
 /// The kind of panels that a type is packed into, if any.
 std::optional<PanelKind> panel_kind(WeightType type) noexcept;
 
-/// out // (cols) = row `row` of the weight as float: embedding lookup straight from the panels.
+/// out // (cols) = row `row` of the weight as float, columns as they lie: embedding lookup straight from the panels.
 void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept;
 
 /// Groups to reserve for a quantized row of k values: one more than it has, so that the rows of a tile do not all start

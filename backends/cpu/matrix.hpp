@@ -33,8 +33,10 @@ class Matrix {
 
   std::int64_t rows() const noexcept { return rows_; }
   std::int64_t cols() const noexcept { return cols_; }
-  /// Whether multiply() reads ActivationView::groups rather than f32.
-  bool quantized() const noexcept { return packed_ && packed_->quantized(); }
+  /// Which activations multiply() reads.
+  InputForm form() const noexcept { return packed_ ? packed_->form() : InputForm::floats; }
+  /// The order in which it wants their columns; null: their own.
+  const std::vector<std::int32_t>* order() const noexcept { return packed_ ? packed_->order() : nullptr; }
   /// How the checkpoint rounds the input.
   const InputQuantization& input() const noexcept {
     static constexpr InputQuantization kNone{};
@@ -56,7 +58,7 @@ class Matrix {
     }
   }
   void read_row(std::int64_t row, float* out) const noexcept {
-    packed_ ? cpu::read_row(packed_->view(), row, out) : exact_->read_row(row, out);
+    packed_ ? packed_->read_row(row, out) : exact_->read_row(row, out);
   }
 
  private:

@@ -96,13 +96,13 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
   // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
   for (int i = 0; i < format.block_values; i += shape.group) {
     const int g = i / format.shape.group;
-    const std::int64_t at = (col + i) / shape.group * kPanelRows + lane;
+    const std::int64_t at = ((col + i) / shape.group >> layout.scale_shift) * kPanelRows + lane;
     std::uint8_t* const scale = panel + layout.scale;
     std::uint8_t* const minimum = panel + layout.minimum;
     switch (shape.scale) {
       case PanelScale::f32:
         put_float(scale + at * 4, block.scale[g]);
-        if (shape.minimum) put_float(minimum + at * 4, block.minimum[g]);
+        if (shape.minimum) minimum[at] = static_cast<std::uint8_t>(block.zero_point[g]);
         break;
       case PanelScale::f16:
         put_u16(scale + at * 2, core::float_to_half(block.scale[g]));
@@ -158,7 +158,7 @@ void put_plain_rows(const PanelLayout& layout, const quant::Format& format, cons
         words[plane] ^= kSigns;
         std::memcpy(row + plane * 64, words + plane, 4);
       }
-      const std::int64_t at = (g * kPanelRows + lane) * 2;
+      const std::int64_t at = ((g >> layout.scale_shift) * kPanelRows + lane) * 2;
       std::memcpy(panel + layout.scale + at, block, 2);
       if (minimum) {  // Q4_1 adds it, panels subtract it: the other sign
         std::uint16_t half;
@@ -202,11 +202,45 @@ void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t la
   }
 }
 
-PanelLayout layout_of(PanelKind kind, std::int64_t cols) {
+/// Packs rows of FP8 blocks: bytes [cols][16], and the scales.
+void put_fp8(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
+             const PanelLayout& layout, std::uint8_t* panel) {
+  constexpr std::int64_t kBlockBytes = 4 + kGroupValues;
+  for (std::int64_t g = 0; g < cols / kGroupValues; ++g) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      const std::uint8_t* const block = rows + lane * row_bytes + g * kBlockBytes;
+      std::memcpy(panel + layout.scale + ((g >> layout.scale_shift) * kPanelRows + lane) * 4, block, 4);
+      std::uint8_t* const to = panel + g * kGroupValues * kPanelRows + lane;
+      for (int i = 0; i < kGroupValues; ++i) to[i * kPanelRows] = block[4 + i];
+    }
+  }
+}
+
+/// log2 of the groups of 32 whose scales can be stored as one.
+int scale_shift_of(const WeightDetails& details, std::int64_t cols) {
+  if (details.scale_columns <= 0) return 0;
+  int shift = 0;
+  while (kGroupValues << shift < cols &&
+         (details.scale_columns >= cols || details.scale_columns % (kGroupValues << (shift + 1)) == 0)) {
+    ++shift;
+  }
+  return shift;
+}
+
+PanelLayout layout_of(PanelKind kind, std::int64_t cols, const WeightDetails& details) {
   const PanelShape shape = panel_shape(kind);
-  if (shape.bits != 0) return panel_layout(shape, cols);
+  const int shift = scale_shift_of(details, cols);
+  if (shape.bits != 0) {
+    return panel_layout(shape, cols, shape.group == kGroupValues && shape.scale != PanelScale::two_level ? shift : 0);
+  }
+  const auto align = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
   PanelLayout layout{};
-  layout.bytes = (cols * kPanelRows * (kind == PanelKind::f32 ? 4 : 2) + 63) / 64 * 64;
+  layout.scale = align(cols * kPanelRows * (kind == PanelKind::f32 ? 4 : kind == PanelKind::fp8 ? 1 : 2));
+  layout.bytes = layout.scale;
+  if (kind == PanelKind::fp8) {
+    layout.scale_shift = shift;
+    layout.bytes += (((cols / kGroupValues - 1) >> shift) + 1) * kPanelRows * 4;
+  }
   return layout;
 }
 
@@ -220,6 +254,8 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
       return PanelKind::f16;
     case WeightType::bf16:
       return PanelKind::bf16;
+    case WeightType::fp8:
+      return PanelKind::fp8;
     default:
       break;
   }
@@ -230,8 +266,10 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
     const PanelShape has = panel_shape(kind);
     const bool table = want.table != nullptr;
     const bool two_level = want.scales == quant::ScaleKind::two_level;
-    const bool scales = has.scale == PanelScale::f32 ||
-                        (want.half_scales && has.scale == (two_level ? PanelScale::two_level : PanelScale::f16));
+    const bool zero_points = want.minimum && want.scales == quant::ScaleKind::shared;
+    const bool floats = has.scale == PanelScale::f32 && zero_points == has.minimum;
+    const bool scales =
+        floats || (want.half_scales && has.scale == (two_level ? PanelScale::two_level : PanelScale::f16));
     if (has.bits == want.bits && has.group == want.group && has.table == table && (table || has.zero == want.zero) &&
         has.minimum == want.minimum && scales) {
       return kind;
@@ -240,14 +278,15 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
   return std::nullopt;
 }
 
-std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols) noexcept {
+std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                          const WeightDetails& details) noexcept {
   const auto kind = panel_kind(type);
   if (!kind || rows <= 0 || cols <= 0) return 0;
-  return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols).bytes;
+  return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols, details).bytes;
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                             WeightArena* arena) {
+                                                             const WeightDetails& details, WeightArena* arena) {
   const auto kind = panel_kind(type);
   if (!kind)
     return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
@@ -261,7 +300,8 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
   weight->view_.rows = rows;
   weight->view_.cols = cols;
   weight->view_.kind = *kind;
-  weight->view_.layout = layout_of(*kind, cols);
+  weight->view_.layout = layout_of(*kind, cols, details);
+  weight->details_ = details;
   if (const std::int8_t* table = quant::format(type).shape.table) {
     for (int i = 0; i < 16; ++i) weight->view_.table[i] = static_cast<std::uint8_t>(table[i] + 128);
   }
@@ -285,7 +325,9 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
     const std::uint8_t* const rows = source + first * row_bytes;
     std::uint8_t* const panel = data_.get() + p * layout.bytes;
     if (shape.bits == 0) {
-      if (format.block_bytes == 4) {
+      if (view_.kind == PanelKind::fp8) {
+        put_fp8(rows, row_bytes, lanes, view_.cols, layout, panel);
+      } else if (format.block_bytes == 4) {
         put_dense<std::uint32_t>(rows, row_bytes, lanes, view_.cols, panel);
       } else {
         put_dense<std::uint16_t>(rows, row_bytes, lanes, view_.cols, panel);
@@ -303,10 +345,30 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
 
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight) {
   LLMINFER_TRY(check_source(weight));
-  auto packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols));
+  auto packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details));
   packed->pack_panels(weight, 0, packed->panels());
   return packed;
 }
+
+namespace {
+
+/// put(k, value) for each column of a row of grouped panels.
+template <class Put>
+void read_groups(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel, int lane,
+                 const Put& put) {
+  for (std::int64_t g = 0; g < w.cols / kGroupValues; ++g) {
+    std::uint8_t codes[kGroupValues];
+    panel_codes(w, shape, panel, g, lane, codes);
+    float scale = 0.0f, minimum = 0.0f;
+    for (int i = 0; i < kGroupValues; ++i) {
+      if (i % shape.group == 0)
+        panel_scale(w, shape, panel, (g * kGroupValues + i) / shape.group, lane, &scale, &minimum);
+      put(g * kGroupValues + i, scale * static_cast<float>(codes[i] - shape.zero) - minimum);
+    }
+  }
+}
+
+}  // namespace
 
 void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept {
   const PanelShape shape = panel_shape(w.kind);
@@ -316,16 +378,15 @@ void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept 
     for (std::int64_t k = 0; k < w.cols; ++k) out[k] = panel_dense(w, panel, k, lane);
     return;
   }
-  for (std::int64_t g = 0; g < w.cols / kGroupValues; ++g) {
-    std::uint8_t codes[kGroupValues];
-    panel_codes(w, shape, panel, g, lane, codes);
-    float scale = 0.0f, minimum = 0.0f;
-    for (int i = 0; i < kGroupValues; ++i) {
-      if (i % shape.group == 0)
-        panel_scale(w, shape, panel, (g * kGroupValues + i) / shape.group, lane, &scale, &minimum);
-      out[g * kGroupValues + i] = scale * static_cast<float>(codes[i] - shape.zero) - minimum;
-    }
-  }
+  read_groups(w, shape, panel, lane, [&](std::int64_t k, float value) { out[k] = value; });
+}
+
+void PackedWeight::read_row(std::int64_t row, float* out) const noexcept {
+  if (!order()) return cpu::read_row(view_, row, out);
+  const PanelShape shape = panel_shape(view_.kind);
+  const std::uint8_t* const panel = view_.data + row / kPanelRows * view_.layout.bytes;
+  read_groups(view_, shape, panel, static_cast<int>(row % kPanelRows),
+              [&](std::int64_t k, float value) { out[(*order())[static_cast<std::size_t>(k)]] = value; });
 }
 
 std::size_t linear_scratch_bytes(std::int64_t cols) noexcept {

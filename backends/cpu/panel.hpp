@@ -23,8 +23,8 @@ enum class ActivationForm : std::uint8_t {
 /// |code| <= kCodeLimit: the largest whose high byte, when the low one is signed, is 127.
 inline constexpr std::int32_t kCodeLimit = 127 * 257;
 
-/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / kCodeLimit, codes of 16 bits. The sums
-/// serve the zero points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
+/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / kCodeLimit, codes of 16 bits. The
+/// sums serve the zero points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
 struct alignas(32) QuantizedGroup {
   std::uint8_t codes[2 * kGroupValues];  ///< in the level's ActivationForm
   float scale;
@@ -36,13 +36,16 @@ struct alignas(32) QuantizedGroup {
 };
 static_assert(sizeof(QuantizedGroup) == 96);
 
+/// A number of rows that is never reached: the level has no use for slices of such weights.
+inline constexpr int kNever = 1 << 30;
 /// Scratch that a level needs to unpack kSuperGroups groups of a tile's panels.
 inline constexpr std::int64_t kSliceBytes = 20480;
 
-/// How scales lie in a panel, always [group][16 rows].
+/// How scales lie in a panel, always [group][16 rows]. Scales of one level may be shared by 2^PanelLayout::scale_shift
+/// groups of 32, and are stored once.
 enum class PanelScale : std::uint8_t {
   f16,        ///< half; minimums follow likewise
-  f32,        ///< float
+  f32,        ///< float; a minimum is the scale times a zero point, int8
   two_level,  ///< int8 sub-scales (then uint8 sub-minimums) per group; half d (then d_min) per 256 values
 };
 
@@ -51,13 +54,14 @@ enum class PanelScale : std::uint8_t {
 struct PanelShape {
   int bits;   ///< of a stored code: 2, 3, 4, 5, 6 or 8; 0 for dense panels
   int group;  ///< 16 or 32
-  int zero;   ///< a power of two, or 0 where there is a minimum
+  int zero;   ///< a power of two or 0
   bool table;
   bool minimum;
   PanelScale scale;
 };
 
-/// The kinds of panels. Grouped kinds are named after their first format; others share them.
+/// The kinds of panels. Grouped kinds are named after their first format; others share them: NF4 and FP4 are read as
+/// MXFP4, W8_SYM as grid32.
 enum class PanelKind : std::uint8_t {
   f32,
   f16,
@@ -79,14 +83,22 @@ enum class PanelKind : std::uint8_t {
   ternary,  ///< TQ1_0, TQ2_0
   grid32,   ///< formats with vector grids, expanded to 8 bits: a scale per 32 values
   grid16,   ///< and per 16
+  w2,
+  w3,
+  w4,
+  w8,
+  w4_sym,
+  fp4_16,
+  fp8,  ///< dense bytes, E4M3; a float scale per row and 32 << PanelLayout::scale_shift columns
 };
-inline constexpr int kPanelKinds = 20;
+inline constexpr int kPanelKinds = 27;
 
 [[gnu::always_inline]] constexpr PanelShape panel_shape(PanelKind kind) {
   switch (kind) {
     case PanelKind::f32:
     case PanelKind::f16:
     case PanelKind::bf16:
+    case PanelKind::fp8:
       return {0, 1, 0, false, false, PanelScale::f32};
     case PanelKind::q4_0:
       return {4, 32, 8, false, false, PanelScale::f16};
@@ -122,6 +134,18 @@ inline constexpr int kPanelKinds = 20;
       return {8, 32, 128, false, false, PanelScale::f32};
     case PanelKind::grid16:
       return {8, 16, 128, false, false, PanelScale::f32};
+    case PanelKind::w2:
+      return {2, 32, 0, false, true, PanelScale::f32};
+    case PanelKind::w3:
+      return {3, 32, 0, false, true, PanelScale::f32};
+    case PanelKind::w4:
+      return {4, 32, 0, false, true, PanelScale::f32};
+    case PanelKind::w8:
+      return {8, 32, 128, false, true, PanelScale::f32};
+    case PanelKind::w4_sym:
+      return {4, 32, 8, false, false, PanelScale::f32};
+    case PanelKind::fp4_16:
+      return {4, 16, 128, true, false, PanelScale::f32};
   }
   return {};
 }
@@ -141,12 +165,14 @@ struct PanelLayout {
   std::int64_t super_scale;
   std::int64_t super_minimum;
   std::int64_t bytes;  ///< of a panel
+  int scale_shift;     ///< log2 of the groups of 32 that share a scale
 };
 
-[[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols) {
+/// `scale_shift` is 0 unless the shape has groups of 32 with scales of one level.
+[[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols, int scale_shift = 0) {
   const auto align = [](std::int64_t n) { return (n + 63) / 64 * 64; };
   const std::int64_t groups = (cols + kGroupValues - 1) / kGroupValues;
-  const std::int64_t scales = groups * (kGroupValues / shape.group) * kPanelRows;
+  const std::int64_t scales = (((groups - 1) >> scale_shift) + 1) * (kGroupValues / shape.group) * kPanelRows;
   const std::int64_t supers = (groups + kSuperGroups - 1) / kSuperGroups * kPanelRows;
   const bool two_level = shape.scale == PanelScale::two_level;
   const std::int64_t scale_bytes = align(scales * (two_level ? 1 : shape.scale == PanelScale::f16 ? 2 : 4));
@@ -154,13 +180,16 @@ struct PanelLayout {
   layout.code_bytes = shape.bits * kGroupValues * kPanelRows / 8;
   layout.scale = groups * layout.code_bytes;
   layout.minimum = layout.scale + scale_bytes;
-  layout.super_scale = layout.minimum + (shape.minimum ? scale_bytes : 0);
+  const bool zero_points = shape.scale == PanelScale::f32;
+  layout.super_scale = layout.minimum + (!shape.minimum ? 0 : zero_points ? align(scales) : scale_bytes);
   layout.super_minimum = layout.super_scale + (two_level ? align(supers * 2) : 0);
   layout.bytes = layout.super_minimum + (two_level && shape.minimum ? align(supers * 2) : 0);
+  layout.scale_shift = scale_shift;
   return layout;
 }
 
-/// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type.
+/// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type; after those of fp8 come, at
+/// layout.scale, the scales.
 struct PackedWeightView {
   const std::uint8_t* data;  ///< panel_count panels of layout.bytes each, 64-byte aligned
   std::int64_t rows;         ///< N

@@ -164,35 +164,7 @@ Result<void> CpuPlan::bind_weights(bool exact) {
   return {};
 }
 
-/// Layers that read the same input share its quantization, and the rows that it gives need memory.
-Result<void> CpuPlan::bind_inputs() {
-  bool rounds = false;
-  for (const Step& step : steps_.steps) {
-    const auto* linear = std::get_if<LinearStep>(&step);
-    if (!linear) continue;
-    const WeightId first = linear->parts.front().weight;
-    rounds = rounds || matrix(first).input().kind != InputQuantization::Kind::none;
-    for (const LinearPart& part : linear->parts) {
-      for (const WeightId id : {part.weight, part.up_weight}) {
-        if (id == WeightId::none || matrix(id).input() == matrix(first).input()) continue;
-        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
-                    " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
-                    ", which reads the same");
-      }
-    }
-  }
-  if (!rounds) return {};
-  rounded_stride_ = (layout_.widest_input + 15) / 16 * 16 + 16;
-  rounded_ = AlignedBytes(float_bytes(rounded_stride_ * (std::int64_t{max_rows_} + layout_.threads)));
-  for (std::size_t i = 0; i < threads_.size(); ++i) {
-    threads_[i].rounded = rounded_row(max_rows_ + static_cast<std::int32_t>(i));
-  }
-  return {};
-}
-
-std::int64_t CpuPlan::bytes() const noexcept {
-  return layout_.bytes() + float_bytes(rounded_stride_ * (std::int64_t{max_rows_} + layout_.threads));
-}
+std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes() + input_rows_.bytes; }
 
 Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {
@@ -308,7 +280,7 @@ void CpuPlan::plan_phases() {
     Phase prepare{Kind::prepare, &step, selected, rows}, main{Kind::main, &step, selected, rows, rows};
     int grain = 0;
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
-      const LinearInput input = linear_input(*linear);
+      const LinearInput input = linear_input(step);
       if (input.direct) prepare.rows = main.rows = static_cast<std::int32_t>(pass_.logit_index.size());
       // A single row is prepared by every thread for itself, which is quicker than a phase.
       if (input.prepares() && prepare.rows > 1) prepare.items = prepare.rows;

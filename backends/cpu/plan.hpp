@@ -110,7 +110,8 @@ class CpuPlan final : public Plan {
   /// What a thread has for itself.
   struct alignas(64) Thread {
     std::byte* memory = nullptr;
-    float* rounded = nullptr;         ///< its row of rounded_, if there are any
+    float* rounded = nullptr;         ///< its row of InputRows::rounded, if there are any
+    float* ordered = nullptr;         ///< room to bring a row into another order, if that happens
     const Phase* prepared = nullptr;  ///< the phase whose only input row it has normed and quantized
 
     template <class T>
@@ -119,15 +120,35 @@ class CpuPlan final : public Plan {
     }
   };
 
-  /// How a linear step reads its input in this pass.
+  /// One way in which rows of an input are quantized.
+  struct RowForm {
+    InputForm form = InputForm::groups;
+    const std::vector<std::int32_t>* order = nullptr;  ///< in which columns are taken; null: their own
+  };
+  /// How a linear step reads its input in any pass.
+  struct StepInput {
+    InputQuantization rounding;  ///< that the checkpoint declares, of all weights
+    bool floats = false;         ///< some weights read float rows
+    std::vector<RowForm> forms;  ///< that the others read
+    /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
+    std::vector<std::pair<int, int>> of_part;
+    bool rounds() const noexcept { return rounding.kind != InputQuantization::Kind::none; }
+  };
+  /// The same in this pass.
   struct LinearInput {
-    bool direct = false;     ///< the step writes Batch::logits
-    bool quantized = false;  ///< some of its weights read quantized rows
-    bool floats = false;     ///< some read float ones
-    bool gather = false;     ///< rows are picked from the selected ones
-    bool copy = false;       ///< float rows are normed or gathered, not read where they lie
-    bool rounds = false;     ///< rows are rounded as the checkpoint declares
-    bool prepares() const noexcept { return copy || quantized || rounds; }
+    const StepInput* input = nullptr;
+    bool direct = false;  ///< the step writes Batch::logits
+    bool gather = false;  ///< rows are picked from the selected ones
+    bool copy = false;    ///< float rows are normed or gathered, not read where they lie
+    bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds(); }
+  };
+  /// Rows of inputs beside those of PlanLayout, where weights need them: [max_rows + threads] of each.
+  struct InputRows {
+    AlignedBytes memory;
+    std::int64_t rounded_stride = 0;  ///< floats of a rounded row; 0: there are none
+    std::int64_t more_forms = 0;      ///< quantized forms of an input beside the first
+    std::int64_t forms = 0;           ///< where they begin: [more_forms][rows] of quantized_stride groups
+    std::int64_t bytes = 0;
   };
 
   CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
@@ -135,7 +156,11 @@ class CpuPlan final : public Plan {
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
   Result<void> bind_inputs();
-  float* rounded_row(std::int32_t row) const noexcept { return rounded_.at<float>(0) + row * rounded_stride_; }
+  Result<void> bind_input(const LinearStep& step, StepInput& input) const;
+  float* rounded_row(std::int64_t row) const noexcept {
+    return input_rows_.memory.at<float>(0) + row * input_rows_.rounded_stride;
+  }
+  QuantizedGroup* quantized_rows(int form, bool own, const Thread& thread) const noexcept;
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void plan_phases();
   void add_phase(Phase phase, int grain = 0);
@@ -155,12 +180,14 @@ class CpuPlan final : public Plan {
   void compute_angles(int first, int last) noexcept;
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
-  LinearInput linear_input(const LinearStep& step) const noexcept;
+  LinearInput linear_input(const Step& step) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
                     Thread& thread) noexcept;
-  ActivationView view_input(const LinearStep& step, const LinearInput& input, bool own, Thread& thread) noexcept;
+  ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,
+                            Thread& thread) noexcept;
   void run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
-                std::int32_t row_begin, std::int32_t row_end, bool direct, Thread& thread) noexcept;
+                const ActivationView& up_x, std::int32_t row_begin, std::int32_t row_end, bool direct,
+                Thread& thread) noexcept;
 
   AttentionTasks& tasks_of(const AttentionStep& step) noexcept;
   std::int64_t stride(ValueId id) const noexcept;
@@ -182,10 +209,8 @@ class CpuPlan final : public Plan {
   std::vector<const float*> vectors_;  // per weight, nullptr for matrices
   std::int64_t embed_rows_ = 0;        // tokens that can be looked up
   AlignedBytes memory_;
-  /// Inputs of linear layers as their checkpoint rounds them: [max_rows_ + threads, rounded_stride_] floats, where any
-  /// weight has an InputQuantization.
-  AlignedBytes rounded_;
-  std::int64_t rounded_stride_ = 0;
+  std::vector<StepInput> step_inputs_;  // per step; empty for all but linear ones
+  InputRows input_rows_;
 
   std::vector<Thread> threads_;
   Pass pass_;

@@ -22,11 +22,11 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 1;
+inline constexpr int kBackendInterfaceVersion = 2;
 
-/// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it can, and
-/// returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that is done. A
-/// host may lend its own thread pool this way.
+/// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
+/// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
+/// is done. A host may lend its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
 /// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head.
@@ -83,8 +83,8 @@ struct Batch {
   std::span<const std::int32_t> hidden_rows;  ///< ascending batch rows whose last hidden state is wanted
   std::span<float> logits;                    ///< out [logit_rows, vocab_size]
   std::span<float> hidden;                    ///< out [hidden_rows, hidden_size]
-  /// Says whether to abandon the pass; called at least once per layer, on any thread but on one at a time, and must not throw. Once it
-  /// is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
+  /// Says whether to abandon the pass; called at least once per layer, on any thread but on one at a time, and must not
+  /// throw. Once it is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
   std::function<bool()> interrupted;
 };
 
@@ -116,7 +116,8 @@ class Backend {
   /// Whether the backend can run the program with weights of these types (one per weight of the program).
   virtual Result<void> supports(const Program& program, std::span<const WeightType> types) = 0;
   /// Bytes that prepare() of such a weight would take.
-  virtual std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols) = 0;
+  virtual std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                                      const WeightDetails& details) = 0;
   /// Bytes that a Plan would take.
   virtual std::int64_t plan_bytes(const Program& program, const PlanOptions& options) = 0;
   /// Bytes of one page of a group, all its layers.
@@ -135,8 +136,8 @@ class Backend {
 /// The environment variable LLMINFER_CPU_LEVEL forces a level where options.cpu_level is empty.
 LLMINFER_API Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options);
 
-/// The instruction set levels of the CPU backend that this machine can run, slowest first: "scalar", "avx2", …. Empty if
-/// memory is out.
+/// The instruction set levels of the CPU backend that this machine can run, slowest first: "scalar", "avx2", …. Empty
+/// if memory is out.
 LLMINFER_API std::vector<std::string> cpu_levels();
 
 }  // namespace llminfer::inline v0

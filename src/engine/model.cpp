@@ -97,7 +97,8 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
 
   MemoryPlan& memory = layout.memory;
   for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
-    memory.weights += layout.backend->prepared_bytes(types[i], layout.tensors[i]->rows, layout.tensors[i]->cols);
+    const load::TensorInfo& tensor = *layout.tensors[i];
+    memory.weights += layout.backend->prepared_bytes(types[i], tensor.rows, tensor.cols, tensor.details);
   }
   for (const CacheGroup& group : layout.program.cache_groups) {
     memory.cache += layout.pages * layout.backend->page_bytes(group, options.cache_type);

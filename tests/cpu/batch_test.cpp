@@ -381,7 +381,7 @@ TEST_CASE("what the backend cannot hold or run") {
   for (std::size_t i = 0; i < model.types.size(); ++i) {
     const WeightSpec& spec = model.program.weights[i];
     weights.push_back(backend->prepare(model.view(i)).value());
-    estimate += backend->prepared_bytes(model.types[i], spec.rows, spec.cols);
+    estimate += backend->prepared_bytes(model.types[i], spec.rows, spec.cols, {});
     taken += weights.back()->bytes();
   }
   CHECK(estimate == taken);

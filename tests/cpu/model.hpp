@@ -79,10 +79,16 @@ struct Model {
   std::vector<WeightType> types;
   std::vector<std::shared_ptr<std::vector<std::byte>>> data;
   std::vector<std::vector<float>> values;
+  std::vector<WeightDetails> details;
 
   WeightView view(std::size_t i) const {
     const WeightSpec& spec = program.weights[i];
-    return {spec.name, types[i], spec.rows, spec.cols, *data[i], data[i]};
+    return {spec.name, types[i], spec.rows, spec.cols, *data[i], data[i], details[i]};
+  }
+  /// Gives a weight these details, and the values that it has with them.
+  void set_details(std::size_t i, WeightDetails of_weight) {
+    details[i] = std::move(of_weight);
+    unpack_rows(view(i), 0, program.weights[i].rows, values[i]).value();
   }
 };
 
@@ -121,6 +127,7 @@ inline Model make_model(Program program, WeightType type, std::uint32_t seed = 1
     m.types.push_back(t);
     m.data.push_back(std::move(bytes));
     m.values.emplace_back(count);
+    m.details.emplace_back();
     unpack_rows(m.view(m.data.size() - 1), 0, spec.rows, m.values.back()).value();
   }
   return m;

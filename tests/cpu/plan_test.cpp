@@ -96,6 +96,51 @@ TEST_CASE("default mode is close to the interpreter") {
   }
 }
 
+TEST_CASE("weights whose columns are in an order of their own") {
+  Shape shape{.heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 128, .tied = true};
+  for (const WeightType type : {WeightType::q4_0, WeightType::f32}) {
+    Model model = make_model(make_program(shape), type);
+    std::mt19937 random(3);
+    for (std::size_t i = 0; i < model.types.size(); ++i) {
+      const WeightSpec& spec = model.program.weights[i];
+      if (spec.rows == 1 || i % 4 == 3) continue;  // some are in the usual one
+      auto order = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(spec.cols));
+      for (std::size_t k = 0; k < order->size(); ++k) (*order)[k] = static_cast<std::int32_t>(k);
+      std::mt19937 same(7);  // and some in the same
+      std::shuffle(order->begin(), order->end(), i % 4 == 2 ? random : same);
+      WeightDetails details;
+      details.permutation = order;
+      model.set_details(i, details);
+    }
+    const auto tokens = random_tokens(90, shape.vocab);
+    const Oracle oracle(model, tokens);
+    std::vector<float> first;
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(level, weight_type_info(type).name);
+      Driver exact(model, options_of(level, true), CacheType::f32);
+      CHECK(nmse(exact.feed(tokens, {90}), oracle.logits()) < 1e-10);
+      Driver driver(model, options_of(level, false), CacheType::f16);
+      const auto logits = driver.feed(tokens, {60, 30});
+      CHECK(nmse(logits, oracle.logits()) < 1e-3);
+      Driver one_by_one(model, options_of(level, false), CacheType::f16);
+      CHECK(same_bits(logits, one_by_one.feed(tokens, {1})));
+      if (first.empty()) first = logits;
+      CHECK(same_bits(logits, first));
+    }
+  }
+}
+
+TEST_CASE("an order that names a column twice is refused") {
+  Model model = make_model(make_program({.heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 128}), WeightType::q4_0);
+  const auto matrix = std::find_if(model.program.weights.begin(), model.program.weights.end(),
+                                   [](const WeightSpec& spec) { return spec.rows > 1; });
+  const auto i = static_cast<std::size_t>(matrix - model.program.weights.begin());
+  model.details[i].permutation = std::make_shared<std::vector<std::int32_t>>(matrix->cols, 0);
+  const auto prepared = make_cpu_backend(options_of("scalar", false)).value()->prepare(model.view(i));
+  REQUIRE_FALSE(prepared);
+  CHECK(prepared.error().code == ErrorCode::invalid_argument);
+}
+
 TEST_CASE("operations that fit no pattern run one by one") {
   Builder b("odd");
   const int n = 48;

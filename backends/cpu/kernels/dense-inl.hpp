@@ -1,27 +1,38 @@
-// Dense weights times float rows, once for all SIMD levels: register tiles of rows x vectors. Included inside the level's
-// namespace after grouped-inl.hpp.
+// Dense weights times float rows, once for all SIMD levels: register tiles of rows x vectors. Included inside the
+// level's namespace after grouped-inl.hpp.
 
 namespace {
 
-enum class Dense { f32, f16, bf16 };
+enum class Dense { f32, f16, bf16, fp8 };
 template <Dense D>
 [[gnu::always_inline]] inline Floats load_dense(const std::uint8_t* panel, std::int64_t at) {
   if constexpr (D == Dense::f32) return load_floats(panel + at * 4);
   if constexpr (D == Dense::f16) return load_halves(panel + at * 2);
   if constexpr (D == Dense::bf16) return load_bfloats(panel + at * 2);
+  if constexpr (D == Dense::fp8) return load_e4m3(panel + at);
 }
 
-/// The same for dense panels and float rows.
+/// acc[m][v] = rows x // (M, cols, stride x_stride) times the weights.
 template <Dense D, int M, int V>
-[[gnu::always_inline]] inline void dense_tile(const Columns<V>& w, const float* x, std::int64_t x_stride,
-                                              std::int64_t cols, Floats (&acc)[M][V]) {
+[[gnu::always_inline]] inline void dense_tile(const Columns<V>& w, const PanelLayout& layout, const float* x,
+                                              std::int64_t x_stride, std::int64_t cols, Floats (&acc)[M][V]) {
   unroll<M>([&](auto m) __attribute__((always_inline)) {
     unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
   });
+  [[maybe_unused]] Floats scale[V];
   for (std::int64_t k = 0; k < cols; ++k, ++x) {
+    if constexpr (D == Dense::fp8) {
+      if (k % kGroupValues == 0) {
+        unroll<V>([&](auto v) __attribute__((always_inline)) {
+          const std::int64_t at = (k / kGroupValues >> layout.scale_shift) * kPanelRows + w.lane[v.value];
+          scale[v.value] = multiply(load_floats(w.panel[v.value] + layout.scale + at * 4), fill_float(256.0f));
+        });
+      }
+    }
     Floats c[V];
     unroll<V>([&](auto v) __attribute__((always_inline)) {
       c[v.value] = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
+      if constexpr (D == Dense::fp8) c[v.value] = multiply(c[v.value], scale[v.value]);
     });
     unroll<M>([&](auto m) __attribute__((always_inline)) {
       const Floats value = fill_float(x[m.value * x_stride]);
@@ -36,10 +47,10 @@ template <Dense D, int M, int V>
 constexpr int kDenseVectors = 4;
 
 template <Dense D, int M>
-[[gnu::noinline]] void dense_rows(const Columns<kDenseVectors>& columns, const float* x, std::int64_t x_stride,
-                                  std::int64_t cols, const Output& out) {
+[[gnu::noinline]] void dense_rows(const Columns<kDenseVectors>& columns, const PanelLayout& layout, const float* x,
+                                  std::int64_t x_stride, std::int64_t cols, const Output& out) {
   Floats acc[M][kDenseVectors];
-  dense_tile<D, M, kDenseVectors>(columns, x, x_stride, cols, acc);
+  dense_tile<D, M, kDenseVectors>(columns, layout, x, x_stride, cols, acc);
   store_tile<M, kDenseVectors>(acc, out);
 }
 
@@ -58,11 +69,11 @@ template <Dense D>
       const float* const in = x.f32 + row * x.stride;
       const std::int32_t taken = kLanes == 16 && left >= 4 ? 4 : left >= 2 ? 2 : 1;
       if (taken == 4) {
-        if constexpr (kLanes == 16) dense_rows<D, 4>(columns, in, x.stride, w.cols, to);
+        if constexpr (kLanes == 16) dense_rows<D, 4>(columns, w.layout, in, x.stride, w.cols, to);
       } else if (taken == 2) {
-        dense_rows<D, 2>(columns, in, x.stride, w.cols, to);
+        dense_rows<D, 2>(columns, w.layout, in, x.stride, w.cols, to);
       } else {
-        dense_rows<D, 1>(columns, in, x.stride, w.cols, to);
+        dense_rows<D, 1>(columns, w.layout, in, x.stride, w.cols, to);
       }
       row += taken;
       to.data += taken * out_stride;

@@ -1,8 +1,8 @@
-// Grouped weights times quantized rows, once for all SIMD levels: register tiles of rows x vectors, where a vector holds
-// one output per lane. Few rows unpack codes in registers, for each tile again; many rows take them from a slice, which is
-// unpacked once. Included inside the level's namespace after unpack-inl.hpp. The arithmetic is that of
-// linear_scalar-inl.hpp, bit for bit: integer dots are exact, and each output has one accumulator that takes its groups in
-// ascending order, in a register or, between slices, where it is stored.
+// Grouped weights times quantized rows, once for all SIMD levels: register tiles of rows x vectors, where a vector
+// holds one output per lane. Few rows unpack codes in registers, for each tile again; many rows take them from a slice,
+// which is unpacked once. Included inside the level's namespace after unpack-inl.hpp. The arithmetic is that of
+// linear_scalar-inl.hpp, bit for bit: integer dots are exact, and each output has one accumulator that takes its groups
+// in ascending order, in a register or, between slices, where it is stored.
 
 namespace {
 
@@ -68,10 +68,18 @@ struct PanelReader {
     return step_codes<s, I, P>(codes[v], table);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
-    return load_scale<true>(columns.panel[v] + layout.scale, v, half, super_scale[v]);
+    const std::uint8_t* const base = columns.panel[v] + layout.scale;
+    const std::int64_t at = scale_at(v, half);
+    if constexpr (s.scale == PanelScale::f32) return load_floats(base + at * 4);
+    if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
+    if constexpr (s.scale == PanelScale::two_level) return multiply(super_scale[v], load_int8(base + at));
   }
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
-    return load_scale<false>(columns.panel[v] + layout.minimum, v, half, super_minimum[v]);
+    const std::uint8_t* const base = columns.panel[v] + layout.minimum;
+    const std::int64_t at = scale_at(v, half);
+    if constexpr (s.scale == PanelScale::f32) return multiply(scale(v, half), load_int8(base + at));
+    if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
+    if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }
   template <int M>
   [[gnu::always_inline]] void leave() {
@@ -89,14 +97,11 @@ struct PanelReader {
   }
 
  private:
-  template <bool Signed>
-  [[gnu::always_inline]] Floats load_scale(const std::uint8_t* base, int v, int half, Floats super) const {
-    const std::int64_t at = (group * halves(s) + half) * kPanelRows + columns.lane[v];
-    if constexpr (s.scale == PanelScale::f32) return load_floats(base + at * 4);
-    if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
-    if constexpr (s.scale == PanelScale::two_level) {
-      return multiply(super, Signed ? load_int8(base + at) : load_uint8(base + at));
-    }
+  /// Which of the panel's scales is vector v's first one.
+  [[gnu::always_inline]] std::int64_t scale_at(int v, int half) const {
+    const std::int64_t index = s.group < kGroupValues || s.scale == PanelScale::two_level ? group * halves(s) + half
+                                                                                          : group >> layout.scale_shift;
+    return index * kPanelRows + columns.lane[v];
   }
 };
 
@@ -128,7 +133,9 @@ struct SliceReader {
   [[gnu::always_inline]] Bytes code(int v) const {
     return load_bytes(at + ((I * kCodeParts + P % kCodeParts) * V + v) * kVector);
   }
-  [[gnu::always_inline]] Floats scale(int v, int half) const { return load_floats(at + kCodes + (half * V + v) * kVector); }
+  [[gnu::always_inline]] Floats scale(int v, int half) const {
+    return load_floats(at + kCodes + (half * V + v) * kVector);
+  }
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
     return load_floats(at + kCodes + kScales + (half * V + v) * kVector);
   }
@@ -187,9 +194,8 @@ template <PanelShape s, int M, class Reader>
       }
       unroll<2>([&](auto p) __attribute__((always_inline)) {
         Bytes c[V];
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          c[v.value] = w.template code<i.value, p.value>(v.value);
-        });
+        unroll<V>([&](auto v)
+                      __attribute__((always_inline)) { c[v.value] = w.template code<i.value, p.value>(v.value); });
         unroll<M>([&](auto m) __attribute__((always_inline)) {
           const Ints part = step_activations<s, i.value, p.value>(x[m.value * x_stride]);
           unroll<V>([&](auto v) __attribute__((always_inline)) {
@@ -262,9 +268,8 @@ template <int M, int V>
     const std::int64_t lanes = out.lanes(v.value);
     unroll<M>([&](auto m) __attribute__((always_inline)) {
       acc[m.value][v.value] = lanes >= kLanes ? load_floats(out.at(m.value, v.value))
-                              : lanes > 0
-                                  ? load_some(out.at(m.value, v.value), static_cast<int>(lanes))
-                                  : zero_floats();
+                              : lanes > 0     ? load_some(out.at(m.value, v.value), static_cast<int>(lanes))
+                                              : zero_floats();
     });
   });
 }
@@ -325,15 +330,18 @@ template <PanelShape s>
       const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
       const Output to{out + (row_begin + begin) * out_stride, out_stride, std::int64_t{p} * kPanelRows,
                       end < w.rows ? end : w.rows};
-      if (rows < slice_rows(s)) {
-        grouped_all_rows<s>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
-        continue;
+      if constexpr (slice_rows(s) < kNever) {
+        if (rows >= slice_rows(s)) {
+          constexpr PanelShape kShape = slice_shape(s);
+          for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
+            const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
+            fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+            grouped_all_rows<kShape>(SliceReader<kShape>{slice}, some, in + g, x.group_stride, count, to, g > 0);
+          }
+          continue;
+        }
       }
-      for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
-        const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
-        fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-        grouped_all_rows<slice_shape(s)>(SliceReader<slice_shape(s)>{slice}, some, in + g, x.group_stride, count, to, g > 0);
-      }
+      grouped_all_rows<s>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
     }
   }
 }

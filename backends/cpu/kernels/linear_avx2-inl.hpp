@@ -1,5 +1,5 @@
-// Vector operations of the linear kernels on AVX2 with FMA and F16C, and with AVX-VNNI where the file is compiled for it:
-// one vector is 8 of the 16 rows of a panel. Included inside the level's namespace.
+// Vector operations of the linear kernels on AVX2 with FMA and F16C, and with AVX-VNNI where the file is compiled for
+// it: one vector is 8 of the 16 rows of a panel. Included inside the level's namespace.
 
 namespace {
 
@@ -71,6 +71,13 @@ template <int n>
 [[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+/// E4M3 divided by 2^8; see panel_e4m3.
+[[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  const __m128i sign = _mm_and_si128(wide, _mm_set1_epi16(static_cast<short>(0x8000)));
+  const __m128i rest = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(0x3f80));
+  return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
 }
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));

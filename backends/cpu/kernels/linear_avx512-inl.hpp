@@ -10,7 +10,7 @@ constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of f
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {
   const bool cheap = (s.bits == 4 && s.scale != PanelScale::two_level) || s.bits == 8;
-  return cheap && !s.table && s.group == 32 ? 1 << 30 : 9;
+  return cheap && !s.table && s.group == 32 ? kNever : 9;
 }
 #else
 constexpr int slice_rows(PanelShape) { return 9; }
@@ -70,6 +70,13 @@ template <int n>
 [[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+/// E4M3 divided by 2^8; see panel_e4m3.
+[[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  const __m256i sign = _mm256_and_si256(wide, _mm256_set1_epi16(static_cast<short>(0x8000)));
+  const __m256i rest = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(0x3f80));
+  return _mm512_cvtph_ps(_mm256_or_si256(sign, rest));
 }
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
@@ -132,8 +139,8 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   _mm_storeu_si128(to + 2, _mm512_cvtepi32_epi8(code_a));
   _mm_storeu_si128(to + 3, _mm512_cvtepi32_epi8(code_b));
 #else
-  const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(code_a)),
-                                           _mm512_cvtepi32_epi16(code_b), 1);
+  const __m512i words =
+      _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(code_a)), _mm512_cvtepi32_epi16(code_b), 1);
   _mm512_storeu_si512(out->codes, _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(words, 0xd8), 0xd8));
 #endif
   const std::int32_t sum_a = _mm512_reduce_add_epi32(code_a);

@@ -60,6 +60,13 @@ template <int n>
 [[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(static_cast<const std::uint16_t*>(p)), 16));
 }
+/// E4M3 divided by 2^8; see panel_e4m3.
+[[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
+  const int16x4_t wide = vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vget_low_s32(fill_quad(p)))));
+  const int16x4_t sign = vand_s16(wide, vdup_n_s16(static_cast<std::int16_t>(0x8000)));
+  const int16x4_t rest = vand_s16(vshl_n_s16(wide, 7), vdup_n_s16(0x3f80));
+  return vcvt_f32_f16(vreinterpret_f16_s16(vorr_s16(sign, rest)));
+}
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   const int8x8_t four = vreinterpret_s8_s32(vget_low_s32(fill_quad(p)));
   return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))));

@@ -20,6 +20,13 @@ static inline float panel_float(const std::uint8_t* p) {
   return f;
 }
 
+/// A finite E4M3 number divided by 2^8: the half of the same bits, whose exponent's bias is larger by that.
+static inline float panel_e4m3(std::uint8_t u) {
+  const unsigned half = (u & 0x80u) << 8 | (u & 0x7fu) << 7;
+  const std::uint8_t bytes[2] = {static_cast<std::uint8_t>(half), static_cast<std::uint8_t>(half >> 8)};
+  return panel_half(bytes);
+}
+
 /// The 32 codes of row `lane` in group `group`; with a table, table[code] + 128.
 static inline void panel_codes(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel,
                                std::int64_t group, int lane, std::uint8_t* out) {
@@ -49,11 +56,11 @@ static inline void panel_scale(const PackedWeightView& w, const PanelShape& shap
                                std::int64_t index, int lane, float* scale, float* minimum) {
   const std::uint8_t* s = panel + w.layout.scale;
   const std::uint8_t* m = panel + w.layout.minimum;
-  const std::int64_t at = index * kPanelRows + lane;
+  const std::int64_t at = (index >> w.layout.scale_shift) * kPanelRows + lane;
   *minimum = 0.0f;
   if (shape.scale == PanelScale::f32) {
     *scale = panel_float(s + at * 4);
-    if (shape.minimum) *minimum = panel_float(m + at * 4);
+    if (shape.minimum) *minimum = *scale * static_cast<float>(static_cast<std::int8_t>(m[at]));
   } else if (shape.scale == PanelScale::f16) {
     *scale = panel_half(s + at * 2);
     if (shape.minimum) *minimum = panel_half(m + at * 2);
@@ -69,6 +76,10 @@ static inline float panel_dense(const PackedWeightView& w, const std::uint8_t* p
   const std::int64_t at = k * kPanelRows + lane;
   if (w.kind == PanelKind::f32) return panel_float(panel + at * 4);
   if (w.kind == PanelKind::f16) return panel_half(panel + at * 2);
+  if (w.kind == PanelKind::fp8) {
+    const std::int64_t scale = (k / kGroupValues >> w.layout.scale_shift) * kPanelRows + lane;
+    return panel_e4m3(panel[at]) * (panel_float(panel + w.layout.scale + scale * 4) * 256.0f);
+  }
   const std::uint32_t bits = static_cast<std::uint32_t>(panel[at * 2] | panel[at * 2 + 1] << 8) << 16;
   return __builtin_bit_cast(float, bits);
 }

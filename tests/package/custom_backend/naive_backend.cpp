@@ -9,7 +9,9 @@ using namespace llminfer;
 namespace naive {
 namespace {
 
-Error out_of_memory(const char* what) { return Error{ErrorCode::out_of_memory, std::string("naive backend: no memory for ") + what}; }
+Error out_of_memory(const char* what) {
+  return Error{ErrorCode::out_of_memory, std::string("naive backend: no memory for ") + what};
+}
 
 }  // namespace
 
@@ -33,8 +35,8 @@ Result<void> Cache::copy_page(std::int32_t from, std::int32_t to, std::int32_t t
   if (from < 0 || from >= pages_ || to < 0 || to >= pages_ || tokens < 0 || tokens > kPageTokens) {
     return Error{ErrorCode::invalid_argument, "naive backend: copy_page outside of the cache"};
   }
-  const std::size_t size = sizeof(float) * static_cast<std::size_t>(tokens) * static_cast<std::size_t>(group_.kv_heads) *
-                           static_cast<std::size_t>(group_.head_dim);
+  const std::size_t size = sizeof(float) * static_cast<std::size_t>(tokens) *
+                           static_cast<std::size_t>(group_.kv_heads) * static_cast<std::size_t>(group_.head_dim);
   for (std::int32_t layer = 0; layer < group_.layers; ++layer) {
     for (int which = 0; which < 2; ++which) std::memcpy(row(to, layer, which, 0), row(from, layer, which, 0), size);
   }
@@ -64,7 +66,7 @@ Result<void> Cache::import_page(std::int32_t page, std::span<const std::byte> in
 /// Every weight type that llminfer can unpack, every operation of program.hpp.
 Result<void> Backend::supports(const Program&, std::span<const WeightType>) { return {}; }
 
-std::int64_t Backend::prepared_bytes(WeightType, std::int64_t rows, std::int64_t cols) {
+std::int64_t Backend::prepared_bytes(WeightType, std::int64_t rows, std::int64_t cols, const WeightDetails&) {
   return rows * cols * static_cast<std::int64_t>(sizeof(float));
 }
 

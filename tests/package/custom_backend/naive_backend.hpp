@@ -1,5 +1,5 @@
-// NaiveBackend: every operation as a loop over floats that sums in double. Made for reading, not for speed: an example of
-// what a backend has to provide. It knows nothing of llminfer but the installed headers.
+// NaiveBackend: every operation as a loop over floats that sums in double. Made for reading, not for speed: an example
+// of what a backend has to provide. It knows nothing of llminfer but the installed headers.
 #pragma once
 
 #include <llminfer/backend.hpp>
@@ -14,8 +14,8 @@ class Weight : public llminfer::PreparedWeight {
   std::vector<float> values;
 };
 
-/// The pages of a group, all float whatever type was asked for: page, layer, K or V, token, then [kv_heads * head_dim]. That
-/// is the canonical layout, except that a page always has room for kPageTokens tokens.
+/// The pages of a group, all float whatever type was asked for: page, layer, K or V, token, then [kv_heads * head_dim].
+/// That is the canonical layout, except that a page always has room for kPageTokens tokens.
 class Cache : public llminfer::CacheStorage {
  public:
   Cache(const llminfer::CacheGroup& group, std::int32_t pages);
@@ -40,8 +40,10 @@ class Backend : public llminfer::Backend {
  public:
   std::string_view name() const noexcept override { return "naive"; }
   std::string description() const override { return "naive: loops over floats"; }
-  llminfer::Result<void> supports(const llminfer::Program& program, std::span<const llminfer::WeightType> types) override;
-  std::int64_t prepared_bytes(llminfer::WeightType type, std::int64_t rows, std::int64_t cols) override;
+  llminfer::Result<void> supports(const llminfer::Program& program,
+                                  std::span<const llminfer::WeightType> types) override;
+  std::int64_t prepared_bytes(llminfer::WeightType type, std::int64_t rows, std::int64_t cols,
+                              const llminfer::WeightDetails& details) override;
   std::int64_t plan_bytes(const llminfer::Program& program, const llminfer::PlanOptions& options) override;
   std::int64_t page_bytes(const llminfer::CacheGroup& group, llminfer::CacheType type) override;
   llminfer::Result<std::unique_ptr<llminfer::PreparedWeight>> prepare(const llminfer::WeightView& weight) override;

@@ -1,0 +1,227 @@
+// Linear steps of a plan: how their input rows are prepared, and the products. No row's bits depend on the others.
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cpu/input_rounding.hpp"
+#include "backends/cpu/plan.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+using core::fail;
+
+std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
+
+bool same_order(const std::vector<std::int32_t>* a, const std::vector<std::int32_t>* b) {
+  return a == b || (a && b && *a == *b);
+}
+
+}  // namespace
+
+/// Finds the forms in which the step's weights read their input; they share those that are equal.
+Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const {
+  const WeightId first = step.parts.front().weight;
+  input.rounding = matrix(first).input();
+  const auto form_of = [&](WeightId id) {
+    if (id == WeightId::none) return -1;
+    const RowForm wanted{matrix(id).form(), matrix(id).order()};
+    if (wanted.form == InputForm::floats) {
+      input.floats = true;
+      return -1;
+    }
+    const auto same = [&](const RowForm& f) { return f.form == wanted.form && same_order(f.order, wanted.order); };
+    const auto found = std::find_if(input.forms.begin(), input.forms.end(), same);
+    const auto index = static_cast<int>(found - input.forms.begin());
+    if (found == input.forms.end()) input.forms.push_back(wanted);
+    return index;
+  };
+  for (const LinearPart& part : step.parts) {
+    for (const WeightId id : {part.weight, part.up_weight}) {
+      if (id == WeightId::none || matrix(id).input() == input.rounding) continue;
+      return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
+                  " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
+                  ", which reads the same");
+    }
+    const int form = form_of(part.weight);
+    input.of_part.emplace_back(form, form_of(part.up_weight));
+  }
+  return {};
+}
+
+Result<void> CpuPlan::bind_inputs() {
+  step_inputs_.resize(steps_.steps.size());
+  bool rounds = false, orders = false;
+  for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
+    const auto* linear = std::get_if<LinearStep>(&steps_.steps[i]);
+    if (!linear) continue;
+    StepInput& input = step_inputs_[i];
+    LLMINFER_TRY(bind_input(*linear, input));
+    rounds = rounds || input.rounds();
+    for (const RowForm& form : input.forms) orders = orders || form.order;
+    input_rows_.more_forms = std::max(input_rows_.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);
+  }
+  const std::int64_t rows = std::int64_t{max_rows_} + layout_.threads;
+  const std::int64_t stride = (layout_.widest_input + 15) / 16 * 16 + 16;
+  const auto size = [&](std::int64_t count) { return static_cast<std::int64_t>(float_bytes(stride)) * count; };
+  if (rounds) input_rows_.rounded_stride = stride;
+  const std::int64_t ordered = rounds ? size(rows) : 0;
+  input_rows_.forms = ordered + (orders ? size(layout_.threads) : 0);
+  input_rows_.bytes = input_rows_.forms + input_rows_.more_forms * rows * layout_.quantized_stride *
+                                              static_cast<std::int64_t>(sizeof(QuantizedGroup));
+  if (input_rows_.bytes == 0) return {};
+  input_rows_.memory = AlignedBytes(input_rows_.bytes);
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    const auto t = static_cast<std::int64_t>(i);
+    if (rounds) threads_[i].rounded = rounded_row(max_rows_ + t);
+    if (orders) threads_[i].ordered = input_rows_.memory.at<float>(ordered) + t * stride;
+  }
+  return {};
+}
+
+/// Where rows of the index-th form of an input lie; `own`: the thread's only one.
+QuantizedGroup* CpuPlan::quantized_rows(int form, bool own, const Thread& thread) const noexcept {
+  if (form == 0) {
+    return own ? thread.at<QuantizedGroup>(layout_.own_quantized) : memory_.at<QuantizedGroup>(layout_.quantized);
+  }
+  const std::int64_t row = own ? max_rows_ + (&thread - threads_.data()) : 0;
+  const std::int64_t rows = std::int64_t{max_rows_} + layout_.threads;
+  return input_rows_.memory.at<QuantizedGroup>(input_rows_.forms) +
+         ((form - 1) * rows + row) * layout_.quantized_stride;
+}
+
+CpuPlan::LinearInput CpuPlan::linear_input(const Step& step) const noexcept {
+  LinearInput input;
+  input.input = &step_inputs_[static_cast<std::size_t>(&step - steps_.steps.data())];
+  input.direct = steps_.logits_direct && &step == &steps_.steps.back();
+  input.gather = input.direct && pass_.logit_index.size() != pass_.selected.size();
+  input.copy = std::get<LinearStep>(step).norm != WeightId::none || input.gather;
+  return input;
+}
+
+/// Norms rows that the step multiplies, rounds and quantizes them. `own`: to the thread's own memory, as its only row.
+void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last,
+                           bool own, Thread& thread) noexcept {
+  const std::int64_t k = width(step.in);
+  const StepInput& common = *input.input;
+  for (std::int32_t r = first; r < last; ++r) {
+    // Floats that only the quantizer reads stay in the thread's own memory.
+    float* const normed = own || !common.floats ? thread.at<float>(layout_.own_normed)
+                                                : memory_.at<float>(layout_.normed) + r * layout_.normed_stride;
+    const float* x = row(step.in, input.gather ? pass_.logit_index[static_cast<std::size_t>(r)] : r);
+    if (step.norm != WeightId::none) {
+      level_.elementwise->rms_norm(x, vector(step.norm), step.epsilon, k, normed);
+      x = normed;
+    } else if (input.gather && common.floats) {
+      std::memcpy(normed, x, float_bytes(k));
+    }
+    if (common.rounds()) {
+      float* const to = own ? thread.rounded : rounded_row(r);
+      round_input(common.rounding, x, k, to);
+      x = to;
+    }
+    for (std::size_t f = 0; f < common.forms.size(); ++f) {
+      const RowForm& form = common.forms[f];
+      const float* from = x;
+      if (form.order) {
+        const std::int32_t* const order = form.order->data();
+        for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
+        from = thread.ordered;
+      }
+      QuantizedGroup* const to = quantized_rows(static_cast<int>(f), own, thread);
+      level_.linear->quantize_row(from, k, own ? to : to + r * layout_.quantized_stride);
+    }
+  }
+}
+
+/// Where the step's prepared rows lie.
+ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& input, int form, bool own,
+                                   Thread& thread) noexcept {
+  ActivationView view{};
+  view.group_stride = layout_.quantized_stride;
+  if (input.input->rounds()) {
+    view.f32 = own ? thread.rounded : rounded_row(0);
+    view.stride = input_rows_.rounded_stride;
+  } else if (input.copy) {
+    view.f32 = own ? thread.at<float>(layout_.own_normed) : memory_.at<float>(layout_.normed);
+    view.stride = layout_.normed_stride;
+  } else {
+    view.f32 = row(step.in, 0);
+    view.stride = stride(step.in);
+  }
+  if (form >= 0) view.groups = quantized_rows(form, own, thread);
+  return view;
+}
+
+/// Items are units of all parts in a row, once for each block of rows.
+void CpuPlan::run(const LinearStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
+  const LinearInput input = linear_input(*phase.step);
+  if (phase.kind == Phase::Kind::prepare) return prepare_rows(step, input, first, last, false, thread);
+  const bool own = phase.rows == 1;
+  if (own && input.prepares() && thread.prepared != &phase) {
+    prepare_rows(step, input, 0, 1, true, thread);
+    thread.prepared = &phase;
+  }
+  const std::int32_t units = phase.items / phase.blocks;
+  while (first < last) {
+    const std::int32_t block = first / units;
+    const auto row_begin = static_cast<std::int32_t>(std::int64_t{phase.rows} * block / phase.blocks);
+    const auto row_end = static_cast<std::int32_t>(std::int64_t{phase.rows} * (block + 1) / phase.blocks);
+    std::int32_t unit = first % units;
+    const std::int32_t end = std::min(units, unit + (last - first));
+    first += end - unit;
+    std::int32_t part_begin = 0;
+    for (std::size_t i = 0; i < step.parts.size(); ++i) {
+      const LinearPart& part = step.parts[i];
+      const std::int32_t part_end = part_begin + matrix(part.weight).units();
+      if (unit < part_end && unit < end) {
+        const std::int32_t stop = std::min(end, part_end);
+        const auto [form, up_form] = input.input->of_part[i];
+        run_part(part, unit - part_begin, stop - part_begin, view_input(step, input, form, own, thread),
+                 view_input(step, input, up_form, own, thread), row_begin, row_end, input.direct, thread);
+        unit = stop;
+      }
+      part_begin = part_end;
+    }
+  }
+}
+
+/// Units [first, last) of one linear layer, and its tail while the outputs are in the cache.
+void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
+                       const ActivationView& up_x, std::int32_t row_begin, std::int32_t row_end, bool direct,
+                       Thread& thread) noexcept {
+  const Matrix& weight = matrix(part.weight);
+  const ElementwiseKernels& elementwise = *level_.elementwise;
+  const std::int64_t begin = std::int64_t{first} * kUnitFeatures;
+  const std::int64_t count = std::min(std::int64_t{last} * kUnitFeatures, weight.rows()) - begin;
+  float* const out = direct ? pass_.batch->logits.data() : row(part.out, 0);
+  const std::int64_t out_stride = direct ? program_.vocab_size : stride(part.out);
+  const auto add_bias = [&](WeightId bias, float* to, std::int64_t to_stride) {
+    if (bias == WeightId::none) return;
+    for (std::int32_t r = row_begin; r < row_end; ++r) {
+      float* const y = to + r * to_stride + begin;
+      elementwise.add(y, vector(bias) + begin, count, y);
+    }
+  };
+  void* const scratch = thread.at<std::byte>(layout_.linear);
+  weight.multiply(*level_.linear, first, last, x, row_begin, row_end, out, out_stride, scratch);
+  add_bias(part.bias, out, out_stride);
+  if (part.tail == LinearPart::Tail::add) {
+    for (std::int32_t r = row_begin; r < row_end; ++r) {
+      float* const y = out + r * out_stride + begin;
+      elementwise.add(row(part.residual, r) + begin, y, count, y);
+    }
+  } else if (part.tail == LinearPart::Tail::glu) {
+    float* const up = row(part.up, 0);
+    const std::int64_t up_stride = stride(part.up);
+    matrix(part.up_weight).multiply(*level_.linear, first, last, up_x, row_begin, row_end, up, up_stride, scratch);
+    add_bias(part.up_bias, up, up_stride);
+    const auto glu = elementwise.glu[static_cast<int>(part.activation)];
+    for (std::int32_t r = row_begin; r < row_end; ++r) {
+      float* const y = out + r * out_stride + begin;
+      glu(y, up + r * up_stride + begin, count, y);
+    }
+  }
+}
+
+}  // namespace llminfer::cpu
