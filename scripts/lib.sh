@@ -9,6 +9,8 @@ PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-d
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
+PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
+PACKAGES_GPU=(hipcc libamdhip64-dev)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.
@@ -24,7 +26,7 @@ die() { say "$*"; exit 1; }
 # install_packages PACKAGE…: installs those that are missing. Needs root or sudo only then.
 install_packages() {
   command -v dpkg-query >/dev/null || { say "not a Debian system; expecting these to be installed: $*"; return 0; }
-  local package missing=() root=()
+  local package missing=() root=() foreign
   for package in "$@"; do
     [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == "install ok installed" ]] || missing+=("$package")
   done
@@ -34,6 +36,8 @@ install_packages() {
       "\`apt-get update && apt-get install --no-install-recommends ${missing[*]}\`, then this again."
     root=(sudo)
   fi
+  foreign=$(printf '%s\n' "${missing[@]}" | sed -n 's/.*://p' | sort -u)
+  if [[ -n $foreign && $foreign != "$(dpkg --print-architecture)" ]]; then "${root[@]}" dpkg --add-architecture "$foreign"; fi
   say "installing Debian packages: ${missing[*]}"
   "${root[@]}" apt-get update -qq >&2 &&
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||
@@ -88,4 +92,23 @@ download_model() {
   "$python" -m zipfile -e "$work"/*.whl "$work" || return 1
   sum=$(sha256sum "$work/$MODEL_MEMBER" | cut -d ' ' -f 1)
   [[ $sum == "$MODEL_SHA256" ]] || { say "$MODEL_MEMBER has sha256 $sum, expected $MODEL_SHA256"; return 1; }
+}
+
+# CUDA's compiler as Python packages carry it, where the system has none. Versions are pinned to one toolkit.
+PACKAGES_NVCC=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-cccl==13.0.*)
+
+# find_nvcc: sets LLMINFER_NVCC, after a download to the user's cache folder if need be. Fails if there is none to be had.
+find_nvcc() {
+  local cache=${XDG_CACHE_HOME:-~/.cache}/llminfer/cuda-13.0 work
+  LLMINFER_NVCC=${LLMINFER_NVCC:-$(command -v nvcc || ls /usr/local/cuda/bin/nvcc "$cache"/bin/nvcc 2>/dev/null | head -n 1)}
+  export LLMINFER_NVCC
+  [[ -z $LLMINFER_NVCC ]] || return 0
+  say "no nvcc: downloading CUDA's compiler (300 MB unpacked) to $cache"
+  work=$(mktemp -d) || return 1
+  if python3 -m venv "$work/venv" && "$work/venv/bin/pip" --disable-pip-version-check install -q --target "$work/site" "${PACKAGES_NVCC[@]}" >&2 &&
+    mkdir -p "${cache%/*}" && rm -rf "$cache" && cp -r "$work/site/nvidia/cu13" "$cache.new" && mv "$cache.new" "$cache"; then
+    LLMINFER_NVCC=$cache/bin/nvcc
+  fi
+  rm -rf "$work"
+  [[ -n $LLMINFER_NVCC ]]
 }
