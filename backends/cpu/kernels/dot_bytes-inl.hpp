@@ -1,12 +1,14 @@
-// Exact dot products for levels that multiply bytes: dot_bytes(sum, codes, x) adds products of four bytes to each lane. An
-// activation code is two signed bytes, which have a sum each. The level says whether codes must be signed, too
+// Exact dot products for levels that multiply bytes: dot_bytes(sum, codes, x) adds products of four bytes to each lane.
+// An activation code is two signed bytes, which have a sum each. The level says whether codes must be signed, too
 // (kSignedCodes). Included inside the level's namespace.
 
 namespace {
 
-constexpr bool kWords = false;
+constexpr ActivationForm kForm = ActivationForm::bytes;
+constexpr int kSteps = 8;      ///< of a group of 32: a quad each
+constexpr int kCodeParts = 1;  ///< both multiplications of a step take the same codes
 
-/// What the P-th of a quad's two multiplications takes of its codes.
+/// What the P-th of a step's two multiplications takes of a quad's codes.
 template <int P>
 [[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes) {
   return codes;

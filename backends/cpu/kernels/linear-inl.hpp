@@ -1,5 +1,5 @@
 // The linear kernels of a SIMD level. Included inside the level's namespace after its vector operations and one of
-// dot_bytes-inl.hpp and dot_words-inl.hpp.
+// dot_bytes-inl.hpp, dot_words-inl.hpp and dot_matrix-inl.hpp.
 
 // In this order: each stands on those before it.
 #include "unpack-inl.hpp"
@@ -52,7 +52,6 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
   for (std::int32_t row = 0; row < rows; ++row, x += stride) out[row * out_stride] = dot_row(w, x, k);
 }
 
-constexpr LinearKernels kLinearKernels{kLevelName, kWords ? ActivationForm::words : ActivationForm::bytes, quantize_row,
-                                       linear, dot_rows};
+constexpr LinearKernels kLinearKernels{kLevelName, kForm, quantize_row, linear, dot_rows};
 
 }  // namespace
