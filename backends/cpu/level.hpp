@@ -24,9 +24,9 @@ std::span<const Level> runnable_levels();
 /// The names of those that are built but that this machine cannot run.
 std::span<const std::string_view> missing_levels();
 
-/// The level of this name; the best one if `name` is empty. Only then may its kernels be called: the operating system may
-/// want to be asked, as it does for tiles. Errors: invalid_argument, naming `option` and the levels that this machine can
-/// run; unsupported, if the operating system refuses the level.
+/// The level of this name; the best one if `name` is empty. Only then may its kernels be called: the operating system
+/// may want to be asked, as it does for tiles. Errors: invalid_argument, naming `option` and the levels that this
+/// machine can run; unsupported, if the operating system refuses the level.
 Result<Level> choose_level(std::string_view name, std::string_view option);
 
 }  // namespace llminfer::cpu

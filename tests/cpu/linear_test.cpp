@@ -33,8 +33,8 @@ namespace {
 
 constexpr auto kTypes = static_cast<int>(WeightType::fp8) + 1;
 
-/// The levels that this machine can run, scalar first; names the others once. Then the kernels of level "amx" on emulated
-/// tiles, whether or not the machine has them.
+/// The levels that this machine can run, scalar first; names the others once. Then the kernels of level "amx" on
+/// emulated tiles, whether or not the machine has them.
 const std::vector<const cpu::LinearKernels*>& levels() {
   static const auto found = [] {
     std::vector<const cpu::LinearKernels*> list;

@@ -1,5 +1,6 @@
-// The tile registers of AMX, by name. Included inside the level's namespace after tile_config-inl.hpp. In assembly, since
-// the compilers' own functions take tile numbers as tokens only, and gcc's do not say that they read and write memory.
+// The tile registers of AMX, by name. Included inside the level's namespace after tile_config-inl.hpp. In assembly,
+// since the compilers' own functions take tile numbers as tokens only, and gcc's do not say that they read and write
+// memory.
 //
 // The first use in a thread makes the kernel set up 8 KiB of state for it. Between configure() and release() the
 // thread's tiles are live and are saved at context switches; after it they cost nothing.

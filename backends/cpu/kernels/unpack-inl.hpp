@@ -1,5 +1,5 @@
-// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after its
-// vector operations and one of dot_bytes-inl.hpp, dot_words-inl.hpp and dot_matrix-inl.hpp.
+// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after
+// its vector operations and one of dot_bytes-inl.hpp, dot_words-inl.hpp and dot_matrix-inl.hpp.
 
 namespace {
 
