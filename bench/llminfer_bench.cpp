@@ -132,14 +132,11 @@ void declare(CLI::App& app, Options& o) {
       ->delimiter(',')
       ->check(CLI::Range(1, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
-<<<<<<< HEAD
   app.add_option("--weight-cache", o.weight_cache, "folder for files of prepared weights");
-=======
   app.add_option("--backend", o.backend, "backend, of those that this build has")
       ->check(CLI::IsMember(backends()))
       ->capture_default_str();
   app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
->>>>>>> main
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
@@ -172,11 +169,8 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
   options.cache_type = cache_types().at(o.type_k);
-<<<<<<< HEAD
   options.weight_cache = o.weight_cache;
-=======
   options.custom_backend = make_backend(o);
->>>>>>> main
   for (const bench::Test& test : tests) {
     const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
     options.context_length = std::max(options.context_length, context);
