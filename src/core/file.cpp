@@ -7,7 +7,6 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <system_error>
@@ -212,8 +211,9 @@ Result<void> write_parts(const std::string& path, int fd, std::span<const FilePa
 }  // namespace
 
 Result<void> write_file(const std::string& path, std::span<const FilePart> parts) {
-  std::string partial = path + ".XXXXXX";
-  FileDescriptor fd(::mkostemp(partial.data(), O_CLOEXEC));
+  // Another process may write the same.
+  const std::string partial = path + "." + std::to_string(::getpid()) + ".partial";
+  FileDescriptor fd(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (fd.get() < 0) return errno_error(path, "create", errno);
   auto written = write_parts(path, fd.get(), parts);
   if (written && !fd.close()) written = errno_error(path, "close", errno);

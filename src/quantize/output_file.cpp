@@ -131,14 +131,8 @@ Result<void> OutputFile::finish() {
 }
 
 Result<void> write_file(const std::string& path, std::span<const std::byte> contents) {
-  const std::string partial = path + ".partial";
-  const int file = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file < 0) return system_error(partial, "creating");
-  Result<void> written = write_all(file, partial, 0, contents);
-  if (::close(file) != 0 && written) written = system_error(partial, "writing");
-  if (!written) return written;
-  if (std::rename(partial.c_str(), path.c_str()) != 0) return system_error(path, "renaming");
-  return {};
+  const core::FilePart whole{0, contents};
+  return core::write_file(path, std::span(&whole, 1));
 }
 
 Result<void> write_file(const std::string& path, std::string_view contents) {

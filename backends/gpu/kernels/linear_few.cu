@@ -20,7 +20,8 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
     for (int r = 0; r < kRows; ++r) sums[f][r] = 0.0f;
   }
   const int last = m.rows - 1;
-  constexpr int kTurns = kRows == 1 ? 2 : 1;  // reads under way at once; more would not fit the registers
+  // Reads under way at once; more would not fit the registers. g++ knows no such pragma.
+  [[maybe_unused]] constexpr int kTurns = kRows == 1 ? 2 : 1;
 #pragma unroll kTurns
   for (int chunk = lane; chunk < m.cols / 8; chunk += 32) {
     Eight w[kFeatures];
