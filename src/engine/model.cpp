@@ -7,7 +7,9 @@
 #include <utility>
 
 #include "arch/arch.hpp"
+#include "core/cpu_count.hpp"
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "tok/tokenizer_model.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -148,10 +150,17 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
   const auto total = static_cast<float>(std::max<std::int64_t>(layout.memory.parameters, 1));
   float done = 0;
   std::vector<std::shared_ptr<const PreparedWeight>> weights(layout.tensors.size());
+  // Packed weights are converted before the backend gets them.
+  std::unique_ptr<core::Team> team;
+  const auto packed = [](const load::TensorInfo* tensor) { return tensor->packing != nullptr; };
+  if (std::any_of(layout.tensors.begin(), layout.tensors.end(), packed)) {
+    const int threads = options.threads > 0 ? options.threads : core::usable_cpus();
+    team = LLMINFER_TRY(core::Team::make(threads, options.executor));
+  }
   for (const std::size_t i : preparation_order(layout.tensors)) {
     const load::TensorInfo& tensor = *layout.tensors[i];
     {
-      const WeightView view = LLMINFER_TRY(checkpoint.read(tensor));
+      const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team.get()));
       auto prepared = layout.backend->prepare(view);
       if (!prepared) return core::at(tensor.name, std::move(prepared).error());
       weights[i] = std::move(*prepared);

@@ -19,6 +19,9 @@ template <PanelShape s>
   return add_bytes(codes, fill_bytes((kSignedCodes ? 0 : 128) - s.zero));
 }
 
+/// sum + products of a part's codes with 8-bit activations.
+[[gnu::always_inline]] inline Ints dot_part(Ints sum, Bytes codes, Ints x) { return dot_bytes(sum, codes, x); }
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   Ints high, low;

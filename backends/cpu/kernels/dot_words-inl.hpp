@@ -18,6 +18,9 @@ template <PanelShape s>
   return s.zero == 0 ? part : add_words(part, -s.zero);
 }
 
+/// sum + products of a part's codes with 8-bit activations.
+[[gnu::always_inline]] inline Ints dot_part(Ints sum, Bytes codes, Ints x) { return dot_words(sum, codes, x); }
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   Ints sum;
