@@ -9,6 +9,13 @@
 
 #include <CLI/CLI.hpp>
 
+#ifdef LLMINFER_HAS_CUDA
+#include <llminfer/cuda.hpp>
+#endif
+#ifdef LLMINFER_HAS_HIP
+#include <llminfer/hip.hpp>
+#endif
+
 #include "measure.hpp"
 #include "profile.hpp"
 #include "report.hpp"
@@ -29,6 +36,8 @@ struct Options {
   std::string output = "md";
   std::string type_k = "f16", type_v = "f16";
   std::string cpu_level;
+  std::string backend = "cpu";
+  int device = 0;
   bool exact = false;
   bool load_table = false;
   bool profile = false;
@@ -44,6 +53,30 @@ const std::map<std::string, llminfer::CacheType>& cache_types() {
                                                          {"int8", CacheType::int8},
                                                          {"q8_0", CacheType::int8}};
   return types;
+}
+
+std::vector<std::string> backends() {
+  return {
+      "cpu",
+#ifdef LLMINFER_HAS_CUDA
+      "cuda",
+#endif
+#ifdef LLMINFER_HAS_HIP
+      "hip",
+#endif
+  };
+}
+
+/// Null for the CPU's, which the engine makes itself.
+std::shared_ptr<llminfer::Backend> make_backend(const Options& o) {
+#ifdef LLMINFER_HAS_CUDA
+  if (o.backend == "cuda") return llminfer::make_cuda_backend({.device = o.device}).value();
+#endif
+#ifdef LLMINFER_HAS_HIP
+  if (o.backend == "hip") return llminfer::make_hip_backend({.device = o.device}).value();
+#endif
+  (void)o;
+  return nullptr;
 }
 
 /// llama-bench has long names behind one dash, which CLI11 would read as a cluster of short flags.
@@ -99,6 +132,10 @@ void declare(CLI::App& app, Options& o) {
       ->delimiter(',')
       ->check(CLI::Range(1, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
+  app.add_option("--backend", o.backend, "backend, of those that this build has")
+      ->check(CLI::IsMember(backends()))
+      ->capture_default_str();
+  app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
@@ -131,6 +168,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
   options.cache_type = cache_types().at(o.type_k);
+  options.custom_backend = make_backend(o);
   for (const bench::Test& test : tests) {
     const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
     options.context_length = std::max(options.context_length, context);
@@ -196,6 +234,10 @@ int main(int argc, char** argv) try {
   }
   if (options.type_k != options.type_v) {
     std::cerr << "llminfer-bench: keys and values are cached in one type: give -ctk and -ctv the same\n";
+    return 1;
+  }
+  if (options.profile && options.backend != "cpu") {
+    std::cerr << "llminfer-bench: --profile measures the CPU backend alone\n";
     return 1;
   }
   const auto tests = make_tests(options);

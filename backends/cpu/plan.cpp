@@ -4,7 +4,7 @@
 #include <new>
 #include <utility>
 
-#include "backends/cpu/check.hpp"
+#include "backends/common/check.hpp"
 #include "core/error.hpp"
 
 namespace llminfer::cpu {

@@ -11,11 +11,11 @@
 
 #include <llminfer/backend.hpp>
 
+#include "backends/common/steps.hpp"
 #include "backends/cpu/attention_tasks.hpp"
 #include "backends/cpu/cache.hpp"
 #include "backends/cpu/matrix.hpp"
 #include "backends/cpu/profile.hpp"
-#include "backends/cpu/steps.hpp"
 #include "core/parallel.hpp"
 
 namespace llminfer::cpu {

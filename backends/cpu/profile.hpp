@@ -11,10 +11,12 @@
 
 #include <llminfer/backend.hpp>
 
+#include "backends/common/steps.hpp"
 #include "backends/cpu/cache.hpp"
-#include "backends/cpu/steps.hpp"
 
 namespace llminfer::cpu {
+
+using namespace backend;  // steps and checks, which all backends of this tree share
 
 class Profiler {
  public:

@@ -42,6 +42,8 @@ enum class ErrorCode : std::uint8_t {
   deadline_exceeded,
   out_of_memory,
   callback_failed,  ///< a host callback threw
+  no_device,        ///< the GPU that was asked for, or its driver, is not there
+  device_error,     ///< a GPU or its runtime failed; the process's other uses of that GPU may be affected
   internal,         ///< a bug in llminfer
 };
 

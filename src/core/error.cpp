@@ -38,8 +38,9 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::cancelled: return "cancelled";
     case ErrorCode::deadline_exceeded: return "deadline_exceeded";
     case ErrorCode::out_of_memory: return "out_of_memory";
-    case ErrorCode::callback_failed:
-      return "callback_failed";
+    case ErrorCode::callback_failed: return "callback_failed";
+    case ErrorCode::no_device: return "no_device";
+    case ErrorCode::device_error: return "device_error";
     case ErrorCode::internal: return "internal";
   }
   return "unknown";

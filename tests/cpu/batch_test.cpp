@@ -23,36 +23,6 @@ constexpr Shape kWindowed{.heads = 2, .kv_heads = 2, .head_dim = 32, .ffn = 64, 
 
 constexpr CacheType kCacheTypes[] = {CacheType::f16, CacheType::f32, CacheType::bf16, CacheType::int8};
 
-/// A batch over one fresh sequence of `tokens`, with all outputs; tests then spoil it.
-struct Parts {
-  std::vector<std::int32_t> tokens, positions, wanted, table;
-  std::vector<Run> runs;
-  std::vector<float> logits, hidden;
-  Batch batch;
-
-  Parts(const Model& model, std::int32_t count, std::int32_t pages = 3)
-      : tokens(random_tokens(static_cast<std::size_t>(count), model.program.vocab_size)) {
-    for (std::int32_t i = 0; i < count; ++i) positions.push_back(i), wanted.push_back(i);
-    for (std::int32_t i = 0; i < pages; ++i) table.push_back(i);
-    runs.push_back({0, count, 0, {std::span<const std::int32_t>(table)}});
-    logits.resize(static_cast<std::size_t>(count * model.program.vocab_size));
-    hidden.resize(static_cast<std::size_t>(count * model.program.hidden_size));
-    batch.tokens = tokens;
-    batch.positions = positions;
-    batch.runs = runs;
-    batch.logit_rows = wanted;
-    batch.hidden_rows = wanted;
-    batch.logits = logits;
-    batch.hidden = hidden;
-  }
-};
-
-Result<void> pass(Driver& driver, const Batch& batch) {
-  auto submitted = driver.plan->submit(batch, driver.cache_pointers);
-  if (!submitted) return submitted;
-  return driver.plan->wait();
-}
-
 }  // namespace
 
 TEST_CASE("chunks, threads and pages do not change a bit") {

@@ -298,7 +298,10 @@ struct Driver {
 
   Driver(const Model& m, const BackendOptions& options, CacheType cache, std::int32_t max_rows = 256,
          std::int32_t pages = 40, std::uint32_t shuffle = 0)
-      : backend(make_cpu_backend(options).value()), model(m) {
+      : Driver(m, make_cpu_backend(options).value(), cache, max_rows, pages, shuffle) {}
+  Driver(const Model& m, std::shared_ptr<Backend> b, CacheType cache, std::int32_t max_rows = 256,
+         std::int32_t pages = 40, std::uint32_t shuffle = 0)
+      : backend(std::move(b)), model(m) {
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
     for (std::size_t i = 0; i < m.types.size(); ++i) weights.push_back(backend->prepare(m.view(i)).value());
     plan = backend->compile(m.program, std::move(weights), {max_rows}).value();
@@ -367,6 +370,36 @@ inline std::vector<std::int32_t> random_tokens(std::size_t count, std::int64_t v
   std::vector<std::int32_t> tokens(count);
   for (auto& token : tokens) token = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(vocab));
   return tokens;
+}
+
+/// A batch over one fresh sequence of `tokens`, with all outputs; tests then spoil it.
+struct Parts {
+  std::vector<std::int32_t> tokens, positions, wanted, table;
+  std::vector<Run> runs;
+  std::vector<float> logits, hidden;
+  Batch batch;
+
+  Parts(const Model& model, std::int32_t count, std::int32_t pages = 3)
+      : tokens(random_tokens(static_cast<std::size_t>(count), model.program.vocab_size)) {
+    for (std::int32_t i = 0; i < count; ++i) positions.push_back(i), wanted.push_back(i);
+    for (std::int32_t i = 0; i < pages; ++i) table.push_back(i);
+    runs.push_back({0, count, 0, {std::span<const std::int32_t>(table)}});
+    logits.resize(static_cast<std::size_t>(count * model.program.vocab_size));
+    hidden.resize(static_cast<std::size_t>(count * model.program.hidden_size));
+    batch.tokens = tokens;
+    batch.positions = positions;
+    batch.runs = runs;
+    batch.logit_rows = wanted;
+    batch.hidden_rows = wanted;
+    batch.logits = logits;
+    batch.hidden = hidden;
+  }
+};
+
+inline Result<void> pass(Driver& driver, const Batch& batch) {
+  auto submitted = driver.plan->submit(batch, driver.cache_pointers);
+  if (!submitted) return submitted;
+  return driver.plan->wait();
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {

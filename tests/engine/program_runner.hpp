@@ -16,13 +16,10 @@ namespace llminfer::test {
 /// One sequence on a compiled Program.
 class Sequence {
  public:
-  explicit Sequence(const std::string& model, bool exact = true) {
+  explicit Sequence(const std::string& model, bool exact = true) : Sequence(model, cpu_backend(exact)) {}
+  Sequence(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
     checkpoint_ = load::open_hf_directory(model, true).value();
     program_ = arch::build_program(checkpoint_).value();
-    BackendOptions options;
-    options.threads = 2;
-    options.exact = exact;
-    backend_ = make_cpu_backend(options).value();
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
     for (const WeightSpec& spec : program_.weights) {
       weights.push_back(backend_->prepare(checkpoint_.read(*checkpoint_.find(spec.name)).value()).value());
@@ -63,6 +60,13 @@ class Sequence {
 
  private:
   static constexpr std::int32_t kPages = 4;
+
+  static std::shared_ptr<Backend> cpu_backend(bool exact) {
+    BackendOptions options;
+    options.threads = 2;
+    options.exact = exact;
+    return make_cpu_backend(options).value();
+  }
 
   load::Checkpoint checkpoint_;
   Program program_;

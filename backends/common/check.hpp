@@ -6,7 +6,7 @@
 
 #include <llminfer/backend.hpp>
 
-namespace llminfer::cpu {
+namespace llminfer::backend {
 
 /// Calls f(value) for each operand of an operation (an operand that occurs twice, twice).
 template <class F>
@@ -45,4 +45,4 @@ struct BatchLimits {
 /// Errors: invalid_argument, naming the field and row.
 Result<void> check_batch(const Batch& batch, const BatchLimits& limits);
 
-}  // namespace llminfer::cpu
+}  // namespace llminfer::backend

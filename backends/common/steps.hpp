@@ -1,4 +1,5 @@
-// The fused steps that a Program is turned into. Between two steps all threads meet, so fewer steps are faster:
+// The fused steps that a Program is turned into, for any backend. Between two steps all workers meet, so fewer are
+// faster:
 //   norm + linear layers of one input + (gated activation | residual sum) · rotation + cache write + attention
 // Whatever fits no pattern becomes a step of its own. Knows nothing of weights' types, threads or batches.
 #pragma once
@@ -9,7 +10,7 @@
 
 #include <llminfer/program.hpp>
 
-namespace llminfer::cpu {
+namespace llminfer::backend {
 
 struct EmbedStep {
   WeightId table;
@@ -76,4 +77,4 @@ struct Steps {
 /// Errors: invalid_argument or shape_mismatch if the program contradicts itself.
 Result<Steps> make_steps(const Program& program);
 
-}  // namespace llminfer::cpu
+}  // namespace llminfer::backend

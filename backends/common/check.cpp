@@ -1,4 +1,4 @@
-#include "backends/cpu/check.hpp"
+#include "backends/common/check.hpp"
 
 #include <limits>
 #include <string>
@@ -6,7 +6,7 @@
 
 #include "core/error.hpp"
 
-namespace llminfer::cpu {
+namespace llminfer::backend {
 namespace {
 
 using core::fail;
@@ -240,4 +240,4 @@ Result<void> check_batch(const Batch& batch, const BatchLimits& limits) {
   return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden.size(), "hidden", limits.hidden_size, rows);
 }
 
-}  // namespace llminfer::cpu
+}  // namespace llminfer::backend

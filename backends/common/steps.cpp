@@ -1,12 +1,12 @@
-#include "backends/cpu/steps.hpp"
+#include "backends/common/steps.hpp"
 
 #include <algorithm>
 #include <utility>
 
-#include "backends/cpu/check.hpp"
+#include "backends/common/check.hpp"
 #include "core/error.hpp"
 
-namespace llminfer::cpu {
+namespace llminfer::backend {
 namespace {
 
 template <class... F>
@@ -259,4 +259,4 @@ Result<Steps> make_steps(const Program& program) {
   return Fuser(program).run();
 }
 
-}  // namespace llminfer::cpu
+}  // namespace llminfer::backend

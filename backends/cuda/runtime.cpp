@@ -1,0 +1,82 @@
+// make_cuda_backend: the GPU backend on the CUDA runtime. Knows nothing of what the backend does.
+#include <cuda_runtime.h>
+
+#include <llminfer/cuda.hpp>
+
+#include "backends/gpu/backend.hpp"
+#include "backends/gpu/runtime_device.hpp"
+
+namespace llminfer::gpu {
+namespace cuda {
+const KernelTable& kernel_table();
+}
+
+namespace {
+
+struct Api {
+  using Stream = cudaStream_t;
+  using Event = cudaEvent_t;
+  static constexpr const char* kVendor = "NVIDIA";
+  static constexpr int kOutOfMemory = cudaErrorMemoryAllocation;
+
+  static const KernelTable& kernels() noexcept { return cuda::kernel_table(); }
+  static const char* message(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+  static int take_error() { return cudaGetLastError(); }
+
+  static int device_count(int* count) { return cudaGetDeviceCount(count); }
+  static int get_device(int* index) { return cudaGetDevice(index); }
+  static int set_device(int index) { return cudaSetDevice(index); }
+  static int describe(int index, DeviceInfo& info) {
+    cudaDeviceProp properties{};
+    const int error = cudaGetDeviceProperties(&properties, index);
+    info.kind = "cuda";
+    info.name = properties.name;
+    info.architecture = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+    info.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
+    info.units = properties.multiProcessorCount;
+    return error;
+  }
+
+  static int allocate(void** memory, std::size_t bytes) { return cudaMalloc(memory, bytes); }
+  static int release(void* memory) { return cudaFree(memory); }
+  static int allocate_host(void** memory, std::size_t bytes) {
+    return cudaHostAlloc(memory, bytes, cudaHostAllocDefault);
+  }
+  static int release_host(void* memory) { return cudaFreeHost(memory); }
+
+  static int copy(void* to, const void* from, std::size_t bytes, Stream stream) {
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
+  }
+  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height,
+                         Stream stream) {
+    return cudaMemcpy2DAsync(to, pitch, from, pitch, bytes, height, cudaMemcpyDefault, stream);
+  }
+  static int clear(void* memory, std::size_t bytes, Stream stream) { return cudaMemsetAsync(memory, 0, bytes, stream); }
+
+  static int make_stream(Stream* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking); }
+  static int destroy_stream(Stream stream) { return cudaStreamDestroy(stream); }
+  static int wait(Stream stream) { return cudaStreamSynchronize(stream); }
+  static int make_event(Event* event) { return cudaEventCreateWithFlags(event, cudaEventDisableTiming); }
+  static int destroy_event(Event event) { return cudaEventDestroy(event); }
+  static int record(Event event, Stream stream) { return cudaEventRecord(event, stream); }
+  static int wait_event(Event event) { return cudaEventSynchronize(event); }
+};
+
+}  // namespace
+
+namespace cuda {
+/// The GPU of that number; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+}  // namespace cuda
+}  // namespace llminfer::gpu
+
+namespace llminfer::inline v0 {
+
+Result<std::shared_ptr<Backend>> make_cuda_backend(const GpuOptions& options) {
+  return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::cuda::make_device(options.device));
+    return gpu::make_backend(std::move(device), options.batch_invariant);
+  });
+}
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,215 @@
+// What the host hands to kernels: plain structs of device pointers and sizes, and the table of functions that launch
+// the kernels. Read by nvcc, hipcc and the host's compiler alike: no std, no llminfer types.
+#pragma once
+
+#include <stdint.h>
+
+namespace llminfer::gpu {
+
+/// Rows of matrices and of prepared activations are padded with zeros to a multiple of this many columns.
+inline constexpr int kColumnBlock = 32;
+inline constexpr int kPageSlots = 64;  ///< tokens of a cache page
+inline constexpr int kMaxHeadDim = 2048;
+inline constexpr int kFewRows = 8;       ///< activations of up to so many rows are multiplied without matrix units
+inline constexpr int kTileRows = 64;     ///< queries of an attention tile
+inline constexpr int kMaxTileDim = 128;  ///< widest head for which attention has tiles
+
+/// How the elements of a matrix lie. Every weight format is turned into one of these.
+enum class Form : int {
+  f16,
+  codes2,  ///< element = scale * code - offset, offset = scale * zero + minimum
+  codes3,
+  codes4,
+  codes5,
+  codes6,
+  codes8,
+  table4,  ///< element = scale * table[code]
+  e4m3,    ///< element = scale * E4M3 number
+};
+inline constexpr int kForms = 9;
+
+/// A matrix [rows, cols] on the device; the true element is factors[row] times what Form says. The factors are powers
+/// of two that keep a row's elements in the range of half-precision numbers.
+///
+/// Codes lie in planes, so that each width takes no more than its bits: 2 = pairs; 3 = pairs and bits; 4 = nibbles; 5 =
+/// nibbles and bits; 6 = nibbles and pairs; 8 = bytes. Plane by plane the lowest bits come first, eight columns in one
+/// word: element i of a word is its i-th nibble, pair or bit from the low end.
+struct MatrixArgs {
+  Form form;
+  int rows;
+  int cols;         ///< padded
+  int group_shift;  ///< log2 of the columns that share a scale: 4 or 5
+  float zero;
+  const void* high;  ///< halves, bytes or nibbles
+  const uint16_t* pairs;
+  const uint8_t* bits;
+  const uint16_t* scales;    ///< halves [rows, cols >> group_shift]; null for f16
+  const uint16_t* minimums;  ///< halves, or null
+  const float* factors;      ///< [rows]
+  const float* table;        ///< [16], or null
+};
+
+/// Rows of floats.
+struct RowsArgs {
+  float* data;
+  int64_t stride;  ///< floats from row to row
+};
+
+/// out[row] = table[tokens[row]], or the row's embedding where the token is -1.
+struct EmbedArgs {
+  MatrixArgs table;
+  const int32_t* tokens;
+  const float* embeddings;  ///< [rows, width]
+  int rows, width;
+  RowsArgs out;
+};
+
+/// How a linear layer's input is rounded first (llminfer::InputQuantization).
+struct RoundingArgs {
+  int kind;  ///< 0 none, 1 int8, 2 fp8
+  int dynamic;
+  int group;
+  float scale;
+  float zero;
+};
+
+/// Normed, rounded and turned to halves: what linear layers read. Any output may be null.
+struct PrepareArgs {
+  RowsArgs in;
+  const float* norm;  ///< [width], or null
+  float epsilon;
+  RoundingArgs rounding;
+  int rows, width;
+  RowsArgs out;      ///< floats; needed where there is a rounding, or no halves
+  uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row], a power of two
+  int padded;
+  float* scales;  ///< [rows]
+};
+
+/// out = in * weight^T + bias, then + residual or activation(that) * up.
+struct LinearArgs {
+  MatrixArgs weight;
+  MatrixArgs up;       ///< gated activation: of the same form as `weight`; rows == 0: none
+  const uint16_t* in;  ///< halves [rows, weight.cols]
+  const float* in_scales;
+  int rows;
+  const float* bias;
+  const float* up_bias;
+  RowsArgs residual;  ///< data null: none
+  int activation;     ///< llminfer::Activation
+  RowsArgs out;
+};
+
+/// cos and sin of position * frequency, times magnitude: angles [rows][cosines [pairs], sines [pairs]].
+struct AnglesArgs {
+  const int32_t* positions;
+  const float* frequencies;
+  int pairs, rows;
+  float magnitude;
+  float* angles;
+};
+
+struct RopeArgs {
+  const float* angles;  ///< null: no rotation
+  int pairs;
+  int interleaved;
+};
+
+/// out = in with each head rotated.
+struct RotateArgs {
+  RowsArgs in, out;
+  RopeArgs rope;
+  int rows, heads, head_dim;
+};
+
+enum class CacheElement : int { f16, f32, bf16, int8 };
+
+/// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 the float
+/// scales of 64 keys and of 64 values.
+struct CacheArgs {
+  unsigned char* data;  ///< page 0's first head of the layer
+  int64_t page_bytes, head_bytes, value_offset, scale_offset;
+  CacheElement element;
+  int kv_heads, head_dim, padded_dim;
+};
+
+/// Which pages a row's sequence has.
+struct TablesArgs {
+  const int32_t* pages;      ///< all block tables, one after the other
+  const int32_t* begins;     ///< [rows] where the row's begins
+  const int32_t* positions;  ///< [rows]
+};
+
+/// Rotates and scales the queries, rotates the keys, and appends keys and values to the cache.
+struct StoreArgs {
+  CacheArgs cache;
+  TablesArgs tables;
+  RowsArgs q, k, v;
+  RopeArgs q_rope, k_rope;
+  float scale;
+  int rows, heads;
+  RowsArgs q_out;  ///< [rows, heads * head_dim]
+};
+
+/// Attention of single rows (decode): keys are split over blocks, whose parts combine() puts together.
+struct AttendArgs {
+  CacheArgs cache;
+  TablesArgs tables;
+  RowsArgs q;
+  int first_row, rows, heads, window;
+  int splits, pages_per_split;
+  float* parts;  ///< [rows][heads][splits][2 + head_dim]: largest score, sum, values; not read for one split
+  RowsArgs out;
+};
+
+/// A block of an attention tile: consecutive rows of one run.
+struct TileTask {
+  int32_t first_row, rows;
+};
+
+/// Attention of many rows of a sequence (prefill), on matrix units.
+struct AttendTilesArgs {
+  CacheArgs cache;
+  TablesArgs tables;
+  RowsArgs q;
+  const TileTask* tasks;
+  int task_count, heads, window;
+  RowsArgs out;
+};
+
+struct GluArgs {
+  RowsArgs gate, up, out;
+  int rows, width, activation;
+};
+
+struct AddArgs {
+  RowsArgs a, b, out;
+  int rows, width;
+};
+
+/// out[i] = in[indices[i]]. `in` and `out` do not overlap.
+struct GatherArgs {
+  RowsArgs in;
+  const int32_t* indices;  ///< null: the first rows
+  int count, width;
+  RowsArgs out;
+};
+
+/// Launches on a stream; each gives the runtime's error code, 0 for success.
+struct KernelTable {
+  int (*probe)(void* stream);  ///< does nothing, but fails where there is no code for the device
+  int (*embed)(void* stream, const EmbedArgs& args);
+  int (*prepare)(void* stream, const PrepareArgs& args);
+  int (*linear_few)(void* stream, const LinearArgs& args);   ///< rows <= kFewRows
+  int (*linear_many)(void* stream, const LinearArgs& args);  ///< no gated activation
+  int (*angles)(void* stream, const AnglesArgs& args);
+  int (*rotate)(void* stream, const RotateArgs& args);
+  int (*store)(void* stream, const StoreArgs& args);
+  int (*attend)(void* stream, const AttendArgs& args);  ///< and the combination of its parts
+  int (*attend_tiles)(void* stream, const AttendTilesArgs& args);
+  int (*glu)(void* stream, const GluArgs& args);
+  int (*add)(void* stream, const AddArgs& args);
+  int (*gather)(void* stream, const GatherArgs& args);
+};
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,107 @@
+#include "backends/gpu/backend.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "backends/gpu/plan.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::gpu {
+namespace {
+
+using core::fail;
+
+class GpuBackend final : public Backend {
+ public:
+  GpuBackend(std::shared_ptr<Device> device, bool batch_invariant)
+      : device_(std::move(device)), batch_invariant_(batch_invariant) {}
+
+  std::string_view name() const noexcept override { return device_->info().kind; }
+  std::string description() const override {
+    const DeviceInfo& info = device_->info();
+    return info.kind + ", " + info.name + " (" + info.architecture + "), " + std::to_string(info.memory >> 20) +
+           " MiB" + (batch_invariant_ ? ", batch-invariant" : "");
+  }
+
+  Result<void> supports(const Program& program, std::span<const WeightType> types) override {
+    return core::guarded([&]() -> Result<void> {
+      if (types.size() != program.weights.size()) {
+        return fail(ErrorCode::invalid_argument, types.size(), " types; the program has ", program.weights.size(),
+                    " weights");
+      }
+      LLMINFER_TRY(make_steps(program));
+      for (const CacheGroup& group : program.cache_groups) {
+        if (group.head_dim <= kMaxHeadDim) continue;
+        return fail(ErrorCode::unsupported, "a cache group has head_dim ", group.head_dim,
+                    "; the GPU backends' attention has kernels up to ", kMaxHeadDim);
+      }
+      return {};
+    });
+  }
+
+  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                              const WeightDetails& details) override {
+    return GpuWeight::bytes_of(type, rows, cols, details.permutation != nullptr);
+  }
+
+  std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
+    const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
+      const Steps steps = LLMINFER_TRY(make_steps(program));
+      return PlanLayout(program, steps, std::max(1, options.max_batch_rows)).bytes;
+    });
+    return bytes ? *bytes : 0;
+  }
+
+  std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return cache_page_bytes(group, type); }
+
+  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
+      if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() - 64 ||
+          weight.cols > std::numeric_limits<std::int32_t>::max() - 64) {
+        return fail(ErrorCode::invalid_argument, weight.name, ": a weight of shape [", weight.rows, ", ", weight.cols,
+                    "]");
+      }
+      const std::lock_guard lock(mutex_);
+      auto prepared = GpuWeight::make(weight, device_, staging_);
+      if (!prepared) return core::at(weight.name, std::move(prepared).error());
+      return std::unique_ptr<PreparedWeight>(std::move(*prepared));
+    });
+  }
+
+  Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                        std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                        const PlanOptions& options) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
+      {  // No more weights are likely to come.
+        const std::lock_guard lock(mutex_);
+        staging_ = Buffer();
+      }
+      return std::unique_ptr<Plan>(
+          LLMINFER_TRY(GpuPlan::make(program, std::move(weights), options, device_, batch_invariant_)));
+    });
+  }
+
+  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                   std::int32_t pages) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
+      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(GpuCache::make(group, type, pages, device_)));
+    });
+  }
+
+ private:
+  const std::shared_ptr<Device> device_;
+  const bool batch_invariant_;
+  std::mutex mutex_;
+  Buffer staging_;  ///< host memory that weights go through
+};
+
+}  // namespace
+
+std::shared_ptr<Backend> make_backend(std::shared_ptr<Device> device, bool batch_invariant) {
+  return std::make_shared<GpuBackend>(std::move(device), batch_invariant);
+}
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,24 @@
+// A Device that runs kernels in the host emulator. For tests.
+#pragma once
+
+#include <memory>
+
+#include "backends/gpu/device.hpp"
+
+namespace llminfer::gpu {
+
+struct EmulatorOptions {
+  /// Whose matrix units: PTX has 32 lanes, MFMA 64, FMA runs at either width.
+  enum class Mma { ptx, mfma, fma } mma = Mma::ptx;
+  int warp_width = 32;
+  std::uint64_t seed = 1;
+  std::int64_t memory = std::int64_t{1} << 32;  ///< allocations beyond it fail
+  int units = 4;
+  std::int64_t fail_launch = -1;  ///< the launch of that number fails
+};
+std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
+
+/// Device memory that is allocated now, by all emulated devices of this process. For tests of leaks.
+std::int64_t emulated_memory_in_use() noexcept;
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,246 @@
+#include "backends/gpu/emulator/emulator.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <new>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define LLMINFER_FIBER_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define LLMINFER_FIBER_ASAN 1
+#endif
+#endif
+#ifdef LLMINFER_FIBER_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Saves the registers that a call preserves on the stack, keeps the stack pointer in *save, and goes on where `to` was
+// kept.
+extern "C" void llminfer_emulator_switch(void** save, void* to);
+asm(R"(
+.text
+.hidden llminfer_emulator_switch
+.globl llminfer_emulator_switch
+.type llminfer_emulator_switch, @function
+llminfer_emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size llminfer_emulator_switch, .-llminfer_emulator_switch
+)");
+
+namespace llminfer::gpu::emulator {
+namespace {
+
+constexpr std::size_t kStackBytes = 128 << 10;
+constexpr int kMaxThreads = 1024;
+
+enum class State : std::uint8_t { ready, waiting, ended };
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  std::byte* stack = nullptr;
+  State state = State::ended;
+#ifdef LLMINFER_FIBER_ASAN
+  void* fake_stack = nullptr;
+#endif
+};
+
+/// 32 or 64 threads that meet in collectives.
+struct Meeting {
+  int arrived = 0;
+  std::array<void*, 64> brought{};
+};
+
+/// The stacks of a host thread's fibers, kept for later launches.
+class Stacks {
+ public:
+  ~Stacks() {
+    for (std::byte* stack : stacks_) ::munmap(stack, kStackBytes);
+  }
+  std::byte* at(std::size_t i) {
+    while (stacks_.size() <= i) {
+      void* memory = ::mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      stacks_.push_back(static_cast<std::byte*>(memory));
+    }
+    return stacks_[i];
+  }
+
+ private:
+  std::vector<std::byte*> stacks_;
+};
+
+struct Block {
+  const std::function<void()>* body = nullptr;
+  std::vector<Fiber> fibers;
+  std::array<Meeting, kMaxThreads / 32> meetings{};
+  void* scheduler = nullptr;  ///< its stack pointer
+  int current = 0;
+  int at_barrier = 0;
+  int warp_width = 32;
+#ifdef LLMINFER_FIBER_ASAN
+  void* fake_stack = nullptr;
+  const void* bottom = nullptr;
+  std::size_t size = 0;
+#endif
+};
+
+thread_local Block block;
+thread_local Stacks stacks;
+
+void to_scheduler(bool for_ever) {
+  Fiber& fiber = block.fibers[static_cast<std::size_t>(block.current)];
+#ifdef LLMINFER_FIBER_ASAN
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fiber.fake_stack, block.bottom, block.size);
+#endif
+  (void)for_ever;
+  llminfer_emulator_switch(&fiber.stack_pointer, block.scheduler);
+#ifdef LLMINFER_FIBER_ASAN
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void enter() {
+#ifdef LLMINFER_FIBER_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &block.bottom, &block.size);
+#endif
+  (*block.body)();
+  block.fibers[static_cast<std::size_t>(block.current)].state = State::ended;
+  to_scheduler(true);
+}
+
+void prepare(Fiber& fiber, std::byte* stack) {
+  fiber.stack = stack;
+  fiber.state = State::ready;
+#ifdef LLMINFER_FIBER_ASAN
+  __asan_unpoison_memory_region(stack, kStackBytes);  // what a deadlock left behind
+#endif
+  // The address that the first switch returns to lies on a multiple of 16, as after a call.
+  auto* top = reinterpret_cast<void**>(stack + kStackBytes) - 4;
+  *top = reinterpret_cast<void*>(&enter);
+  top[1] = nullptr;
+  for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
+  fiber.stack_pointer = top - 6;
+}
+
+void resume(int thread) {
+  Fiber& fiber = block.fibers[static_cast<std::size_t>(thread)];
+  block.current = thread;
+  place.thread = {static_cast<unsigned>(thread), 0, 0};
+#ifdef LLMINFER_FIBER_ASAN
+  __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack, kStackBytes);
+#endif
+  llminfer_emulator_switch(&block.scheduler, fiber.stack_pointer);
+#ifdef LLMINFER_FIBER_ASAN
+  __sanitizer_finish_switch_fiber(block.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void wait() {
+  block.fibers[static_cast<std::size_t>(block.current)].state = State::waiting;
+  to_scheduler(false);
+}
+
+struct Random {
+  std::uint64_t state;
+  std::uint32_t operator()() noexcept {  // splitmix64
+    std::uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return static_cast<std::uint32_t>((z ^ (z >> 31)) >> 32);
+  }
+};
+
+/// Runs the fibers of a block until all have ended, or none can go on.
+int run_block(Random& random) {
+  const int threads = static_cast<int>(block.fibers.size());
+  const int width = block.warp_width, warps = (threads + width - 1) / width;
+  int ended = 0, idle_warps = 0, warp = static_cast<int>(random() % static_cast<unsigned>(warps));
+  while (ended < threads) {
+    // One round of the warp: each thread that can runs until it waits, from a random lane on.
+    const int first = warp * width, lanes = std::min(width, threads - first);
+    const int start = static_cast<int>(random() % static_cast<unsigned>(lanes));
+    bool ran = false;
+    for (int i = 0; i < lanes; ++i) {
+      const int thread = first + (start + i) % lanes;
+      if (block.fibers[static_cast<std::size_t>(thread)].state != State::ready) continue;
+      resume(thread);
+      ran = true;
+      if (block.fibers[static_cast<std::size_t>(thread)].state == State::ended) ++ended;
+    }
+    if (ran) {
+      idle_warps = 0;
+      if (random() % 8 != 0) continue;  // greedy
+      warp = static_cast<int>(random() % static_cast<unsigned>(warps));
+    } else if (++idle_warps > warps) {
+      return deadlock;
+    } else {
+      warp = (warp + 1) % warps;
+    }
+  }
+  return ok;
+}
+
+}  // namespace
+
+thread_local Place place;
+
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body) {
+  if (threads < 1 || threads > kMaxThreads || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu)
+    return bad_launch;
+  Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
+  block.body = &body;
+  block.warp_width = machine.warp_width;
+  place.grid = grid;
+  place.block_size = {static_cast<unsigned>(threads), 1, 1};
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        place.block = {x, y, z};
+        block.fibers.resize(static_cast<std::size_t>(threads));
+        for (std::size_t i = 0; i < block.fibers.size(); ++i) prepare(block.fibers[i], stacks.at(i));
+        for (Meeting& meeting : block.meetings) meeting.arrived = 0;
+        block.at_barrier = 0;
+        if (const int error = run_block(random)) return error;
+      }
+    }
+  }
+  return ok;
+}
+
+void sync_block() {
+  if (++block.at_barrier < static_cast<int>(block.fibers.size())) return wait();
+  block.at_barrier = 0;
+  for (Fiber& fiber : block.fibers) fiber.state = State::ready;
+}
+
+void collective(void* mine, int lanes, void (*act)(void* const* all)) {
+  const int thread = block.current, first = thread / lanes * lanes;
+  Meeting& meeting = block.meetings[static_cast<std::size_t>(first / 32)];
+  meeting.brought[static_cast<std::size_t>(thread - first)] = mine;
+  if (++meeting.arrived < lanes) return wait();
+  meeting.arrived = 0;
+  act(meeting.brought.data());
+  for (int i = 0; i < lanes; ++i) block.fibers[static_cast<std::size_t>(first + i)].state = State::ready;
+}
+
+}  // namespace llminfer::gpu::emulator

@@ -1,0 +1,46 @@
+// Runs kernels on the host: every GPU thread is a fiber, and a random schedule decides who goes on. What holds for all
+// schedules holds for a GPU's; what a GPU would hang on is reported. x86-64 only. Tests use it; no library links it.
+//
+// A schedule is greedy: a warp that was chosen mostly stays chosen, so that some warps are far ahead of others, which
+// is what a forgotten barrier cannot bear.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace llminfer::gpu::emulator {
+
+struct Index {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+/// A machine and its seed, which moves on with every launch. Used by one thread at a time.
+struct Machine {
+  int warp_width = 32;  ///< 32 or 64
+  std::uint64_t seed = 1;
+  std::uint64_t launches = 0;
+};
+
+enum Error : int {
+  ok = 0,
+  bad_launch = 1,  ///< more threads or blocks than a GPU allows
+  deadlock = 2,    ///< some threads wait for others that have ended or wait elsewhere
+};
+
+/// Runs `body` once per thread of the grid, block after block.
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body);
+
+/// The running thread's place. Valid inside of `body`.
+struct Place {
+  Index thread, block, block_size, grid;
+};
+extern thread_local Place place;
+
+/// __syncthreads()
+void sync_block();
+
+/// Waits until `lanes` consecutive threads (32 or 64) are here; the last of them calls `act` with what each of them
+/// brought, lane by lane. This is how shuffles and matrix instructions are emulated.
+void collective(void* mine, int lanes, void (*act)(void* const* all));
+
+}  // namespace llminfer::gpu::emulator

@@ -1,0 +1,200 @@
+// Writing keys and values, and attention of single rows over pages: keys are split over blocks ("flash decoding"), so
+// that a long context fills the machine, and a second kernel puts the parts together. Online softmax (Milakov and
+// Gimelshein 2018), page by page.
+#include "backends/gpu/kernels/cache.hpp"
+#include "backends/gpu/kernels/kernels.hpp"
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kMaxHeads = 8;        ///< query heads of one KV head that a block serves
+constexpr int kQueryFloats = 2048;  ///< of all of them: fewer heads where they are wide
+
+/// 32 lanes per vector: the row's query heads, then its keys, then its values.
+__global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, dim = a.cache.head_dim;
+  const int vectors = a.heads + 2 * a.cache.kv_heads;
+  if (item >= static_cast<int64_t>(a.rows) * vectors) return;
+  const int row = static_cast<int>(item / vectors), vector = static_cast<int>(item % vectors);
+  if (vector < a.heads) {
+    const float* q = a.q.data + row * a.q.stride + vector * dim;
+    float* out = a.q_out.data + row * a.q_out.stride + vector * dim;
+    for (int i = lane; i < dim; i += 32) out[i] = rotated(a.q_rope, row, q, i) * a.scale;
+    return;
+  }
+  const bool is_key = vector < a.heads + a.cache.kv_heads;
+  const int head = (vector - a.heads) % a.cache.kv_heads;
+  const RowsArgs& from = is_key ? a.k : a.v;
+  const RopeArgs rope = is_key ? a.k_rope : RopeArgs{nullptr, 0, 0};
+  const float* in = from.data + row * from.stride + head * dim;
+  const int position = a.tables.positions[row], slot = position % kPageSlots;
+  unsigned char* base = head_of(a.cache, a.tables.pages[a.tables.begins[row] + position / kPageSlots], head);
+  float inverse = 1.0f;
+  if (a.cache.element == CacheElement::int8) {
+    float most = 0.0f;
+    for (int i = lane; i < dim; i += 32) most = largest(most, absolute(rotated(rope, row, in, i)));
+    const float scale = int8_scale(largest_of_lanes(most));
+    inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    if (lane == 0) reinterpret_cast<float*>(base + a.cache.scale_offset)[(is_key ? 0 : kPageSlots) + slot] = scale;
+  }
+  unsigned char* out =
+      base + (is_key ? 0 : a.cache.value_offset) + slot * a.cache.padded_dim * bytes_of(a.cache.element);
+  for (int i = lane; i < a.cache.padded_dim; i += 32) {
+    store_one(a.cache.element, out, i, i < dim ? rotated(rope, row, in, i) : 0.0f, inverse);
+  }
+}
+
+/// Query heads that share a block; the KV head's others go to other blocks.
+__device__ __host__ __forceinline__ int heads_of_block(int group, int padded_dim) {
+  int heads = kQueryFloats / padded_dim;
+  heads = heads < 1 ? 1 : heads > kMaxHeads ? kMaxHeads : heads;
+  return heads < group ? heads : group;
+}
+
+template <CacheElement kElement>
+__global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
+  __shared__ LLMINFER_ALIGNED float q[kQueryFloats];    // [heads][padded_dim]
+  __shared__ LLMINFER_ALIGNED float out[kQueryFloats];  // likewise
+  __shared__ float scores[kMaxHeads][kPageSlots];
+  __shared__ float most[kMaxHeads], sum[kMaxHeads], rescale[kMaxHeads];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int row = a.first_row + static_cast<int>(blockIdx.x), split = static_cast<int>(blockIdx.z);
+  const int dim = a.cache.head_dim, padded = a.cache.padded_dim;
+  const int group = a.heads / a.cache.kv_heads, block_heads = heads_of_block(group, padded);
+  const int blocks = (group + block_heads - 1) / block_heads;
+  const int kv_head = static_cast<int>(blockIdx.y) / blocks;
+  const int first_head = kv_head * group + static_cast<int>(blockIdx.y) % blocks * block_heads;
+  const int left = (kv_head + 1) * group - first_head, heads = left < block_heads ? left : block_heads;
+
+  const int last = a.tables.positions[row], first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0;
+  const int begin = first / kPageSlots + split * a.pages_per_split;
+  int end = begin + a.pages_per_split;
+  if (end > last / kPageSlots + 1) end = last / kPageSlots + 1;
+
+  for (int i = thread; i < heads * padded; i += kThreads) {
+    const int head = i / padded, d = i % padded;
+    q[i] = d < dim ? a.q.data[row * a.q.stride + (first_head + head) * dim + d] : 0.0f;
+    out[i] = 0.0f;
+  }
+  if (thread < heads) {
+    most[thread] = -infinity();
+    sum[thread] = 0.0f;
+  }
+  __syncthreads();
+
+  const int32_t* pages = a.tables.pages + a.tables.begins[row];
+  for (int page = begin; page < end; ++page) {
+    const unsigned char* keys = head_of(a.cache, pages[page], kv_head);
+    const unsigned char* values = keys + a.cache.value_offset;
+    const float* scales = reinterpret_cast<const float*>(keys + a.cache.scale_offset);
+    // Scores: two threads per key, which share out the heads.
+    {
+      const int slot = thread % kPageSlots, part = thread / kPageSlots, position = page * kPageSlots + slot;
+      const bool seen = position >= first && position <= last;
+      float dots[kMaxHeads / 2] = {};
+      if (seen) {
+        const float scale = kElement == CacheElement::int8 ? scales[slot] : 1.0f;
+        for (int d = 0; d < padded; d += 8) {
+          float key[8];
+          load_eight<kElement>(keys, slot * padded + d, scale, key);
+#pragma unroll
+          for (int h = 0; h < kMaxHeads / 2; ++h) {
+            if (2 * h + part >= heads) break;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) dots[h] += key[i] * q[(2 * h + part) * padded + d + i];
+          }
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kMaxHeads / 2; ++h) {
+        if (2 * h + part < heads) scores[2 * h + part][slot] = seen ? dots[h] : -infinity();
+      }
+    }
+    __syncthreads();
+    // Softmax so far: 32 lanes per head. Each page has a key that is seen, so that the largest score is a number.
+    for (int head = thread / 32; head < heads; head += kThreads / 32) {
+      const float a0 = scores[head][lane], a1 = scores[head][lane + 32];
+      const float old = most[head], now = largest(old, largest_of_lanes(largest(a0, a1)));
+      const float e0 = exp(a0 - now), e1 = exp(a1 - now);
+      const float all = sum_of_lanes(e0 + e1);
+      scores[head][lane] = e0;
+      scores[head][lane + 32] = e1;
+      if (lane == 0) {
+        rescale[head] = exp(old - now);
+        sum[head] = sum[head] * rescale[head] + all;
+        most[head] = now;
+      }
+    }
+    __syncthreads();
+    for (int i = thread; i < heads * dim; i += kThreads) {
+      const int head = i / dim, d = i % dim;
+      float value = out[head * padded + d] * rescale[head];
+      const int from = page * kPageSlots < first ? first - page * kPageSlots : 0;
+      const int to = last - page * kPageSlots < kPageSlots ? last - page * kPageSlots + 1 : kPageSlots;
+      for (int slot = from; slot < to; ++slot) {
+        const float scale = kElement == CacheElement::int8 ? scales[kPageSlots + slot] : 1.0f;
+        value += scores[head][slot] * load_one<kElement>(values, slot * padded + d, scale);
+      }
+      out[head * padded + d] = value;
+    }
+    __syncthreads();
+  }
+
+  for (int i = thread; i < heads * dim; i += kThreads) {
+    const int head = i / dim, d = i % dim;
+    if (a.splits == 1) {
+      a.out.data[row * a.out.stride + (first_head + head) * dim + d] = out[head * padded + d] / sum[head];
+    } else {
+      float* part =
+          a.parts + ((static_cast<int64_t>(blockIdx.x) * a.heads + first_head + head) * a.splits + split) * (dim + 2);
+      part[2 + d] = out[head * padded + d];
+      if (d == 0) {
+        part[0] = most[head];
+        part[1] = sum[head];
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) combine_kernel(AttendArgs a) {
+  const int dim = a.cache.head_dim, row = a.first_row + static_cast<int>(blockIdx.x),
+            head = static_cast<int>(blockIdx.y);
+  const float* parts = a.parts + (static_cast<int64_t>(blockIdx.x) * a.heads + head) * a.splits * (dim + 2);
+  float most = -infinity();
+  for (int s = 0; s < a.splits; ++s) most = largest(most, parts[s * (dim + 2)]);
+  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kThreads) {
+    float sum = 0.0f, value = 0.0f;
+    for (int s = 0; s < a.splits; ++s) {
+      const float* part = parts + s * (dim + 2);
+      const float weight = exp(part[0] - most);  // 0 for a part that has no keys
+      sum += weight * part[1];
+      value += weight * part[2 + d];
+    }
+    a.out.data[row * a.out.stride + head * dim + d] = value / sum;
+  }
+}
+
+}  // namespace
+
+int store(void* stream, const StoreArgs& args) {
+  const int64_t items = int64_t{args.rows} * (args.heads + 2 * args.cache.kv_heads);
+  const Grid grid{static_cast<unsigned>((items + kThreads / 32 - 1) / (kThreads / 32))};
+  return launch(stream, grid, kThreads, store_kernel, args);
+}
+
+int attend(void* stream, const AttendArgs& args) {
+  const int group = args.heads / args.cache.kv_heads, block_heads = heads_of_block(group, args.cache.padded_dim);
+  const Grid grid{static_cast<unsigned>(args.rows),
+                  static_cast<unsigned>(args.cache.kv_heads * ((group + block_heads - 1) / block_heads)),
+                  static_cast<unsigned>(args.splits)};
+  const int error = with_element(args.cache.element, [&]<CacheElement kElement>() {
+    return launch(stream, grid, kThreads, attend_kernel<kElement>, args);
+  });
+  if (error != 0 || args.splits == 1) return error;
+  return launch(stream, {static_cast<unsigned>(args.rows), static_cast<unsigned>(args.heads)}, kThreads, combine_kernel,
+                args);
+}
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

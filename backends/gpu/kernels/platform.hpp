@@ -1,0 +1,195 @@
+// The language of the kernels: CUDA C++ as nvcc, hipcc and the host emulator understand it. Everything that differs
+// between the three is in this file and in mma.hpp. Kernels use no std.
+//
+// Reductions work on groups of 32 lanes on every machine, also where a wave has 64.
+#pragma once
+
+#include <stdint.h>
+
+#include "backends/gpu/args.hpp"
+
+#if defined(LLMINFER_GPU_EMULATED)
+#include <bit>
+#include <cmath>
+
+#include "backends/gpu/emulator/emulator.hpp"
+#include "core/half.hpp"
+#define __global__ static
+#define __device__
+#define __host__
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+#elif defined(__HIP__)
+#include <hip/hip_runtime.h>
+#define LLMINFER_GPU_TARGET hip
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define LLMINFER_GPU_TARGET cuda
+#endif
+
+#define LLMINFER_ALIGNED __attribute__((aligned(16)))  // shared memory that is read 16 bytes at a time
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+
+struct Grid {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+#if defined(LLMINFER_GPU_EMULATED)
+
+struct uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+#define threadIdx (emulator::place.thread)
+#define blockIdx (emulator::place.block)
+
+inline void __syncthreads() { emulator::sync_block(); }
+
+struct Exchange {
+  float in, out;
+  int mask;
+};
+/// The value of the lane whose number differs by `mask`, within 32 lanes.
+inline float shuffle_xor(float value, int mask) {
+  Exchange mine{value, 0.0f, mask};
+  emulator::collective(&mine, 32, [](void* const* all) {
+    for (int lane = 0; lane < 32; ++lane) {
+      auto* to = static_cast<Exchange*>(all[lane]);
+      to->out = static_cast<Exchange*>(all[lane ^ to->mask])->in;
+    }
+  });
+  return mine.out;
+}
+
+inline float half_to_float(uint16_t bits) { return core::half_to_float(bits); }
+inline uint16_t float_to_half(float x) { return core::float_to_half(x); }
+inline float bits_to_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t float_to_bits(float x) { return std::bit_cast<uint32_t>(x); }
+using std::ceil;
+using std::erf;
+using std::exp;
+using std::rint;
+
+template <class Args>
+int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
+  return emulator::run(*static_cast<emulator::Machine*>(stream), {grid.x, grid.y, grid.z}, threads,
+                       [&] { kernel(args); });
+}
+
+#elif defined(__HIP__)
+
+__device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, bits));
+}
+__device__ __forceinline__ uint16_t float_to_half(float x) {
+  return __builtin_bit_cast(uint16_t, static_cast<_Float16>(x));
+}
+__device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+
+template <class Args>
+int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
+  void* pointers[] = {const_cast<Args*>(&args)};
+  return static_cast<int>(hipLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z),
+                                          dim3(static_cast<unsigned>(threads)), pointers, 0,
+                                          static_cast<hipStream_t>(stream)));
+}
+
+#else
+
+__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+__device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+__device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+__device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+
+template <class Args>
+int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
+  void* pointers[] = {const_cast<Args*>(&args)};
+  return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z),
+                                           dim3(static_cast<unsigned>(threads)), pointers, 0,
+                                           static_cast<cudaStream_t>(stream)));
+}
+
+#endif
+
+// What follows is the same for all three.
+
+__device__ __forceinline__ float largest(float a, float b) { return a > b ? a : b; }
+__device__ __forceinline__ float absolute(float x) { return x < 0.0f ? -x : x; }
+__device__ __forceinline__ bool finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
+__device__ __forceinline__ float infinity() { return bits_to_float(0x7f800000u); }
+
+/// Over 32 lanes, in all of them; the order of additions is fixed.
+__device__ __forceinline__ float sum_of_lanes(float x) {
+  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+__device__ __forceinline__ float largest_of_lanes(float x) {
+  for (int mask = 16; mask > 0; mask /= 2) x = largest(x, shuffle_xor(x, mask));
+  return x;
+}
+
+/// Over a block of `kThreads`, in all of them. `shared` has kThreads / 32 floats, which may be used again at once.
+template <int kThreads>
+__device__ __forceinline__ float sum_of_block(float x, float* shared) {
+  x = sum_of_lanes(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0.0f;
+  for (int i = 0; i < kThreads / 32; ++i) x += shared[i];
+  __syncthreads();
+  return x;
+}
+template <int kThreads>
+__device__ __forceinline__ float largest_of_block(float x, float* shared) {
+  x = largest_of_lanes(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = shared[0];
+  for (int i = 1; i < kThreads / 32; ++i) x = largest(x, shared[i]);
+  __syncthreads();
+  return x;
+}
+
+/// Halves never become infinite.
+__device__ __forceinline__ uint16_t float_to_half_saturated(float x) {
+  return float_to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
+}
+__device__ __forceinline__ float bfloat_to_float(uint16_t bits) {
+  return bits_to_float(static_cast<uint32_t>(bits) << 16);
+}
+__device__ __forceinline__ uint16_t float_to_bfloat(float x) {
+  const uint32_t bits = float_to_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+__device__ __forceinline__ float e4m3_to_float(uint32_t bits) {
+  const uint32_t sign = (bits & 0x80u) << 24;
+  if ((bits & 0x7fu) == 0x7fu) return bits_to_float(sign | 0x7fc00000u);
+  return bits_to_float(sign | (bits & 0x7fu) << 20) * 0x1p120f;
+}
+
+/// 2^n for -126 <= n <= 127
+__device__ __forceinline__ float power_of_two(int n) { return bits_to_float(static_cast<uint32_t>(n + 127) << 23); }
+/// floor(log2(x)) for a positive normal x
+__device__ __forceinline__ int exponent_of(float x) { return static_cast<int>(float_to_bits(x) >> 23 & 255u) - 127; }
+
+/// llminfer::Activation
+__device__ __forceinline__ float activate(int activation, float x) {
+  if (activation == 0) return x / (1.0f + exp(-x));
+  if (activation == 1) return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+  const float y = 0.7978845608f * (x + 0.044715f * x * x * x);  // 0.5 (1 + tanh y) = 1 / (1 + exp(-2 y))
+  return x / (1.0f + exp(-2.0f * y));
+}
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

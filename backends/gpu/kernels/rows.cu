@@ -1,0 +1,171 @@
+// Kernels that go over rows: lookup, norm and preparation of activations, angles, rotation, sums. One block per row
+// where a row is reduced, one thread per element elsewhere.
+#include "backends/gpu/kernels/kernels.hpp"
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <Form kForm>
+__global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
+  const int row = static_cast<int>(blockIdx.x), token = a.tokens[row];
+  float* out = a.out.data + row * a.out.stride;
+  if (token < 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < a.width; i += kThreads) {
+      out[i] = a.embeddings[static_cast<int64_t>(row) * a.width + i];
+    }
+    return;
+  }
+  const float factor = a.table.factors[token];
+  for (int chunk = static_cast<int>(threadIdx.x); chunk * 8 < a.width; chunk += kThreads) {
+    const Eight e = decode<kForm>(a.table, token, chunk, a.table.table);
+    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i)
+      out[chunk * 8 + i] = (e.value[i] * e.scale - e.offset) * factor;
+  }
+}
+
+/// The nearest E4M3 number, ties to even; beyond the largest one that.
+__device__ float round_e4m3(float x) {
+  const float magnitude = absolute(x) < 448.0f ? absolute(x) : 448.0f;
+  const int exponent = magnitude < 0x1p-6f ? -6 : exponent_of(magnitude);  // subnormals have the smallest
+  const float step = power_of_two(exponent - 3);
+  const float rounded = rint(magnitude / step) * step;
+  return x < 0.0f ? -rounded : rounded;
+}
+
+/// One value rounded as InputQuantization says; `most` is the largest magnitude of those that share its scale.
+__device__ float round_input(const RoundingArgs& r, float x, float most) {
+  if (!finite(most)) return bits_to_float(0x7fc00000u);
+  if (r.dynamic && most < 0x1p-126f) return 0.0f;
+  const float scale = !r.dynamic ? r.scale : most / (r.kind == 1 ? 127.5f : 448.0f), zero = r.dynamic ? 0.0f : r.zero;
+  if (r.kind == 2) return scale * round_e4m3(x / scale);
+  float code = rint(x / scale) + zero;
+  code = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
+  return scale * (code - zero);
+}
+
+__global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
+  __shared__ float shared[kThreads / 32];
+  const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const float* in = a.in.data + row * a.in.stride;
+  float factor = 1.0f;
+  if (a.norm) {
+    float squares = 0.0f;
+    for (int i = thread; i < a.width; i += kThreads) squares += in[i] * in[i];
+    squares = sum_of_block<kThreads>(squares, shared);
+    factor = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.epsilon);
+  }
+  const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
+  float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
+  if (a.rounding.kind != 0) {
+    // 32 lanes per group of values that share a scale; a scale for all of them takes the whole block.
+    if (a.rounding.dynamic && a.rounding.group > 0) {
+      for (int begin = thread / 32 * a.rounding.group; begin < a.width; begin += kThreads / 32 * a.rounding.group) {
+        const int end = begin + a.rounding.group < a.width ? begin + a.rounding.group : a.width;
+        float most = 0.0f;
+        for (int i = begin + thread % 32; i < end; i += 32) {
+          most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
+        }
+        most = largest_of_lanes(most);
+        for (int i = begin + thread % 32; i < end; i += 32) out[i] = round_input(a.rounding, normed(i), most);
+      }
+    } else {
+      float most = 0.0f;
+      for (int i = thread; i < a.width; i += kThreads) {
+        most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
+      }
+      most = largest_of_block<kThreads>(most, shared);
+      for (int i = thread; i < a.width; i += kThreads) out[i] = round_input(a.rounding, normed(i), most);
+    }
+    __syncthreads();
+  } else if (out) {
+    for (int i = thread; i < a.width; i += kThreads) out[i] = normed(i);
+  }
+  if (!a.halves) return;
+  const auto value = [&](int i) { return a.rounding.kind != 0 ? out[i] : normed(i); };
+  float most = 0.0f;
+  for (int i = thread; i < a.width; i += kThreads) most = largest(most, absolute(value(i)));
+  most = largest_of_block<kThreads>(most, shared);
+  // Magnitudes below 2: exact for whatever is not a millionth of the largest. Infinities and NaN stay what they are.
+  int exponent = most < 0x1p-100f || !finite(most) ? 0 : exponent_of(most);
+  if (exponent > 120) exponent = 120;
+  const float down = power_of_two(-exponent);
+  uint16_t* halves = a.halves + static_cast<int64_t>(row) * a.padded;
+  for (int i = thread; i < a.padded; i += kThreads)
+    halves[i] = i < a.width ? float_to_half(value(i) * down) : uint16_t{0};
+  if (thread == 0) a.scales[row] = power_of_two(exponent);
+}
+
+__global__ void __launch_bounds__(kThreads) angles_kernel(AnglesArgs a) {
+  const int item = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (item >= a.rows * a.pairs) return;
+  const int row = item / a.pairs, pair = item % a.pairs;
+  // Turns are taken off in double precision: positions reach a million.
+  const double angle = static_cast<double>(a.positions[row]) * static_cast<double>(a.frequencies[pair]);
+  const float rest = static_cast<float>(angle - 6.283185307179586 * rint(angle * 0.15915494309189535));
+  float* out = a.angles + static_cast<int64_t>(row) * 2 * a.pairs;
+  out[pair] = cosf(rest) * a.magnitude;
+  out[a.pairs + pair] = sinf(rest) * a.magnitude;
+}
+
+__global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs a) {
+  const int width = a.heads * a.head_dim;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= static_cast<int64_t>(a.rows) * width) return;
+  const int row = static_cast<int>(item / width), i = static_cast<int>(item % width),
+            begin = i / a.head_dim * a.head_dim;
+  a.out.data[row * a.out.stride + i] = rotated(a.rope, row, a.in.data + row * a.in.stride + begin, i - begin);
+}
+
+__global__ void __launch_bounds__(kThreads) glu_kernel(GluArgs a) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= static_cast<int64_t>(a.rows) * a.width) return;
+  const int64_t row = item / a.width, i = item % a.width;
+  a.out.data[row * a.out.stride + i] =
+      activate(a.activation, a.gate.data[row * a.gate.stride + i]) * a.up.data[row * a.up.stride + i];
+}
+
+__global__ void __launch_bounds__(kThreads) add_kernel(AddArgs a) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= static_cast<int64_t>(a.rows) * a.width) return;
+  const int64_t row = item / a.width, i = item % a.width;
+  a.out.data[row * a.out.stride + i] = a.a.data[row * a.a.stride + i] + a.b.data[row * a.b.stride + i];
+}
+
+__global__ void __launch_bounds__(kThreads) gather_kernel(GatherArgs a) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= static_cast<int64_t>(a.count) * a.width) return;
+  const int64_t row = item / a.width, i = item % a.width;
+  a.out.data[row * a.out.stride + i] = a.in.data[(a.indices ? a.indices[row] : row) * a.in.stride + i];
+}
+
+Grid blocks_of(int64_t items) { return {static_cast<unsigned>((items + kThreads - 1) / kThreads)}; }
+
+}  // namespace
+
+int embed(void* stream, const EmbedArgs& args) {
+  return with_form(args.table.form, [&]<Form kForm>() {
+    return launch(stream, {static_cast<unsigned>(args.rows)}, kThreads, embed_kernel<kForm>, args);
+  });
+}
+int prepare(void* stream, const PrepareArgs& args) {
+  return launch(stream, {static_cast<unsigned>(args.rows)}, kThreads, prepare_kernel, args);
+}
+int angles(void* stream, const AnglesArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.rows} * args.pairs), kThreads, angles_kernel, args);
+}
+int rotate(void* stream, const RotateArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.rows} * args.heads * args.head_dim), kThreads, rotate_kernel, args);
+}
+int glu(void* stream, const GluArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, glu_kernel, args);
+}
+int add(void* stream, const AddArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, add_kernel, args);
+}
+int gather(void* stream, const GatherArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.count} * args.width), kThreads, gather_kernel, args);
+}
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

@@ -1,0 +1,345 @@
+#include "backends/gpu/plan.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "backends/common/check.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::gpu {
+namespace {
+
+using core::fail;
+
+std::int64_t on_line(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+std::int64_t float_bytes(std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); }
+
+/// A run of at least so many rows is attended to in tiles.
+constexpr std::int32_t kTileMinRows = 16;
+/// While a long pass may be interrupted, the host is at most so many layers ahead of the device.
+constexpr int kLayersAhead = 2;
+static_assert(kLayersAhead < Device::kMarks);
+
+InputQuantization::Kind kind_of(const GpuWeight& weight) { return weight.input().kind; }
+
+}  // namespace
+
+PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows) {
+  const auto place = [&](std::int64_t size) { return std::exchange(bytes, bytes + on_line(size)); };
+  const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
+  for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(place(float_bytes(stride * max_rows)));
+  for (const RopeTable& table : program.rope_tables) {
+    const auto pairs = static_cast<std::int64_t>(table.inverse_frequency.size());
+    angles.push_back(place(float_bytes(2 * pairs * max_rows)));
+    frequencies.push_back(place(float_bytes(pairs)));
+  }
+  std::int64_t widest = 0;
+  for (const ValueSpec& value : program.values) {
+    if (!steps.logits_direct || &value != &program.values[static_cast<std::size_t>(program.logits)]) {
+      widest = std::max(widest, value.width);
+    }
+  }
+  for (const Step& step : steps.steps) {
+    if (const auto* linear = std::get_if<LinearStep>(&step)) {
+      padded_input = std::max(padded_input, (width(linear->in) + kColumnBlock - 1) / kColumnBlock * kColumnBlock);
+    } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
+      const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
+      query_width = std::max(query_width, width(attention->op.q));
+      part_floats = std::max(part_floats, std::int64_t{attention->op.heads} * (group.head_dim + 2));
+    }
+  }
+  halves = place(2 * padded_input * max_rows);
+  scales = place(float_bytes(max_rows));
+  queries = place(float_bytes(query_width * max_rows));
+  part_floats *= std::max(max_rows, 256);
+  parts = place(float_bytes(part_floats));
+  gathered = place(float_bytes(widest * max_rows));
+  logits = place(steps.logits_direct ? float_bytes(program.vocab_size * std::min(max_rows, kLogitRows)) : 0);
+}
+
+GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
+                 std::vector<std::shared_ptr<const PreparedWeight>> weights, std::int32_t max_rows,
+                 std::shared_ptr<Device> device, bool batch_invariant)
+    : program_(program),
+      steps_(std::move(steps)),
+      layout_(layout),
+      max_rows_(max_rows),
+      device_(std::move(device)),
+      batch_invariant_(batch_invariant),
+      owned_(std::move(weights)) {}
+
+GpuPlan::~GpuPlan() {
+  if (outcome_) (void)core::guarded([&] { return device_->wait(); });  // the device reads what is released now
+}
+
+Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
+                                               std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                               const PlanOptions& options, std::shared_ptr<Device> device,
+                                               bool batch_invariant) {
+  if (options.max_batch_rows < 1 || options.max_batch_rows > 1 << 20) {
+    return fail(ErrorCode::invalid_argument, "PlanOptions::max_batch_rows is ", options.max_batch_rows,
+                "; expected 1 to ", 1 << 20);
+  }
+  Steps steps = LLMINFER_TRY(make_steps(program));
+  if (weights.size() != program.weights.size()) {
+    return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
+  }
+  const PlanLayout layout(program, steps, options.max_batch_rows);
+  std::unique_ptr<GpuPlan> plan(new GpuPlan(program, std::move(steps), layout, std::move(weights),
+                                            options.max_batch_rows, std::move(device), batch_invariant));
+  LLMINFER_TRY(plan->bind_weights());
+  plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
+  for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {
+    const std::vector<float>& frequencies = program.rope_tables[t].inverse_frequency;
+    const std::int64_t bytes = float_bytes(static_cast<std::int64_t>(frequencies.size()));
+    if (bytes == 0) continue;
+    const Buffer host = LLMINFER_TRY(Buffer::make(plan->device_, bytes, true));
+    std::memcpy(host.at(), frequencies.data(), static_cast<std::size_t>(bytes));
+    LLMINFER_TRY(plan->device_->copy(plan->memory_.at(layout.frequencies[t]), host.at(), bytes));
+    LLMINFER_TRY(plan->device_->wait());
+  }
+  bool selected = false;
+  for (const Step& step : plan->steps_.steps) {
+    selected = selected || std::holds_alternative<SelectStep>(step);
+    if (std::holds_alternative<RopeStep>(step)) plan->rotates_selected_ = plan->rotates_selected_ || selected;
+  }
+  return plan;
+}
+
+/// Checks that the weights are this device's and fit.
+Result<void> GpuPlan::bind_weights() {
+  for (std::size_t i = 0; i < owned_.size(); ++i) {
+    const WeightSpec& spec = program_.weights[i];
+    const auto* weight = dynamic_cast<const GpuWeight*>(owned_[i].get());
+    if (!weight || weight->device() != device_.get()) {
+      return fail(ErrorCode::invalid_argument, "weight ", spec.name, " was not prepared by this GPU backend");
+    }
+    if (weight->rows() != spec.rows || weight->cols() != spec.cols) {
+      return fail(ErrorCode::shape_mismatch, "weight ", spec.name, " is [", weight->rows(), ", ", weight->cols(),
+                  "]; expected [", spec.rows, ", ", spec.cols, "]");
+    }
+    weights_.push_back(weight);
+  }
+  for (const Op& op : program_.ops) {
+    const auto* embed = std::get_if<op::Embed>(&op);
+    if (embed) embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
+  }
+  bool rounds = false;
+  for (const Step& step : steps_.steps) {
+    const auto* linear = std::get_if<LinearStep>(&step);
+    if (!linear) continue;
+    const WeightId first = linear->parts.front().weight;
+    rounds = rounds || kind_of(weight(first)) != InputQuantization::Kind::none;
+    for (const LinearPart& part : linear->parts) {
+      for (const WeightId id : {part.weight, part.up_weight}) {
+        if (id == WeightId::none || weight(id).input() == weight(first).input()) continue;
+        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
+                    " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
+                    ", which reads the same");
+      }
+    }
+  }
+  if (rounds) {
+    rounded_ = LLMINFER_TRY(Buffer::make(device_, float_bytes(layout_.padded_input * max_rows_)));
+  }
+  return {};
+}
+
+Result<void> GpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
+  return core::guarded([&]() -> Result<void> {
+    if (outcome_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
+    LLMINFER_TRY(begin(batch, caches));
+    LLMINFER_TRY(upload(batch));
+    Result<void> enqueued;
+    {
+      const Current current(*device_);
+      enqueued = enqueue(batch);
+    }
+    if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
+    // Nothing of a pass that ends early may still run when the caller goes on.
+    if (!enqueued) (void)device_->wait();
+    outcome_ = std::move(enqueued);
+    return {};
+  });
+}
+
+Result<void> GpuPlan::wait() {
+  return core::guarded([&]() -> Result<void> {
+    if (!outcome_) return fail(ErrorCode::invalid_state, "no batch is in flight; call submit() first");
+    Result<void> outcome = *std::move(outcome_);
+    outcome_.reset();
+    if (!outcome) return outcome;
+    LLMINFER_TRY(device_->wait());
+    const float* from = host_out_.at<float>();
+    std::copy_n(from, pass_.logits.size(), pass_.logits.data());
+    std::copy_n(from + pass_.logits.size(), pass_.hidden.size(), pass_.hidden.data());
+    return {};
+  });
+}
+
+/// Checks the batch and lays out what goes up.
+Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> caches) {
+  if (caches.size() != program_.cache_groups.size()) {
+    return fail(ErrorCode::invalid_argument, caches.size(), " caches; the program has ", program_.cache_groups.size(),
+                " cache groups");
+  }
+  pass_ = {};
+  std::vector<std::int32_t> pages;
+  for (std::size_t g = 0; g < caches.size(); ++g) {
+    auto* cache = dynamic_cast<GpuCache*>(caches[g]);
+    const CacheGroup& group = program_.cache_groups[g];
+    if (!cache || cache->device() != device_.get() || cache->group().layers != group.layers ||
+        cache->group().kv_heads != group.kv_heads || cache->group().head_dim != group.head_dim) {
+      return fail(ErrorCode::invalid_argument, "cache ", g,
+                  " was not made for the program's cache group by this backend");
+    }
+    pass_.caches.push_back(cache);
+    pages.push_back(cache->pages());
+  }
+  BatchLimits limits;
+  limits.max_rows = max_rows_;
+  limits.vocab_rows = embed_rows_;
+  limits.hidden_size = program_.hidden_size;
+  limits.vocab_size = program_.vocab_size;
+  limits.groups = program_.cache_groups;
+  limits.pages = pages;
+  LLMINFER_TRY(check_batch(batch, limits));
+  if ((program_.logits == ValueId::none && !batch.logit_rows.empty()) ||
+      (program_.hidden == ValueId::none && !batch.hidden_rows.empty())) {
+    return fail(ErrorCode::invalid_argument, "the batch asks for an output that the program does not have");
+  }
+  lay_out(batch);
+  return {};
+}
+
+void GpuPlan::lay_out(const Batch& batch) {
+  Pass& p = pass_;
+  std::vector<std::int32_t>& words = p.words;
+  const auto append = [&](std::span<const std::int32_t> some) {
+    const auto at = static_cast<std::int64_t>(words.size());
+    words.insert(words.end(), some.begin(), some.end());
+    return at;
+  };
+  p.rows = p.current_rows = static_cast<std::int32_t>(batch.positions.size());
+  p.tokens = append(batch.tokens);
+  p.positions = append(batch.positions);
+
+  std::vector<std::int32_t> selected, selected_positions;
+  std::set_union(batch.logit_rows.begin(), batch.logit_rows.end(), batch.hidden_rows.begin(), batch.hidden_rows.end(),
+                 std::back_inserter(selected));
+  for (const std::int32_t row : selected) selected_positions.push_back(batch.positions[static_cast<std::size_t>(row)]);
+  p.selected_rows = static_cast<std::int32_t>(selected.size());
+  p.selected = append(selected);
+  p.selected_positions = append(selected_positions);
+  const auto append_indexes = [&](std::span<const std::int32_t> wanted) {
+    const auto at = static_cast<std::int64_t>(words.size());
+    for (const std::int32_t row : wanted) {
+      words.push_back(
+          static_cast<std::int32_t>(std::lower_bound(selected.begin(), selected.end(), row) - selected.begin()));
+    }
+    return at;
+  };
+  p.logit_index = append_indexes(batch.logit_rows);
+  p.hidden_index = append_indexes(batch.hidden_rows);
+  p.logit_rows = static_cast<std::int64_t>(batch.logit_rows.size());
+  p.hidden_rows = static_cast<std::int64_t>(batch.hidden_rows.size());
+  p.logits = batch.logits;
+  p.hidden = batch.hidden;
+  p.has_embeddings = !batch.embeddings.empty();
+
+  // Where each row's block table begins, then the tables.
+  for (std::size_t g = 0; g < p.caches.size(); ++g) {
+    p.begins.push_back(static_cast<std::int64_t>(words.size()));
+    words.resize(words.size() + static_cast<std::size_t>(p.rows));
+  }
+  p.pages = static_cast<std::int64_t>(words.size());
+  for (const Run& run : batch.runs) {
+    const auto used = static_cast<std::size_t>((run.first_position + run.rows + kPageTokens - 1) / kPageTokens);
+    for (std::size_t g = 0; g < p.caches.size(); ++g) {
+      const auto begin = static_cast<std::int32_t>(append(run.block_tables[g].first(used)) - p.pages);
+      std::fill_n(words.begin() + p.begins[g] + run.first_row, run.rows, begin);
+    }
+  }
+
+  // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together.
+  p.tasks = static_cast<std::int64_t>(words.size());
+  for (const Run& run : batch.runs) {
+    const std::int32_t tokens = run.first_position + run.rows;
+    p.all_rows = {0, p.rows, std::max(p.all_rows.longest, tokens)};
+    if (run.rows < kTileMinRows) {
+      if (!p.single_rows.empty() && p.single_rows.back().first + p.single_rows.back().count == run.first_row) {
+        p.single_rows.back().count += run.rows;
+        p.single_rows.back().longest = std::max(p.single_rows.back().longest, tokens);
+      } else {
+        p.single_rows.push_back({run.first_row, run.rows, tokens});
+      }
+      continue;
+    }
+    for (std::int32_t row = 0; row < run.rows; row += kTileRows) {
+      words.push_back(run.first_row + row);
+      words.push_back(std::min(run.rows - row, std::int32_t{kTileRows}));
+      ++p.task_count;
+    }
+  }
+}
+
+Result<void> GpuPlan::upload(const Batch& batch) {
+  const auto grow = [&](Buffer& buffer, std::int64_t bytes, bool host) -> Result<void> {
+    if (buffer.bytes() < bytes) buffer = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, host));
+    return {};
+  };
+  const auto send = [&](Buffer& to, Buffer& through, const void* from, std::size_t size) -> Result<void> {
+    const auto bytes = static_cast<std::int64_t>(size);
+    LLMINFER_TRY(grow(to, bytes, false));
+    LLMINFER_TRY(grow(through, bytes, true));
+    std::memcpy(through.at(), from, size);
+    return device_->copy(to.at(), through.at(), bytes);
+  };
+  LLMINFER_TRY(send(words_, host_words_, pass_.words.data(), pass_.words.size() * sizeof(std::int32_t)));
+  if (pass_.has_embeddings) {
+    LLMINFER_TRY(send(embeddings_, host_embeddings_, batch.embeddings.data(), batch.embeddings.size_bytes()));
+  }
+  return grow(host_out_, float_bytes(static_cast<std::int64_t>(pass_.logits.size() + pass_.hidden.size())), true);
+}
+
+Result<void> GpuPlan::enqueue(const Batch& batch) {
+  LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
+  const auto interrupted = [&] { return batch.interrupted && batch.interrupted(); };
+  if (interrupted()) pass_.stop = true;
+  for (std::size_t i = 0; i < steps_.steps.size() && !pass_.stop; ++i) {
+    const Step& step = steps_.steps[i];
+    if (std::holds_alternative<AttentionStep>(step) && batch.interrupted) {
+      // Not so far ahead that an interruption would come too late.
+      if (pass_.rows >= kTileMinRows && pass_.layers >= kLayersAhead) {
+        LLMINFER_TRY(device_->wait_for((pass_.layers - kLayersAhead) % Device::kMarks));
+      }
+      if (interrupted()) {
+        pass_.stop = true;
+        return {};
+      }
+    }
+    LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
+    if (std::holds_alternative<AttentionStep>(step)) LLMINFER_TRY(device_->mark(pass_.layers++ % Device::kMarks));
+    if (pass_.current_rows == 0) return {};  // nothing was asked for
+  }
+  return fetch_outputs();
+}
+
+/// What the batch asked for, to the host.
+Result<void> GpuPlan::fetch_outputs() {
+  if (!steps_.logits_direct && pass_.logit_rows > 0) {
+    const RowsArgs rows = LLMINFER_TRY(gather(value(program_.logits), program_.vocab_size, pass_.logit_index,
+                                              static_cast<std::int32_t>(pass_.logit_rows)));
+    LLMINFER_TRY(device_->copy(host_out_.at(), rows.data, float_bytes(pass_.logit_rows * program_.vocab_size)));
+  }
+  if (pass_.hidden_rows > 0) {
+    const RowsArgs rows = LLMINFER_TRY(gather(value(program_.hidden), program_.hidden_size, pass_.hidden_index,
+                                              static_cast<std::int32_t>(pass_.hidden_rows)));
+    LLMINFER_TRY(device_->copy(host_out_.at(float_bytes(static_cast<std::int64_t>(pass_.logits.size()))), rows.data,
+                               float_bytes(pass_.hidden_rows * program_.hidden_size)));
+  }
+  return {};
+}
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,136 @@
+// GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
+// and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+
+#include "backends/common/steps.hpp"
+#include "backends/gpu/cache.hpp"
+#include "backends/gpu/device.hpp"
+#include "backends/gpu/weight.hpp"
+
+namespace llminfer::gpu {
+
+using namespace backend;  // steps and checks, which all backends of this tree share
+
+/// Logits are computed so many rows at a time: a vocabulary is wide.
+inline constexpr std::int32_t kLogitRows = 64;
+
+/// The sizes of a plan's device memory, known from the program alone. Offsets are in bytes.
+struct PlanLayout {
+  PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows);
+
+  std::vector<std::int64_t> buffers;      ///< per Steps buffer: floats [max_rows, stride]
+  std::vector<std::int64_t> angles;       ///< per rope table
+  std::vector<std::int64_t> frequencies;  ///< per rope table: its floats
+  std::int64_t padded_input = 0;          ///< widest input of a linear layer, padded
+  std::int64_t halves = 0;                ///< [max_rows, padded_input]
+  std::int64_t scales = 0;                ///< [max_rows]
+  std::int64_t queries = 0, query_width = 0;
+  std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
+  std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
+  std::int64_t logits = 0;                  ///< floats [kLogitRows, vocab_size], if the last layer writes them
+  std::int64_t bytes = 0;
+};
+
+class GpuPlan final : public Plan {
+ public:
+  /// Errors: invalid_argument, shape_mismatch, unsupported, out_of_memory, device_error.
+  static Result<std::unique_ptr<GpuPlan>> make(const Program& program,
+                                               std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                               const PlanOptions& options, std::shared_ptr<Device> device,
+                                               bool batch_invariant);
+  ~GpuPlan() override;
+
+  std::int64_t bytes() const noexcept override { return memory_.bytes() + rounded_.bytes(); }
+  Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
+  Result<void> wait() override;
+
+ private:
+  /// Rows [first, first + count), of which the last positions go up to `longest`.
+  struct RowRange {
+    std::int32_t first = 0, count = 0, longest = 0;
+  };
+  /// The pass that is being enqueued or runs.
+  struct Pass {
+    std::vector<GpuCache*> caches;
+    std::vector<std::int32_t> words;  ///< what goes up: all that follows, as offsets into it
+    std::int64_t tokens = 0, positions = 0;
+    std::int64_t selected = 0;  ///< ascending rows whose logits or hidden states are wanted
+    std::int64_t selected_positions = 0;
+    std::int64_t logit_index = 0, hidden_index = 0;  ///< of each wanted row among the selected ones
+    std::vector<std::int64_t> begins;                ///< per cache group [rows]
+    std::int64_t pages = 0;                          ///< all block tables of all groups
+    std::int64_t tasks = 0;                          ///< TileTasks
+    std::int32_t task_count = 0;
+    std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
+    RowRange all_rows{};
+    std::int32_t rows = 0, selected_rows = 0;
+    std::int32_t current_rows = 0;  ///< that the next step works on
+    bool has_embeddings = false;
+    std::int64_t logit_rows = 0, hidden_rows = 0;
+    std::span<float> logits, hidden;
+    int layers = 0;     ///< attention steps enqueued
+    bool stop = false;  ///< interrupted
+  };
+
+  GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
+          std::vector<std::shared_ptr<const PreparedWeight>> weights, std::int32_t max_rows,
+          std::shared_ptr<Device> device, bool batch_invariant);
+  Result<void> bind_weights();
+  Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
+  void lay_out(const Batch& batch);
+  Result<void> upload(const Batch& batch);
+  Result<void> enqueue(const Batch& batch);
+  Result<void> fetch_outputs();
+
+  Result<void> run(const EmbedStep& step);
+  Result<void> run(const NormStep& step);
+  Result<void> run(const LinearStep& step);
+  Result<void> run(const RopeStep& step);
+  Result<void> run(const AttentionStep& step);
+  Result<void> run(const GluStep& step);
+  Result<void> run(const AddStep& step);
+  Result<void> run(const SelectStep& step);
+  Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
+  Result<void> run_part(const LinearPart& part);
+  Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
+  Result<void> run_logits(const LinearStep& step);
+  Result<void> attend_rows(const AttendArgs& args, const RowRange& range);
+  Result<void> compute_angles(std::int64_t positions, std::int32_t rows);
+  /// The rows of a value that `indices` (words) names, to the gathered rows.
+  Result<RowsArgs> gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count);
+
+  const GpuWeight& weight(WeightId id) const noexcept { return *weights_[static_cast<std::size_t>(id)]; }
+  const float* vector(WeightId id) const noexcept { return id == WeightId::none ? nullptr : weight(id).vector(); }
+  std::int64_t width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }
+  RowsArgs value(ValueId id) const noexcept;
+  RopeArgs rope(std::int32_t table) const noexcept;
+  TablesArgs tables(std::int32_t group) const noexcept;
+  const std::int32_t* words(std::int64_t at) const noexcept { return words_.at<std::int32_t>(at * 4); }
+  const KernelTable& kernels() const noexcept { return device_->kernels(); }
+
+  const Program program_;
+  const Steps steps_;
+  const PlanLayout layout_;
+  const std::int32_t max_rows_;
+  const std::shared_ptr<Device> device_;
+  const bool batch_invariant_;
+  std::vector<std::shared_ptr<const PreparedWeight>> owned_;
+  std::vector<const GpuWeight*> weights_;
+  std::int64_t embed_rows_ = 0;
+  Buffer memory_;
+  Buffer rounded_;                       ///< floats [max_rows, padded_input], where a weight declares a rounding
+  bool rotates_selected_ = false;        ///< a RopeStep comes after the selection
+  Buffer words_, host_words_;            ///< Pass::words on the device and on its way there; grow
+  Buffer embeddings_, host_embeddings_;  ///< likewise
+  Buffer host_out_;                      ///< logits and hidden states on their way back; grows
+  Pass pass_;
+  std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for
+};
+
+}  // namespace llminfer::gpu

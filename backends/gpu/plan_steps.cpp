@@ -1,0 +1,262 @@
+// What each fused step launches.
+#include <algorithm>
+
+#include "backends/gpu/plan.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::gpu {
+namespace {
+
+/// Keys that a split of a batch-invariant attention has, in pages: the same for every batch.
+constexpr int kInvariantSplitPages = 16;
+/// Blocks per multiprocessor that attention is split into.
+constexpr int kBlocksPerUnit = 4;
+
+RoundingArgs rounding_of(const InputQuantization& input) {
+  return {static_cast<int>(input.kind), input.dynamic, input.group, input.scale, static_cast<float>(input.zero)};
+}
+
+}  // namespace
+
+RowsArgs GpuPlan::value(ValueId id) const noexcept {
+  const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
+  return {memory_.at<float>(layout_.buffers[buffer]), steps_.buffer_strides[buffer]};
+}
+
+RopeArgs GpuPlan::rope(std::int32_t table) const noexcept {
+  if (table < 0) return {nullptr, 0, 0};
+  const RopeTable& rope = program_.rope_tables[static_cast<std::size_t>(table)];
+  return {memory_.at<float>(layout_.angles[static_cast<std::size_t>(table)]),
+          static_cast<int>(rope.inverse_frequency.size()), rope.interleaved};
+}
+
+TablesArgs GpuPlan::tables(std::int32_t group) const noexcept {
+  return {words(pass_.pages), words(pass_.begins[static_cast<std::size_t>(group)]), words(pass_.positions)};
+}
+
+Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) {
+  for (std::size_t t = 0; t < program_.rope_tables.size(); ++t) {
+    const RopeTable& table = program_.rope_tables[t];
+    const auto pairs = static_cast<int>(table.inverse_frequency.size());
+    if (pairs == 0) continue;
+    const AnglesArgs args{words(positions), memory_.at<float>(layout_.frequencies[t]), pairs, rows,
+                          table.magnitude,  memory_.at<float>(layout_.angles[t])};
+    LLMINFER_TRY(device_->check(kernels().angles(device_->stream(), args), "angles"));
+  }
+  return {};
+}
+
+Result<RowsArgs> GpuPlan::gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count) {
+  const RowsArgs out{memory_.at<float>(layout_.gathered), width};
+  const GatherArgs args{in, words(indices), count, static_cast<int>(width), out};
+  LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), args), "gather"));
+  return out;
+}
+
+Result<void> GpuPlan::run(const EmbedStep& step) {
+  EmbedArgs args{};
+  args.table = weight(step.table).matrix();
+  args.tokens = words(pass_.tokens);
+  args.embeddings = embeddings_.at<float>();
+  args.rows = pass_.current_rows;
+  args.width = static_cast<int>(width(step.out));
+  args.out = value(step.out);
+  return device_->check(kernels().embed(device_->stream(), args), "embed");
+}
+
+Result<void> GpuPlan::run(const NormStep& step) {
+  PrepareArgs args{};
+  args.in = value(step.in);
+  args.norm = vector(step.weight);
+  args.epsilon = step.epsilon;
+  args.rows = pass_.current_rows;
+  args.width = static_cast<int>(width(step.in));
+  args.out = value(step.out);
+  return device_->check(kernels().prepare(device_->stream(), args), "norm");
+}
+
+/// `in` normed, rounded and as halves: what the step's layers read.
+Result<void> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows) {
+  const GpuWeight& first = weight(step.parts.front().weight);
+  PrepareArgs args{};
+  args.in = in;
+  args.norm = vector(step.norm);
+  args.epsilon = step.epsilon;
+  args.rounding = rounding_of(first.input());
+  args.rows = rows;
+  args.width = static_cast<int>(width(step.in));
+  args.padded = first.matrix().cols;
+  if (args.rounding.kind != 0) args.out = {rounded_.at<float>(), layout_.padded_input};
+  args.halves = memory_.at<std::uint16_t>(layout_.halves);
+  args.scales = memory_.at<float>(layout_.scales);
+  return device_->check(kernels().prepare(device_->stream(), args), "prepare");
+}
+
+Result<void> GpuPlan::run(const LinearStep& step) {
+  if (steps_.logits_direct && &step == std::get_if<LinearStep>(&steps_.steps.back())) return run_logits(step);
+  LLMINFER_TRY(prepare(value(step.in), step, pass_.current_rows));
+  for (const LinearPart& part : step.parts) LLMINFER_TRY(run_part(part));
+  return {};
+}
+
+/// out = prepared rows * weight^T + bias + residual, by the kernel for so many rows.
+Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
+  args.weight = weight(id).matrix();
+  args.bias = vector(bias);
+  args.in = memory_.at<std::uint16_t>(layout_.halves);
+  args.in_scales = memory_.at<float>(layout_.scales);
+  const bool few = args.rows <= kFewRows && !batch_invariant_;
+  const int error = (few ? kernels().linear_few : kernels().linear_many)(device_->stream(), args);
+  return device_->check(error, few ? "linear_few" : "linear_many");
+}
+
+Result<void> GpuPlan::run_part(const LinearPart& part) {
+  LinearArgs args{};
+  args.rows = pass_.current_rows;
+  args.out = value(part.out);
+  if (part.tail == LinearPart::Tail::add) args.residual = value(part.residual);
+  if (part.tail != LinearPart::Tail::glu) return linear(args, part.weight, part.bias);
+
+  args.activation = static_cast<int>(part.activation);
+  const MatrixArgs up = weight(part.up_weight).matrix();
+  if (args.rows <= kFewRows && !batch_invariant_ && up.form == weight(part.weight).matrix().form) {
+    args.up = up;
+    args.up_bias = vector(part.up_bias);
+    return linear(args, part.weight, part.bias);
+  }
+  LLMINFER_TRY(linear(args, part.weight, part.bias));
+  args.out = value(part.up);
+  LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
+  const GluArgs glu{value(part.out), value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
+                    args.activation};
+  return device_->check(kernels().glu(device_->stream(), glu), "glu");
+}
+
+/// The last layer, for the rows whose logits are wanted alone, and straight to the host.
+Result<void> GpuPlan::run_logits(const LinearStep& step) {
+  const LinearPart& part = step.parts.front();
+  for (std::int64_t first = 0; first < pass_.logit_rows; first += kLogitRows) {
+    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows));
+    const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
+    LLMINFER_TRY(prepare(in, step, count));
+    LinearArgs args{};
+    args.rows = count;
+    args.out = {memory_.at<float>(layout_.logits), program_.vocab_size};
+    LLMINFER_TRY(linear(args, part.weight, part.bias));
+    const std::int64_t row_bytes = program_.vocab_size * static_cast<std::int64_t>(sizeof(float));
+    LLMINFER_TRY(device_->copy(host_out_.at(first * row_bytes), args.out.data, count * row_bytes));
+  }
+  return {};
+}
+
+Result<void> GpuPlan::run(const RopeStep& step) {
+  RotateArgs args{};
+  args.in = value(step.in);
+  args.out = value(step.out);
+  args.rope = rope(step.table);
+  args.rows = pass_.current_rows;
+  args.heads = static_cast<int>(width(step.in) / step.head_dim);
+  args.head_dim = step.head_dim;
+  return device_->check(kernels().rotate(device_->stream(), args), "rotate");
+}
+
+Result<void> GpuPlan::run(const AttentionStep& step) {
+  const CacheGroup& group = program_.cache_groups[static_cast<std::size_t>(step.op.group)];
+  const GpuCache& storage = *pass_.caches[static_cast<std::size_t>(step.op.group)];
+  StoreArgs store{};
+  store.cache = storage.layer(step.op.layer);
+  store.tables = tables(step.op.group);
+  store.q = value(step.op.q);
+  store.k = value(step.op.k);
+  store.v = value(step.op.v);
+  store.q_rope = rope(step.q_rope);
+  store.k_rope = rope(step.k_rope);
+  store.scale = step.op.scale;
+  store.rows = pass_.rows;
+  store.heads = step.op.heads;
+  store.q_out = {memory_.at<float>(layout_.queries), layout_.query_width};
+  LLMINFER_TRY(device_->check(kernels().store(device_->stream(), store), "store"));
+
+  AttendArgs attend{};
+  attend.cache = store.cache;
+  attend.tables = store.tables;
+  attend.q = store.q_out;
+  attend.heads = step.op.heads;
+  attend.window = group.window;
+  attend.parts = memory_.at<float>(layout_.parts);
+  attend.out = value(step.op.out);
+  // Tiles round to halves, which a cache of floats was not chosen for, and depend on how a prompt is cut.
+  const bool tiles = !batch_invariant_ && storage.type() != CacheType::f32 && store.cache.padded_dim <= kMaxTileDim;
+  if (!tiles) return attend_rows(attend, pass_.all_rows);
+  for (const RowRange& range : pass_.single_rows) LLMINFER_TRY(attend_rows(attend, range));
+  if (pass_.task_count == 0) return {};
+  AttendTilesArgs args{};
+  args.cache = attend.cache;
+  args.tables = attend.tables;
+  args.q = attend.q;
+  args.tasks = reinterpret_cast<const TileTask*>(words(pass_.tasks));
+  args.task_count = pass_.task_count;
+  args.heads = attend.heads;
+  args.window = attend.window;
+  args.out = attend.out;
+  return device_->check(kernels().attend_tiles(device_->stream(), args), "attend_tiles");
+}
+
+Result<void> GpuPlan::attend_rows(const AttendArgs& common, const RowRange& range) {
+  AttendArgs args = common;
+  const std::int64_t part_floats = std::int64_t{args.heads} * (args.cache.head_dim + 2);
+  const auto most_splits = static_cast<std::int32_t>(layout_.part_floats / part_floats);
+  // A window may begin in the middle of a page.
+  const std::int32_t seen = args.window > 0 ? std::min(range.longest, args.window + kPageTokens) : range.longest;
+  const std::int32_t pages = (seen + kPageTokens - 1) / kPageTokens;
+  if (batch_invariant_) {
+    args.pages_per_split = kInvariantSplitPages;
+  } else {
+    const std::int64_t blocks = std::int64_t{range.count} * args.cache.kv_heads;
+    const std::int64_t wanted = std::clamp<std::int64_t>(kBlocksPerUnit * device_->info().units / blocks, 1, pages);
+    args.pages_per_split = static_cast<int>((pages + wanted - 1) / wanted);
+  }
+  args.splits = (pages + args.pages_per_split - 1) / args.pages_per_split;
+  while (args.splits > most_splits) {  // a context of millions of tokens
+    args.pages_per_split *= 2;
+    args.splits = (pages + args.pages_per_split - 1) / args.pages_per_split;
+  }
+  const std::int32_t rows = args.splits == 1 ? range.count : most_splits / args.splits;
+  for (std::int32_t row = 0; row < range.count; row += rows) {
+    args.first_row = range.first + row;
+    args.rows = std::min(rows, range.count - row);
+    LLMINFER_TRY(device_->check(kernels().attend(device_->stream(), args), "attend"));
+  }
+  return {};
+}
+
+Result<void> GpuPlan::run(const GluStep& step) {
+  const GluArgs args{value(step.op.gate),
+                     value(step.op.up),
+                     value(step.op.out),
+                     pass_.current_rows,
+                     static_cast<int>(width(step.op.out)),
+                     static_cast<int>(step.op.activation)};
+  return device_->check(kernels().glu(device_->stream(), args), "glu");
+}
+
+Result<void> GpuPlan::run(const AddStep& step) {
+  const AddArgs args{value(step.op.a), value(step.op.b), value(step.op.out), pass_.current_rows,
+                     static_cast<int>(width(step.op.out))};
+  return device_->check(kernels().add(device_->stream(), args), "add");
+}
+
+Result<void> GpuPlan::run(const SelectStep& step) {
+  pass_.current_rows = pass_.selected_rows;
+  if (pass_.selected_rows == pass_.rows || pass_.selected_rows == 0) return {};
+  for (const ValueId id : step.values) {
+    const RowsArgs rows = value(id);
+    const RowsArgs some = LLMINFER_TRY(gather(rows, width(id), pass_.selected, pass_.selected_rows));
+    LLMINFER_TRY(device_->check(
+        kernels().gather(device_->stream(), {some, nullptr, pass_.selected_rows, static_cast<int>(width(id)), rows}),
+        "gather"));
+  }
+  return rotates_selected_ ? compute_angles(pass_.selected_positions, pass_.selected_rows) : Result<void>();
+}
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,135 @@
+// RuntimeDevice: a Device on the CUDA runtime or on HIP's, which are the same but for names. `Api` has the names
+// (backends/cuda/runtime.cpp, backends/hip/runtime.cpp): static functions that give the runtime's error code.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <sstream>
+
+#include "backends/gpu/device.hpp"
+#include "core/error.hpp"
+
+namespace llminfer::gpu {
+
+template <class Api>
+class RuntimeDevice final : public Device {
+ public:
+  /// Errors: no_device, unsupported, out_of_memory, device_error.
+  static Result<std::shared_ptr<Device>> make(int index) {
+    using core::fail;
+    int count = 0;
+    if (const int error = Api::device_count(&count); error != 0 || count == 0) {
+      (void)Api::take_error();
+      return fail(ErrorCode::no_device, "no ", Api::kVendor, " GPU: ", error ? Api::message(error) : "none found");
+    }
+    if (index < 0 || index >= count) {
+      return fail(ErrorCode::no_device, "GpuOptions::device is ", index, "; this machine has ", count, " ",
+                  Api::kVendor, count == 1 ? " GPU" : " GPUs");
+    }
+    const std::shared_ptr<RuntimeDevice> device(new RuntimeDevice(index));
+    const Current current(*device);
+    LLMINFER_TRY(device->status(Api::describe(index, device->info_), "device properties"));
+    LLMINFER_TRY(device->status(Api::make_stream(&device->stream_), "a stream"));
+    for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
+    if (const int error = device->kernels().probe(device->stream_); error != 0) {
+      (void)Api::take_error();
+      return fail(ErrorCode::unsupported, "this build has no code for ", device->info_.name, " (",
+                  device->info_.architecture, "): ", Api::message(error));
+    }
+    LLMINFER_TRY(device->wait());
+    return std::shared_ptr<Device>(device);
+  }
+
+  ~RuntimeDevice() override {
+    const Current current(*this);
+    if (stream_) (void)Api::wait(stream_);
+    for (const typename Api::Event mark : marks_) {
+      if (mark) (void)Api::destroy_event(mark);
+    }
+    if (stream_) (void)Api::destroy_stream(stream_);
+  }
+
+  const DeviceInfo& info() const noexcept override { return info_; }
+  const KernelTable& kernels() const noexcept override { return Api::kernels(); }
+  void* stream() noexcept override { return stream_; }
+  int enter() noexcept override {
+    int previous = index_;
+    (void)Api::get_device(&previous);
+    if (previous != index_) (void)Api::set_device(index_);
+    return previous;
+  }
+  void leave(int previous) noexcept override {
+    if (previous != index_) (void)Api::set_device(previous);
+  }
+
+  Result<void*> allocate(std::int64_t bytes) override {
+    const Current current(*this);
+    void* memory = nullptr;
+    LLMINFER_TRY(status(Api::allocate(&memory, static_cast<std::size_t>(bytes)), bytes, "bytes of device memory"));
+    return memory;
+  }
+  void release(void* memory) noexcept override {
+    const Current current(*this);
+    (void)Api::release(memory);
+  }
+  Result<void*> allocate_host(std::int64_t bytes) override {
+    const Current current(*this);
+    void* memory = nullptr;
+    LLMINFER_TRY(status(Api::allocate_host(&memory, static_cast<std::size_t>(bytes)), bytes, "bytes of pinned memory"));
+    return memory;
+  }
+  void release_host(void* memory) noexcept override {
+    const Current current(*this);
+    (void)Api::release_host(memory);
+  }
+
+  Result<void> copy(void* to, const void* from, std::int64_t bytes) override {
+    const Current current(*this);
+    return status(Api::copy(to, from, static_cast<std::size_t>(bytes), stream_), "a copy of", bytes, "bytes");
+  }
+  Result<void> copy_pieces(void* to, const void* from, std::int64_t bytes, std::int64_t pitch,
+                           std::int64_t height) override {
+    const Current current(*this);
+    return status(Api::copy_pieces(to, from, static_cast<std::size_t>(bytes), static_cast<std::size_t>(pitch),
+                                   static_cast<std::size_t>(height), stream_),
+                  "a copy of", height, "pieces");
+  }
+  Result<void> clear(void* memory, std::int64_t bytes) override {
+    const Current current(*this);
+    return status(Api::clear(memory, static_cast<std::size_t>(bytes), stream_), "clearing", bytes, "bytes");
+  }
+  Result<void> wait() override {
+    const Current current(*this);
+    return status(Api::wait(stream_), "the work that was given to it");
+  }
+  Result<void> mark(int place) override {
+    const Current current(*this);
+    return status(Api::record(marks_[place], stream_), "an event");
+  }
+  Result<void> wait_for(int place) override {
+    const Current current(*this);
+    return status(Api::wait_event(marks_[place]), "the work that was given to it");
+  }
+  Result<void> check(int error, const char* what) override { return status(error, "kernel", what); }
+
+ private:
+  explicit RuntimeDevice(int index) : index_(index) {}
+
+  template <class... Words>
+  Result<void> status(int error, const Words&... words) {
+    if (error == 0) return {};
+    (void)Api::take_error();  // what is not sticky must not show up in the host's own calls
+    const bool memory = error == Api::kOutOfMemory;
+    std::ostringstream what;
+    ((what << words << ' '), ...);
+    return core::fail(memory ? ErrorCode::out_of_memory : ErrorCode::device_error, info_.kind, " device ", index_, ": ",
+                      what.str(), "failed: ", Api::message(error));
+  }
+
+  const int index_;
+  DeviceInfo info_;
+  typename Api::Stream stream_ = nullptr;
+  typename Api::Event marks_[kMarks] = {};
+};
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,324 @@
+#include "backends/gpu/weight.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/half.hpp"
+#include "quant/format.hpp"
+#include "quant/traits_w.hpp"
+
+namespace llminfer::gpu {
+namespace {
+
+using core::fail;
+
+std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
+
+/// Tables as floats, so that those that are no integers stay exact.
+struct Table {
+  float values[16];
+};
+Table floats_of(const std::int8_t* integers) {
+  Table table{};
+  for (int i = 0; i < 16; ++i) table.values[i] = integers[i];
+  return table;
+}
+const float* table_of(WeightType type, const quant::GroupedShape& shape) {
+  if (type == WeightType::nf4) return quant::kNf4Values;
+  if (type == WeightType::fp4) return quant::kFp4Values;
+  static const Table iq4 = floats_of(quant::format(WeightType::iq4_nl).shape.table);
+  static const Table e2m1 = floats_of(quant::format(WeightType::mxfp4).shape.table);
+  return shape.table == quant::format(WeightType::iq4_nl).shape.table ? iq4.values : e2m1.values;
+}
+
+Form form_of(const quant::GroupedShape& shape) {
+  if (shape.table) return Form::table4;
+  switch (shape.bits) {
+    case 2:
+      return Form::codes2;
+    case 3:
+      return Form::codes3;
+    case 4:
+      return Form::codes4;
+    case 5:
+      return Form::codes5;
+    case 6:
+      return Form::codes6;
+    default:
+      return Form::codes8;
+  }
+}
+
+/// 2^n such that x / 2^n lies in [1, 2); 1 for zeros and for what is no number.
+float power_below(float x) {
+  if (!(x >= 0x1p-100f) || !std::isfinite(x)) return 1.0f;
+  return std::ldexp(1.0f, std::clamp(std::ilogb(x), -100, 100));
+}
+
+/// One row on its way to the device, in host memory.
+struct RowOut {
+  std::byte *high, *pairs, *bits;
+  std::uint16_t *scales, *minimums;
+  float* factor;
+};
+
+void write_halves(const std::vector<float>& values, std::int64_t padded, const RowOut& out) {
+  float most = 0.0f;
+  for (const float x : values) most = std::max(most, std::isfinite(x) ? std::abs(x) : 0.0f);
+  *out.factor = power_below(most);
+  auto* halves = reinterpret_cast<std::uint16_t*>(out.high);
+  for (std::size_t i = 0; i < values.size(); ++i) halves[i] = core::float_to_half(values[i] / *out.factor);
+  std::fill(halves + values.size(), halves + padded, std::uint16_t{0});
+}
+
+/// Codes of a whole row, and the scale and minimum of each group, as floats.
+struct RowCodes {
+  std::vector<std::uint8_t> code;
+  std::vector<float> scale, minimum;
+};
+
+void decompose_row(const quant::Format& format, const std::uint8_t* data, std::int64_t cols, RowCodes& row) {
+  const std::int64_t blocks = cols / format.block_values;
+  std::size_t group = 0;
+  for (std::int64_t b = 0; b < blocks; ++b, data += format.block_bytes) {
+    std::uint8_t* const codes = row.code.data() + b * format.block_values;
+    if (!format.decompose) {  // FP8: a float and 32 bytes
+      std::memcpy(&row.scale[group++], data, sizeof(float));
+      std::memcpy(codes, data + sizeof(float), static_cast<std::size_t>(format.block_values));
+      continue;
+    }
+    quant::GroupedBlock block;
+    format.decompose(data, block);
+    std::memcpy(codes, block.code, static_cast<std::size_t>(format.block_values));
+    // Tables of values beyond integers are decomposed to 127ths.
+    const float unit = format.shape.exact ? 1.0f : 127.0f;
+    for (int g = 0; g < format.block_values / format.shape.group; ++g, ++group) {
+      row.scale[group] = block.scale[g] * unit;
+      row.minimum[group] = format.shape.minimum ? block.minimum[g] : 0.0f;
+    }
+  }
+}
+
+void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& out) {
+  // The largest magnitude that a group can have, so that halves hold the element itself, too.
+  float range = 1.0f;
+  switch (layout.form) {
+    case Form::codes2:
+      range = 3;
+      break;
+    case Form::codes3:
+      range = 7;
+      break;
+    case Form::codes4:
+      range = 15;
+      break;
+    case Form::codes5:
+      range = 31;
+      break;
+    case Form::codes6:
+      range = 63;
+      break;
+    case Form::codes8:
+      range = 255;
+      break;
+    case Form::table4:
+      for (int i = 0; i < 16; ++i) range = std::max(range, std::abs(layout.table[i]));
+      break;
+    default:
+      range = 448;
+  }
+  float most = 0.0f;
+  for (std::size_t g = 0; g < row.scale.size(); ++g) {
+    const float bound = std::max(std::abs(row.scale[g]) * range, std::abs(row.minimum[g]));
+    most = std::max(most, std::isfinite(bound) ? bound : 0.0f);
+  }
+  *out.factor = power_below(most);
+  for (std::size_t g = 0; g < row.scale.size(); ++g) {
+    out.scales[g] = core::float_to_half(row.scale[g] / *out.factor);
+    if (out.minimums) out.minimums[g] = core::float_to_half(row.minimum[g] / *out.factor);
+  }
+  const auto eights = row.code.size() / 8;
+  for (std::size_t e = 0; e < eights; ++e) {
+    const std::uint8_t* code = row.code.data() + 8 * e;
+    if (layout.form == Form::codes8 || layout.form == Form::e4m3) {
+      std::memcpy(out.high + 8 * e, code, 8);
+      continue;
+    }
+    std::uint32_t nibbles = 0, pairs = 0, bits = 0;
+    const bool narrow = layout.form == Form::codes2 || layout.form == Form::codes3;
+    for (int i = 0; i < 8; ++i) {
+      nibbles |= (code[i] & 15u) << (4 * i);
+      pairs |= ((narrow ? code[i] : code[i] >> 4) & 3u) << (2 * i);
+      bits |= (static_cast<std::uint32_t>(code[i] >> (narrow ? 2 : 4)) & 1u) << i;
+    }
+    if (layout.high_row) std::memcpy(out.high + 4 * e, &nibbles, 4);
+    if (layout.pairs_row) std::memcpy(out.pairs + 2 * e, &pairs, 2);
+    if (layout.bits_row) std::memcpy(out.bits + e, &bits, 1);
+  }
+}
+
+}  // namespace
+
+MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
+  const quant::Format& format = quant::format(type);
+  MatrixLayout l;
+  l.rows = rows;
+  l.cols = cols;
+  l.padded_cols = round_up(cols, kColumnBlock);
+  const bool fp8 = type == WeightType::fp8;
+  const bool codes = (format.shape.bits > 0 || fp8) && !permuted;  // kernels know no order of columns
+  if (codes) {
+    l.form = fp8 ? Form::e4m3 : form_of(format.shape);
+    l.group = fp8 ? 32 : format.shape.group;
+    l.zero = static_cast<float>(format.shape.zero);
+    l.minimums = format.shape.minimum;
+    if (l.form == Form::table4) l.table = table_of(type, format.shape);
+    l.scales_row = l.padded_cols / l.group * 2;
+  }
+  const std::int64_t c = l.padded_cols;
+  switch (l.form) {
+    case Form::f16:
+      l.high_row = 2 * c;
+      break;
+    case Form::codes8:
+    case Form::e4m3:
+      l.high_row = c;
+      break;
+    case Form::codes2:
+      l.pairs_row = c / 4;
+      break;
+    case Form::codes3:
+      l.pairs_row = c / 4;
+      l.bits_row = c / 8;
+      break;
+    case Form::codes5:
+      l.high_row = c / 2;
+      l.bits_row = c / 8;
+      break;
+    case Form::codes6:
+      l.high_row = c / 2;
+      l.pairs_row = c / 4;
+      break;
+    case Form::codes4:
+    case Form::table4:
+      l.high_row = c / 2;
+      break;
+  }
+  const auto place = [&](std::int64_t bytes) {
+    const std::int64_t at = l.bytes;
+    l.bytes += round_up(bytes, 256);
+    return at;
+  };
+  l.high = place(l.high_row * rows);
+  l.pairs = place(l.pairs_row * rows);
+  l.bits = place(l.bits_row * rows);
+  l.scale = place(l.scales_row * rows);
+  l.minimum = place(l.minimums ? l.scales_row * rows : 0);
+  l.factor = place(rows * static_cast<std::int64_t>(sizeof(float)));
+  l.table_at = place(l.table ? 16 * sizeof(float) : 0);
+  return l;
+}
+
+std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
+  return matrix_layout(type, rows, cols, permuted).bytes + (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
+}
+
+Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::shared_ptr<Device> device,
+                                                   Buffer& staging) {
+  const quant::Format& format = quant::format(view.type);
+  const bool permuted = view.details.permutation != nullptr;
+  auto weight = std::make_unique<GpuWeight>();
+  weight->device_ = device;
+  weight->input_ = view.details.input;
+  MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
+  const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
+  if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {
+    return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name,
+                " weight of shape [", view.rows, ", ", view.cols, "]");
+  }
+  const std::int64_t vector_bytes = view.rows == 1 ? view.cols * static_cast<std::int64_t>(sizeof(float)) : 0;
+  weight->memory_ = LLMINFER_TRY(Buffer::make(device, l.bytes + vector_bytes));
+
+  // Some rows at a time through the staging memory, part by part as on the device.
+  const std::int64_t per_row = l.high_row + l.pairs_row + l.bits_row + 2 * l.scales_row + 64;
+  const std::int64_t need = std::max({per_row + 16 * 64, vector_bytes, std::int64_t{64}});
+  if (staging.bytes() < need) staging = LLMINFER_TRY(Buffer::make(device, std::max(need, kStagingBytes), true));
+  const std::int64_t batch = std::max<std::int64_t>(1, (staging.bytes() - 16 * 64) / per_row);
+  std::vector<float> values(l.form == Form::f16 ? static_cast<std::size_t>(view.cols) : 0);
+  RowCodes codes;
+  if (l.form != Form::f16) {
+    codes.code.assign(static_cast<std::size_t>(l.padded_cols), 0);
+    codes.scale.assign(static_cast<std::size_t>(l.padded_cols / l.group), 0.0f);
+    codes.minimum = codes.scale;
+  }
+  for (std::int64_t first = 0; first < view.rows; first += batch) {
+    const std::int64_t count = std::min(batch, view.rows - first);
+    std::int64_t at = 0;
+    const auto place = [&](std::int64_t bytes) {
+      return staging.at(std::exchange(at, at + round_up(bytes * count, 64)));
+    };
+    std::byte *const high = place(l.high_row), *const pairs = place(l.pairs_row), *const bits = place(l.bits_row),
+                     *const scales = place(l.scales_row), *const minimums = place(l.minimums ? l.scales_row : 0),
+                     *const factors = place(sizeof(float));
+    for (std::int64_t r = 0; r < count; ++r) {
+      const RowOut out{high + r * l.high_row,
+                       pairs + r * l.pairs_row,
+                       bits + r * l.bits_row,
+                       reinterpret_cast<std::uint16_t*>(scales + r * l.scales_row),
+                       l.minimums ? reinterpret_cast<std::uint16_t*>(minimums + r * l.scales_row) : nullptr,
+                       reinterpret_cast<float*>(factors) + r};
+      if (l.form == Form::f16) {
+        LLMINFER_TRY(unpack_rows(view, first + r, 1, values));
+        write_halves(values, l.padded_cols, out);
+      } else {
+        const auto* data = reinterpret_cast<const std::uint8_t*>(view.data.data()) + (first + r) * row_bytes;
+        decompose_row(format, data, view.cols, codes);
+        write_codes(l, codes, out);
+      }
+    }
+    const auto send = [&](std::int64_t offset, const std::byte* from, std::int64_t bytes) -> Result<void> {
+      if (bytes == 0) return {};
+      return device->copy(weight->memory_.at(offset + first * bytes), from, bytes * count);
+    };
+    LLMINFER_TRY(send(l.high, high, l.high_row));
+    LLMINFER_TRY(send(l.pairs, pairs, l.pairs_row));
+    LLMINFER_TRY(send(l.bits, bits, l.bits_row));
+    LLMINFER_TRY(send(l.scale, scales, l.scales_row));
+    if (l.minimums) LLMINFER_TRY(send(l.minimum, minimums, l.scales_row));
+    LLMINFER_TRY(send(l.factor, factors, sizeof(float)));
+    LLMINFER_TRY(device->wait());
+  }
+  if (l.table) {
+    std::memcpy(staging.at(), l.table, 16 * sizeof(float));
+    LLMINFER_TRY(device->copy(weight->memory_.at(l.table_at), staging.at(), 16 * sizeof(float)));
+    LLMINFER_TRY(device->wait());
+  }
+  if (vector_bytes > 0) {
+    LLMINFER_TRY(unpack_rows(view, 0, 1, {staging.at<float>(), static_cast<std::size_t>(view.cols)}));
+    LLMINFER_TRY(device->copy(weight->memory_.at(l.bytes), staging.at(), vector_bytes));
+    LLMINFER_TRY(device->wait());
+  }
+  return weight;
+}
+
+MatrixArgs GpuWeight::matrix() const noexcept {
+  MatrixArgs m{};
+  m.form = layout_.form;
+  m.rows = static_cast<int>(layout_.rows);
+  m.cols = static_cast<int>(layout_.padded_cols);
+  m.group_shift = layout_.group == 16 ? 4 : 5;
+  m.zero = layout_.zero;
+  m.high = memory_.at(layout_.high);
+  m.pairs = memory_.at<std::uint16_t>(layout_.pairs);
+  m.bits = memory_.at<std::uint8_t>(layout_.bits);
+  m.scales = layout_.scales_row ? memory_.at<std::uint16_t>(layout_.scale) : nullptr;
+  m.minimums = layout_.minimums ? memory_.at<std::uint16_t>(layout_.minimum) : nullptr;
+  m.factors = memory_.at<float>(layout_.factor);
+  m.table = layout_.table ? memory_.at<float>(layout_.table_at) : nullptr;
+  return m;
+}
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,57 @@
+// Weights in the form that the GPU kernels read (MatrixArgs), and how each format gets there.
+//
+// Formats of codes keep their codes, each width in its own planes, with half-precision scales relative to the largest
+// of the row; all others become halves relative to the largest of the row. See docs/adr/0014.
+#pragma once
+
+#include <memory>
+
+#include <llminfer/backend.hpp>
+
+#include "backends/gpu/device.hpp"
+
+namespace llminfer::gpu {
+
+/// Where the parts of a prepared matrix lie in its memory, and its constants.
+struct MatrixLayout {
+  Form form = Form::f16;
+  std::int64_t rows = 0, cols = 0;  ///< true
+  std::int64_t padded_cols = 0;
+  int group = 32;  ///< columns that share a scale
+  float zero = 0.0f;
+  bool minimums = false;
+  const float* table = nullptr;  ///< [16]
+  // Bytes per row of each part, 0 for those that the form has not; and the parts' offsets.
+  std::int64_t high_row = 0, pairs_row = 0, bits_row = 0, scales_row = 0;
+  std::int64_t high = 0, pairs = 0, bits = 0, scale = 0, minimum = 0, factor = 0, table_at = 0;
+  std::int64_t bytes = 0;
+};
+MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
+
+/// A matrix, or a vector of floats (rows == 1, for norms and biases, as well as a matrix of one row).
+class GpuWeight final : public PreparedWeight {
+ public:
+  /// `staging` is host memory that is used during the call. Errors: invalid_argument, out_of_memory, device_error.
+  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device,
+                                                 Buffer& staging);
+  static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
+
+  std::int64_t bytes() const noexcept override { return memory_.bytes(); }
+  std::int64_t rows() const noexcept { return layout_.rows; }
+  std::int64_t cols() const noexcept { return layout_.cols; }
+  const InputQuantization& input() const noexcept { return input_; }
+  MatrixArgs matrix() const noexcept;
+  /// [cols], null unless rows == 1
+  const float* vector() const noexcept { return rows() == 1 ? memory_.at<float>(layout_.bytes) : nullptr; }
+  const Device* device() const noexcept { return device_.get(); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  MatrixLayout layout_;
+  InputQuantization input_;
+  Buffer memory_;
+};
+
+inline constexpr std::int64_t kStagingBytes = std::int64_t{16} << 20;
+
+}  // namespace llminfer::gpu

@@ -1,0 +1,82 @@
+// make_hip_backend: the GPU backend on the HIP runtime. Knows nothing of what the backend does.
+#include <hip/hip_runtime.h>
+
+#include <llminfer/hip.hpp>
+
+#include "backends/gpu/backend.hpp"
+#include "backends/gpu/runtime_device.hpp"
+
+namespace llminfer::gpu {
+namespace hip {
+const KernelTable& kernel_table();
+}
+
+namespace {
+
+struct Api {
+  using Stream = hipStream_t;
+  using Event = hipEvent_t;
+  static constexpr const char* kVendor = "AMD";
+  static constexpr int kOutOfMemory = hipErrorOutOfMemory;
+
+  static const KernelTable& kernels() noexcept { return hip::kernel_table(); }
+  static const char* message(int error) { return hipGetErrorString(static_cast<hipError_t>(error)); }
+  static int take_error() { return hipGetLastError(); }
+
+  static int device_count(int* count) { return hipGetDeviceCount(count); }
+  static int get_device(int* index) { return hipGetDevice(index); }
+  static int set_device(int index) { return hipSetDevice(index); }
+  static int describe(int index, DeviceInfo& info) {
+    hipDeviceProp_t properties{};
+    const int error = hipGetDeviceProperties(&properties, index);
+    info.kind = "hip";
+    info.name = properties.name;
+    info.architecture = properties.gcnArchName;
+    info.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
+    info.units = properties.multiProcessorCount;
+    return error;
+  }
+
+  static int allocate(void** memory, std::size_t bytes) { return hipMalloc(memory, bytes); }
+  static int release(void* memory) { return hipFree(memory); }
+  static int allocate_host(void** memory, std::size_t bytes) {
+    return hipHostMalloc(memory, bytes, hipHostMallocDefault);
+  }
+  static int release_host(void* memory) { return hipHostFree(memory); }
+
+  static int copy(void* to, const void* from, std::size_t bytes, Stream stream) {
+    return hipMemcpyAsync(to, from, bytes, hipMemcpyDefault, stream);
+  }
+  static int copy_pieces(void* to, const void* from, std::size_t bytes, std::size_t pitch, std::size_t height,
+                         Stream stream) {
+    return hipMemcpy2DAsync(to, pitch, from, pitch, bytes, height, hipMemcpyDefault, stream);
+  }
+  static int clear(void* memory, std::size_t bytes, Stream stream) { return hipMemsetAsync(memory, 0, bytes, stream); }
+
+  static int make_stream(Stream* stream) { return hipStreamCreateWithFlags(stream, hipStreamNonBlocking); }
+  static int destroy_stream(Stream stream) { return hipStreamDestroy(stream); }
+  static int wait(Stream stream) { return hipStreamSynchronize(stream); }
+  static int make_event(Event* event) { return hipEventCreateWithFlags(event, hipEventDisableTiming); }
+  static int destroy_event(Event event) { return hipEventDestroy(event); }
+  static int record(Event event, Stream stream) { return hipEventRecord(event, stream); }
+  static int wait_event(Event event) { return hipEventSynchronize(event); }
+};
+
+}  // namespace
+
+namespace hip {
+/// The GPU of that number; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+}  // namespace hip
+}  // namespace llminfer::gpu
+
+namespace llminfer::inline v0 {
+
+Result<std::shared_ptr<Backend>> make_hip_backend(const GpuOptions& options) {
+  return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::hip::make_device(options.device));
+    return gpu::make_backend(std::move(device), options.batch_invariant);
+  });
+}
+
+}  // namespace llminfer::inline v0

@@ -1,0 +1,203 @@
+// gpu_bench: the ceilings of an NVIDIA GPU (copies, products of halves on matrix units, launches), and the backend's kernels
+// against them. Prints JSON lines; --list says what it measures. Uses the internals of backends/gpu.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backends/gpu/device.hpp"
+#include "backends/gpu/kernels/mma.hpp"
+#include "backends/gpu/weight.hpp"
+
+using namespace llminfer;
+using gpu::Buffer;
+using gpu::Device;
+
+namespace llminfer::gpu::cuda {
+Result<std::shared_ptr<Device>> make_device(int index);
+}
+
+namespace {
+
+constexpr int kProducts = 4096;  ///< 16x16x16 products of each warp in the peak loop
+
+struct PeakArgs {
+  float* out;
+};
+/// Four independent sums per warp, so that the units' latency is hidden.
+__global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
+  __shared__ __attribute__((aligned(16))) uint16_t tile[16 * 24];
+  for (unsigned i = threadIdx.x; i < 16 * 24; i += 256) tile[i] = static_cast<uint16_t>(i);
+  __syncthreads();
+  gpu::cuda::FragmentA a;
+  gpu::cuda::FragmentB b;
+  gpu::cuda::Accumulator sums[4];
+  load(a, tile, 24);
+  load(b, tile, 24);
+  for (auto& sum : sums) clear(sum);
+  for (int i = 0; i < kProducts / 4; ++i) {
+#pragma unroll
+    for (auto& sum : sums) mma(sum, a, b);
+  }
+  float all = 0.0f;
+  for (auto& sum : sums) for_each(sum, [&](int, int, float value) { all += value; });
+  if (all == 1234.5f) *args.out = all;  // never; keeps the loop
+}
+
+/// Seconds of one call, the best of five times twenty.
+double seconds(Device& device, const std::function<int()>& call) {
+  const gpu::Current current(device);
+  double best = 1e9;
+  for (int turn = 0; turn < 6; ++turn) {
+    device.wait().value();
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < 20; ++i) device.check(call(), "benchmark").value();
+    device.wait().value();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (turn > 0) best = std::min(best, took.count() / 20);
+  }
+  return best;
+}
+
+void report(const std::string& what, double value, const char* unit, double ceiling) {
+  std::printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"share\":%.4f}\n", what.c_str(), value, unit,
+              ceiling > 0 ? value / ceiling : 0.0);
+  std::fflush(stdout);
+}
+
+/// A weight of random codes; those of halves are kept finite.
+std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows, std::int64_t cols,
+                                              const std::shared_ptr<Device>& device, Buffer& staging) {
+  const WeightTypeInfo info = weight_type_info(type);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols / info.block_values * info.block_bytes));
+  std::mt19937 random(1);
+  for (std::size_t i = 0; i + 4 <= bytes.size(); i += 4) {
+    const std::uint32_t word = random() & 0x3fff3fffu;
+    std::memcpy(&bytes[i], &word, 4);
+  }
+  return gpu::GpuWeight::make({"random", type, rows, cols, bytes, nullptr}, device, staging).value();
+}
+
+struct Linear {
+  const char* name;
+  std::int64_t rows, cols;
+};
+
+void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak) {
+  Buffer staging;
+  for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336},
+                              Linear{"1B gate", 8192, 2048}}) {
+    for (const WeightType type : {WeightType::bf16, WeightType::q4_0, WeightType::q4_k, WeightType::w4_sym, WeightType::q8_0}) {
+      // Several copies, so that none stays in the second-level cache.
+      std::vector<std::unique_ptr<gpu::GpuWeight>> copies;
+      std::int64_t bytes = 0;
+      while (bytes < std::int64_t{300} << 20) {
+        copies.push_back(random_weight(type, shape.rows, shape.cols, device, staging));
+        bytes += copies.back()->bytes();
+      }
+      const int most = 2048;
+      const Buffer in = Buffer::make(device, most * shape.cols * 2).value();
+      const Buffer scales = Buffer::make(device, most * 4).value();
+      const Buffer out = Buffer::make(device, most * shape.rows * 4).value();
+      device->clear(in.at(), in.bytes()).value();
+      device->clear(scales.at(), scales.bytes()).value();
+      for (const int rows : {1, 4, 8, 16, 64, 512, 2048}) {
+        gpu::LinearArgs args{};
+        args.in = in.at<std::uint16_t>();
+        args.in_scales = scales.at<float>();
+        args.rows = rows;
+        args.out = {out.at<float>(), shape.rows};
+        const bool few = rows <= gpu::kFewRows;
+        std::size_t turn = 0;
+        const double took = seconds(*device, [&] {
+          args.weight = copies[turn++ % copies.size()]->matrix();
+          return (few ? device->kernels().linear_few : device->kernels().linear_many)(device->stream(), args);
+        });
+        const std::string what =
+            std::string("linear ") + shape.name + " " + std::string(weight_type_info(type).name) + " x" + std::to_string(rows);
+        const double moved = static_cast<double>(copies[0]->bytes());
+        const double products = 2.0 * rows * static_cast<double>(shape.rows) * static_cast<double>(shape.cols);
+        if (rows <= 16) {
+          report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
+        } else {
+          report(what, products / took * 1e-12, "TFLOP/s", peak * 1e-12);
+        }
+      }
+    }
+  }
+}
+
+void bench_attention(const std::shared_ptr<Device>& device, double bandwidth) {
+  const int heads = 32, kv_heads = 8, dim = 128;
+  for (const int tokens : {1024, 8192, 32768}) {
+    const int pages = tokens / gpu::kPageSlots;
+    gpu::AttendArgs args{};
+    args.cache.head_bytes = 2ll * gpu::kPageSlots * dim * 2;
+    args.cache.value_offset = args.cache.head_bytes / 2;
+    args.cache.scale_offset = args.cache.head_bytes;
+    args.cache.page_bytes = args.cache.head_bytes * kv_heads;
+    args.cache.element = gpu::CacheElement::f16;
+    args.cache.kv_heads = kv_heads;
+    args.cache.head_dim = args.cache.padded_dim = dim;
+    const Buffer cache = Buffer::make(device, args.cache.page_bytes * pages).value();
+    device->clear(cache.at(), cache.bytes()).value();
+    std::vector<std::int32_t> words;
+    for (int i = 0; i < pages; ++i) words.push_back(i);
+    words.push_back(0);
+    words.push_back(tokens - 1);
+    const Buffer tables = Buffer::make(device, static_cast<std::int64_t>(words.size()) * 4).value();
+    device->copy(tables.at(), words.data(), tables.bytes()).value();
+    const Buffer q = Buffer::make(device, heads * dim * 4).value(), out = Buffer::make(device, heads * dim * 4).value();
+    device->clear(q.at(), q.bytes()).value();
+    args.splits = std::min(pages, std::max(1, 4 * device->info().units / kv_heads));
+    args.pages_per_split = (pages + args.splits - 1) / args.splits;
+    args.splits = (pages + args.pages_per_split - 1) / args.pages_per_split;
+    const Buffer parts = Buffer::make(device, std::int64_t{heads} * args.splits * (dim + 2) * 4).value();
+    args.cache.data = cache.at<unsigned char>();
+    args.tables = {tables.at<std::int32_t>(), tables.at<std::int32_t>(pages * 4), tables.at<std::int32_t>(pages * 4 + 4)};
+    args.q = {q.at<float>(), heads * dim};
+    args.out = {out.at<float>(), heads * dim};
+    args.rows = 1;
+    args.heads = heads;
+    args.parts = parts.at<float>();
+    const double took = seconds(*device, [&] { return device->kernels().attend(device->stream(), args); });
+    report("decode attention, f16, 32 heads of 8, " + std::to_string(tokens) + " tokens",
+           static_cast<double>(cache.bytes()) / took * 1e-9, "GB/s", bandwidth * 1e-9);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const auto device = gpu::cuda::make_device(0).value();
+  if (argc > 1 && std::strcmp(argv[1], "--list") == 0) {
+    std::printf("copy bandwidth, matrix peak, launch; linear layers; decode attention, on %s\n", device->info().name.c_str());
+    return 0;
+  }
+  double bandwidth = 0;
+  {
+    const std::int64_t bytes = std::int64_t{1} << 30;
+    const Buffer from = Buffer::make(device, bytes).value(), to = Buffer::make(device, bytes).value();
+    device->clear(from.at(), bytes).value();
+    bandwidth = 2.0 * bytes / seconds(*device, [&] { return device->copy(to.at(), from.at(), bytes) ? 0 : 1; });
+    report("copy on the device", bandwidth * 1e-9, "GB/s", 0);
+  }
+  const PeakArgs args{nullptr};
+  const int blocks = device->info().units * 8;
+  const double peak = 2.0 * 16 * 16 * 16 * kProducts * 8 * blocks /
+                      seconds(*device, [&] { return gpu::cuda::launch(device->stream(), {static_cast<unsigned>(blocks)}, 256, peak_kernel, args); });
+  report("products of halves, mma.sync", peak * 1e-12, "TFLOP/s", 0);
+  report("empty kernel", 1e6 * seconds(*device, [&] { return device->kernels().probe(device->stream()); }), "us", 0);
+  bench_linear(device, bandwidth, peak);
+  bench_attention(device, bandwidth);
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "gpu_bench: %s\n", error.what());
+  return 1;
+}

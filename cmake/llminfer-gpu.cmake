@@ -1,0 +1,22 @@
+# Libraries of GPU backends.
+
+# llminfer_gpu_library(NAME LANGUAGE [OBJECT…]): library llminfer_NAME, target llminfer::NAME, of backends/NAME/runtime.cpp, the
+# host code that all GPU backends share, and the kernels: as sources in LANGUAGE, or as objects that were made otherwise.
+function(llminfer_gpu_library name language)
+  add_library(llminfer_${name} runtime.cpp $<TARGET_OBJECTS:llminfer_gpu> ${ARGN})
+  add_library(llminfer::${name} ALIAS llminfer_${name})
+  llminfer_compile_settings(llminfer_${name})
+  set_target_properties(llminfer_${name} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
+    EXPORT_NAME ${name} LINKER_LANGUAGE CXX)
+  if(language)
+    file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/backends/gpu/kernels/*.cu)
+    set_source_files_properties(${kernels} PROPERTIES LANGUAGE ${language})
+    target_sources(llminfer_${name} PRIVATE ${kernels})
+  endif()
+  target_link_libraries(llminfer_${name} PUBLIC llminfer)
+  if(BUILD_SHARED_LIBS)  # the shared llminfer shows nothing of its inside
+    target_sources(llminfer_${name} PRIVATE $<TARGET_OBJECTS:llminfer_backend_common> $<TARGET_OBJECTS:llminfer_quant>
+      $<TARGET_OBJECTS:llminfer_core>)
+    target_link_libraries(llminfer_${name} PRIVATE Threads::Threads)
+  endif()
+endfunction()

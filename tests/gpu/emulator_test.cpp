@@ -1,0 +1,97 @@
+// The emulator itself: it must see what a GPU would not forgive.
+#include <catch2/catch.hpp>
+
+#include <set>
+#include <vector>
+
+#include "backends/gpu/emulator/emulator.hpp"
+
+using namespace llminfer::gpu::emulator;
+
+namespace {
+
+/// Each thread writes its number and reads that of the thread on the other side of the block. Gives how many read it.
+int exchange_through_memory(bool with_barrier, std::uint64_t seed) {
+  Machine machine;
+  machine.seed = seed;
+  std::vector<unsigned> written(128, 999), read(128);
+  REQUIRE(run(machine, {}, 128, [&] {
+            const unsigned i = place.thread.x;
+            written[i] = i;
+            if (with_barrier) sync_block();
+            read[i] = written[127 - i];
+          }) == ok);
+  int right = 0;
+  for (unsigned i = 0; i < 128; ++i) right += read[i] == 127 - i;
+  return right;
+}
+
+struct Lane {
+  int in, out;
+};
+
+}  // namespace
+
+TEST_CASE("A barrier makes writes seen, and a forgotten one shows") {
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+    CHECK(exchange_through_memory(true, seed) == 128);
+    CHECK(exchange_through_memory(false, seed) < 128);
+  }
+}
+
+TEST_CASE("Threads that wait for ever are reported") {
+  Machine machine;
+  CHECK(run(machine, {}, 64, [] {
+          if (place.thread.x != 5) sync_block();  // a lane that leaves early
+        }) == deadlock);
+  CHECK(run(machine, {}, 64, [] {
+          Lane mine{};
+          if (place.thread.x % 32 != 7) collective(&mine, 32, [](void* const*) {});
+        }) == deadlock);
+  CHECK(run(machine, {}, 64, [] { sync_block(); }) == ok);  // and leave nothing behind
+  CHECK(run(machine, {}, 1025, [] {}) == bad_launch);
+}
+
+TEST_CASE("Collectives bring all lanes' values, at both widths") {
+  for (const int lanes : {32, 64}) {
+    Machine machine;
+    machine.warp_width = lanes;
+    std::vector<int> sums(256);
+    REQUIRE(run(machine, {}, 256, [&] {
+              const int thread = static_cast<int>(place.thread.x);
+              for (int turn = 0; turn < 3; ++turn) {
+                Lane mine{thread + turn, 0};
+                if (lanes == 32) {
+                  collective(&mine, 32, [](void* const* all) {
+                    for (int i = 0; i < 32; ++i) static_cast<Lane*>(all[i])->out = static_cast<Lane*>(all[31 - i])->in;
+                  });
+                } else {
+                  collective(&mine, 64, [](void* const* all) {
+                    for (int i = 0; i < 64; ++i) static_cast<Lane*>(all[i])->out = static_cast<Lane*>(all[63 - i])->in;
+                  });
+                }
+                sums[static_cast<std::size_t>(thread)] += mine.out;
+              }
+            }) == ok);
+    for (int i = 0; i < 256; ++i)
+      CHECK(sums[static_cast<std::size_t>(i)] == 3 * (i / lanes * lanes + lanes - 1 - i % lanes) + 3);
+  }
+}
+
+TEST_CASE("Every thread of every block runs once, in an order of the seed") {
+  std::set<std::vector<unsigned>> orders;
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    Machine machine;
+    machine.seed = seed;
+    std::vector<int> count(3 * 2 * 2 * 96);
+    std::vector<unsigned> order;
+    REQUIRE(run(machine, {3, 2, 2}, 96, [&] {
+              const unsigned block = (place.block.z * 2 + place.block.y) * 3 + place.block.x;
+              ++count[block * 96 + place.thread.x];
+              order.push_back(block * 96 + place.thread.x);
+            }) == ok);
+    CHECK(count == std::vector<int>(count.size(), 1));
+    orders.insert(order);
+  }
+  CHECK(orders.size() == 4);
+}

@@ -1,0 +1,79 @@
+// Whole models on the GPU backend: an Engine with it gives the tokens of the models' references, which the CPU backend
+// gives, too.
+#include <catch2/catch.hpp>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include <llminfer/llminfer.hpp>
+
+#include "core/file.hpp"
+#include "tests/engine/program_runner.hpp"
+#include "tests/gpu/machines.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+
+namespace {
+
+constexpr float kDecidedMargin = 0.05f;  // logits; below it two computations may choose different tokens
+
+std::string path_of(const std::string& model) { return std::string(LLMINFER_TEST_DATA "/models/") + model; }
+
+nlohmann::json reference_of(const std::string& model) {
+  return nlohmann::json::parse(core::read_text_file(path_of(model) + "/reference.json", 1 << 24).value());
+}
+
+/// Teacher-forced: the model is given the reference's tokens, so that one close call does not spoil the rest.
+void check_model(const std::string& name, std::shared_ptr<Backend> backend) {
+  const auto json = reference_of(name);
+  const auto greedy = json["greedy"].get<std::vector<std::int32_t>>();
+  const auto margins = json["margins"].get<std::vector<float>>();
+  test::Sequence sequence(path_of(name), std::move(backend));
+  std::vector<float> logits = sequence.forward(json["prompt_ids"].get<std::vector<std::int32_t>>());
+  CHECK(relative_error(logits, json["last_logits"].get<std::vector<float>>()) < 1e-5);
+  std::size_t decided = 0;
+  for (std::size_t step = 0; step < greedy.size(); ++step) {
+    if (margins[step] >= kDecidedMargin) {
+      CHECK(std::max_element(logits.begin(), logits.end()) - logits.begin() == greedy[step]);
+      ++decided;
+    }
+    logits = sequence.forward({greedy[step]});
+  }
+  CHECK(decided * 2 > greedy.size());
+}
+
+}  // namespace
+
+TEST_CASE("An engine on the GPU gives the reference's tokens") {
+  const auto json = reference_of("tiny-bf16");
+  const auto margins = json["margins"].get<std::vector<float>>();
+  const auto close = std::find_if(margins.begin(), margins.end(), [](float margin) { return margin < kDecidedMargin; });
+  auto expected = json["greedy"].get<std::vector<Token>>();
+  expected.resize(std::min<std::size_t>(6, static_cast<std::size_t>(close - margins.begin())));
+  REQUIRE(expected.size() >= 3);
+  EngineOptions options;
+  options.custom_backend = make_machine_backend();
+  options.context_length = 256;
+  options.cache_tokens = 512;
+  const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
+  CHECK(engine.info().backend == options.custom_backend->description());
+  CompletionRequest request;
+  request.tokens = json["prompt_ids"].get<std::vector<Token>>();
+  request.options.max_tokens = static_cast<std::int32_t>(expected.size());
+  request.options.ignore_end = true;
+  CHECK(engine.complete(std::move(request)).value().tokens == expected);
+}
+
+TEST_CASE("Every tiny model on every kind of machine", "[.slow]") {
+  for (const char* model : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
+                            "qwen2", "qwen2-window"}) {
+    for (const Machine& machine : machines()) {
+      CAPTURE(model, machine.name);
+      check_model(model, make_machine_backend(machine.options));
+      check_model(model, make_machine_backend(machine.options, true));
+    }
+  }
+}

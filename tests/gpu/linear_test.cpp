@@ -1,0 +1,159 @@
+// Linear layers on the emulated GPU for every weight type, against products in double precision of the exact weights.
+#include <catch2/catch.hpp>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "backends/gpu/weight.hpp"
+#include "tests/cpu/model.hpp"
+#include "tests/cpu/random_weight.hpp"
+#include "tests/gpu/machines.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+using gpu::Buffer;
+using gpu::Device;
+
+namespace {
+
+/// A buffer of the device that holds these values.
+template <class T>
+Buffer to_device(const std::shared_ptr<Device>& device, const std::vector<T>& values) {
+  Buffer buffer = Buffer::make(device, static_cast<std::int64_t>(values.size() * sizeof(T))).value();
+  device->copy(buffer.at(), values.data(), buffer.bytes()).value();
+  device->wait().value();
+  return buffer;
+}
+
+std::vector<float> to_host(const std::shared_ptr<Device>& device, const Buffer& buffer) {
+  std::vector<float> values(static_cast<std::size_t>(buffer.bytes()) / sizeof(float));
+  device->copy(values.data(), buffer.at(), buffer.bytes()).value();
+  device->wait().value();
+  return values;
+}
+
+struct Case {
+  std::int64_t features, width;
+  int rows;
+};
+
+std::vector<float> random_floats(std::size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& x : values) x = normal(random);
+  return values;
+}
+
+/// Normalized error of rows * weight^T + bias + residual (or of the gated activation with the same weight as `up`).
+double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, bool many, bool gated) {
+  const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
+             count = static_cast<std::size_t>(rows);
+  Buffer staging;
+  const auto weight = gpu::GpuWeight::make(w.view(), device, staging).value();
+  std::vector<float> in = random_floats(count * width, 1);
+  for (std::size_t i = 0; i < width; ++i) in[i] *= 3e5f;  // a row beyond the range of halves
+  const auto bias = random_floats(features, 2), residual = random_floats(count * features, 3);
+  const Buffer device_in = to_device(device, in), device_bias = to_device(device, bias),
+               device_residual = to_device(device, residual);
+  const Buffer out = Buffer::make(device, rows * w.rows * 4).value();
+  const gpu::MatrixArgs matrix = weight->matrix();
+  const Buffer halves = Buffer::make(device, std::int64_t{rows} * matrix.cols * 2).value();
+  const Buffer scales = Buffer::make(device, rows * 4).value();
+
+  gpu::PrepareArgs prepare{};
+  prepare.in = {device_in.at<float>(), w.cols};
+  prepare.rows = rows;
+  prepare.width = static_cast<int>(w.cols);
+  prepare.padded = matrix.cols;
+  prepare.halves = halves.at<std::uint16_t>();
+  prepare.scales = scales.at<float>();
+  device->check(device->kernels().prepare(device->stream(), prepare), "prepare").value();
+  gpu::LinearArgs linear{};
+  linear.weight = matrix;
+  if (gated) linear.up = matrix, linear.up_bias = device_bias.at<float>();
+  linear.in = prepare.halves;
+  linear.in_scales = prepare.scales;
+  linear.rows = rows;
+  linear.bias = device_bias.at<float>();
+  if (!gated) linear.residual = {device_residual.at<float>(), w.rows};
+  linear.out = {out.at<float>(), w.rows};
+  const auto kernel = many ? device->kernels().linear_many : device->kernels().linear_few;
+  device->check(kernel(device->stream(), linear), "linear").value();
+
+  std::vector<float> exact(features * width);
+  unpack_rows(w.view(), 0, w.rows, exact).value();
+  const std::vector<float> result = to_host(device, out);
+  // Rows by themselves: one is a million times larger than the others.
+  double worst = 0;
+  for (std::size_t r = 0; r < count; ++r) {
+    std::vector<double> expected(features);
+    for (std::size_t n = 0; n < features; ++n) {
+      double sum = bias[n];
+      for (std::size_t k = 0; k < width; ++k) sum += double{in[r * width + k]} * exact[n * width + k];
+      expected[n] = gated ? sum / (1 + std::exp(-sum)) * sum : sum + residual[r * features + n];
+    }
+    const auto found = result.begin() + static_cast<std::ptrdiff_t>(r * features);
+    worst = std::max(worst, nmse(std::vector<float>(found, found + static_cast<std::ptrdiff_t>(features)), expected));
+  }
+  return worst;
+}
+
+constexpr int kTypes = static_cast<int>(WeightType::fp8) + 1;
+
+}  // namespace
+
+TEST_CASE("Every weight type is multiplied, by few rows and by many") {
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const RandomWeight w = random_weight(type, 13, weight_type_info(type).block_values <= 64 ? 192 : 512, 5);
+    const auto device = make_machine();
+    CAPTURE(weight_type_info(type).name);
+    CHECK(error_of(device, w, 2, false, false) < 1e-6);
+    CHECK(error_of(device, w, 9, true, false) < 1e-6);
+  }
+}
+
+TEST_CASE("Odd shapes, on every machine") {
+  for (const Machine& machine : machines(3)) {
+    CAPTURE(machine.name);
+    const auto device = make_machine(machine.options);
+    for (const Case& c : {Case{1, 1, 1}, Case{3, 33, 8}, Case{65, 96, 5}, Case{67, 40, 66}}) {
+      CAPTURE(c.features, c.width, c.rows);
+      const RandomWeight w = random_weight(WeightType::f32, c.features, c.width, 7);
+      if (c.rows <= gpu::kFewRows) CHECK(error_of(device, w, c.rows, false, false) < 1e-6);
+      CHECK(error_of(device, w, c.rows, true, false) < 1e-6);
+    }
+    CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), 3, false, true) < 1e-5);
+  }
+}
+
+TEST_CASE("A column order is undone, and prepared sizes are as announced") {
+  const auto device = make_machine();
+  RandomWeight w = random_weight(WeightType::w4, 5, 64, 9);
+  std::vector<std::int32_t> permutation(64);
+  for (std::size_t i = 0; i < 64; ++i) permutation[i] = static_cast<std::int32_t>((i * 27 + 5) % 64);
+  w.details.permutation = std::make_shared<const std::vector<std::int32_t>>(permutation);
+  CHECK(error_of(device, w, 3, false, false) < 1e-6);
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const RandomWeight plain = random_weight(type, 4, 512, 5);
+    Buffer staging;
+    CHECK(gpu::GpuWeight::make(plain.view(), device, staging).value()->bytes() ==
+          gpu::GpuWeight::bytes_of(type, 4, 512));
+  }
+}
+
+TEST_CASE("Schedules do not change a bit") {
+  const RandomWeight w = random_weight(WeightType::q5_k, 70, 256, 5);
+  for (const bool many : {false, true}) {
+    std::vector<double> errors;
+    for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+      gpu::EmulatorOptions options;
+      options.seed = seed;
+      errors.push_back(error_of(make_machine(options), w, 7, many, false));
+    }
+    CHECK(errors == std::vector<double>(errors.size(), errors.front()));
+  }
+}

@@ -1,0 +1,57 @@
+// The machines that the tests of the GPU backend run on: emulated ones, of each kind of matrix unit at the warp widths
+// that it has; or, where LLMINFER_TEST_GPU names a runtime's namespace, that GPU.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "backends/gpu/backend.hpp"
+#include "backends/gpu/emulator/device.hpp"
+
+#ifdef LLMINFER_TEST_GPU
+namespace llminfer::gpu::LLMINFER_TEST_GPU {
+Result<std::shared_ptr<Device>> make_device(int index);
+}
+#endif
+
+namespace llminfer::test {
+
+struct Machine {
+  std::string name;
+  gpu::EmulatorOptions options;
+};
+
+inline std::vector<Machine> machines(std::uint64_t seed = 1) {
+  (void)seed;
+#ifdef LLMINFER_TEST_GPU
+  return {{"the device", {}}};
+#else
+  using Mma = gpu::EmulatorOptions::Mma;
+  std::vector<Machine> all = {
+      {"ptx, warps of 32", {}}, {"mfma, waves of 64", {}}, {"fma, warps of 32", {}}, {"fma, waves of 64", {}}};
+  for (Machine& machine : all) machine.options.seed = seed;
+  all[1].options.mma = Mma::mfma;
+  all[1].options.warp_width = 64;
+  all[2].options.mma = Mma::fma;
+  all[3].options.mma = Mma::fma;
+  all[3].options.warp_width = 64;
+  return all;
+#endif
+}
+
+/// An emulated machine, or a new Device on the GPU, whatever the options.
+inline std::shared_ptr<gpu::Device> make_machine(const gpu::EmulatorOptions& options = {}) {
+#ifdef LLMINFER_TEST_GPU
+  (void)options;
+  return gpu::LLMINFER_TEST_GPU::make_device(0).value();
+#else
+  return gpu::make_emulated_device(options);
+#endif
+}
+
+inline std::shared_ptr<Backend> make_machine_backend(const gpu::EmulatorOptions& options = {},
+                                                     bool batch_invariant = false) {
+  return gpu::make_backend(make_machine(options), batch_invariant);
+}
+
+}  // namespace llminfer::test
