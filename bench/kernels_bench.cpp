@@ -145,6 +145,7 @@ void quantize(benchmark::State& state, Table table) {
 int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("read_memory", read_memory)->Threads(1)->Threads(2)->UseRealTime();
   for (const cpu::Level& at : cpu::runnable_levels().subspan(1)) {
+    if (!cpu::choose_level(at.name, "level").has_value()) continue;
     const std::string level = at.name;
     const Table table = at.linear;
     benchmark::RegisterBenchmark((level + "/quantize").c_str(), quantize, table);

@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace bench {
@@ -123,6 +125,43 @@ __attribute__((target("avx512f,avx512vnni"))) double avx512vnni_int8(std::int64_
   return 2.0 * 64 * 12 * static_cast<double>(rounds);
 }
 
+#ifdef __linux__
+/// Full tiles: 16 rows times 16 columns, sums over 64 bytes. Six of sums hide the latency.
+struct TileSession {
+  struct alignas(64) Config {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  TileSession() {
+    const Config config;
+    asm volatile("ldtilecfg %0" : : "m"(config));  // zeroes all tiles
+  }
+  ~TileSession() { asm volatile("tilerelease"); }
+};
+constexpr double kTileSums = 6 * 2.0 * 16 * 16;
+
+double amx_int8(std::int64_t rounds) {
+  const TileSession session;
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    asm volatile(
+        "tdpbssd %tmm7, %tmm6, %tmm0\n\ttdpbssd %tmm7, %tmm6, %tmm1\n\ttdpbssd %tmm7, %tmm6, %tmm2\n\t"
+        "tdpbssd %tmm7, %tmm6, %tmm3\n\ttdpbssd %tmm7, %tmm6, %tmm4\n\ttdpbssd %tmm7, %tmm6, %tmm5");
+  }
+  return kTileSums * 64 * static_cast<double>(rounds);
+}
+
+double amx_bf16(std::int64_t rounds) {
+  const TileSession session;
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    asm volatile(
+        "tdpbf16ps %tmm7, %tmm6, %tmm0\n\ttdpbf16ps %tmm7, %tmm6, %tmm1\n\ttdpbf16ps %tmm7, %tmm6, %tmm2\n\t"
+        "tdpbf16ps %tmm7, %tmm6, %tmm3\n\ttdpbf16ps %tmm7, %tmm6, %tmm4\n\ttdpbf16ps %tmm7, %tmm6, %tmm5");
+  }
+  return kTileSums * 32 * static_cast<double>(rounds);
+}
+#endif
+
 __attribute__((target("avx2"))) std::uint64_t avx2_read(const std::uint64_t* data, std::size_t bytes) {
   __m256i sums[4] = {};
   const auto* const p = reinterpret_cast<const __m256i*>(data);
@@ -134,12 +173,28 @@ __attribute__((target("avx2"))) std::uint64_t avx2_read(const std::uint64_t* dat
   return static_cast<std::uint64_t>(_mm256_extract_epi64(all, 0));
 }
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+// As above; `instruction` adds to %0 what %1 times itself is.
+#define LLMINFER_NEON_LOOP(name, target_options, instruction, products)                               \
+  __attribute__((target(target_options))) double name(std::int64_t rounds) {                          \
+    int32x4_t a = vdupq_n_s32(1), sums[12] = {};                                                      \
+    for (std::int64_t i = 0; i < rounds; ++i) {                                                       \
+      _Pragma("GCC unroll 12") for (auto& sum : sums) asm volatile(instruction : "+w"(sum) : "w"(a)); \
+    }                                                                                                 \
+    return 2.0 * (products)*12 * static_cast<double>(rounds);                                         \
+  }
+LLMINFER_NEON_LOOP(neon_float, "arch=armv8-a", "fmla %0.4s, %1.4s, %1.4s", 4)
+LLMINFER_NEON_LOOP(neon_int8, "arch=armv8-a", "smlal %0.8h, %1.8b, %1.8b", 8)  // summed in 16 bits
+LLMINFER_NEON_LOOP(neon_dotprod_int8, "arch=armv8.2-a+dotprod", "sdot %0.4s, %1.16b, %1.16b", 16)
+LLMINFER_NEON_LOOP(neon_i8mm_int8, "arch=armv8.2-a+i8mm", "smmla %0.4s, %1.16b, %1.16b", 32)
+#undef LLMINFER_NEON_LOOP
 #endif
 
 struct Loops {
   std::string_view level;
   Loop int8, floats;
   Read read;
+  Loop bf16 = nullptr;  ///< on tiles
 };
 
 const Loops& loops_of(std::string_view level) {
@@ -150,6 +205,13 @@ const Loops& loops_of(std::string_view level) {
     {"avxvnni", avxvnni_int8, avx2_float, avx2_read},
     {"avx512", avx512_int8, avx512_float, avx2_read},
     {"avx512vnni", avx512vnni_int8, avx512_float, avx2_read},
+#ifdef __linux__
+    {"amx", amx_int8, avx512_float, avx2_read, amx_bf16},
+#endif
+#elif defined(__aarch64__)
+    {"neon", neon_int8, neon_float, plain_read},
+    {"neon_dotprod", neon_dotprod_int8, neon_float, plain_read},
+    {"neon_i8mm", neon_i8mm_int8, neon_float, plain_read},
 #endif
   };
   const auto* found = std::find_if(std::begin(all), std::end(all), [&](const Loops& l) { return l.level == level; });
@@ -215,7 +277,8 @@ double read_rate(Read read, int threads) {
 Peaks measure_peaks(std::string_view level, int threads) {
   const Loops& loops = loops_of(level);
   threads = std::max(threads, 1);
-  return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.floats, threads)};
+  return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.floats, threads),
+          loops.bf16 ? rate_of(loops.bf16, threads) : 0.0};
 }
 
 }  // namespace bench

@@ -9,6 +9,7 @@ struct Peaks {
   double read_bytes = 0;  ///< per second, from memory
   double int8_ops = 0;    ///< additions and multiplications of 8-bit products per second
   double float_ops = 0;   ///< and of single precision ones
+  double bf16_ops = 0;    ///< and of bfloat16 ones on tiles; 0 for levels without tiles
 };
 
 /// Measures for about a second, with `threads` threads (at least 1) and the instructions of a level of the CPU backend.

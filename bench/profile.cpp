@@ -59,7 +59,9 @@ void Profile::print(std::ostream& out, const std::string& title) {
       << title << ": " << passes_ << " passes of " << fixed(double(rows_) / double(passes_), 1) << " tokens, level "
       << level_ << ", " << threads_ << (threads_ == 1 ? " thread" : " threads") << ". Measured peaks: read "
       << fixed(peaks.read_bytes * 1e-9, 1) << " GB/s, int8 " << fixed(peaks.int8_ops * 1e-9, 0) << " GOP/s, float "
-      << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s\n\n"
+      << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s";
+  if (peaks.bf16_ops > 0) out << ", bf16 tiles " << fixed(peaks.bf16_ops * 1e-9, 0) << " GFLOP/s";
+  out << "\n\n"
       << "| step (bits per weight) | times | ms | share | MB | GB/s | of read peak | GOP | GOP/s | of peak |\n"
       << "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
   double total_seconds = 0;

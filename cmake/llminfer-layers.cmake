@@ -7,6 +7,9 @@ function(llminfer_layer name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
   add_library(llminfer_${name} OBJECT ${sources})
   llminfer_compile_settings(llminfer_${name})
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")  # whose baseline has no fused multiply-add
+    target_compile_options(llminfer_${name} PRIVATE -ffp-contract=off)  # the same bits on all processors
+  endif()
   foreach(layer IN LISTS arg_DEPENDS)
     target_link_libraries(llminfer_${name} PUBLIC llminfer_${layer})
   endforeach()

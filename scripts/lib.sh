@@ -9,6 +9,7 @@ PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-d
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
+PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_GPU=(hipcc libamdhip64-dev)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
@@ -25,7 +26,7 @@ die() { say "$*"; exit 1; }
 # install_packages PACKAGE…: installs those that are missing. Needs root or sudo only then.
 install_packages() {
   command -v dpkg-query >/dev/null || { say "not a Debian system; expecting these to be installed: $*"; return 0; }
-  local package missing=() root=()
+  local package missing=() root=() foreign
   for package in "$@"; do
     [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == "install ok installed" ]] || missing+=("$package")
   done
@@ -35,6 +36,8 @@ install_packages() {
       "\`apt-get update && apt-get install --no-install-recommends ${missing[*]}\`, then this again."
     root=(sudo)
   fi
+  foreign=$(printf '%s\n' "${missing[@]}" | sed -n 's/.*://p' | sort -u)
+  if [[ -n $foreign && $foreign != "$(dpkg --print-architecture)" ]]; then "${root[@]}" dpkg --add-architecture "$foreign"; fi
   say "installing Debian packages: ${missing[*]}"
   "${root[@]}" apt-get update -qq >&2 &&
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||

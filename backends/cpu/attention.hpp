@@ -81,5 +81,8 @@ const AttentionKernels& attention_kernels();
 namespace isa_avx512 {
 const AttentionKernels& attention_kernels();
 }
+namespace isa_neon {
+const AttentionKernels& attention_kernels();
+}
 
 }  // namespace llminfer::cpu

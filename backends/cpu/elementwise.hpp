@@ -26,5 +26,8 @@ const ElementwiseKernels& elementwise_kernels();
 namespace isa_avx512 {
 const ElementwiseKernels& elementwise_kernels();
 }
+namespace isa_neon {
+const ElementwiseKernels& elementwise_kernels();
+}
 
 }  // namespace llminfer::cpu

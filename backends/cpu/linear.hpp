@@ -127,5 +127,17 @@ const LinearKernels& linear_kernels();
 namespace isa_avx512vnni {
 const LinearKernels& linear_kernels();
 }
+namespace isa_amx {
+const LinearKernels& linear_kernels();
+}
+namespace isa_neon {
+const LinearKernels& linear_kernels();
+}
+namespace isa_neon_dotprod {
+const LinearKernels& linear_kernels();
+}
+namespace isa_neon_i8mm {
+const LinearKernels& linear_kernels();
+}
 
 }  // namespace llminfer::cpu

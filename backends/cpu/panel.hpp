@@ -18,6 +18,7 @@ inline constexpr int kSuperGroups = 8;
 enum class ActivationForm : std::uint8_t {
   bytes,  ///< code = 256 * high + low: high [32], then low [32], both signed
   words,  ///< [8 quads][4], int16: values 0, 2, 1, 3 of each quad
+  pairs,  ///< as bytes, but high and low ones of 8 values in turn: [4][high [8], low [8]]
 };
 /// |code| <= kCodeLimit: the largest whose high byte, when the low one is signed, is 127.
 inline constexpr std::int32_t kCodeLimit = 127 * 257;

@@ -6,6 +6,7 @@
 
 #include "core/half.hpp"
 #include "quant/format.hpp"
+#include "quantize/k_blocks.hpp"
 
 namespace llminfer::quantize {
 namespace {
@@ -112,12 +113,27 @@ Encoder encoder_of(WeightType type) {
 
 }  // namespace
 
-bool can_encode(WeightType type) noexcept { return encoder_of(type) != nullptr; }
-
-void encode_row(WeightType type, const float* values, std::int64_t cols, const float*, std::uint8_t* out) {
+void encode_row(WeightType type, const float* values, std::int64_t cols, const float* importance, std::uint8_t* out) {
   const quant::Format& format = quant::format(type);
   const Encoder encode = encoder_of(type);
-  for (std::int64_t k = 0; k < cols; k += format.block_values, out += format.block_bytes) encode(values + k, out);
+  const SearchedEncoder search = importance || !encode ? searched_encoder(type) : nullptr;
+  if (!search) {
+    for (std::int64_t k = 0; k < cols; k += format.block_values, out += format.block_bytes) encode(values + k, out);
+    return;
+  }
+  // Large weights matter more than small ones, though less than their inputs say: what a product adds to an output
+  // grows with both. The weighting is that of ggml's encoders.
+  float squares = 0;
+  for (std::int64_t k = 0; k < cols; ++k) squares += values[k] * values[k];
+  const float mean = squares / static_cast<float>(cols);
+  float weight[256];
+  for (std::int64_t k = 0; k < cols; k += format.block_values, out += format.block_bytes) {
+    for (int i = 0; i < format.block_values; ++i) {
+      const float x = values[k + i];
+      weight[i] = importance ? importance[k + i] * std::sqrt(mean + x * x) : std::sqrt(mean) + std::fabs(x);
+    }
+    search(values + k, weight, out);
+  }
 }
 
 }  // namespace llminfer::quantize

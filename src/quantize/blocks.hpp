@@ -7,9 +7,6 @@
 
 namespace llminfer::quantize {
 
-/// Whether encode_row knows the type.
-bool can_encode(WeightType type) noexcept;
-
 /// Writes `cols` values, a whole number of blocks, to `out` (cols / block_values * block_bytes bytes). `importance` //
 /// (cols) weighs the squared error of each column, or is null: then Q4_0 to Q8_0 have the very bytes of ggml's
 /// reference encoders. The values are finite, and their absolute value at most 65504 for all types but F32 and BF16.

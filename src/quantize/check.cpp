@@ -56,6 +56,10 @@ Result<void> check_method(const QuantizeOptions& o) {
 Result<void> check_pruning(const QuantizeOptions& o) {
   if (o.prune == PruneMethod::none) return {};
   if (!(o.sparsity >= 0 && o.sparsity < 1)) return refused("sparsity", o.sparsity, "0 to below 1");
+  if (o.method != QuantizeMethod::round_to_nearest) {
+    return refused("method", static_cast<int>(o.method),
+                   "round_to_nearest with pruning, whose zeros others would undo");
+  }
   const bool off = o.prune_n == 0 && o.prune_m == 0;
   if (!off && (o.prune_n < 1 || o.prune_m <= o.prune_n || o.prune_m > 64)) {
     return refused("prune_n", o.prune_n, "0, or at least 1 and less than prune_m, which is at most 64");
@@ -82,9 +86,6 @@ Result<void> check_options(const QuantizeOptions& o) {
   }
   if (o.calibration_length < 8 || o.calibration_length > 1 << 20) {
     return refused("calibration_length", o.calibration_length, "8 to 2^20");
-  }
-  if (needs_calibration(o)) {
-    return core::fail(ErrorCode::unsupported, "methods that need calibration are not available in this build");
   }
   if (o.threads < 0 || o.threads > 1024) return refused("threads", o.threads, "0 to 1024");
   return {};

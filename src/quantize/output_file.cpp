@@ -52,7 +52,8 @@ Result<std::unique_ptr<OutputFile>> OutputFile::open(const std::string& path, st
   std::uint64_t hash = hash_of(0xcbf29ce484222325u, header);
   hash = hash_of(hash, std::as_bytes(std::span(identity)));
   const std::string first_line = "llminfer-quantize " + std::to_string(hash) + " " + std::to_string(size) + "\n";
-  if (!LLMINFER_TRY(out->resume(size, first_line))) LLMINFER_TRY(out->start(header, size, first_line));
+  out->resumed_ = LLMINFER_TRY(out->resume(size, first_line));
+  if (!out->resumed_) LLMINFER_TRY(out->start(header, size, first_line));
   return out;
 }
 

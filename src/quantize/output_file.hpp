@@ -24,12 +24,14 @@ class OutputFile {
   ~OutputFile();
 
   bool is_done(const std::string& part) const { return done_.contains(part); }
-  std::size_t parts_done() const { return done_.size(); }
+  bool resumed() const { return resumed_; }
   /// Thread-safe. Errors: io_error, with the system's reason.
   Result<void> write(std::uint64_t offset, std::span<const std::byte> bytes);
   /// What was written for `part` is complete. The journal says so once the bytes are on the disk, within a second or
   /// when the object dies. Names have no line breaks.
   Result<void> mark_done(const std::string& part);
+  /// Has the journal say now what is done.
+  Result<void> write_journal();
   /// Renames the file to PATH and removes the journal.
   Result<void> finish();
 
@@ -40,8 +42,7 @@ class OutputFile {
 
   const std::string path_;
   int file_ = -1, journal_ = -1;
-  Result<void> write_journal();
-
+  bool resumed_ = false;
   std::unordered_set<std::string> done_;
   std::string unwritten_;  ///< lines of the journal
   std::chrono::steady_clock::time_point last_written_ = std::chrono::steady_clock::now();

@@ -1,6 +1,7 @@
 // The public function of llminfer/quantize.hpp: from options to a written checkpoint.
 #include <llminfer/quantize.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <sstream>
@@ -12,6 +13,7 @@
 #include "core/parallel.hpp"
 #include "quantize/check.hpp"
 #include "quantize/hf_output.hpp"
+#include "quantize/layers.hpp"
 #include "quantize/layout.hpp"
 #include "quantize/output_file.hpp"
 #include "quantize/source.hpp"
@@ -38,16 +40,27 @@ std::string identity_of(const q::Source& source, const QuantizeOptions& o) {
   return text.str();
 }
 
-/// Calls the host's callback. Errors: cancelled, callback_failed.
-Result<void> report(const QuantizeOptions& options, std::string_view part, float fraction) {
-  if (!options.on_progress) return {};
-  try {
-    if (options.on_progress(part, fraction)) return {};
-  } catch (...) {
-    return fail(ErrorCode::callback_failed, "QuantizeOptions::on_progress threw");
+class Progress {
+ public:
+  Progress(const QuantizeOptions& options, std::int64_t all) : options_(options), all_(static_cast<double>(all)) {}
+
+  void add(std::int64_t parameters) { done_ += static_cast<double>(parameters); }
+  /// Calls the host's callback. Errors: cancelled, callback_failed.
+  Result<void> report(const std::string& part) const {
+    if (!options_.on_progress) return {};
+    try {
+      if (options_.on_progress(part, static_cast<float>(std::min(done_ / all_, 1.0)))) return {};
+    } catch (...) {
+      return fail(ErrorCode::callback_failed, "QuantizeOptions::on_progress threw");
+    }
+    return fail(ErrorCode::cancelled, "abandoned by QuantizeOptions::on_progress at ", part);
   }
-  return fail(ErrorCode::cancelled, "abandoned by QuantizeOptions::on_progress at ", part);
-}
+
+ private:
+  const QuantizeOptions& options_;
+  const double all_;
+  double done_ = 0;
+};
 
 Result<void> make_directory(const std::string& path) {
   std::error_code error;
@@ -79,21 +92,36 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   result.output_bytes = static_cast<std::int64_t>(layout.tensor_bytes);
   result.tensors = layout.tensors;
   result.parameters = source.program.parameter_count();
-  q::Writer writer(source.checkpoint, options, *file, *team);
-  float done = 0;
   for (const q::Job& job : layout.jobs) {
     result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
-    done += static_cast<float>(job.tensor->rows * job.tensor->cols);
-    if (file->is_done(job.tensor->name)) {
-      result.tensors_resumed += static_cast<std::int64_t>(job.places.size());
-      continue;
-    }
-    LLMINFER_TRY(writer.write_stored(job));
-    LLMINFER_TRY(file->mark_done(job.tensor->name));
-    LLMINFER_TRY(report(options, job.tensor->name, std::min(done / static_cast<float>(result.parameters), 1.0f)));
+    if (file->is_done(job.tensor->name)) result.tensors_resumed += static_cast<std::int64_t>(job.places.size());
+  }
+  q::Writer writer(source.checkpoint, options, *file, *team);
+  Progress progress(options, result.parameters);
+  const std::string state = path + ".calibration";
+  const auto mark = [&](const q::Job& job) -> Result<void> {
+    progress.add(job.tensor->rows * job.tensor->cols);
+    return file->mark_done(job.tensor->name);
+  };
+  if (q::needs_calibration(options)) {
+    LLMINFER_TRY(q::LayerByLayer(source, layout, options, writer, *team)
+                     .run(state, file->resumed(), [&](const std::vector<const q::Job*>& written) -> Result<void> {
+                       for (const q::Job* job : written) LLMINFER_TRY(mark(*job));
+                       LLMINFER_TRY(file->write_journal());
+                       const std::string& name = written.front()->tensor->name;
+                       return progress.report(name.substr(0, name.find('.', name.find_first_of("0123456789"))));
+                     }));
+  }
+  for (const q::Job& job : layout.jobs) {
+    if (file->is_done(job.tensor->name)) continue;
+    LLMINFER_TRY(job.linear && options.prune != PruneMethod::none ? writer.write_pruned(job)
+                                                                  : writer.write_stored(job));
+    LLMINFER_TRY(mark(job));
+    LLMINFER_TRY(progress.report(job.tensor->name));
   }
   if (directory) LLMINFER_TRY(q::write_hf_texts(source, input, output, options, layout.dense));
   LLMINFER_TRY(file->finish());
+  std::filesystem::remove(state, ignored);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

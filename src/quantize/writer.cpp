@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "quant/format.hpp"
 #include "quantize/blocks.hpp"
+#include "quantize/prune.hpp"
 
 namespace llminfer::quantize {
 namespace {
@@ -77,9 +78,7 @@ Result<void> Writer::write_stored(const Job& job) {
   if (!job.affine && view.type == job.type && !view.details.permutation) {
     LLMINFER_TRY(file_.write(job.places[0].offset, view.data));
   } else if (job.affine) {
-    std::vector<float> values(static_cast<std::size_t>(tensor.rows * tensor.cols));
-    LLMINFER_TRY(unpack_rows(view, 0, tensor.rows, values));
-    LLMINFER_TRY(write_values(job, values));
+    LLMINFER_TRY(write_values(job, LLMINFER_TRY(read_floats(checkpoint_, tensor))));
   } else {
     const std::int64_t step = std::max<std::int64_t>(1, kPieceValues / tensor.cols);
     std::vector<float> values(static_cast<std::size_t>(std::min(step, tensor.rows) * tensor.cols));
@@ -93,6 +92,13 @@ Result<void> Writer::write_stored(const Job& job) {
   }
   checkpoint_.release(tensor);
   return {};
+}
+
+Result<void> Writer::write_pruned(const Job& job) {
+  std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint_, *job.tensor));
+  checkpoint_.release(*job.tensor);
+  LLMINFER_TRY(prune(team_, options_, job.tensor->cols, values, {}));
+  return write_values(job, values);
 }
 
 Result<void> Writer::write_values(const Job& job, std::span<const float> values, std::span<const float> importance) {

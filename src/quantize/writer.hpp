@@ -23,6 +23,8 @@ class Writer {
 
   /// The weight as it is in the checkpoint, rounded to nearest, piece by piece.
   Result<void> write_stored(const Job& job);
+  /// The same with its least important elements set to zero.
+  Result<void> write_pruned(const Job& job);
   /// The weight with these values // (rows, cols). `importance` // (cols) or empty: see encode_row; blocks only.
   Result<void> write_values(const Job& job, std::span<const float> values, std::span<const float> importance = {});
   Result<void> write_affine(const Job& job, const AffineWeight& weight);

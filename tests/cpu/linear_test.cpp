@@ -17,6 +17,15 @@
 #include "quant/format.hpp"
 #include "tests/cpu/random_weight.hpp"
 
+namespace llminfer::cpu {
+namespace emulated_tiles_avx2 {
+const LinearKernels& linear_kernels();
+}
+namespace emulated_tiles_avx512 {
+const LinearKernels& linear_kernels();
+}
+}  // namespace llminfer::cpu
+
 namespace cpu = llminfer::cpu;
 using llminfer::ErrorCode;
 using llminfer::WeightType;
@@ -27,22 +36,24 @@ namespace {
 
 constexpr auto kTypes = static_cast<int>(WeightType::fp8) + 1;
 
-/// The levels that this machine can run, scalar first; names the others once.
+/// The levels that this machine can run, scalar first; names the others once. Then the kernels of level "amx" on
+/// emulated tiles, whether or not the machine has them.
 const std::vector<const cpu::LinearKernels*>& levels() {
   static const auto found = [] {
-    std::vector<const cpu::LinearKernels*> list{&cpu::isa_scalar::linear_kernels()};
-    for (const cpu::Level& level : cpu::runnable_levels().subspan(1)) list.push_back(level.linear);
-#if defined(__x86_64__)
-    for (const char* name : {"avx2", "avxvnni", "avx512", "avx512vnni"}) {
-#elif defined(__aarch64__)
-    for (const char* name : {"neon", "neondot", "neoni8mm"}) {
-#else
-    for (const char* name : {"scalar"}) {
-#endif
-      const auto same = [&](const auto* level) { return std::string_view(level->level) == name; };
-      if (std::none_of(list.begin(), list.end(), same))
-        std::cout << "skipped, not on this machine: level " << name << '\n';
+    std::vector<const cpu::LinearKernels*> list;
+    for (const cpu::Level& level : cpu::runnable_levels()) {
+      if (cpu::choose_level(level.name, "test").has_value()) list.push_back(level.linear);
     }
+    for (const std::string_view name : cpu::missing_levels()) {
+      std::cout << "skipped, not on this machine: level " << name << '\n';
+    }
+#ifdef LLMINFER_TEST_EMULATED_TILES
+    for (const cpu::Level& level : cpu::runnable_levels()) {
+      const std::string_view name = level.name;
+      if (name == "avx2") list.push_back(&cpu::emulated_tiles_avx2::linear_kernels());
+      if (name == "avx512") list.push_back(&cpu::emulated_tiles_avx512::linear_kernels());
+    }
+#endif
     return list;
   }();
   return found;
@@ -81,7 +92,9 @@ std::int32_t code_of(const cpu::QuantizedGroup& group, cpu::ActivationForm form,
     std::memcpy(&code, group.codes + (i / 4 * 4 + kPlace[i % 4]) * sizeof code, sizeof code);
     return code;
   }
-  return 256 * static_cast<std::int8_t>(group.codes[i]) + static_cast<std::int8_t>(group.codes[32 + i]);
+  const bool pairs = form == cpu::ActivationForm::pairs;
+  const std::size_t high = pairs ? i / 8 * 16 + i % 8 : i, low = pairs ? high + 8 : 32 + i;
+  return 256 * static_cast<std::int8_t>(group.codes[high]) + static_cast<std::int8_t>(group.codes[low]);
 }
 
 constexpr float kUntouched = 12345.0f;
@@ -183,7 +196,7 @@ TEST_CASE("all levels give the bits of the scalar kernels") {
       const std::vector<float> expected = multiply(scalar, *packed, random_rows(33, cols, 4, scalar), 33);
       for (const auto* level : levels()) {
         const Rows x = random_rows(33, cols, 4, *level);
-        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 33}) {
+        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 33}) {
           INFO(llminfer::weight_type_info(type).name << " [" << rows << ", " << cols << "] on " << level->level
                                                      << ", M = " << m);
           const std::vector<float> first(expected.begin(), expected.begin() + m * (rows + 5));

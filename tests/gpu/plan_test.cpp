@@ -57,12 +57,18 @@ TEST_CASE("All shapes on all machines", "[.slow]") {
   const auto all = shapes();
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Model model = make_model(make_program(all[i]), WeightType::f32, static_cast<std::uint32_t>(i + 1));
-    for (const Machine& machine : machines(i + 11)) {
+    const std::vector<Machine> machines_now = machines(i + 11);
+    for (std::size_t m = 0; m < machines_now.size(); ++m) {
+      const Machine& machine = machines_now[m];
       CAPTURE(i, machine.name);
-      CHECK(error_of(model, make_machine_backend(machine.options), CacheType::f32, {100, 1, 1, 9, 39}, 150) < 1e-5);
-      CHECK(error_of(model, make_machine_backend(machine.options), CacheType::f16, {100, 1, 1, 9, 39}, 150) < 1e-5);
-      CHECK(error_of(model, make_machine_backend(machine.options), CacheType::bf16, {64, 86}, 150) < 1e-4);
-      CHECK(error_of(model, make_machine_backend(machine.options), CacheType::int8, {64, 86}, 150) < 1e-3);
+      const auto error = [&](CacheType type, const std::vector<std::int32_t>& chunks) {
+        return error_of(model, make_machine_backend(machine.options), type, chunks, 150);
+      };
+      CHECK(error(CacheType::f16, {100, 1, 1, 9, 39}) < 1e-5);
+      if (m != i % machines_now.size()) continue;  // the others differ in nothing that knows the kind of machine
+      CHECK(error(CacheType::f32, {100, 1, 1, 9, 39}) < 1e-5);
+      CHECK(error(CacheType::bf16, {64, 86}) < 1e-4);
+      CHECK(error(CacheType::int8, {64, 86}) < 1e-3);
     }
   }
 }

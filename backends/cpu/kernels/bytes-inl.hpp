@@ -4,37 +4,37 @@
 
 namespace {
 
-constexpr int kByteTileRows = kLanes == 16 ? 8 : kWords ? 4 : 6;  // so many times kTileVectors sums fit the registers
+constexpr bool kWordRows = kForm == ActivationForm::words;
+/// So many times kTileVectors sums fit the registers.
+constexpr int kByteTileRows = kLanes == 16 ? 8 : kLanes == 8 ? (kWordRows ? 4 : 6) : kWordRows ? 2 : 4;
 
 /// M rows, `x_stride` bytes apart, times the panels' vectors.
 template <int M>
 [[gnu::noinline]] void byte_rows(const Columns<kTileVectors>& columns, const PanelLayout& layout, const std::uint8_t* x,
                                  std::int64_t x_stride, std::int64_t quads, const Output& out) {
-  constexpr int V = kTileVectors, kParts = kWords ? 2 : 1;
+  constexpr int V = kTileVectors, kParts = kWordRows ? 2 : 1;
   const auto row = [&](int m) __attribute__((always_inline)) {
     return reinterpret_cast<const ByteRow*>(x + m * x_stride);
   };
-  Ints sum[M][V];
+  ByteSums sum[M][V];
   unroll<M>([&](auto m) __attribute__((always_inline)) {
     const Ints start = kSignedCodes ? zero_ints() : shift_ints<7>(fill_quad(&row(m.value)->minus_sum));
-    unroll<V>([&](auto v) __attribute__((always_inline)) { sum[m.value][v.value] = start; });
+    unroll<V>([&](auto v) __attribute__((always_inline)) { sum[m.value][v.value] = start_sums(start); });
   });
   const std::uint8_t* codes[V];
   for (int v = 0; v < V; ++v) codes[v] = columns.panel[v] + columns.lane[v] * 4;
   const std::uint8_t* at = x + sizeof(ByteRow);
-  for (std::int64_t q = 0; q < quads; ++q, at += kWords ? 8 : 4) {
+  for (std::int64_t q = 0; q < quads; ++q, at += kWordRows ? 8 : 4) {
     Bytes quad[V];
     unroll<V>([&](auto v) __attribute__((always_inline)) {
       quad[v.value] = load_bytes(codes[v.value] + q * 64);
       if constexpr (kSignedCodes) quad[v.value] = xor_bytes(quad[v.value], fill_bytes(128));
     });
     unroll<kParts>([&](auto p) __attribute__((always_inline)) {
-      Bytes c[V];
-      unroll<V>([&](auto v) __attribute__((always_inline)) { c[v.value] = codes_of_part<p.value>(quad[v.value]); });
       unroll<M>([&](auto m) __attribute__((always_inline)) {
         const Ints part = fill_quad(at + m.value * x_stride + p.value * 4);
         unroll<V>([&](auto v) __attribute__((always_inline)) {
-          sum[m.value][v.value] = dot_part(sum[m.value][v.value], c[v.value], part);
+          sum[m.value][v.value] = add_products<p.value>(sum[m.value][v.value], quad[v.value], part);
         });
       });
     });
@@ -47,10 +47,10 @@ template <int M>
     __builtin_memcpy(of_codes, panel + layout.minimum, sizeof of_codes);
     unroll<M>([&](auto m) __attribute__((always_inline)) {
       const ByteRow& x_row = *row(m.value);
-      Ints total = sum[m.value][v.value];
+      Ints total = total_sums(sum[m.value][v.value]);
       if (x_row.zero != 0) {
         for (int i = 0; i < kLanes; ++i) corrected[i] = -x_row.zero * of_codes[i];
-        total = add_ints(total, load_bytes(corrected));
+        total = add_ints(total, load_ints(corrected));
       }
       result[m.value][v.value] = multiply(multiply(to_floats(total), scale), fill_float(x_row.scale));
     });
@@ -63,7 +63,7 @@ template <int M>
                                    std::int64_t out_stride) {
   const std::int64_t x_stride = x.group_stride * static_cast<std::int64_t>(sizeof(QuantizedGroup));
   const auto* const first = reinterpret_cast<const std::uint8_t*>(x.groups);
-  const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (w.cols * (kWords ? 2 : 1)));
+  const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (w.cols * (kWordRows ? 2 : 1)));
   const std::int32_t block = fit < 32 ? 32 : fit;
   for (std::int32_t begin = row_begin; begin < row_end; begin += block) {
     const std::int32_t end = row_end - begin < block ? row_end : begin + block;

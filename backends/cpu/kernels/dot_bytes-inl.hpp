@@ -1,12 +1,14 @@
-// Exact dot products for levels that multiply bytes: dot_bytes(sum, codes, x) adds products of four bytes to each lane. An
-// activation code is two signed bytes, which have a sum each. The level says whether codes must be signed, too
+// Exact dot products for levels that multiply bytes: dot_bytes(sum, codes, x) adds products of four bytes to each lane.
+// An activation code is two signed bytes, which have a sum each. The level says whether codes must be signed, too
 // (kSignedCodes). Included inside the level's namespace.
 
 namespace {
 
-constexpr bool kWords = false;
+constexpr ActivationForm kForm = ActivationForm::bytes;
+constexpr int kSteps = 8;      ///< of a group of 32: a quad each
+constexpr int kCodeParts = 1;  ///< both multiplications of a step take the same codes
 
-/// What the P-th of a quad's two multiplications takes of its codes.
+/// What the P-th of a step's two multiplications takes of a quad's codes.
 template <int P>
 [[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes) {
   return codes;
@@ -19,8 +21,14 @@ template <PanelShape s>
   return add_bytes(codes, fill_bytes((kSignedCodes ? 0 : 128) - s.zero));
 }
 
-/// sum + products of a part's codes with 8-bit activations.
-[[gnu::always_inline]] inline Ints dot_part(Ints sum, Bytes codes, Ints x) { return dot_bytes(sum, codes, x); }
+// W8A8: sums of products of 8-bit activations.
+using ByteSums = Ints;
+[[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return at; }
+[[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return sum; }
+template <int P>
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
+  return dot_bytes(sum, codes, x);
+}
 
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {

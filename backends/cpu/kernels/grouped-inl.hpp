@@ -65,7 +65,7 @@ struct PanelReader {
   }
   template <int I, int P>
   [[gnu::always_inline]] Bytes code(int v) const {
-    return codes_of_part<P>(unpack_quad<s, quad_at(s, I)>(codes[v], table));
+    return step_codes<s, I, P>(codes[v], table);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     const std::uint8_t* const base = columns.panel[v] + layout.scale;
@@ -111,7 +111,8 @@ constexpr int kSliceGroups = kSuperGroups;
 /// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with one
 /// of 128, and float scales. So few kernels serve all shapes.
 constexpr PanelShape slice_shape(PanelShape s) {
-  return {8, s.group, kWords || kSignedCodes ? 0 : 128, false, s.minimum, PanelScale::f32};
+  const bool zero = kForm != ActivationForm::words && !kSignedCodes;
+  return {8, s.group, zero ? 128 : 0, false, s.minimum, PanelScale::f32};
 }
 
 /// Weights from a slice that fill_slice has unpacked: per group the codes quad by quad, then scales, then minimums.
@@ -119,9 +120,8 @@ constexpr PanelShape slice_shape(PanelShape s) {
 template <PanelShape s>
 struct SliceReader {
   static constexpr int V = kTileVectors;
-  static constexpr int kParts = kWords ? 2 : 1;
   static constexpr std::int64_t kVector = sizeof(Bytes);
-  static constexpr std::int64_t kCodes = 8 * kParts * V * kVector;
+  static constexpr std::int64_t kCodes = kSteps * kCodeParts * V * kVector;
   static constexpr std::int64_t kScales = halves(s) * V * kVector;
   static constexpr std::int64_t kGroup = kCodes + kScales * (s.minimum ? 2 : 1);
   static_assert(kSliceGroups * kGroup <= kSliceBytes);
@@ -131,7 +131,7 @@ struct SliceReader {
   [[gnu::always_inline]] void enter() {}
   template <int I, int P>
   [[gnu::always_inline]] Bytes code(int v) const {
-    return load_bytes(at + ((I * kParts + (kWords ? P : 0)) * V + v) * kVector);
+    return load_bytes(at + ((I * kCodeParts + P % kCodeParts) * V + v) * kVector);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     return load_floats(at + kCodes + (half * V + v) * kVector);
@@ -151,11 +151,11 @@ template <PanelShape s>
   constexpr int V = kTileVectors;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
-    unroll<8>([&](auto i) __attribute__((always_inline)) {
-      unroll<Slice::kParts>([&](auto p) __attribute__((always_inline)) {
+    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
+      unroll<kCodeParts>([&](auto p) __attribute__((always_inline)) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
-          constexpr int kQuad = quad_at(s, i.value);
-          store_bytes(to + ((kQuad * Slice::kParts + p.value) * V + v.value) * Slice::kVector,
+          constexpr int kAt = quad_at(s, i.value);
+          store_bytes(to + ((kAt * kCodeParts + p.value) * V + v.value) * Slice::kVector,
                       slice_codes<s>(from.template code<i.value, p.value>(v.value)));
         });
       });
@@ -175,14 +175,14 @@ template <PanelShape s>
 template <PanelShape s, int M, class Reader>
 [[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
                                                 std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
-  constexpr int V = kTileVectors, H = halves(s), kQuads = 8 / H;
+  constexpr int V = kTileVectors, H = halves(s), kHalfSteps = kSteps / H;
   for (; groups > 0; --groups, ++x) {
     w.enter();
     Dot dot[M][V];
     Floats sum[M][V];
-    unroll<8>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kHalf = i.value / kQuads;
-      if constexpr (i.value % kQuads == 0) {
+    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kHalf = i.value / kHalfSteps;
+      if constexpr (i.value % kHalfSteps == 0) {
         unroll<M>([&](auto m) __attribute__((always_inline)) {
           const QuantizedGroup& row = x[m.value * x_stride];
           Ints start = zero_ints();
@@ -197,13 +197,13 @@ template <PanelShape s, int M, class Reader>
         unroll<V>([&](auto v)
                       __attribute__((always_inline)) { c[v.value] = w.template code<i.value, p.value>(v.value); });
         unroll<M>([&](auto m) __attribute__((always_inline)) {
-          const Ints part = activation_part<quad_at(s, i.value), p.value>(x[m.value * x_stride]);
+          const Ints part = step_activations<s, i.value, p.value>(x[m.value * x_stride]);
           unroll<V>([&](auto v) __attribute__((always_inline)) {
             dot[m.value][v.value].template add<p.value>(c[v.value], part);
           });
         });
       });
-      if constexpr (i.value % kQuads == kQuads - 1) {
+      if constexpr (i.value % kHalfSteps == kHalfSteps - 1) {
         unroll<V>([&](auto v) __attribute__((always_inline)) {
           const Floats scale = w.scale(v.value, kHalf);
           unroll<M>([&](auto m) __attribute__((always_inline)) {

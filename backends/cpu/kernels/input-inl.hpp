@@ -17,7 +17,7 @@ inline float largest(const float* x, std::int64_t n) {
   Floats most = zero_floats(), invalid = zero_floats();
   for (std::int64_t i = 0; i < n; i += kLanes) {
     const Floats v = load_values(x + i, n - i);
-    most = larger(most, floats_of(and_bytes(bits_of(v), fill_int(0x7fffffff))));
+    most = larger(most, floats_of(and_bytes(bits_of(v), fill_bits(0x7fffffff))));
     invalid = add_floats(invalid, multiply(v, zero_floats()));  // infinity and NaN make NaN
   }
   float lanes[2][kLanes];
@@ -40,10 +40,10 @@ inline float largest(const float* x, std::int64_t n) {
 /// The E4M3 number nearest to v / scale, ties to even.
 [[gnu::always_inline]] inline Floats to_e4m3(Floats v, Floats scale) {
   const Floats ratio = divide(v, scale);
-  const Ints sign = and_bytes(bits_of(ratio), fill_int(kSignBit));
+  const Bytes sign = and_bytes(bits_of(ratio), fill_bits(kSignBit));
   const Floats size = smaller(floats_of(xor_bytes(bits_of(ratio), sign)), fill_float(448.0f));
   // A number's last place is 2^-3 of its power of two, which is at least 2^-6: round as kNearest does, at that place.
-  const Floats power = larger(floats_of(and_bytes(bits_of(size), fill_int(0x7f800000))), fill_float(0x1p-6f));
+  const Floats power = larger(floats_of(and_bytes(bits_of(size), fill_bits(0x7f800000))), fill_float(0x1p-6f));
   const Floats round = multiply(power, fill_float(kNearest * 0x1p-3f));
   return floats_of(xor_bytes(bits_of(subtract(add_floats(size, round), round)), sign));
 }
@@ -81,7 +81,7 @@ void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, Qu
       store_ints(codes + j, to_ints(to_code(load_floats(x + i + j), scale, zero)));
     }
     for (int j = 0; j < kGroupValues; ++j) sum += codes[j];
-    if constexpr (kWords) {
+    if constexpr (kForm == ActivationForm::words) {
       std::int16_t words[kGroupValues];
       for (int j = 0; j < kGroupValues; j += 4) {
         words[j] = static_cast<std::int16_t>(codes[j]);

@@ -1,5 +1,5 @@
 // The linear kernels of a SIMD level. Included inside the level's namespace after its vector operations and one of
-// dot_bytes-inl.hpp and dot_words-inl.hpp.
+// dot_bytes-inl.hpp, dot_words-inl.hpp and dot_matrix-inl.hpp.
 
 // In this order: each stands on those before it.
 #include "unpack-inl.hpp"
@@ -61,7 +61,7 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 }
 
 constexpr LinearKernels kLinearKernels{.level = kLevelName,
-                                       .form = kWords ? ActivationForm::words : ActivationForm::bytes,
+                                       .form = kForm,
                                        .quantize_row = quantize_row,
                                        .round_row = round_row,
                                        .quantize_bytes = quantize_bytes,

@@ -50,6 +50,7 @@ template <int n>
   __builtin_memcpy(&v, p, sizeof v);
   return _mm512_set1_epi32(v);
 }
+[[gnu::always_inline]] inline Ints load_ints(const void* p) { return load_bytes(p); }
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {
   return _mm512_slli_epi32(v, n);
@@ -64,9 +65,9 @@ template <int n>
 [[gnu::always_inline]] inline Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 [[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 [[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-[[gnu::always_inline]] inline Ints bits_of(Floats v) { return _mm512_castps_si512(v); }
-[[gnu::always_inline]] inline Floats floats_of(Ints bits) { return _mm512_castsi512_ps(bits); }
-[[gnu::always_inline]] inline Ints fill_int(int v) { return _mm512_set1_epi32(v); }
+[[gnu::always_inline]] inline Bytes bits_of(Floats v) { return _mm512_castps_si512(v); }
+[[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return _mm512_castsi512_ps(bits); }
+[[gnu::always_inline]] inline Bytes fill_bits(int v) { return _mm512_set1_epi32(v); }
 /// The nearest integers.
 [[gnu::always_inline]] inline Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
 [[gnu::always_inline]] inline void store_ints(std::int32_t* p, Ints v) {
@@ -117,8 +118,11 @@ constexpr bool kSignedCodes = false;
 }
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi16(255)); }
 [[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm512_srli_epi16(v, 8); }
+using WordSums = Ints;
+[[gnu::always_inline]] inline WordSums start_words(Ints at) { return at; }
+[[gnu::always_inline]] inline Ints total_words(WordSums sum) { return sum; }
 /// sum + the dot products of 16-bit words, two to a lane.
-[[gnu::always_inline]] inline Ints dot_words(Ints sum, Bytes codes, Ints x) {
+[[gnu::always_inline]] inline WordSums dot_words(WordSums sum, Bytes codes, Ints x) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x));
 }
 #endif

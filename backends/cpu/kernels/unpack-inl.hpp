@@ -1,5 +1,5 @@
-// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after its
-// vector operations and one of dot_bytes-inl.hpp and dot_words-inl.hpp.
+// Unpacking codes in registers, for the linear kernels of all SIMD levels. Included inside the level's namespace after
+// its vector operations and one of dot_bytes-inl.hpp, dot_words-inl.hpp and dot_matrix-inl.hpp.
 
 namespace {
 
@@ -18,10 +18,11 @@ constexpr bool made_signed(PanelShape shape) { return kSignedCodes && (shape.tab
 constexpr int halves(PanelShape shape) { return kGroupValues / shape.group; }
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 
-/// The i-th quad to take: those of one plane after another, or, where each half of the group has a scale, in order, so
-/// that only one half's sums are live.
+/// The i-th quad, or pair of quads, to take: those of one plane after another, or, where each half of the group has a
+/// scale, in order, so that only one half's sums are live.
 constexpr int quad_at(PanelShape shape, int i) {
   if (shape.bits == 8 || halves(shape) == 2) return i;
+  if (kForm == ActivationForm::pairs) return shape.bits >= 4 ? i / 2 + i % 2 * 2 : i;
   return shape.bits >= 4 ? i / 2 + i % 2 * 4 : i / 4 + i % 4 * 2;
 }
 
@@ -46,10 +47,23 @@ template <PanelShape s, int Q>
   return c;
 }
 
-/// What the P-th of a quad's two multiplications takes of the activations.
-template <int Quad, int P>
-[[gnu::always_inline]] inline Ints activation_part(const QuantizedGroup& x) {
-  return fill_quad(x.codes + (kWords ? Quad * 8 + P * 4 : P * kGroupValues + Quad * 4));
+/// What the P-th of the two multiplications of step I takes of the codes.
+template <PanelShape s, int I, int P>
+[[gnu::always_inline]] inline Bytes step_codes(const std::uint8_t* codes, Bytes table) {
+  constexpr int kAt = quad_at(s, I);
+  if constexpr (kForm == ActivationForm::pairs) {
+    return interleave<P>(unpack_quad<s, 2 * kAt>(codes, table), unpack_quad<s, 2 * kAt + 1>(codes, table));
+  } else {
+    return codes_of_part<P>(unpack_quad<s, kAt>(codes, table));
+  }
+}
+/// What it takes of the activations.
+template <PanelShape s, int I, int P>
+[[gnu::always_inline]] inline Ints step_activations(const QuantizedGroup& x) {
+  constexpr int kAt = quad_at(s, I);
+  if constexpr (kForm == ActivationForm::bytes) return fill_quad(x.codes + P * kGroupValues + kAt * 4);
+  if constexpr (kForm == ActivationForm::words) return fill_quad(x.codes + kAt * 8 + P * 4);
+  if constexpr (kForm == ActivationForm::pairs) return load_ints(x.codes + kAt * 16);
 }
 
 }  // namespace

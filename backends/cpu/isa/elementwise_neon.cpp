@@ -1,0 +1,15 @@
+// Elementwise kernels for the neon level.
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "backends/cpu/elementwise.hpp"
+
+namespace llminfer::cpu::isa_neon {
+// In this order: each stands on those before it.
+#include "backends/cpu/kernels/vec_neon-inl.hpp"
+//
+#include "backends/cpu/kernels/math-inl.hpp"
+//
+#include "backends/cpu/kernels/elementwise-inl.hpp"
+}  // namespace llminfer::cpu::isa_neon

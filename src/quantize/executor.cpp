@@ -1,0 +1,287 @@
+#include "quantize/executor.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "quantize/gemm.hpp"
+#include "quantize/source.hpp"
+#include "quantize/writer.hpp"
+
+namespace llminfer::quantize {
+namespace {
+
+std::size_t index(ValueId id) { return static_cast<std::size_t>(id); }
+std::size_t index(WeightId id) { return static_cast<std::size_t>(id); }
+
+ValueId output_of(const Op& op) {
+  return std::visit([](const auto& o) { return o.out; }, op);
+}
+
+/// The N of "blk.N.…", or nothing.
+std::string_view layer_of(std::string_view name) {
+  if (!name.starts_with("blk.")) return {};
+  return name.substr(4, name.find('.', 4) - 4);
+}
+
+float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::gelu:
+      return 0.5f * x * (1 + std::erf(x * 0.70710678f));
+    case Activation::gelu_tanh:
+      return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+  }
+  return 0;
+}
+
+const std::vector<float>& weight(const FloatWeights& weights, WeightId id) {
+  return weights.at(static_cast<std::int32_t>(id));
+}
+
+}  // namespace
+
+LayerRanges split_layers(const Program& program) {
+  LayerRanges ranges;
+  std::string_view layer;
+  for (std::size_t i = 0; i < program.ops.size(); ++i) {
+    const std::string_view here = layer_of(program.values[index(output_of(program.ops[i]))].name);
+    if (here.empty()) {
+      if (!ranges.layers.empty()) break;
+      ranges.before.end = i + 1;
+      continue;
+    }
+    if (here != layer) ranges.layers.push_back({i, i});
+    layer = here;
+    ranges.layers.back().end = i + 1;
+  }
+  return ranges;
+}
+
+LayerRun::LayerRun(const Program& program, const load::Checkpoint& checkpoint,
+                   std::vector<std::vector<Token>> sequences, core::Team& team)
+    : program_(program),
+      checkpoint_(checkpoint),
+      sequences_(std::move(sequences)),
+      team_(team),
+      length_(static_cast<std::int64_t>(sequences_.front().size())),
+      tokens_(length_ * static_cast<std::int64_t>(sequences_.size())),
+      values_(program.values.size()),
+      last_use_(program.values.size()) {
+  for (std::size_t i = 0; i < program.ops.size(); ++i) {
+    for_inputs(program.ops[i], [&](ValueId id) { last_use_[index(id)] = i; });
+  }
+}
+
+Result<FloatWeights> LayerRun::load_weights(const OpRange& range) const {
+  FloatWeights weights;
+  const auto load = [&](WeightId id) -> Result<void> {
+    if (id == WeightId::none || weights.contains(static_cast<std::int32_t>(id))) return {};
+    const load::TensorInfo& tensor = *checkpoint_.find(program_.weights[index(id)].name);
+    weights.emplace(static_cast<std::int32_t>(id), LLMINFER_TRY(read_floats(checkpoint_, tensor)));
+    checkpoint_.release(tensor);
+    return {};
+  };
+  for (std::size_t i = range.begin; i < range.end; ++i) {
+    if (const auto* linear = std::get_if<op::Linear>(&program_.ops[i])) {
+      LLMINFER_TRY(load(linear->weight));
+      LLMINFER_TRY(load(linear->bias));
+    }
+    if (const auto* norm = std::get_if<op::RmsNorm>(&program_.ops[i])) LLMINFER_TRY(load(norm->weight));
+  }
+  return weights;
+}
+
+Result<void> LayerRun::run(const OpRange& range, const FloatWeights& weights, const OnGroup& on_group) {
+  std::vector<bool> seen(program_.values.size(), false);  // as the input of a group
+  for (std::size_t i = range.begin; i < range.end; ++i) {
+    const auto* linear = std::get_if<op::Linear>(&program_.ops[i]);
+    if (linear && on_group && !seen[index(linear->in)]) {
+      LinearGroup group{linear->in, {}};
+      for (std::size_t j = i; j < range.end; ++j) {
+        const auto* other = std::get_if<op::Linear>(&program_.ops[j]);
+        if (other && other->in == linear->in) group.linears.push_back(other);
+      }
+      seen[index(linear->in)] = true;
+      LLMINFER_TRY(on_group(group, value(linear->in)));
+    }
+    current_ = i;
+    LLMINFER_TRY(std::visit([&](const auto& o) { return apply(o, weights); }, program_.ops[i]));
+    for_inputs(program_.ops[i], [&](ValueId id) {
+      if (last_use_[index(id)] == i) std::vector<float>().swap(value(id));  // = {} would keep the memory
+    });
+  }
+  return {};
+}
+
+const float* LayerRun::make_over(ValueId id, ValueId input) {
+  if (last_use_[index(input)] == current_) {
+    value(id) = std::move(value(input));
+  } else {
+    make(id);
+  }
+  return value(input).empty() ? value(id).data() : value(input).data();
+}
+
+Result<void> LayerRun::apply(const op::Embed& o, const FloatWeights&) {
+  const load::TensorInfo& tensor = *checkpoint_.find(program_.weights[index(o.table)].name);
+  const WeightView table = LLMINFER_TRY(checkpoint_.read(tensor));
+  make(o.out);
+  std::int64_t t = 0;
+  for (const auto& sequence : sequences_) {
+    for (const Token token : sequence) {
+      const auto out = std::span(row(o.out, t++), static_cast<std::size_t>(width(o.out)));
+      LLMINFER_TRY(unpack_rows(table, token, 1, out));
+    }
+  }
+  checkpoint_.release(tensor);
+  return {};
+}
+
+Result<void> LayerRun::apply(const op::Linear& o, const FloatWeights& weights) {
+  make(o.out);
+  const std::int64_t in = width(o.in), out = width(o.out);
+  const MatrixView w = matrix(weight(weights, o.weight).data(), out, in);
+  LLMINFER_TRY(multiply(team_, matrix(value(o.in).data(), tokens_, in), w.transposed(), value(o.out).data(), out));
+  if (o.bias == WeightId::none) return {};
+  const std::vector<float>& bias = weight(weights, o.bias);
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      float* to = row(o.out, t);
+      for (std::int64_t n = 0; n < out; ++n) to[n] += bias[static_cast<std::size_t>(n)];
+    }
+  });
+}
+
+Result<void> LayerRun::apply(const op::RmsNorm& o, const FloatWeights& weights) {
+  make(o.out);
+  const float* w = weight(weights, o.weight).data();
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const float* x = row(o.in, t);
+      double squares = 0;
+      for (std::int64_t i = 0; i < width(o.in); ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+      const auto scale = static_cast<float>(
+          1 / std::sqrt(squares / static_cast<double>(width(o.in)) + static_cast<double>(o.epsilon)));
+      float* to = row(o.out, t);
+      for (std::int64_t i = 0; i < width(o.in); ++i) to[i] = x[i] * scale * w[i];
+    }
+  });
+}
+
+Result<void> LayerRun::apply(const op::Rope& o, const FloatWeights&) {
+  const float* input = make_over(o.out, o.in);
+  const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(o.table)];
+  const auto pairs = static_cast<std::int64_t>(table.inverse_frequency.size());
+  std::vector<float> sine(static_cast<std::size_t>(length_ * pairs)), cosine(sine.size());
+  for (std::int64_t p = 0; p < length_; ++p) {
+    for (std::int64_t i = 0; i < pairs; ++i) {
+      const double angle =
+          static_cast<double>(p) * static_cast<double>(table.inverse_frequency[static_cast<std::size_t>(i)]);
+      const auto at = static_cast<std::size_t>(p * pairs + i);
+      sine[at] = static_cast<float>(std::sin(angle)) * table.magnitude;
+      cosine[at] = static_cast<float>(std::cos(angle)) * table.magnitude;
+    }
+  }
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const float* from = input + t * width(o.in);
+      float* to = row(o.out, t);
+      if (from != to) std::copy(from, from + width(o.in), to);
+      const float* s = sine.data() + t % length_ * pairs;
+      const float* c = cosine.data() + t % length_ * pairs;
+      for (std::int64_t head = 0; head < width(o.in); head += o.head_dim) {
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          const std::int64_t a = head + (table.interleaved ? 2 * i : i);
+          const std::int64_t b = head + (table.interleaved ? 2 * i + 1 : i + pairs);
+          const float x = from[a], y = from[b];
+          to[a] = x * c[i] - y * s[i];
+          to[b] = y * c[i] + x * s[i];
+        }
+      }
+    }
+  });
+}
+
+Result<void> LayerRun::apply(const op::Attention& o, const FloatWeights&) {
+  make(o.out);
+  const auto count = static_cast<std::int64_t>(sequences_.size()) * o.heads;
+  std::vector<std::vector<float>> scores(static_cast<std::size_t>(team_.threads()));
+  for (auto& s : scores) s.resize(static_cast<std::size_t>(length_ * length_));
+  std::atomic<bool> memory{true};
+  const int phases[] = {static_cast<int>(count)};
+  LLMINFER_TRY(team_.run(phases, [&](int, int chunk, int thread) {
+    try {
+      attend(o, chunk / o.heads, chunk % o.heads, scores[static_cast<std::size_t>(thread)]);
+    } catch (const std::bad_alloc&) {
+      memory = false;
+    }
+  }));
+  if (!memory) throw std::bad_alloc();
+  return {};
+}
+
+/// One head on one sequence.
+void LayerRun::attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, std::vector<float>& scores) {
+  const CacheGroup& group = program_.cache_groups[static_cast<std::size_t>(o.group)];
+  const std::int64_t dim = group.head_dim, first = sequence * length_;
+  const std::int64_t kv = std::int64_t{head} * group.kv_heads / o.heads * dim;
+  const auto view = [&](ValueId id, std::int64_t offset) {
+    return MatrixView{row(id, first) + offset, length_, dim, width(id), 1};
+  };
+  multiply_here(view(o.q, head * dim), view(o.k, kv).transposed(), scores.data(), length_, false, o.scale);
+  for (std::int64_t t = 0; t < length_; ++t) {
+    float* s = scores.data() + t * length_;
+    const std::int64_t begin = group.window > 0 ? std::max<std::int64_t>(0, t + 1 - group.window) : 0;
+    const float best = *std::max_element(s + begin, s + t + 1);
+    float total = 0;
+    for (std::int64_t i = begin; i <= t; ++i) total += s[i] = std::exp(s[i] - best);
+    for (std::int64_t i = begin; i <= t; ++i) s[i] /= total;
+    std::fill(s, s + begin, 0.0f);
+    std::fill(s + t + 1, s + length_, 0.0f);
+  }
+  multiply_here(matrix(scores.data(), length_, length_), view(o.v, kv), row(o.out, first) + head * dim, width(o.out));
+}
+
+Result<void> LayerRun::apply(const op::Glu& o, const FloatWeights&) {
+  const float* gate = make_over(o.out, o.gate);
+  const float* up = value(o.up).data();
+  float* to = value(o.out).data();
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i)
+      to[i] = activate(o.activation, gate[i]) * up[i];
+  });
+}
+
+Result<void> LayerRun::apply(const op::Add& o, const FloatWeights&) {
+  const float* b = value(o.b).data();
+  const float* a = o.a == o.b ? b : make_over(o.out, o.a);
+  if (o.a == o.b) make(o.out);
+  float* to = value(o.out).data();
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i) to[i] = a[i] + b[i];
+  });
+}
+
+Result<std::vector<float>> gram(core::Team& team, std::span<const float> input, std::int64_t width) {
+  constexpr std::int64_t kTokens = 4096;  // at once, since the product makes a copy
+  std::vector<float> sums(static_cast<std::size_t>(width * width), 0.0f);
+  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / width;
+  for (std::int64_t t = 0; t < tokens; t += kTokens) {
+    const MatrixView x = matrix(input.data() + t * width, std::min(kTokens, tokens - t), width);
+    LLMINFER_TRY(multiply(team, x.transposed(), x, sums.data(), width, true, 1, true));
+  }
+  for (std::int64_t i = 0; i < width; ++i) {
+    for (std::int64_t j = 0; j < i; ++j)
+      sums[static_cast<std::size_t>(i * width + j)] = sums[static_cast<std::size_t>(j * width + i)];
+  }
+  return sums;
+}
+
+}  // namespace llminfer::quantize

@@ -1,0 +1,110 @@
+// LayerRun: runs the operations of a Program on calibration text in floats, for all tokens at once. The caller sees
+// each linear layer's input before the product and may change the weights that are used. Knows no formats.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <llminfer/program.hpp>
+#include <llminfer/result.hpp>
+#include <llminfer/tokenizer.hpp>
+
+#include "core/parallel.hpp"
+#include "load/checkpoint.hpp"
+
+namespace llminfer::quantize {
+
+/// A run of a Program's operations.
+struct OpRange {
+  std::size_t begin = 0, end = 0;
+};
+
+/// What precedes the layers, and each layer: split by the names of values ("blk.3.…"). What follows the last layer is
+/// not part of it.
+struct LayerRanges {
+  OpRange before;
+  std::vector<OpRange> layers;
+};
+LayerRanges split_layers(const Program& program);
+
+/// Weights of the operations at hand, as floats.
+using FloatWeights = std::unordered_map<std::int32_t, std::vector<float>>;  // by WeightId
+
+/// Linear operations that have the same input.
+struct LinearGroup {
+  ValueId in;
+  std::vector<const op::Linear*> linears;
+};
+
+class LayerRun {
+ public:
+  /// `sequences` of equal length. All outlive this.
+  LayerRun(const Program& program, const load::Checkpoint& checkpoint, std::vector<std::vector<Token>> sequences,
+           core::Team& team);
+
+  /// Called before the first product with an input // (tokens, width), which it may change, as it may the weights.
+  using OnGroup = std::function<Result<void>(const LinearGroup& group, std::span<float> input)>;
+
+  /// Runs the operations with these weights. Values are dropped after their last use.
+  Result<void> run(const OpRange& range, const FloatWeights& weights, const OnGroup& on_group);
+  /// The weights of the operations, from the checkpoint; of embedding tables, nothing.
+  Result<FloatWeights> load_weights(const OpRange& range) const;
+
+  std::int64_t tokens() const noexcept { return tokens_; }
+
+  /// The values that are alive, to go on from them another time.
+  using Values = std::vector<std::vector<float>>;  ///< [values of the program], most of them empty
+  const Values& values() const noexcept { return values_; }
+  void set_values(Values values) { values_ = std::move(values); }
+
+ private:
+  Result<void> apply(const op::Embed& o, const FloatWeights& weights);
+  Result<void> apply(const op::Linear& o, const FloatWeights& weights);
+  Result<void> apply(const op::RmsNorm& o, const FloatWeights& weights);
+  Result<void> apply(const op::Rope& o, const FloatWeights& weights);
+  Result<void> apply(const op::Attention& o, const FloatWeights& weights);
+  Result<void> apply(const op::Glu& o, const FloatWeights& weights);
+  Result<void> apply(const op::Add& o, const FloatWeights& weights);
+  void attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, std::vector<float>& scores);
+
+  std::int64_t width(ValueId id) const { return program_.values[static_cast<std::size_t>(id)].width; }
+  std::vector<float>& value(ValueId id) { return values_[static_cast<std::size_t>(id)]; }
+  float* row(ValueId id, std::int64_t t) { return value(id).data() + t * width(id); }
+  /// Room for a value.
+  void make(ValueId id) { value(id).resize(static_cast<std::size_t>(tokens_ * width(id))); }
+  /// Room for the output of an operation on each element, or each head: that of an input that is not needed any more.
+  /// Gives where the input's elements are now.
+  const float* make_over(ValueId id, ValueId input);
+
+  const Program& program_;
+  const load::Checkpoint& checkpoint_;
+  const std::vector<std::vector<Token>> sequences_;
+  core::Team& team_;
+  const std::int64_t length_, tokens_;
+  Values values_;
+  std::vector<std::size_t> last_use_;  ///< [values] index of the operation
+  std::size_t current_ = 0;            ///< operation
+};
+
+/// Calls f(value) for each value that an operation reads.
+template <class F>
+void for_inputs(const Op& op, const F& f) {
+  std::visit(
+      [&](const auto& o) {
+        using T = std::decay_t<decltype(o)>;
+        if constexpr (requires { o.in; }) f(o.in);
+        if constexpr (std::is_same_v<T, op::Attention>) f(o.q), f(o.k), f(o.v);
+        if constexpr (std::is_same_v<T, op::Glu>) f(o.gate), f(o.up);
+        if constexpr (std::is_same_v<T, op::Add>) f(o.a), f(o.b);
+      },
+      op);
+}
+
+/// sum over tokens of x x^T, of an input // (tokens, width): [width, width].
+Result<std::vector<float>> gram(core::Team& team, std::span<const float> input, std::int64_t width);
+
+}  // namespace llminfer::quantize

@@ -1,0 +1,33 @@
+// The tile kernels of level "amx" on emulated tiles, among vectors of level "avx2".
+#include <immintrin.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "backends/cpu/panel.hpp"
+
+namespace llminfer::cpu::isa_scalar {
+const LinearKernels& linear_kernels();
+}
+
+namespace llminfer::cpu::emulated_tiles_avx2 {
+namespace {
+constexpr const char* kLevelName = "tiles emulated on avx2";
+}
+
+// In this order: each stands on those before it.
+#include "backends/cpu/kernels/linear_avx2-inl.hpp"
+//
+#include "backends/cpu/kernels/dot_words-inl.hpp"
+//
+#include "backends/cpu/kernels/unpack-inl.hpp"
+//
+#include "backends/cpu/kernels/grouped-inl.hpp"
+//
+#include "tests/cpu/emulated_tiles-inl.hpp"
+
+const LinearKernels& linear_kernels() { return kLinearKernels; }
+
+}  // namespace llminfer::cpu::emulated_tiles_avx2
