@@ -52,7 +52,7 @@ WeightType with_smaller_blocks(WeightType type, std::int64_t cols) {
   switch (type) {
     case WeightType::q2_k:
     case WeightType::q3_k:
-      type = WeightType::iq4_nl;
+      type = WeightType::q4_0;
       break;
     case WeightType::q4_k:
       type = WeightType::q5_0;

@@ -169,7 +169,7 @@ TEST_CASE("types of a mixture are those of llama-quantize") {
   CHECK(type("Q4_K_M", "blk.5.ffn_down.weight", 4864) == q6_k);
   CHECK(type("Q4_K_S", "blk.2.ffn_down.weight", 4864) == q5_k);
   CHECK(type("Q2_K", "blk.9.attn_v.weight", 1024) == q4_k);
-  CHECK(type("Q2_K", "blk.9.attn_q.weight", 896) == iq4_nl);
+  CHECK(type("Q2_K", "blk.9.attn_q.weight", 896) == q4_0);
   CHECK(type("Q3_K_M", "blk.9.attn_output.weight", 1024) == q4_k);
   CHECK(type("Q6_K", "blk.9.attn_output.weight", 100) == f16);
   CHECK(quantize::find_gguf_kind("Q4_K") == nullptr);
