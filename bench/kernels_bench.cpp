@@ -21,13 +21,39 @@ namespace {
 
 using Table = const cpu::LinearKernels*;
 
+struct Kind {
+  std::string name;
+  WeightType type;
+  llminfer::WeightDetails details{};
+};
+
+/// The types of GGUF files, and those of Hugging Face checkpoints with the scales that they usually have.
+std::vector<Kind> kinds() {
+  std::vector<Kind> all;
+  for (const WeightType type :
+       {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
+        WeightType::q6_k, WeightType::q2_k, WeightType::q3_k, WeightType::iq4_nl, WeightType::iq4_xs, WeightType::mxfp4,
+        WeightType::bf16, WeightType::f32}) {
+    all.push_back({std::string(llminfer::weight_type_info(type).name), type});
+  }
+  for (const WeightType type : {WeightType::w4_sym, WeightType::w4, WeightType::w2, WeightType::w3, WeightType::w8,
+                                WeightType::nf4, WeightType::fp4_16, WeightType::fp8}) {
+    Kind& kind = all.emplace_back(std::string(llminfer::weight_type_info(type).name), type);
+    if (type != WeightType::fp4_16) kind.details.scale_columns = type == WeightType::nf4 ? 64 : 128;
+  }
+  Kind& w8a8 = all.emplace_back("W8A8", WeightType::w8_sym);
+  w8a8.details.scale_columns = std::int64_t{1} << 30;
+  w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
+  return all;
+}
+
 /// Random blocks with zero scales: the time does not depend on the values, and no value can be a slow denormal.
-std::shared_ptr<const cpu::PackedWeight> weight(WeightType type, std::int64_t rows, std::int64_t cols) {
-  static std::map<std::tuple<WeightType, std::int64_t, std::int64_t>, std::shared_ptr<const cpu::PackedWeight>> cache;
-  auto& entry = cache[{type, rows, cols}];
+std::shared_ptr<const cpu::PackedWeight> weight(const Kind& kind, std::int64_t rows, std::int64_t cols) {
+  static std::map<std::tuple<std::string, std::int64_t, std::int64_t>, std::shared_ptr<const cpu::PackedWeight>> cache;
+  auto& entry = cache[{kind.name, rows, cols}];
   if (!entry) {
     entry.reset();
-    auto packed = cpu::PackedWeight::allocate(type, rows, cols).value();
+    auto packed = cpu::PackedWeight::allocate(kind.type, rows, cols, kind.details).value();
     std::mt19937 random(1);
     auto* const data = const_cast<std::uint8_t*>(packed->view().data);
     for (std::int64_t i = 0; i < packed->bytes(); ++i) data[i] = static_cast<std::uint8_t>(random()) & 0x3b;
@@ -36,20 +62,26 @@ std::shared_ptr<const cpu::PackedWeight> weight(WeightType type, std::int64_t ro
   return entry;
 }
 
-void linear(benchmark::State& state, Table table, WeightType type, std::int64_t rows, std::int64_t cols) {
+void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t rows, std::int64_t cols) {
   const auto m = static_cast<std::int32_t>(state.range(0));
   static std::shared_ptr<const cpu::PackedWeight> shared;
   static std::vector<float> out;
   if (state.thread_index() == 0) {
-    shared = weight(type, rows, cols);
+    shared = weight(kind, rows, cols);
     out.assign(static_cast<std::size_t>(m * rows), 0.0f);
   }
   const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
-  for (std::int32_t i = 0; i < m; ++i)
-    kernels.quantize_row(x.data() + i * cols, cols, groups.data() + i * group_stride);
+  for (std::int32_t i = 0; i < m; ++i) {
+    cpu::QuantizedGroup* const to = groups.data() + i * group_stride;
+    if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
+      kernels.quantize_bytes(cpu::rounding_of(kind.details.input), x.data() + i * cols, cols, to);
+    } else {
+      kernels.quantize_row(x.data() + i * cols, cols, to);
+    }
+  }
   const std::unique_ptr<void, decltype(&std::free)> scratch(
       std::aligned_alloc(64, (cpu::linear_scratch_bytes(cols) + 63) / 64 * 64), std::free);
   for (auto _ : state) {
@@ -84,6 +116,20 @@ void read_memory(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(data.size() * 8) / state.threads());
 }
 
+/// Rounding a row to integers of 8 bits, or through E4M3.
+void round_row(benchmark::State& state, Table table, bool floats) {
+  const std::vector<float> x(1536, 0.5f);
+  std::vector<float> out(1536);
+  std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
+  const cpu::InputRounding how{floats, true, 0, 0.0f, 0};
+  for (auto _ : state) {
+    floats ? table->round_row(how, x.data(), 1536, out.data())
+           : table->quantize_bytes(how, x.data(), 1536, groups.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * 1536);
+}
+
 void quantize(benchmark::State& state, Table table) {
   std::vector<float> x(1536, 0.5f);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
@@ -103,15 +149,14 @@ int main(int argc, char** argv) {
     const std::string level = at.name;
     const Table table = at.linear;
     benchmark::RegisterBenchmark((level + "/quantize").c_str(), quantize, table);
-    for (const WeightType type :
-         {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
-          WeightType::q6_k, WeightType::q2_k, WeightType::q3_k, WeightType::iq4_nl, WeightType::iq4_xs,
-          WeightType::mxfp4, WeightType::bf16, WeightType::f32}) {
-      const std::string name = level + "/" + std::string(llminfer::weight_type_info(type).name);
+    benchmark::RegisterBenchmark((level + "/quantize_bytes").c_str(), round_row, table, false);
+    benchmark::RegisterBenchmark((level + "/round_e4m3").c_str(), round_row, table, true);
+    for (const Kind& kind : kinds()) {
+      const std::string name = level + "/" + kind.name;
       // Batch 1 reads 80 MB and more; prompts use a layer's own size.
       // Weights that no cache holds, as when decoding; then layers of real models, some of which a cache holds.
       for (const int threads : {1, 2}) {
-        benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, type, 98304, 1536)
+        benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, kind, 98304, 1536)
             ->Arg(1)
             ->Arg(2)
             ->Arg(4)
@@ -121,9 +166,9 @@ int main(int argc, char** argv) {
             ->Unit(benchmark::kMillisecond);
       }
       for (const auto& [rows, cols] : {std::pair{1536, 576}, {4864, 896}, {1536, 8960}, {1535, 1536}}) {
-        if (cols % llminfer::weight_type_info(type).block_values != 0) continue;
+        if (cols % llminfer::weight_type_info(kind.type).block_values != 0) continue;
         const std::string shape = std::to_string(rows) + "x" + std::to_string(cols);
-        benchmark::RegisterBenchmark((name + "/" + shape).c_str(), linear, table, type, rows, cols)
+        benchmark::RegisterBenchmark((name + "/" + shape).c_str(), linear, table, kind, rows, cols)
             ->Arg(1)
             ->Arg(2)
             ->Arg(3)

@@ -23,6 +23,7 @@ class WeightArena;
 enum class InputForm : std::uint8_t {
   floats,  ///< ActivationView::f32
   groups,  ///< ActivationView::groups, as quantize_row makes them
+  bytes,   ///< the same, as quantize_bytes makes them
 };
 
 /// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
@@ -43,7 +44,10 @@ class PackedWeight final : public PreparedWeight {
   std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
   PanelKind kind() const noexcept { return view_.kind; }
   /// Which activations linear reads.
-  InputForm form() const noexcept { return panel_shape(view_.kind).bits != 0 ? InputForm::groups : InputForm::floats; }
+  InputForm form() const noexcept {
+    if (view_.kind == PanelKind::w8a8) return InputForm::bytes;
+    return panel_shape(view_.kind).bits != 0 ? InputForm::groups : InputForm::floats;
+  }
   const PackedWeightView& view() const noexcept { return view_; }
   std::int64_t bytes() const noexcept override { return bytes_; }
   std::span<const std::byte> stored() const noexcept override {
@@ -77,8 +81,10 @@ Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
 std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details = {}) noexcept;
 
-/// The kind of panels that a type is packed into, if any.
+/// The kind of panels that a type is packed into, if any; w8_sym is w8a8 instead where that fits the details.
 std::optional<PanelKind> panel_kind(WeightType type) noexcept;
+
+InputRounding rounding_of(const InputQuantization& input) noexcept;
 
 /// out // (cols) = row `row` of the weight as float, columns as they lie: embedding lookup straight from the panels.
 void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept;

@@ -231,7 +231,10 @@ PanelLayout layout_of(PanelKind kind, std::int64_t cols, const WeightDetails& de
   const PanelShape shape = panel_shape(kind);
   const int shift = scale_shift_of(details, cols);
   if (shape.bits != 0) {
-    return panel_layout(shape, cols, shape.group == kGroupValues && shape.scale != PanelScale::two_level ? shift : 0);
+    PanelLayout layout =
+        panel_layout(shape, cols, shape.group == kGroupValues && shape.scale != PanelScale::two_level ? shift : 0);
+    if (kind == PanelKind::w8a8) layout.bytes = layout.minimum + kPanelRows * 4;
+    return layout;
   }
   const auto align = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
   PanelLayout layout{};
@@ -244,7 +247,27 @@ PanelLayout layout_of(PanelKind kind, std::int64_t cols, const WeightDetails& de
   return layout;
 }
 
+/// The sums of a w8a8 panel's codes.
+void put_sums(const PanelLayout& layout, std::int64_t cols, std::uint8_t* panel) {
+  std::int32_t sums[kPanelRows] = {};
+  for (std::int64_t i = 0; i < cols * kPanelRows; ++i) sums[i / 4 % kPanelRows] += panel[i] - 128;
+  std::memcpy(panel + layout.minimum, sums, sizeof sums);
+}
+
+/// One scale for each row of the weight and each row of activations, which is rounded to 8 bits.
+std::optional<PanelKind> kind_of(WeightType type, std::int64_t cols, const WeightDetails& details) {
+  const InputQuantization& input = details.input;
+  const bool bytes = type == WeightType::w8_sym && input.kind == InputQuantization::Kind::int8 &&
+                     (!input.dynamic || input.group == 0) && details.scale_columns >= cols && !details.permutation &&
+                     cols <= kMaxByteCols;
+  return bytes ? PanelKind::w8a8 : panel_kind(type);
+}
+
 }  // namespace
+
+InputRounding rounding_of(const InputQuantization& input) noexcept {
+  return {input.kind == InputQuantization::Kind::fp8, input.dynamic, input.group, input.scale, input.zero};
+}
 
 std::optional<PanelKind> panel_kind(WeightType type) noexcept {
   switch (type) {
@@ -280,14 +303,14 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
 
 std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details) noexcept {
-  const auto kind = panel_kind(type);
+  const auto kind = kind_of(type, cols, details);
   if (!kind || rows <= 0 || cols <= 0) return 0;
   return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols, details).bytes;
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,
                                                              const WeightDetails& details) {
-  const auto kind = panel_kind(type);
+  const auto kind = kind_of(type, cols, details);
   if (!kind)
     return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
                       weight_type_info(type).name);
@@ -358,6 +381,7 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
     } else {
       with_bits(shape.bits,
                 [&](auto bits) { put_rows<bits()>(shape, layout, format, rows, row_bytes, lanes, view_.cols, panel); });
+      if (view_.kind == PanelKind::w8a8) put_sums(layout, view_.cols, panel);
     }
   }
 }

@@ -41,6 +41,24 @@ static_assert(sizeof(QuantizedGroup) == 96);
 
 /// A number of rows that is never reached: the level has no use for slices of such weights.
 inline constexpr int kNever = 1 << 30;
+/// How a row of activations is rounded before it is multiplied: InputQuantization without what kernels do not see.
+struct InputRounding {
+  bool floats;         ///< to E4M3, else to integers of 8 bits
+  bool dynamic;        ///< scale = largest absolute value / 448 or 127.5, zero = 0
+  std::int64_t group;  ///< dynamic: values that share a scale; 0: all of the row
+  float scale;         ///< static
+  std::int32_t zero;   ///< static
+};
+/// A row of activations in integers of 8 bits: x ~ scale * (code - zero). Its codes, -128 … 127, follow: signed bytes,
+/// or for levels of ActivationForm::words int16 [K / 4][4], values 0, 2, 1, 3 of each quad.
+struct alignas(32) ByteRow {
+  float scale;  ///< NaN: not all values were finite
+  std::int32_t zero;
+  std::int32_t minus_sum;  ///< -sum(code)
+  std::int32_t unused[5];
+};
+static_assert(sizeof(ByteRow) == 32);
+
 /// Scratch that a level needs to unpack kSuperGroups groups of a tile's panels.
 inline constexpr std::int64_t kSliceBytes = 20480;
 
@@ -92,9 +110,12 @@ enum class PanelKind : std::uint8_t {
   w8,
   w4_sym,
   fp4_16,
-  fp8,  ///< dense bytes, E4M3; a float scale per row and 32 << PanelLayout::scale_shift columns
+  w8a8,  ///< as grid32 with one scale for a row, multiplied with ByteRows; then [16] the sums of codes less 128, int32
+  fp8,   ///< dense bytes, E4M3; a float scale per row and 32 << PanelLayout::scale_shift columns
 };
-inline constexpr int kPanelKinds = 27;
+inline constexpr int kPanelKinds = 28;
+/// Most columns of a w8a8 weight: sums of 2 * 128 * 128 * K fit 32 bits.
+inline constexpr std::int64_t kMaxByteCols = 65535;
 
 [[gnu::always_inline]] constexpr PanelShape panel_shape(PanelKind kind) {
   switch (kind) {
@@ -134,6 +155,7 @@ inline constexpr int kPanelKinds = 27;
     case PanelKind::ternary:
       return {2, 32, 1, false, false, PanelScale::f32};
     case PanelKind::grid32:
+    case PanelKind::w8a8:
       return {8, 32, 128, false, false, PanelScale::f32};
     case PanelKind::grid16:
       return {8, 16, 128, false, false, PanelScale::f32};
@@ -206,7 +228,7 @@ struct PackedWeightView {
 struct ActivationView {
   const float* f32;              ///< [rows, stride]
   std::int64_t stride;           ///< in floats
-  const QuantizedGroup* groups;  ///< [rows, group_stride]
+  const QuantizedGroup* groups;  ///< [rows, group_stride]; w8a8: a ByteRow at the start of each row
   std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
 };
 
@@ -217,6 +239,11 @@ struct LinearKernels {
   /// x // (k) -> out // (ceil(k / 32)); the tail counts as zeros. A group whose values are not all finite gets a NaN
   /// scale.
   void (*quantize_row)(const float* x, std::int64_t k, QuantizedGroup* out);
+  /// x // (k) -> out // (k): the numbers that x is rounded to, scale * (clamp(round(x / scale) + zero) - zero) or
+  /// scale * E4M3(x / scale). Where a value is not finite, all that share its scale become NaN.
+  void (*round_row)(const InputRounding& how, const float* x, std::int64_t k, float* out);
+  /// x // (k), a multiple of 32 -> a ByteRow at `out`: the same numbers in integers, of one scale.
+  void (*quantize_bytes)(const InputRounding& how, const float* x, std::int64_t k, QuantizedGroup* out);
   /// out[row * out_stride + n] = sum over k of x[row, k] * w[n, k], for n in panels [panel_begin, panel_end) and rows
   /// [row_begin, row_end). `scratch` holds linear_scratch_bytes(w.cols) bytes, 64-byte aligned, and is the thread's
   /// own.

@@ -132,7 +132,7 @@ class CpuPlan final : public Plan {
     std::vector<RowForm> forms;  ///< that the others read
     /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
     std::vector<std::pair<int, int>> of_part;
-    bool rounds() const noexcept { return rounding.kind != InputQuantization::Kind::none; }
+    bool rounds = false;  ///< in floats, for weights that have no use for bytes
   };
   /// The same in this pass.
   struct LinearInput {
@@ -140,7 +140,7 @@ class CpuPlan final : public Plan {
     bool direct = false;  ///< the step writes Batch::logits
     bool gather = false;  ///< rows are picked from the selected ones
     bool copy = false;    ///< float rows are normed or gathered, not read where they lie
-    bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds(); }
+    bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds; }
   };
   /// Rows of inputs beside those of PlanLayout, where weights need them: [max_rows + threads] of each.
   struct InputRows {

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backends/cpu/input_rounding.hpp"
 #include "backends/cpu/plan.hpp"
 #include "core/error.hpp"
 
@@ -46,6 +45,9 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
     const int form = form_of(part.weight);
     input.of_part.emplace_back(form, form_of(part.up_weight));
   }
+  const auto reads_floats = [](const RowForm& form) { return form.form != InputForm::bytes; };
+  input.rounds = input.rounding.kind != InputQuantization::Kind::none &&
+                 (input.floats || std::any_of(input.forms.begin(), input.forms.end(), reads_floats));
   return {};
 }
 
@@ -57,7 +59,7 @@ Result<void> CpuPlan::bind_inputs() {
     if (!linear) continue;
     StepInput& input = step_inputs_[i];
     LLMINFER_TRY(bind_input(*linear, input));
-    rounds = rounds || input.rounds();
+    rounds = rounds || input.rounds;
     for (const RowForm& form : input.forms) orders = orders || form.order;
     input_rows_.more_forms = std::max(input_rows_.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);
   }
@@ -115,21 +117,27 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     } else if (input.gather && common.floats) {
       std::memcpy(normed, x, float_bytes(k));
     }
-    if (common.rounds()) {
+    const float* const unrounded = x;
+    if (common.rounds) {
       float* const to = own ? thread.rounded : rounded_row(r);
-      round_input(common.rounding, x, k, to);
+      level_.linear->round_row(rounding_of(common.rounding), x, k, to);
       x = to;
     }
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
       const RowForm& form = common.forms[f];
+      QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
+      QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
+      if (form.form == InputForm::bytes) {
+        level_.linear->quantize_bytes(rounding_of(common.rounding), unrounded, k, to);
+        continue;
+      }
       const float* from = x;
       if (form.order) {
         const std::int32_t* const order = form.order->data();
         for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
         from = thread.ordered;
       }
-      QuantizedGroup* const to = quantized_rows(static_cast<int>(f), own, thread);
-      level_.linear->quantize_row(from, k, own ? to : to + r * layout_.quantized_stride);
+      level_.linear->quantize_row(from, k, to);
     }
   }
 }
@@ -139,7 +147,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
-  if (input.input->rounds()) {
+  if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_rows_.rounded_stride;
   } else if (input.copy) {

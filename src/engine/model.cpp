@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "arch/arch.hpp"
+#include "core/cpu_count.hpp"
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "engine/weight_cache.hpp"
 #include "tok/tokenizer_model.hpp"
 
@@ -155,8 +157,9 @@ Result<void> warn(const EngineOptions& options, const std::string& message) {
 }
 
 Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
-                                                       const load::TensorInfo& tensor, Backend& backend) {
-  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor));
+                                                       const load::TensorInfo& tensor, core::Team* team,
+                                                       Backend& backend) {
+  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team));
   auto prepared = backend.prepare(view);
   if (!prepared) return core::at(tensor.name, std::move(prepared).error());
   return prepared;
@@ -182,6 +185,13 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
   const auto total = static_cast<float>(std::max<std::int64_t>(layout.memory.parameters, 1));
   float done = 0;
   std::vector<std::shared_ptr<const PreparedWeight>> weights(layout.tensors.size());
+  // Packed weights are converted before the backend gets them.
+  std::unique_ptr<core::Team> team;
+  const auto packed = [](const load::TensorInfo* tensor) { return tensor->packing != nullptr; };
+  if (std::any_of(layout.tensors.begin(), layout.tensors.end(), packed)) {
+    const int threads = options.threads > 0 ? options.threads : core::usable_cpus();
+    team = LLMINFER_TRY(core::Team::make(threads, options.executor));
+  }
   for (const std::size_t i : preparation_order(layout.tensors)) {
     const load::TensorInfo& tensor = *layout.tensors[i];
     if (cache && cache->found()) {
@@ -190,7 +200,7 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
       if (!restored) LLMINFER_TRY(warn(options, restored.error().message));
     }
     if (!weights[i]) {
-      weights[i] = LLMINFER_TRY(prepare_weight(checkpoint, tensor, *layout.backend));
+      weights[i] = LLMINFER_TRY(prepare_weight(checkpoint, tensor, team.get(), *layout.backend));
       checkpoint.release(tensor);
     }
     model.weight_bytes += weights[i]->bytes();

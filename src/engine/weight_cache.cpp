@@ -74,6 +74,7 @@ Result<WeightCache> WeightCache::open(const std::string& folder, const load::Che
   WeightCache cache;
   cache.key_ = LLMINFER_TRY(key_of(checkpoint, tensors, form));
   cache.path_ = folder + "/" + hexadecimal(cache.key_) + ".weights";
+  for (const load::TensorInfo* tensor : tensors) cache.storable_.push_back(storable(*tensor));
   if (!cache.map(tensors.size())) cache.entries_.clear();
   return cache;
 }
@@ -106,7 +107,7 @@ Result<void> WeightCache::save(std::span<const std::shared_ptr<const PreparedWei
   std::uint64_t end = sizeof(Header) + weights.size() * sizeof(Entry);
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const std::span<const std::byte> stored = weights[i]->stored();
-    if (stored.empty()) continue;
+    if (!storable_[i] || stored.empty()) continue;
     entries[i] = {aligned(end), stored.size()};
     parts.push_back({entries[i].offset, stored});
     end = entries[i].offset + stored.size();

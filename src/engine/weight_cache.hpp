@@ -30,7 +30,7 @@ class WeightCache {
   bool found() const noexcept { return !entries_.empty(); }
   /// What the file has of tensor `index`, a view of its mapping; empty if nothing.
   Result<core::Bytes> read(std::size_t index) const;
-  /// Writes the file, of the weights that have stored(). The folder must exist. Errors: those of core::write_file.
+  /// Writes the file, of the weights that have stored() and are one tensor of the checkpoint. The folder must exist. Errors: those of core::write_file.
   Result<void> save(std::span<const std::shared_ptr<const PreparedWeight>> weights) const;
 
  private:
@@ -41,6 +41,7 @@ class WeightCache {
 
   std::string path_;
   std::uint64_t key_ = 0;
+  std::vector<bool> storable_;  ///< per tensor: not put together from several ones
   std::shared_ptr<const core::ByteSource> source_;
   std::vector<Entry> entries_;  ///< one per tensor
 };

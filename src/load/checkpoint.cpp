@@ -16,8 +16,8 @@ const TensorInfo* Checkpoint::find(const std::string& name) const {
   return found == by_name.end() ? nullptr : &tensors[found->second];
 }
 
-Result<WeightView> Checkpoint::read(const TensorInfo& tensor) const {
-  if (tensor.packing) return tensor.packing->read(*this, tensor);
+Result<WeightView> Checkpoint::read(const TensorInfo& tensor, core::Team* team) const {
+  if (tensor.packing) return tensor.packing->read(*this, tensor, team);
   core::Bytes bytes = LLMINFER_TRY(sources[tensor.source]->read(tensor.offset, tensor.bytes));
   return WeightView{.name = tensor.name,
                     .type = tensor.type,

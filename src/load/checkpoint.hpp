@@ -14,6 +14,10 @@
 
 #include "core/file.hpp"
 
+namespace llminfer::core {
+class Team;
+}
+
 namespace llminfer::load {
 
 /// The types of safetensors elements that llminfer reads. Only the first three are weights as they are; the others
@@ -29,7 +33,8 @@ class Packing {
  public:
   virtual ~Packing() = default;
   /// Errors: corrupt (contents that break the rules of the packing; the tensor is named), those of the source.
-  virtual Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const = 0;
+  /// `team`: threads to convert with, or null.
+  virtual Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const = 0;
 };
 
 /// Where the bytes of one tensor lie. Shape in the order of WeightView: a matrix is [rows, cols], a vector [1, n];
@@ -124,8 +129,9 @@ struct Checkpoint {
   std::vector<std::shared_ptr<const core::ByteSource>> sources;
 
   const TensorInfo* find(const std::string& name) const;
-  /// The tensor's bytes: a view of the mapping where the source is resident, else a copy.
-  Result<WeightView> read(const TensorInfo& tensor) const;
+  /// The tensor's bytes: a view of the mapping where the source is resident, else a copy. Packed weights are converted,
+  /// by all threads of `team` if there is one.
+  Result<WeightView> read(const TensorInfo& tensor, core::Team* team = nullptr) const;
   /// The tensor's bytes are not needed soon: its part of the mapping no longer counts as memory of the process.
   void release(const TensorInfo& tensor) const noexcept {
     sources[tensor.source]->release(tensor.offset, tensor.bytes);

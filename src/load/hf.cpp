@@ -125,7 +125,15 @@ Result<core::Json> quantization_settings(const std::string& directory, core::Jso
     settings = LLMINFER_TRY(core::parse_json(*text, path));
     if (!settings.is_object()) return fail(ErrorCode::corrupt, path, ": not a JSON object");
   }
-  return settings;
+  if (!settings.is_null()) return settings;
+  // ModelOpt: {"producer": …, "quantization": settings}
+  const std::string path = directory + "/hf_quant_config.json";
+  const auto text = LLMINFER_TRY(read_optional(path, kMaxConfigBytes));
+  if (!text) return settings;
+  const core::Json file = LLMINFER_TRY(core::parse_json(*text, path));
+  const core::Json* inner = file.is_object() ? file.find("quantization") : nullptr;
+  if (!inner || !inner->is_object()) return fail(ErrorCode::corrupt, path, ": no object \"quantization\"");
+  return *inner;
 }
 
 Result<void> unpack_quantized(const std::string& directory, core::Json in_config, Checkpoint& checkpoint) {

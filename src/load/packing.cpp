@@ -1,7 +1,9 @@
 #include "load/packing.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "core/error.hpp"
@@ -124,6 +126,14 @@ void Layers::add(const std::string& prefix, WeightType type, std::int64_t rows, 
   added_.push_back(std::move(tensor));
 }
 
+void Layers::drop_cache_scales() {
+  for (const TensorInfo& tensor : checkpoint_.tensors) {
+    for (const std::string_view suffix : {".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale"}) {
+      if (tensor.name.ends_with(suffix) && tensor.rows * tensor.cols == 1) take(tensor.name);
+    }
+  }
+}
+
 Result<void> Layers::finish() {
   std::vector<TensorInfo> tensors;
   for (TensorInfo& tensor : checkpoint_.tensors) {
@@ -173,6 +183,20 @@ Result<std::vector<std::uint32_t>> read_words(const Checkpoint& checkpoint, cons
   std::vector<std::uint32_t> words(tensor.bytes / 4);
   std::memcpy(words.data(), bytes.data.data(), words.size() * 4);
   return words;
+}
+
+Result<void> for_rows(core::Team* team, std::int64_t rows,
+                      core::FunctionRef<void(std::int64_t first, std::int64_t last, std::size_t thread)> body) {
+  if (!team) {
+    body(0, rows, 0);
+    return {};
+  }
+  const std::int64_t steps = (rows + kRowStep - 1) / kRowStep;
+  const auto chunks = static_cast<int>(std::min<std::int64_t>(steps, std::int64_t{16} * team->threads()));
+  const auto bound = [&](std::int64_t chunk) { return std::min(rows, steps * chunk / chunks * kRowStep); };
+  return team->run(std::span(&chunks, 1), [&](int, int chunk, int thread) {
+    body(bound(chunk), bound(chunk + 1), static_cast<std::size_t>(thread));
+  });
 }
 
 BlockBuffer::BlockBuffer(WeightType type, std::int64_t rows, std::int64_t cols) : rows_(rows), cols_(cols) {

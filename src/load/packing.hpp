@@ -15,6 +15,7 @@
 #include <llminfer/result.hpp>
 
 #include "core/json.hpp"
+#include "core/parallel.hpp"
 #include "load/checkpoint.hpp"
 
 namespace llminfer::load {
@@ -37,6 +38,8 @@ class Layers {
                           const std::vector<std::int64_t>& shape) const;
   /// Marks tensors as parts of a packed weight; they are no weights by themselves.
   void take(const std::string& name) { taken_.insert(name); }
+  /// Marks the scales of an 8-bit KV cache that some checkpoints carry: the cache's types have scales of their own.
+  void drop_cache_scales();
   /// Adds the weight `prefix`.weight [rows, cols], of which `largest` is the largest part.
   void add(const std::string& prefix, WeightType type, std::int64_t rows, std::int64_t cols, const TensorInfo& largest,
            std::shared_ptr<const Packing> packing, WeightDetails details);
@@ -80,6 +83,16 @@ std::uint32_t bits_at(std::uint64_t index, int bits, const Word& word) {
   return value & ((bits == 32 ? 0u : 1u << bits) - 1u);
 }
 
+/// Calls body(first, last, thread) for ranges of rows that cover [0, rows), on all threads of the team if there is one.
+/// Ranges begin at multiples of kRowStep. The body must not throw. Errors: those of Team::run.
+inline constexpr std::int64_t kRowStep = 16;
+Result<void> for_rows(core::Team* team, std::int64_t rows,
+                      core::FunctionRef<void(std::int64_t first, std::int64_t last, std::size_t thread)> body);
+/// Of for_rows.
+inline std::size_t threads_of(const core::Team* team) noexcept {
+  return team ? static_cast<std::size_t>(team->threads()) : 1;
+}
+
 /// Storage for the blocks of a weight.
 class BlockBuffer {
  public:
@@ -113,6 +126,9 @@ Result<std::string> setting_text(const core::Json& settings, const char* key, co
 // The methods, one file each. All add what they find to `layers`.
 Result<void> add_gptq(const core::Json& settings, Layers& layers);
 Result<void> add_awq(const core::Json& settings, Layers& layers);
+Result<void> add_auto_round(const core::Json& settings, Layers& layers);
+Result<void> add_modelopt(const core::Json& settings, Layers& layers);
+Result<void> add_mxfp4(const core::Json& settings, Layers& layers);
 Result<void> add_compressed_tensors(const core::Json& settings, Layers& layers);
 Result<void> add_fp8(const core::Json& settings, Layers& layers);
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
@@ -120,19 +136,21 @@ Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
 /// Codes of a layer in which groups of columns share scales and zero points: GPTQ, AWQ, pack-quantized.
 struct AffineLayer {
   enum class Order : std::uint8_t {
-    down,        ///< codes [K * bits / 32, N]: the words of a column are one stream (GPTQ)
-    along,       ///< codes [N, K * bits / 32]: the words of a row are one stream (compressed-tensors)
-    interleaved  ///< codes [K, N / 8], the nibbles of a word in the order 0, 2, 4, 6, 1, 3, 5, 7 (AWQ)
+    down,         ///< codes [K * bits / 32, N]: the words of a column are one stream (GPTQ)
+    along,        ///< codes [N, K * bits / 32]: the words of a row are one stream (compressed-tensors)
+    interleaved,  ///< codes [K, N / 8], the nibbles of a word in the order 0, 2, 4, 6, 1, 3, 5, 7 (AWQ)
+    marlin        ///< codes [K / 16, 2 * N], in the order of Marlin's kernels; 4 bits, N a multiple of 64
   } order = Order::down;
   enum class Zeros : std::uint8_t {
     center,       ///< 2^(bits - 1) for all
     stored,       ///< packed along N; [groups, …] words for down and interleaved, […, groups] for along
+    stored_rows,  ///< packed along the groups of a row: [N, …] words, with along (AWQ GEMV)
     stored_minus  ///< the same, less one (GPTQ v1)
   } zeros = Zeros::center;
   bool symmetric = false;  ///< all stored zero points are 2^(bits - 1), by the settings; verified
   int bits = 4;
   std::int64_t rows = 0, cols = 0, groups = 0, group_size = 0;
-  TensorInfo codes, scales, zero_points;  ///< scales [groups, N], or [N, groups] for along
+  TensorInfo codes, scales, zero_points;  ///< scales [groups, N], or [N, groups] for along, perhaps with more columns
   std::vector<std::int32_t> group_of;     ///< per column; empty: column / group_size
 };
 /// Adds the weight. Errors: corrupt, those of add.

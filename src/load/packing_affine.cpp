@@ -17,35 +17,73 @@ using core::fail;
 constexpr std::int64_t kBlock = 32;
 constexpr int kNibbleOf[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // AWQ: where column j of a word's 8 lies
 
+/// Where Marlin (IST-DASLab/marlin) keeps the code of each place of a strip of 16 columns (K) and 64 rows (N): the
+/// number of its nibble. Tensor cores take fragments of 16 x 16, four at a time, of which a thread holds 8 nibbles a
+/// word.
+struct MarlinOrder {
+  std::int16_t nibble[4][16][16];  ///< [fragment][column][row]
+  constexpr MarlinOrder() : nibble{} {
+    constexpr int kInterleave[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+    for (int thread = 0; thread < 32; ++thread) {
+      for (int fragment = 0; fragment < 4; ++fragment) {
+        for (int i = 0; i < 8; ++i) {
+          const int held = kInterleave[i], pair = held % 4;
+          const int column = 2 * (thread % 4 + pair / 2 * 4) + pair % 2;
+          const int row = thread / 4 + held / 4 * 8;
+          nibble[fragment][column][row] = static_cast<std::int16_t>((thread * 4 + fragment) * 8 + i);
+        }
+      }
+    }
+  }
+};
+constexpr MarlinOrder kMarlin;
+
+/// Marlin's order of the scales of a group: [8][8] transposed, or with one group per row pairs of [4][4] of 32.
+std::int64_t marlin_scale(std::int64_t n, bool one_group) {
+  if (!one_group) return n / 64 * 64 + n % 8 * 8 + n / 8 % 8;
+  return n / 32 * 32 + n % 8 / 2 * 8 + n / 8 % 4 * 2 + n % 2;
+}
+
 class AffinePacking final : public Packing {
  public:
   AffinePacking(AffineLayer layer, std::vector<std::int32_t> order, bool sorted)
       : layer_(std::move(layer)), order_(std::move(order)), sorted_(sorted) {}
 
-  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const AffineLayer& l = layer_;
     auto scales = LLMINFER_TRY(read_floats(checkpoint, l.scales));
-    if (l.order != AffineLayer::Order::along) scales = transposed(scales, l.groups, l.rows);
+    if (l.order != AffineLayer::Order::along) {
+      scales = transposed(l.order == AffineLayer::Order::marlin ? marlin_scales(scales) : scales, l.groups, l.rows);
+    } else if (const std::int64_t width = l.scales.cols; width > l.groups) {
+      for (std::int64_t n = 0; n < l.rows; ++n) {
+        std::copy_n(scales.begin() + n * width, l.groups, scales.begin() + n * l.groups);
+      }
+    }
     const std::vector<std::uint8_t> zeros = LLMINFER_TRY(read_zeros(checkpoint));
     const core::Bytes words = LLMINFER_TRY(read_bytes(checkpoint, l.codes));
 
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
-    constexpr std::int64_t kRows = 16;  // whose codes are unpacked together: a cache line of each row of words
+    // The codes of kRowStep rows, a cache line of each row of words, are unpacked together; then a row is sorted.
     const auto cols = static_cast<std::size_t>(l.cols);
-    std::vector<std::uint8_t> codes(kRows * cols), row(cols);
-    for (std::int64_t first = 0; first < l.rows; first += kRows) {
-      const std::int64_t count = std::min(kRows, l.rows - first);
-      unpack(words.data.data(), first, count, codes.data());
-      for (std::int64_t r = 0; r < count; ++r) {
-        const std::uint8_t* from = codes.data() + r * l.cols;
-        if (!sorted_) {
-          for (std::size_t i = 0; i < cols; ++i) row[i] = from[order_[i]];
-          from = row.data();
+    std::vector<std::uint8_t> scratch((kRowStep + 1) * cols * threads_of(team));
+    const auto convert = [&](std::int64_t begin, std::int64_t end, std::size_t thread) {
+      std::uint8_t* const codes = scratch.data() + thread * (kRowStep + 1) * cols;
+      std::uint8_t* const row = codes + kRowStep * cols;
+      for (std::int64_t first = begin; first < end; first += kRowStep) {
+        const std::int64_t count = std::min(kRowStep, end - first);
+        unpack(words.data.data(), first, count, codes);
+        for (std::int64_t r = 0; r < count; ++r) {
+          const std::uint8_t* from = codes + r * l.cols;
+          if (!sorted_) {
+            for (std::size_t i = 0; i < cols; ++i) row[i] = from[order_[i]];
+            from = row;
+          }
+          const std::int64_t n = first + r;
+          write_row(tensor.type, from, scales.data() + n * l.groups, zeros.data() + n * l.groups, blocks.row(n));
         }
-        const std::int64_t n = first + r;
-        write_row(tensor.type, from, scales.data() + n * l.groups, zeros.data() + n * l.groups, blocks.row(n));
       }
-    }
+    };
+    LLMINFER_TRY(for_rows(team, l.rows, convert));
     return blocks.view(tensor);
   }
 
@@ -53,6 +91,16 @@ class AffinePacking final : public Packing {
   std::int64_t group_of(std::int64_t sorted_column) const {
     const std::int64_t column = sorted_ ? sorted_column : order_[static_cast<std::size_t>(sorted_column)];
     return layer_.group_of.empty() ? column / layer_.group_size : layer_.group_of[static_cast<std::size_t>(column)];
+  }
+
+  std::vector<float> marlin_scales(const std::vector<float>& stored) const {
+    std::vector<float> scales(stored.size());
+    for (std::int64_t i = 0; i < layer_.groups * layer_.rows; ++i) {
+      const std::int64_t n = i % layer_.rows;
+      scales[static_cast<std::size_t>(i)] =
+          stored[static_cast<std::size_t>(i - n + marlin_scale(n, layer_.groups == 1))];
+    }
+    return scales;
   }
 
   /// codes // (cols, in sorted order) to the blocks of a row.
@@ -86,6 +134,17 @@ class AffinePacking final : public Packing {
           const std::int64_t n = first + r;
           codes[r * l.cols + k] =
               static_cast<std::uint8_t>(word(k * (l.rows / 8) + n / 8) >> (4 * kNibbleOf[n % 8]) & 15);
+        }
+      }
+      return;
+    }
+    if (l.order == AffineLayer::Order::marlin) {
+      for (std::int64_t k = 0; k < l.cols; ++k) {
+        for (std::int64_t r = 0; r < count; ++r) {
+          const std::int64_t n = first + r;
+          const std::int64_t nibble = n / 64 * 1024 + kMarlin.nibble[n / 16 % 4][k % 16][n % 16];
+          codes[r * l.cols + k] =
+              static_cast<std::uint8_t>(word(k / 16 * (l.rows * 2) + nibble / 8) >> (4 * (nibble % 8)) & 15);
         }
       }
       return;
@@ -131,6 +190,17 @@ class AffinePacking final : public Packing {
       std::uint32_t ones = 0;
       for (int i = 0; i < 32; i += l.bits) ones |= 1u << i;
       for (std::uint32_t& word : words) word += ones;
+    }
+    if (l.zeros == AffineLayer::Zeros::stored_rows) {
+      const auto width = static_cast<std::uint64_t>(l.zero_points.cols);
+      for (std::int64_t n = 0; n < l.rows; ++n) {
+        const auto stream = [&](std::uint64_t i) { return words[static_cast<std::uint64_t>(n) * width + i]; };
+        for (std::int64_t g = 0; g < l.groups; ++g) {
+          zeros[static_cast<std::size_t>(n * l.groups + g)] =
+              static_cast<std::uint8_t>(bits_at(static_cast<std::uint64_t>(g), l.bits, stream));
+        }
+      }
+      return zeros;
     }
     const auto add = static_cast<std::uint32_t>(minus && 32 % l.bits != 0);
     const std::uint32_t mask = (1u << l.bits) - 1u;

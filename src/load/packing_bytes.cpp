@@ -21,7 +21,7 @@ class BytePacking final : public Packing {
  public:
   explicit BytePacking(ByteLayer layer) : layer_(std::move(layer)) {}
 
-  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const ByteLayer& l = layer_;
     std::vector<float> scales = LLMINFER_TRY(read_floats(checkpoint, l.scales));
     for (float& scale : scales) {
@@ -42,22 +42,26 @@ class BytePacking final : public Packing {
     }
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
     const std::int64_t per_row = (l.cols + l.block_cols - 1) / l.block_cols;
-    for (std::int64_t n = 0; n < l.rows; ++n, codes += l.cols) {
+    const auto convert = [&](std::int64_t n) {
+      const std::uint8_t* const row = codes + n * l.cols;
       const float* const row_scales = scales.data() + n / l.block_rows * per_row;
       std::uint8_t* out = blocks.row(n);
       if (tensor.type == WeightType::f32) {
         for (std::int64_t k = 0; k < l.cols; ++k) {
           const float value =
-              floats ? core::e4m3_to_float(codes[k]) : static_cast<float>(static_cast<std::int8_t>(codes[k]));
+              floats ? core::e4m3_to_float(row[k]) : static_cast<float>(static_cast<std::int8_t>(row[k]));
           write_float(row_scales[k / l.block_cols] * value, out + 4 * k);
         }
-        continue;
+        return;
       }
       for (std::int64_t k = 0; k < l.cols; k += kBlock, out += 4 + kBlock) {
         write_float(row_scales[k / l.block_cols], out);
-        std::memcpy(out + 4, codes + k, kBlock);
+        std::memcpy(out + 4, row + k, kBlock);
       }
-    }
+    };
+    LLMINFER_TRY(for_rows(team, l.rows, [&](std::int64_t first, std::int64_t last, std::size_t) {
+      for (std::int64_t n = first; n < last; ++n) convert(n);
+    }));
     return blocks.view(tensor);
   }
 
@@ -69,20 +73,21 @@ class NibblePacking final : public Packing {
  public:
   explicit NibblePacking(NibbleLayer layer) : layer_(std::move(layer)) {}
 
-  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const NibbleLayer& l = layer_;
     const std::vector<float> scales = LLMINFER_TRY(l.read_scales(checkpoint));
     const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
     const auto* packed = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
     const int first_shift = l.high_first ? 4 : 0;
-    for (std::int64_t n = 0; n < l.rows; ++n) {
+    const auto convert = [&](std::int64_t n) {
+      const std::uint8_t* from = packed + n * (l.cols / 2);
       std::uint8_t* out = blocks.row(n);
-      for (std::int64_t k = 0; k < l.cols; k += kBlock, packed += kBlock / 2) {
+      for (std::int64_t k = 0; k < l.cols; k += kBlock, from += kBlock / 2) {
         std::uint8_t codes[kBlock];
         for (int i = 0; i < kBlock / 2; ++i) {
-          codes[2 * i] = packed[i] >> first_shift & 15;
-          codes[2 * i + 1] = packed[i] >> (4 - first_shift) & 15;
+          codes[2 * i] = from[i] >> first_shift & 15;
+          codes[2 * i + 1] = from[i] >> (4 - first_shift) & 15;
         }
         const float* const scale = scales.data() + (n * l.cols + k) / l.per_scale;
         if (tensor.type == WeightType::mxfp4) {
@@ -99,7 +104,10 @@ class NibblePacking final : public Packing {
         write_nibbles(codes, out);
         out += kBlock / 2;
       }
-    }
+    };
+    LLMINFER_TRY(for_rows(team, l.rows, [&](std::int64_t first, std::int64_t last, std::size_t) {
+      for (std::int64_t n = first; n < last; ++n) convert(n);
+    }));
     return blocks.view(tensor);
   }
 

@@ -1,5 +1,5 @@
 // GPTQ (Frantar et al. 2022, arXiv:2210.17323) as AutoGPTQ, GPTQModel and AutoRound write it, and AWQ (Lin et al. 2023,
-// arXiv:2306.00978) in the GEMM layout of AutoAWQ.
+// arXiv:2306.00978) in the layouts of AutoAWQ; both also in the layout of Marlin.
 #include <algorithm>
 #include <utility>
 
@@ -86,7 +86,8 @@ Result<void> add_gptq_layer(const std::string& prefix, const Scheme& scheme, boo
   return add_affine(prefix, std::move(layer), {}, layers);
 }
 
-Result<void> add_awq_layer(const std::string& prefix, const Scheme& scheme, Layers& layers) {
+/// AutoAWQ's GEMM: words of 8 rows.
+Result<void> add_awq_gemm(const std::string& prefix, const Scheme& scheme, Layers& layers) {
   using enum ElementType;
   AffineLayer layer;
   layer.order = AffineLayer::Order::interleaved;
@@ -107,6 +108,81 @@ Result<void> add_awq_layer(const std::string& prefix, const Scheme& scheme, Laye
   return add_affine(prefix, std::move(layer), {}, layers);
 }
 
+/// AutoAWQ's GEMV: rows of words, of zero points and of scales; the latter two padded to whole words for groups of 128,
+/// 64 and 32 to 1, 2 and 4 of them.
+Result<void> add_awq_gemv(const std::string& prefix, const Scheme& scheme, Layers& layers) {
+  using enum ElementType;
+  AffineLayer layer;
+  layer.order = AffineLayer::Order::along;
+  layer.zeros = AffineLayer::Zeros::stored_rows;
+  layer.codes = LLMINFER_TRY(layers.need(prefix + ".qweight", {i32}, {-1, -1}));
+  layer.rows = layer.codes.shape[0];
+  layer.cols = layer.codes.shape[1] * 8;
+  layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  layer.groups = layer.cols / layer.group_size;
+  if (layer.cols % layer.group_size != 0) {
+    return fail(ErrorCode::corrupt, "tensor ", layer.codes.name, " has ", layer.cols, " columns, which \"group_size\" ",
+                layer.group_size, " does not divide");
+  }
+  const std::int64_t multiple = layer.group_size >= 128 ? 1 : layer.group_size >= 64 ? 2 : 4;
+  const std::int64_t words = ((layer.groups + 7) / 8 + multiple - 1) / multiple * multiple;
+  layer.zero_points = LLMINFER_TRY(layers.need(prefix + ".qzeros", {i32}, {layer.rows, words}));
+  layer.scales = LLMINFER_TRY(layers.need(prefix + ".scales", kFloats, {layer.rows, words * 8}));
+  for (const char* part : {".qweight", ".qzeros", ".scales"}) layers.take(prefix + part);
+  return add_affine(prefix, std::move(layer), {}, layers);
+}
+
+/// Marlin (Frantar et al. 2024, arXiv:2408.11743), whose tensors AutoGPTQ calls B and s.
+Result<void> add_marlin(const std::string& prefix, const Scheme& scheme, bool gptq, Layers& layers) {
+  using enum ElementType;
+  const std::string codes = prefix + (gptq ? ".B" : ".qweight"), scales = prefix + (gptq ? ".s" : ".scales");
+  AffineLayer layer;
+  layer.order = AffineLayer::Order::marlin;
+  layer.scales = LLMINFER_TRY(layers.need(scales, kFloats, {-1, -1}));
+  layer.groups = layer.scales.shape[0];
+  layer.rows = layer.scales.shape[1];
+  if (layer.rows % 64 != 0) {
+    return fail(ErrorCode::corrupt, "tensor ", scales, " has ", layer.rows, " columns, expected a multiple of 64");
+  }
+  layer.codes = LLMINFER_TRY(layers.need(codes, {i32}, {-1, layer.rows * 2}));
+  layer.cols = layer.codes.shape[0] * 16;
+  LLMINFER_TRY(check_groups(scales, layer, scheme.group_size));
+  layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  for (const std::string& part : {codes, scales, prefix + ".workspace"}) layers.take(part);
+  return add_affine(prefix, std::move(layer), {}, layers);
+}
+
+/// Marlin has 4 bits, symmetric.
+Result<void> add_all_marlin(const Scheme& scheme, bool gptq, Layers& layers) {
+  const char* const suffix = gptq ? ".B" : ".qweight";
+  const auto prefixes = layers.with(suffix);
+  if (scheme.bits != 4) return fail(ErrorCode::unsupported, kPlace, ": Marlin with ", scheme.bits, " bits, expected 4");
+  if (prefixes.empty()) {
+    return fail(ErrorCode::missing_tensor, kPlace, " says marlin, but no tensor is named *", suffix);
+  }
+  for (const std::string& prefix : prefixes) LLMINFER_TRY(add_marlin(prefix, scheme, gptq, layers));
+  return {};
+}
+
+Result<void> add_all_gptq(const Scheme& scheme, bool v2, Layers& layers) {
+  const auto prefixes = layers.with(".qweight");
+  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says gptq, but no tensor is named *.qweight");
+  for (const std::string& prefix : prefixes) LLMINFER_TRY(add_gptq_layer(prefix, scheme, v2, layers));
+  return {};
+}
+
+Result<void> add_all_awq(const Scheme& scheme, bool gemv, Layers& layers) {
+  if (scheme.bits != 4) {
+    return fail(ErrorCode::unsupported, kPlace, ": AWQ with ", scheme.bits, " bits, expected 4");
+  }
+  const auto prefixes = layers.with(".qweight");
+  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says awq, but no tensor is named *.qweight");
+  for (const std::string& prefix : prefixes) {
+    LLMINFER_TRY(gemv ? add_awq_gemv(prefix, scheme, layers) : add_awq_gemm(prefix, scheme, layers));
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> add_gptq(const core::Json& settings, Layers& layers) {
@@ -116,20 +192,17 @@ Result<void> add_gptq(const core::Json& settings, Layers& layers) {
   scheme.varies = dynamic && !dynamic->is_null();
   std::string format = LLMINFER_TRY(setting_text(settings, "checkpoint_format", "", kPlace));
   if (format.empty()) format = LLMINFER_TRY(setting_text(settings, "format", "gptq", kPlace));
+  if (LLMINFER_TRY(setting_flag(settings, "is_marlin_format", false, kPlace))) format = "marlin";
+  if (format == "marlin") return add_all_marlin(scheme, true, layers);
   if (format != "gptq" && format != "gptq_v2") {
     return fail(ErrorCode::unsupported, kPlace, ": \"checkpoint_format\" is \"", format,
-                "\", expected gptq or gptq_v2");
+                "\", expected gptq, gptq_v2 or marlin");
   }
   const std::string dtype = LLMINFER_TRY(setting_text(settings, "pack_dtype", "int32", kPlace));
   if (dtype != "int32") {
     return fail(ErrorCode::unsupported, kPlace, ": \"pack_dtype\" is \"", dtype, "\", expected int32");
   }
-  const auto prefixes = layers.with(".qweight");
-  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says gptq, but no tensor is named *.qweight");
-  for (const std::string& prefix : prefixes) {
-    LLMINFER_TRY(add_gptq_layer(prefix, scheme, format == "gptq_v2", layers));
-  }
-  return {};
+  return add_all_gptq(scheme, format == "gptq_v2", layers);
 }
 
 Result<void> add_awq(const core::Json& settings, Layers& layers) {
@@ -137,19 +210,36 @@ Result<void> add_awq(const core::Json& settings, Layers& layers) {
   const bool early = settings.find("w_bit");
   const Scheme scheme = LLMINFER_TRY(early ? read_scheme(settings, "w_bit", "q_group_size")
                                            : read_scheme(settings, "bits", "group_size"));
-  if (scheme.bits != 4) {
-    return fail(ErrorCode::unsupported, kPlace, ": AWQ with ", scheme.bits, " bits, expected 4");
-  }
   std::string version = LLMINFER_TRY(setting_text(settings, "version", "gemm", kPlace));
   std::transform(version.begin(), version.end(), version.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  if (version != "gemm") {
-    return fail(ErrorCode::unsupported, kPlace, ": AWQ \"version\" is \"", version, "\", expected gemm");
+  if (version == "marlin") return add_all_marlin(scheme, false, layers);
+  if (version != "gemm" && version != "gemv") {
+    return fail(ErrorCode::unsupported, kPlace, ": AWQ \"version\" is \"", version,
+                "\", expected gemm, gemv or marlin");
   }
-  const auto prefixes = layers.with(".qweight");
-  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says awq, but no tensor is named *.qweight");
-  for (const std::string& prefix : prefixes) LLMINFER_TRY(add_awq_layer(prefix, scheme, layers));
-  return {};
+  return add_all_awq(scheme, version == "gemv", layers);
+}
+
+/// AutoRound (Cheng et al. 2023, arXiv:2309.05516) packs as others do; its own form is GPTQ's with the zero points as
+/// they are.
+Result<void> add_auto_round(const core::Json& settings, Layers& layers) {
+  Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
+  scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", true, kPlace));
+  const core::Json* extra = settings.find("extra_config");
+  scheme.varies = extra && extra->is_object() && extra->size() > 0;
+  const std::string data_type = LLMINFER_TRY(setting_text(settings, "data_type", "int", kPlace));
+  const std::int64_t inputs = LLMINFER_TRY(setting_int(settings, "act_bits", 16, kPlace));
+  if (data_type != "int" || inputs < 16) {
+    return fail(ErrorCode::unsupported, kPlace, ": AutoRound with \"data_type\" \"", data_type, "\" and \"act_bits\" ",
+                inputs, ", expected int and 16");
+  }
+  const std::string format = LLMINFER_TRY(setting_text(settings, "packing_format", "auto_round:auto_gptq", kPlace));
+  if (format.find("awq") != std::string::npos) return add_all_awq(scheme, false, layers);
+  if (format == "auto_round" || format == "auto_round:gptqmodel") return add_all_gptq(scheme, true, layers);
+  if (format == "auto_round:auto_gptq" || format == "auto_round:gptq") return add_all_gptq(scheme, false, layers);
+  return fail(ErrorCode::unsupported, kPlace, ": \"packing_format\" is \"", format,
+              "\", expected auto_round, auto_round:auto_gptq, auto_round:gptqmodel or auto_round:auto_awq");
 }
 
 }  // namespace llminfer::load

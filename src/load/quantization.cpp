@@ -17,12 +17,17 @@ constexpr Method kMethods[] = {
     {"compressed-tensors", add_compressed_tensors},
     {"fp8", add_fp8},
     {"bitsandbytes", add_bitsandbytes},
+    {"auto-round", add_auto_round},
+    {"intel/auto-round", add_auto_round},  // as its first versions wrote it
+    {"modelopt", add_modelopt},
+    {"mxfp4", add_mxfp4},
 };
 
 /// quant_method, or what tells the tools that leave it out.
 Result<std::string> method_of(const core::Json& settings) {
   std::string method = LLMINFER_TRY(setting_text(settings, "quant_method", "", "quantization_config"));
   if (method.empty() && settings.find("w_bit")) method = "awq";
+  if (method.empty() && settings.find("quant_algo")) method = "modelopt";
   if (method.empty() && settings.find("bits") && settings.find("group_size")) method = "gptq";
   return method;
 }
@@ -37,6 +42,7 @@ Result<void> apply_quantization(const core::Json& settings, Checkpoint& checkpoi
     if (method.name != name) continue;
     Layers layers(checkpoint);
     LLMINFER_TRY(method.add(settings, layers));
+    layers.drop_cache_scales();
     return layers.finish();
   }
   return core::fail(ErrorCode::unsupported, "quantization_config: \"quant_method\" is \"", name, "\", expected ",

@@ -19,7 +19,7 @@ using load::TensorInfo;
 class Constant final : public load::Packing {
  public:
   explicit Constant(std::vector<float> values) : values_(std::make_shared<std::vector<float>>(std::move(values))) {}
-  Result<WeightView> read(const load::Checkpoint&, const TensorInfo& tensor) const override {
+  Result<WeightView> read(const load::Checkpoint&, const TensorInfo& tensor, core::Team*) const override {
     WeightView view;
     view.name = tensor.name;
     view.rows = 1;

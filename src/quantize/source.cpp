@@ -24,8 +24,8 @@ class Renamed final : public load::Packing {
   /// Row r of the new tensor is row order[r] of the old one, for each of a vector's elements too.
   std::vector<std::int32_t> order;
 
-  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor) const override {
-    WeightView view = LLMINFER_TRY(checkpoint.read(original_));
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
+    WeightView view = LLMINFER_TRY(checkpoint.read(original_, team));
     view.name = tensor.name;
     if (order.empty()) return view;
     const auto count = order.size();

@@ -2,15 +2,18 @@
 #include "backends/cpu/linear.hpp"
 
 #include <Eigen/Core>
+#include <bit>
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <iostream>
 #include <limits>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <vector>
 
 #include "backends/cpu/level.hpp"
+#include "core/file.hpp"
 #include "quant/format.hpp"
 #include "tests/cpu/random_weight.hpp"
 
@@ -408,6 +411,128 @@ TEST_CASE("columns in another order are read back in their own") {
   for (std::size_t n = 0; n < 5; ++n) {
     for (std::size_t k = 0; k < 64; ++k) {
       REQUIRE(ordered[n * 64 + static_cast<std::size_t>((*order)[k])] == plain[n * 64 + k]);
+    }
+  }
+}
+
+TEST_CASE("weights and activations of 8 bits: sums of whole rows in integers, the same on all levels") {
+  const auto& scalar = *levels()[0];
+  for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{67, 32}, {50, 96}, {33, 576}, {16, 8960}}) {
+    RandomWeight w = random_weight(WeightType::w8_sym, rows, cols, 24);
+    share_scales(w, cols, 4);
+    for (const bool dynamic : {true, false}) {
+      w.details.input = {llminfer::InputQuantization::Kind::int8, dynamic, 0, 0.02f, -11};
+      const auto packed = pack(w);
+      REQUIRE(packed->form() == cpu::InputForm::bytes);
+      REQUIRE(packed->bytes() == cpu::packed_bytes(w.type, rows, cols, w.details));
+      REQUIRE(read_back(*packed) == unpacked(w));
+      constexpr std::int32_t kRows = 19;
+      const auto quantized = [&](const cpu::LinearKernels& level) {
+        Rows x = random_rows(kRows, cols, 25, level);
+        for (std::int32_t m = 0; m < kRows; ++m) {
+          level.quantize_bytes(cpu::rounding_of(w.details.input), x.f32.data() + m * x.view.stride, cols,
+                               x.groups.data() + m * x.view.group_stride);
+        }
+        return x;
+      };
+      const Rows x = quantized(scalar);
+      const std::vector<float> expected = multiply(scalar, *packed, x, kRows), weights = unpacked(w);
+      std::vector<float> rounded(static_cast<std::size_t>(cols));
+      double error = 0, norm = 0;
+      for (std::int32_t m = 0; m < kRows; ++m) {
+        scalar.round_row(cpu::rounding_of(w.details.input), x.f32.data() + m * x.view.stride, cols, rounded.data());
+        for (std::int64_t n = 0; n < rows; ++n) {
+          double sum = 0;
+          for (std::int64_t k = 0; k < cols; ++k) {
+            sum +=
+                double{weights[static_cast<std::size_t>(n * cols + k)]} * double{rounded[static_cast<std::size_t>(k)]};
+          }
+          const double difference = sum - double{expected[static_cast<std::size_t>(m * (rows + 5) + n)]};
+          error += difference * difference;
+          norm += sum * sum;
+        }
+      }
+      CHECK(error <= 1e-12 * norm);
+      for (const auto* level : levels()) {
+        const Rows in = quantized(*level);
+        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 19}) {
+          INFO(level->level << " [" << rows << ", " << cols << "], M = " << m << (dynamic ? ", dynamic" : ", static"));
+          REQUIRE(same_bits(multiply(*level, *packed, in, m), {expected.begin(), expected.begin() + m * (rows + 5)}));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the largest codes do not overflow the sums of W8A8") {
+  const std::int64_t cols = cpu::kMaxByteCols / 32 * 32;
+  RandomWeight w = random_weight(WeightType::w8_sym, 16, cols, 26);
+  for (std::size_t i = 0; i < w.bytes.size(); ++i) {
+    if (i % 36 >= 4) w.bytes[i] = std::byte{0x80};
+  }
+  share_scales(w, cols, 4);
+  w.details.input = {llminfer::InputQuantization::Kind::int8, false, 0, 1.0f, 127};
+  const auto packed = pack(w);
+  const std::vector<float> weights = unpacked(w);
+  for (const auto* level : levels()) {
+    Rows x = random_rows(1, cols, 27, *level);
+    std::fill(x.f32.begin(), x.f32.end(), -1000.0f);
+    level->quantize_bytes(cpu::rounding_of(w.details.input), x.f32.data(), cols, x.groups.data());
+    const std::vector<float> out = multiply(*level, *packed, x, 1);
+    INFO(level->level);
+    CHECK(out[3] == Approx(-255.0 * double{weights[static_cast<std::size_t>(3 * cols)]} * static_cast<double>(cols)));
+  }
+}
+
+TEST_CASE("inputs are rounded as compressed-tensors rounds them, on all levels") {
+  const auto golden = nlohmann::json::parse(
+      llminfer::core::read_text_file(LLMINFER_TEST_DATA "/quantized/inputs.json", 1 << 20).value());
+  const auto floats = [](const nlohmann::json& bits) {
+    std::vector<float> values;
+    for (const auto& value : bits) values.push_back(std::bit_cast<float>(value.get<std::int32_t>()));
+    return values;
+  };
+  const std::vector<float> x = floats(golden["x"]);
+  for (const auto& [name, expected] : golden["cases"].items()) {
+    const cpu::InputRounding how{
+        name.starts_with("fp8"), expected["dynamic"].get<bool>(), expected["group"].get<std::int64_t>(),
+        std::bit_cast<float>(expected["scale"].get<std::int32_t>()), expected["zero"].get<std::int32_t>()};
+    const std::vector<float> want = floats(expected["rounded"]);
+    for (const auto* level : levels()) {
+      INFO(name << " on " << level->level);
+      std::vector<float> got(x.size());
+      for (std::size_t row = 0; row < x.size(); row += 128)
+        level->round_row(how, x.data() + row, 128, got.data() + row);
+      CHECK(got == want);
+    }
+  }
+}
+
+TEST_CASE("inputs of any length and size are rounded alike on all levels") {
+  std::vector<float> x(77);
+  std::mt19937 random(28);
+  std::normal_distribution<float> normal;
+  for (const float size : {1.0f, 1e-20f, 1e-37f, 0.0f, 1e30f, std::numeric_limits<float>::infinity()}) {
+    for (float& f : x) f = normal(random);
+    for (std::size_t i = 0; i < x.size(); i += size == std::numeric_limits<float>::infinity() ? 50 : 1) x[i] *= size;
+    for (const bool e4m3 : {false, true}) {
+      for (const cpu::InputRounding how : {cpu::InputRounding{e4m3, true, 0, 0.0f, 0},
+                                           {e4m3, true, 32, 0.0f, 0},
+                                           {e4m3, true, 7, 0.0f, 0},
+                                           {e4m3, false, 0, 0.01f, e4m3 ? 0 : 5}}) {
+        std::vector<float> expected(77);
+        levels()[0]->round_row(how, x.data(), 77, expected.data());
+        for (const auto* level : levels()) {
+          std::vector<float> got(80, kUntouched);
+          level->round_row(how, x.data(), 77, got.data());
+          INFO(level->level << ", values of " << size << ", groups of " << how.group << ", E4M3 " << e4m3);
+          for (std::size_t i = 0; i < 77; ++i) {
+            CHECK((std::isnan(expected[i]) ? std::isnan(got[i])
+                                           : std::memcmp(&got[i], &expected[i], sizeof(float)) == 0));
+          }
+          CHECK(got[77] == kUntouched);
+        }
+      }
     }
   }
 }

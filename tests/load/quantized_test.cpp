@@ -1,11 +1,15 @@
 // Packed weights of Hugging Face checkpoints: what a correct layer becomes, and the error of each way to be wrong.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <limits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "core/file.hpp"
+#include "core/parallel.hpp"
 #include "load/hf.hpp"
 #include "tests/load/temp_dir.hpp"
 
@@ -210,8 +214,8 @@ TEST_CASE("GPTQ: what is refused") {
     layer.expect(ErrorCode::corrupt, "bits");
   }
   SECTION("formats") {
-    with(R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"})");
-    layer.expect(ErrorCode::unsupported, "marlin");
+    with(R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "exl2"})");
+    layer.expect(ErrorCode::unsupported, "exl2");
   }
   SECTION("methods") {
     with(GENERATE(R"({"quant_method": "quip"})", "{}"));
@@ -246,13 +250,165 @@ TEST_CASE("AWQ") {
     layer.expect(ErrorCode::missing_tensor, "x.qzeros");
   }
   SECTION("another layout") {
-    layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"})";
-    layer.expect(ErrorCode::unsupported, "gemv");
+    layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast"})";
+    layer.expect(ErrorCode::unsupported, "gemv_fast");
   }
   SECTION("another width") {
     layer.settings = R"({"quant_method": "awq", "bits": 3, "group_size": 32})";
     layer.expect(ErrorCode::unsupported, "bits");
   }
+}
+
+TEST_CASE("AWQ, GEMV: rows of words, padded scales and zero points") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMV"})";
+  std::vector<float> scales(2 * 32, 99.0f);
+  for (const std::size_t i : {0u, 1u, 32u, 33u}) scales[i] = i % 2 ? 2.0f : 0.5f;
+  layer.tensors = {{"x.qweight", words({2, 8}, 0x76543210)},  // column k holds k mod 8
+                   {"x.qzeros", words({2, 4}, 0xffffff13)},   // 3, then 1
+                   {"x.scales", {"F32", {2, 32}, bytes_of(scales)}}};
+  const auto values = layer.values();
+  for (std::size_t i = 0; i < 128; ++i) {
+    const auto code = static_cast<float>(i % 8);
+    CHECK(values[i] == (i % 64 < 32 ? 0.5f * (code - 3.0f) : 2.0f * (code - 1.0f)));
+  }
+  SECTION("zero points that are not padded") {
+    layer.tensors["x.qzeros"] = words({2, 1}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.qzeros");
+  }
+  SECTION("groups that do not divide the columns") {
+    layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 48, "version": "gemv"})";
+    layer.expect(ErrorCode::corrupt, "x.qweight");
+  }
+}
+
+TEST_CASE("packings as tools write them: AutoRound, Marlin") {
+  const auto golden =
+      nlohmann::json::parse(core::read_text_file(LLMINFER_TEST_DATA "/quantized/packings.json", 1 << 20).value());
+  for (const auto& [name, tensors] : golden.items()) {
+    INFO(name);
+    Layer layer;
+    for (const auto& [tensor, content] : tensors.items()) {
+      const auto shape = content["shape"].get<std::vector<std::int64_t>>();
+      layer.tensors[tensor] = content.contains("words")
+                                  ? Tensor{"I32", shape, bytes_of(content["words"].get<std::vector<std::int32_t>>())}
+                                  : Tensor{"F16", shape, bytes_of(content["halves"].get<std::vector<std::uint16_t>>())};
+    }
+    const bool marlin = name.starts_with("marlin"), one_group = name == "marlin, one group";
+    layer.settings = marlin ? std::string(R"({"quant_method": "gptq", "checkpoint_format": "marlin", "bits": 4, )") +
+                                  (one_group ? R"("group_size": -1})" : R"("group_size": 32})")
+                            : R"({"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": false,
+                                 "data_type": "int", "act_bits": 16, "packing_format": ")" +
+                                  name + "\"}";
+    const auto values = layer.values();
+    REQUIRE(values.size() == 64 * 64);
+    for (int n = 0; n < 64; ++n) {
+      for (int k = 0; k < 64; ++k) {
+        const int group = one_group ? 0 : k / 32;
+        const int code = (n * 7 + k * 3 + n / 8 * (k / 16)) % 16, zero = marlin ? 8 : (n + 5 * group) % 13 + 1;
+        const float scale = static_cast<float>(1 + n + 64 * group) / 1024.0f;
+        // AutoRound packs from weights, which it cuts to the codes that there are.
+        REQUIRE(values[static_cast<std::size_t>(n * 64 + k)] == scale * static_cast<float>(code - zero));
+      }
+    }
+    if (!marlin) continue;
+    layer.settings.insert(layer.settings.size() - 1, R"(, "bits": 8)");
+    CHECK_FALSE(layer.read());
+  }
+}
+
+TEST_CASE("AutoRound: what is refused") {
+  Layer layer;
+  make_gptq(layer);
+  const char* settings =
+      GENERATE(R"("packing_format": "auto_round:exl2")", R"("data_type": "mx_fp")", R"("act_bits": 8)", R"("bits": 5)");
+  layer.settings = std::string(R"({"quant_method": "auto-round", "group_size": 32, "sym": false, )") + settings + "}";
+  layer.expect(ErrorCode::unsupported, std::string(settings).substr(1, 4));
+}
+
+TEST_CASE("ModelOpt") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8}})";
+  layer.tensors = {{"x.weight", raw_bytes("F8_E4M3", {4, 32}, 0x40)},  // 2
+                   {"x.weight_scale", floats({}, 0.5f)},
+                   {"x.input_scale", floats({}, 0.25f)},
+                   {"x.k_scale", floats({}, 1.0f)},
+                   {"x.v_scale", floats({1}, 1.0f)}};
+  CHECK(layer.values() == std::vector<float>(4 * 32, 1.0f));
+  CHECK(layer.read()->details.input == InputQuantization{InputQuantization::Kind::fp8, false, 0, 0.25f, 0});
+  SECTION("settings in a file of their own") {
+    layer.settings = "null";
+    layer.dir.write("hf_quant_config.json", R"({"producer": {}, "quantization": {"quant_algo": "FP8"}})");
+    CHECK(layer.values() == std::vector<float>(4 * 32, 1.0f));
+    layer.dir.write("hf_quant_config.json", R"({"producer": {}})");
+    layer.expect(ErrorCode::corrupt, "quantization");
+  }
+  SECTION("no scale") {
+    layer.tensors.erase("x.weight_scale");
+    layer.expect(ErrorCode::missing_tensor, "weight_scale");
+  }
+  SECTION("a scale of nothing") {
+    layer.tensors["x.input_scale"] = floats({}, 0.0f);
+    layer.expect(ErrorCode::corrupt, "x.input_scale");
+  }
+  SECTION("other algorithms") {
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"})";
+    layer.expect(ErrorCode::unsupported, "W4A8_AWQ");
+  }
+  SECTION("NVFP4") {
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "NVFP4"})";
+    layer.tensors = {{"x.weight", raw_bytes("U8", {4, 16}, 0x32)},            // 1, then 1.5
+                     {"x.weight_scale", raw_bytes("F8_E4M3", {4, 2}, 0x40)},  // 2
+                     {"x.weight_scale_2", floats({}, 0.25f)},
+                     {"x.input_scale", floats({}, 1.0f)}};
+    const auto values = layer.values();
+    for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
+    CHECK(layer.read()->details.input.kind == InputQuantization::Kind::none);
+    layer.tensors["x.weight_scale"] = raw_bytes("F8_E4M3", {4, 1}, 0x40);
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
+  }
+  SECTION("factors of inputs") {
+    layer.tensors["x.pre_quant_scale"] = floats({32}, 1.0f);
+    layer.expect(ErrorCode::unsupported, "x.pre_quant_scale");
+  }
+}
+
+TEST_CASE("MXFP4 experts") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "mxfp4"})";
+  layer.tensors = {{"x_blocks", raw_bytes("U8", {2, 3, 2, 16}, 0x72)},                 // 1, then 6
+                   {"x_scales", raw_bytes("U8", {2, 3, 2}, static_cast<char>(128))}};  // 2
+  const auto view = layer.read().value();
+  CHECK(view.rows == 6);
+  CHECK(view.cols == 64);
+  const auto values = layer.values();
+  for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == (i % 2 ? 12.0f : 2.0f));
+  SECTION("scales of other blocks") {
+    layer.tensors["x_scales"] = raw_bytes("U8", {2, 3, 1}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x_scales");
+  }
+  SECTION("no scales") {
+    layer.tensors.erase("x_scales");
+    layer.expect(ErrorCode::missing_tensor, "x_scales");
+  }
+  SECTION("no blocks") {
+    layer.tensors = {{"x.weight", floats({1, 1}, 0)}};
+    layer.expect(ErrorCode::missing_tensor, "_blocks");
+  }
+}
+
+TEST_CASE("layers are converted alike by one thread and by many") {
+  Layer layer;
+  make_gptq(layer);
+  layer.tensors["x.qweight"] = words({8, 104}, 0x75316420);
+  layer.tensors["x.qzeros"] = words({2, 13}, 0x22222222);
+  layer.tensors["x.scales"] = floats({2, 104}, 0.5f);
+  REQUIRE(layer.read());
+  const auto checkpoint = load::open_hf_directory(layer.dir.path(), true).value();
+  const load::TensorInfo& tensor = *checkpoint.find("x.weight");
+  const auto team = core::Team::make(3, {}).value();
+  const WeightView one = checkpoint.read(tensor).value(), many = checkpoint.read(tensor, team.get()).value();
+  CHECK(std::equal(one.data.begin(), one.data.end(), many.data.begin(), many.data.end()));
 }
 
 TEST_CASE("compressed-tensors: what is refused") {

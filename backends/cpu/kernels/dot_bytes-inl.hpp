@@ -21,6 +21,15 @@ template <PanelShape s>
   return add_bytes(codes, fill_bytes((kSignedCodes ? 0 : 128) - s.zero));
 }
 
+// W8A8: sums of products of 8-bit activations.
+using ByteSums = Ints;
+[[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return at; }
+[[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return sum; }
+template <int P>
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
+  return dot_bytes(sum, codes, x);
+}
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   Ints high, low;

@@ -21,6 +21,15 @@ template <PanelShape s>
   return s.zero == 0 ? part : add_words(part, -s.zero);
 }
 
+// W8A8: sums of products of 8-bit activations, words too.
+using ByteSums = WordSums;
+[[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return start_words(at); }
+[[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return total_words(sum); }
+template <int P>
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
+  return dot_words(sum, codes_of_part<P>(codes), x);
+}
+
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   WordSums sum;

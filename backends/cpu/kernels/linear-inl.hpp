@@ -6,7 +6,13 @@
 //
 #include "grouped-inl.hpp"
 //
+#include "bytes-inl.hpp"
+//
 #include "dense-inl.hpp"
+//
+#include "row_scale-inl.hpp"
+//
+#include "input-inl.hpp"
 
 namespace {
 
@@ -20,6 +26,8 @@ void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
     dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::bf16) {
     dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else if constexpr (kind == PanelKind::w8a8) {
+    byte_linear(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::fp8) {
     dense_linear<Dense::fp8>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else {
@@ -52,6 +60,12 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
   for (std::int32_t row = 0; row < rows; ++row, x += stride) out[row * out_stride] = dot_row(w, x, k);
 }
 
-constexpr LinearKernels kLinearKernels{kLevelName, kForm, quantize_row, linear, dot_rows};
+constexpr LinearKernels kLinearKernels{.level = kLevelName,
+                                       .form = kForm,
+                                       .quantize_row = quantize_row,
+                                       .round_row = round_row,
+                                       .quantize_bytes = quantize_bytes,
+                                       .linear = linear,
+                                       .dot_rows = dot_rows};
 
 }  // namespace

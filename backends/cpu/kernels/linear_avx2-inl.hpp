@@ -59,6 +59,19 @@ template <int n>
 [[gnu::always_inline]] inline Floats fill_float(float v) { return _mm256_set1_ps(v); }
 [[gnu::always_inline]] inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 [[gnu::always_inline]] inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+[[gnu::always_inline]] inline Floats add_floats(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+[[gnu::always_inline]] inline Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+[[gnu::always_inline]] inline Floats divide(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+[[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+[[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+[[gnu::always_inline]] inline Bytes bits_of(Floats v) { return _mm256_castps_si256(v); }
+[[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return _mm256_castsi256_ps(bits); }
+[[gnu::always_inline]] inline Bytes fill_bits(int v) { return _mm256_set1_epi32(v); }
+/// The nearest integers.
+[[gnu::always_inline]] inline Ints to_ints(Floats v) { return _mm256_cvtps_epi32(v); }
+[[gnu::always_inline]] inline void store_ints(std::int32_t* p, Ints v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
 /// a * b + c and c - a * b, rounded once
 [[gnu::always_inline]] inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 [[gnu::always_inline]] inline Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }

@@ -60,6 +60,19 @@ template <int n>
 [[gnu::always_inline]] inline Floats fill_float(float v) { return _mm512_set1_ps(v); }
 [[gnu::always_inline]] inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 [[gnu::always_inline]] inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+[[gnu::always_inline]] inline Floats add_floats(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+[[gnu::always_inline]] inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+[[gnu::always_inline]] inline Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+[[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+[[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+[[gnu::always_inline]] inline Bytes bits_of(Floats v) { return _mm512_castps_si512(v); }
+[[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return _mm512_castsi512_ps(bits); }
+[[gnu::always_inline]] inline Bytes fill_bits(int v) { return _mm512_set1_epi32(v); }
+/// The nearest integers.
+[[gnu::always_inline]] inline Ints to_ints(Floats v) { return _mm512_cvtps_epi32(v); }
+[[gnu::always_inline]] inline void store_ints(std::int32_t* p, Ints v) {
+  _mm512_storeu_si512(reinterpret_cast<void*>(p), v);
+}
 /// a * b + c and c - a * b, rounded once
 [[gnu::always_inline]] inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 [[gnu::always_inline]] inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }

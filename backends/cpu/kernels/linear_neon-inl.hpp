@@ -50,6 +50,17 @@ template <int n>
 [[gnu::always_inline]] inline Floats fill_float(float v) { return vdupq_n_f32(v); }
 [[gnu::always_inline]] inline Floats to_floats(Ints v) { return vcvtq_f32_s32(v); }
 [[gnu::always_inline]] inline Floats multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
+[[gnu::always_inline]] inline Floats add_floats(Floats a, Floats b) { return vaddq_f32(a, b); }
+[[gnu::always_inline]] inline Floats subtract(Floats a, Floats b) { return vsubq_f32(a, b); }
+[[gnu::always_inline]] inline Floats divide(Floats a, Floats b) { return vdivq_f32(a, b); }
+[[gnu::always_inline]] inline Floats smaller(Floats a, Floats b) { return vminq_f32(a, b); }
+[[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
+[[gnu::always_inline]] inline Bytes bits_of(Floats v) { return vreinterpretq_u8_f32(v); }
+[[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return vreinterpretq_f32_u8(bits); }
+[[gnu::always_inline]] inline Bytes fill_bits(int v) { return vreinterpretq_u8_s32(vdupq_n_s32(v)); }
+/// The nearest integers.
+[[gnu::always_inline]] inline Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
+[[gnu::always_inline]] inline void store_ints(std::int32_t* p, Ints v) { vst1q_s32(p, v); }
 /// a * b + c and c - a * b, rounded once
 [[gnu::always_inline]] inline Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 [[gnu::always_inline]] inline Floats fnma(Floats a, Floats b, Floats c) { return vfmsq_f32(c, a, b); }
@@ -98,6 +109,10 @@ template <int Half>
 /// sum [2 rows][2] + codes [2 rows][8], unsigned, times x [2][8], signed.
 [[gnu::always_inline]] inline Ints dot_matrix(Ints sum, Bytes codes, Ints x) {
   return vusmmlaq_s32(sum, codes, vreinterpretq_s8_s32(x));
+}
+/// sum + the dot products of unsigned bytes with signed bytes, four to a lane.
+[[gnu::always_inline]] inline Ints dot_row_bytes(Ints sum, Bytes codes, Ints x) {
+  return vusdotq_s32(sum, codes, vreinterpretq_s8_s32(x));
 }
 /// [2 rows][high, low] of four rows in two vectors -> 256 * high + low.
 [[gnu::always_inline]] inline Ints add_parts(Ints rows01, Ints rows23) {

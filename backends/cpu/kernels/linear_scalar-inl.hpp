@@ -2,13 +2,17 @@
 // isa_scalar.
 //
 // The arithmetic of one output, for groups of 32 values in ascending order:
-//   dot  = sum of code * x.code - zero * sum of x.code        exact, int32 (at most 32 * 255 * 32639); one per 16 values
+//   dot  = sum of code * x.code - zero * sum of x.code        exact, int32 (at most 32 * 255 * 32639); one per 16
+//   values
 //                                                             for kinds of group 16
 //   t    = scale * float(dot), rounded to nearest             group 16: then t = fma(scale', float(dot'), t)
 //   acc  = fma(t, x.scale, acc)
 //   acc  = fma(-minimum, x.scale * sum of x.code, acc)        kinds with minimums only
+// w8a8: float(sum over k of (code - 128) * (x.code - x.zero)) * scale * x.scale, from the left; the sum exact, int32.
 // Dense kinds: acc = fma(w[k], x[k], acc) for ascending k.
 #include "panel_read-inl.hpp"
+//
+#include "row_scale-inl.hpp"
 
 namespace {
 
@@ -47,6 +51,69 @@ void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) {
     for (int i = 0; i < k; ++i) tail[i] = x[i];
     quantize_group(tail, out);
   }
+}
+
+float absolute(float x) { return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, x) & 0x7fffffffu); }
+
+/// The largest absolute value, or NaN where not all are finite.
+float largest(const float* x, std::int64_t n) {
+  float most = 0.0f, invalid = 0.0f;
+  for (std::int64_t i = 0; i < n; ++i) {
+    most = absolute(x[i]) > most ? absolute(x[i]) : most;
+    invalid += x[i] * 0.0f;
+  }
+  return most + invalid;
+}
+
+constexpr float kNearest = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+
+float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+/// Integers -128 … 127: the nearest to x / scale, and `zero` more.
+float to_code(float x, const RowScale& s) {
+  const float nearest = (clamped(x / s.scale, -65536.0f, 65536.0f) + kNearest) - kNearest;
+  return clamped(nearest + static_cast<float>(s.zero), -128.0f, 127.0f);
+}
+
+/// The E4M3 number nearest to x / scale, ties to even.
+float to_e4m3(float x, const RowScale& s) {
+  const float ratio = x / s.scale;
+  const float size = clamped(absolute(ratio), 0.0f, 448.0f);
+  const float power = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, size) & 0x7f800000u);
+  const float round = (power < 0x1p-6f ? 0x1p-6f : power) * (kNearest * 0x1p-3f);  // at the last of 3 places
+  return __builtin_copysignf((size + round) - round, ratio);
+}
+
+void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
+  const std::int64_t group = how.dynamic && how.group > 0 ? how.group : k;
+  for (std::int64_t begin = 0; begin < k; begin += group) {
+    const std::int64_t end = k - begin < group ? k : begin + group;
+    const RowScale s = scale_of(how, largest(x + begin, end - begin));
+    for (std::int64_t i = begin; i < end; ++i) {
+      out[i] =
+          !s.live ? s.value : s.scale * (how.floats ? to_e4m3(x[i], s) : to_code(x[i], s) - static_cast<float>(s.zero));
+    }
+  }
+}
+
+void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, QuantizedGroup* out) {
+  const RowScale s = scale_of(how, largest(x, k));
+  auto* const row = reinterpret_cast<ByteRow*>(out);
+  auto* const codes = reinterpret_cast<std::int8_t*>(row + 1);
+  std::int32_t sum = 0;
+  for (std::int64_t i = 0; i < k; ++i) {
+    codes[i] = s.live ? static_cast<std::int8_t>(to_code(x[i], s)) : std::int8_t{0};
+    sum += codes[i];
+  }
+  *row = {s.live ? s.scale : s.value, s.live ? s.zero : 0, -sum, {}};
+}
+
+/// One output of w8a8, from its row's codes // (K).
+float byte_output(std::int64_t cols, const std::uint8_t* codes, float scale, const ByteRow* x) {
+  const auto* const in = reinterpret_cast<const std::int8_t*>(x + 1);
+  std::int32_t dot = 0;
+  for (std::int64_t k = 0; k < cols; ++k) dot += (codes[k] - 128) * (in[k] - x->zero);
+  return static_cast<float>(dot) * scale * x->scale;
 }
 
 std::int32_t activation_code(const QuantizedGroup& x, int i) {
@@ -99,6 +166,11 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
       panel_scale(w, shape, panel, i, lane, scales + i, minimums + i);
     }
     for (std::int32_t row = row_begin; row < row_end; ++row) {
+      if (w.kind == PanelKind::w8a8) {
+        const auto* const in = reinterpret_cast<const ByteRow*>(x.groups + row * x.group_stride);
+        out[row * out_stride + n] = byte_output(w.cols, codes, scales[0], in);
+        continue;
+      }
       out[row * out_stride + n] =
           grouped_output(shape, groups, codes, scales, minimums, x.groups + row * x.group_stride);
     }
@@ -120,6 +192,12 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 }  // namespace
 
 const LinearKernels& linear_kernels() {
-  static constexpr LinearKernels kKernels{"scalar", ActivationForm::bytes, quantize_row, linear, dot_rows};
+  static constexpr LinearKernels kKernels{.level = "scalar",
+                                          .form = ActivationForm::bytes,
+                                          .quantize_row = quantize_row,
+                                          .round_row = round_row,
+                                          .quantize_bytes = quantize_bytes,
+                                          .linear = linear,
+                                          .dot_rows = dot_rows};
   return kKernels;
 }

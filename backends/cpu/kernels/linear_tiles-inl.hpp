@@ -215,10 +215,11 @@ template <PanelShape s>
 void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end, const ActivationView& x,
             std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch) {
   const std::int32_t last = (row_end - row_begin) % kTokens;
-  const std::int32_t split = panel_shape(w.kind).bits == 0 ? row_begin : last < kFewTokens ? row_end - last : row_end;
+  const bool tiles = panel_shape(w.kind).bits != 0 && w.kind != PanelKind::w8a8;
+  const std::int32_t split = !tiles ? row_begin : last < kFewTokens ? row_end - last : row_end;
   unroll<kPanelKinds>([&](auto i) __attribute__((always_inline)) {
     constexpr PanelKind kind = static_cast<PanelKind>(i.value);
-    if constexpr (panel_shape(kind).bits != 0) {
+    if constexpr (panel_shape(kind).bits != 0 && kind != PanelKind::w8a8) {
       if (w.kind == kind && split > row_begin) {
         tiles_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, split, out, out_stride,
                                         static_cast<std::uint8_t*>(scratch));
@@ -232,11 +233,25 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
 
 void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) { few_rows_kernels().quantize_row(x, k, out); }
 
+void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
+  few_rows_kernels().round_row(how, x, k, out);
+}
+
+void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, QuantizedGroup* out) {
+  few_rows_kernels().quantize_bytes(how, x, k, out);
+}
+
 void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t stride, std::int32_t rows, float* out,
               std::int64_t out_stride) {
   few_rows_kernels().dot_rows(w, k, x, stride, rows, out, out_stride);
 }
 
-constexpr LinearKernels kLinearKernels{kLevelName, ActivationForm::bytes, quantize_row, linear, dot_rows};
+constexpr LinearKernels kLinearKernels{.level = kLevelName,
+                                       .form = ActivationForm::bytes,
+                                       .quantize_row = quantize_row,
+                                       .round_row = round_row,
+                                       .quantize_bytes = quantize_bytes,
+                                       .linear = linear,
+                                       .dot_rows = dot_rows};
 
 }  // namespace

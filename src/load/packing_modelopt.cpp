@@ -1,0 +1,112 @@
+// NVIDIA ModelOpt (FP8, NVFP4) and the MXFP4 experts of GPT-OSS.
+#include <utility>
+
+#include "core/error.hpp"
+#include "load/packing.hpp"
+
+namespace llminfer::load {
+namespace {
+
+using core::fail;
+using enum ElementType;
+
+constexpr const char* kPlace = "quantization_config";
+
+/// A tensor of one number: [] or [1].
+Result<TensorInfo> need_scalar(const std::string& name, const Layers& layers) {
+  const TensorInfo* tensor = layers.find(name);
+  const bool bare = tensor && tensor->shape.empty();
+  return layers.need(name, {f32}, bare ? std::vector<std::int64_t>{} : std::vector<std::int64_t>{1});
+}
+
+Result<void> add_fp8_layer(const std::string& prefix, Layers& layers) {
+  ByteLayer layer;
+  layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {f8_e4m3}, {-1, -1}));
+  layer.block_rows = layer.rows = layer.weight.shape[0];
+  layer.block_cols = layer.cols = layer.weight.shape[1];
+  layer.scales = LLMINFER_TRY(need_scalar(prefix + ".weight_scale", layers));
+  InputQuantization input;
+  const std::string input_scale = prefix + ".input_scale";
+  if (layers.find(input_scale)) {
+    input = LLMINFER_TRY(static_input(layers.checkpoint(), InputQuantization::Kind::fp8,
+                                      LLMINFER_TRY(need_scalar(input_scale, layers)), nullptr));
+  }
+  for (const std::string& part : {layer.weight.name, layer.scales.name, input_scale}) layers.take(part);
+  return add_bytes(prefix, std::move(layer), input, layers);
+}
+
+/// Weights of E2M1 under E4M3 scales per 16, under one float. Inputs stay as precise as they are: rounding them to 4
+/// bits, as the hardware for these does, serves speed only.
+Result<void> add_nvfp4_layer(const std::string& prefix, Layers& layers) {
+  NibbleLayer layer;
+  layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {u8}, {-1, -1}));
+  layer.rows = layer.weight.shape[0];
+  layer.cols = layer.weight.shape[1] * 2;
+  layer.per_scale = 16;
+  if (layer.cols % 16 != 0) {
+    return fail(ErrorCode::corrupt, "tensor ", layer.weight.name, " has rows of ", layer.cols,
+                " values, expected a multiple of 16");
+  }
+  const TensorInfo scales =
+      LLMINFER_TRY(layers.need(prefix + ".weight_scale", {f8_e4m3}, {layer.rows, layer.cols / 16}));
+  const TensorInfo factor = LLMINFER_TRY(need_scalar(prefix + ".weight_scale_2", layers));
+  layer.read_scales = [=](const Checkpoint& checkpoint) -> Result<std::vector<float>> {
+    const float shared = LLMINFER_TRY(read_floats(checkpoint, factor))[0];
+    std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
+    for (float& value : values) value *= shared;
+    return values;
+  };
+  for (const char* part : {".weight", ".weight_scale", ".weight_scale_2", ".input_scale"}) layers.take(prefix + part);
+  return add_nibbles(prefix, WeightType::fp4_16, std::move(layer), layers);
+}
+
+}  // namespace
+
+Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
+  const std::string algorithm = LLMINFER_TRY(setting_text(settings, "quant_algo", "", kPlace));
+  if (algorithm != "FP8" && algorithm != "NVFP4") {
+    return fail(ErrorCode::unsupported, kPlace, ": \"quant_algo\" is \"", algorithm, "\", expected FP8 or NVFP4");
+  }
+  if (const auto prefixes = layers.with(".pre_quant_scale"); !prefixes.empty()) {
+    return fail(ErrorCode::unsupported, "tensor ", prefixes.front(), ".pre_quant_scale: inputs with factors");
+  }
+  const bool fp8 = algorithm == "FP8";
+  if (fp8) {
+    const std::int64_t groups = LLMINFER_TRY(setting_int(settings, "group_size", 0, kPlace));
+    if (groups != 0) return fail(ErrorCode::unsupported, kPlace, ": FP8 with \"group_size\" ", groups);
+  } else if (const std::int64_t size = LLMINFER_TRY(setting_int(settings, "group_size", 16, kPlace)); size != 16) {
+    return fail(ErrorCode::corrupt, kPlace, ": NVFP4 with \"group_size\" ", size, ", expected 16");
+  }
+  const auto prefixes = layers.with(fp8 ? ".weight_scale" : ".weight_scale_2");
+  if (prefixes.empty()) {
+    return fail(ErrorCode::missing_tensor, kPlace, " says ", algorithm, ", but no tensor is named *.weight_scale",
+                fp8 ? "" : "_2");
+  }
+  for (const std::string& prefix : prefixes) {
+    LLMINFER_TRY(fp8 ? add_fp8_layer(prefix, layers) : add_nvfp4_layer(prefix, layers));
+  }
+  return {};
+}
+
+/// Experts of GPT-OSS: NAME_blocks [E, N, K / 32, 16], the lower nibble first, and NAME_scales [E, N, K / 32] are the
+/// weight NAME.weight [E * N, K].
+Result<void> add_mxfp4(const core::Json&, Layers& layers) {
+  const auto prefixes = layers.with("_blocks");
+  if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says mxfp4, but no tensor is named *_blocks");
+  for (const std::string& prefix : prefixes) {
+    NibbleLayer layer;
+    layer.weight = LLMINFER_TRY(layers.need(prefix + "_blocks", {u8}, {-1, -1, -1, 16}));
+    const std::vector<std::int64_t>& shape = layer.weight.shape;
+    const TensorInfo scales = LLMINFER_TRY(layers.need(prefix + "_scales", {u8}, {shape[0], shape[1], shape[2]}));
+    layer.rows = shape[0] * shape[1];
+    layer.cols = shape[2] * 32;
+    layer.per_scale = 32;
+    layer.read_scales = [=](const Checkpoint& checkpoint) { return read_floats(checkpoint, scales); };
+    layers.take(layer.weight.name);
+    layers.take(scales.name);
+    LLMINFER_TRY(add_nibbles(prefix, WeightType::mxfp4, std::move(layer), layers));
+  }
+  return {};
+}
+
+}  // namespace llminfer::load
