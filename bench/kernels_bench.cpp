@@ -56,7 +56,7 @@ std::shared_ptr<const cpu::PackedWeight> weight(const Kind& kind, std::int64_t r
     auto packed = cpu::PackedWeight::allocate(kind.type, rows, cols, kind.details).value();
     std::mt19937 random(1);
     auto* const data = const_cast<std::uint8_t*>(packed->view().data);
-    for (std::int64_t i = 0; i < packed->bytes(); ++i) data[i] = static_cast<std::uint8_t>(random()) & 0x3b;
+    for (std::int64_t i = 0; i < packed->bytes(); ++i) data[i] = (static_cast<std::uint8_t>(random()) & 0x3b) | 0x08;
     entry = std::move(packed);
   }
   return entry;
