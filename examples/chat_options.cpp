@@ -6,6 +6,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "names.hpp"
+
 namespace {
 
 const std::map<std::string, llminfer::CacheType> kCacheTypes = {{"f16", llminfer::CacheType::f16},
@@ -34,7 +36,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
   app.add_option("--cache-type", command.cache_type,
                  "How keys and values are cached; int8 takes half the memory of f16")
-      ->transform(CLI::CheckedTransformer(kCacheTypes))
+      ->transform(by_name(kCacheTypes))
       ->default_str("f16")
       ->group(engine);
   app.add_option("--weight-cache", command.weight_cache,

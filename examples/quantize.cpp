@@ -14,6 +14,8 @@
 #include <CLI/CLI.hpp>
 #include <llminfer/quantize.hpp>
 
+#include "names.hpp"
+
 namespace {
 
 using llminfer::PruneMethod;
@@ -46,13 +48,13 @@ void declare(CLI::App& app, Command& c) {
   app.add_option("input", c.input, "GGUF file or Hugging Face directory")->required();
   app.add_option("output", c.output, "File (gguf) or directory (the other formats)")->required();
   app.add_option("-f,--format", o.format, "What is written")
-      ->transform(CLI::CheckedTransformer(kFormats))
+      ->transform(by_name(kFormats))
       ->default_str("gguf");
   app.add_option(
       "--type", o.type,
       "gguf: the type of the file, such as Q8_0 or Q4_K_M; others: F32, F16 or BF16 for what is not quantized");
   app.add_option("-m,--method", o.method, "How the numbers are chosen")
-      ->transform(CLI::CheckedTransformer(kMethods))
+      ->transform(by_name(kMethods))
       ->default_str("rtn");
   app.add_option("-b,--bits", o.bits, "Bits of a weight")->capture_default_str();
   app.add_option("-g,--group-size", o.group_size, "Input features that share a scale; -1: all")->capture_default_str();
@@ -72,7 +74,7 @@ void declare(CLI::App& app, Command& c) {
       ->capture_default_str()
       ->group(method);
   app.add_option("--prune", o.prune, "Set weights to zero first")
-      ->transform(CLI::CheckedTransformer(kPruning))
+      ->transform(by_name(kPruning))
       ->default_str("none")
       ->group(method);
   app.add_option("--sparsity", o.sparsity, "Share of the weights that becomes zero")
