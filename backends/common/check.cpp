@@ -162,7 +162,8 @@ Result<void> check_wanted(std::span<const std::int32_t> wanted, const char* want
   return {};
 }
 
-Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, const BatchLimits& limits) {
+Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, const Program& program,
+                       const BatchLimits& limits) {
   const auto error = [&](const auto&... parts) {
     return fail(ErrorCode::invalid_argument, "Batch::runs[", index, "]: ", parts...);
   };
@@ -176,18 +177,18 @@ Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, co
       return error("row ", run.first_row + i, " has position ", position, "; expected ", run.first_position + i);
     }
   }
-  if (run.block_tables.size() != limits.groups.size()) {
-    return error(run.block_tables.size(), " block tables; expected one for each of ", limits.groups.size(),
+  if (run.block_tables.size() != program.cache_groups.size()) {
+    return error(run.block_tables.size(), " block tables; expected one for each of ", program.cache_groups.size(),
                  " cache groups");
   }
   const std::int32_t tokens = run.first_position + run.rows;
   const std::int32_t page_count = (tokens + kPageTokens - 1) / kPageTokens;
-  for (std::size_t g = 0; g < limits.groups.size(); ++g) {
+  for (std::size_t g = 0; g < program.cache_groups.size(); ++g) {
     const std::span<const std::int32_t> table = run.block_tables[g];
     if (table.size() < static_cast<std::size_t>(page_count)) {
       return error("block table ", g, " has ", table.size(), " pages; ", tokens, " tokens need ", page_count);
     }
-    const std::int32_t window = limits.groups[g].window;
+    const std::int32_t window = program.cache_groups[g].window;
     const std::int32_t first = window > 0 ? std::max(0, run.first_position - window + 1) : 0;
     for (std::int32_t i = first / kPageTokens; i < page_count; ++i) {
       const std::int32_t page = table[static_cast<std::size_t>(i)];
@@ -203,7 +204,7 @@ Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, co
 
 Result<void> check_program(const Program& program) { return ProgramCheck(program).run(); }
 
-Result<void> check_batch(const Batch& batch, const BatchLimits& limits) {
+Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits) {
   const std::size_t rows = batch.positions.size();
   if (rows == 0 || rows > static_cast<std::size_t>(limits.max_rows)) {
     return fail(ErrorCode::invalid_argument, "a batch of ", rows, " rows; expected 1 to ", limits.max_rows);
@@ -211,9 +212,9 @@ Result<void> check_batch(const Batch& batch, const BatchLimits& limits) {
   if (batch.tokens.size() != rows) {
     return fail(ErrorCode::invalid_argument, "Batch::tokens has ", batch.tokens.size(), " rows, positions ", rows);
   }
-  if (!batch.embeddings.empty() && batch.embeddings.size() != rows * static_cast<std::size_t>(limits.hidden_size)) {
+  if (!batch.embeddings.empty() && batch.embeddings.size() != rows * static_cast<std::size_t>(program.hidden_size)) {
     return fail(ErrorCode::invalid_argument, "Batch::embeddings has ", batch.embeddings.size(), " floats; expected ",
-                rows, " rows of ", limits.hidden_size);
+                rows, " rows of ", program.hidden_size);
   }
   for (std::size_t i = 0; i < rows; ++i) {
     const std::int32_t token = batch.tokens[i];
@@ -231,13 +232,56 @@ Result<void> check_batch(const Batch& batch, const BatchLimits& limits) {
                   std::int64_t{run.first_row} + run.rows, "; runs follow one another and cover the ", rows, " rows");
     }
     next += run.rows;
-    LLMINFER_TRY(check_run(batch, run, i, limits));
+    LLMINFER_TRY(check_run(batch, run, i, program, limits));
   }
   if (next != static_cast<std::int64_t>(rows)) {
     return fail(ErrorCode::invalid_argument, "Batch::runs cover ", next, " of ", rows, " rows");
   }
-  LLMINFER_TRY(check_wanted(batch.logit_rows, "logit_rows", batch.logits.size(), "logits", limits.vocab_size, rows));
-  return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden.size(), "hidden", limits.hidden_size, rows);
+  if ((program.logits == ValueId::none && !batch.logit_rows.empty()) ||
+      (program.hidden == ValueId::none && !batch.hidden_rows.empty())) {
+    return fail(ErrorCode::invalid_argument, "the batch asks for an output that the program does not have");
+  }
+  LLMINFER_TRY(check_wanted(batch.logit_rows, "logit_rows", batch.logits.size(), "logits", program.vocab_size, rows));
+  return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden.size(), "hidden", program.hidden_size, rows);
+}
+
+Result<void> check_cache(const CacheGroup& group, CacheType type, std::int32_t pages, std::int32_t max_head_dim) {
+  if (group.layers < 1 || group.kv_heads < 1 || group.head_dim < 1 || group.window < 0 || group.layers > 1 << 16 ||
+      group.kv_heads > 1 << 12 || group.head_dim > max_head_dim) {
+    return fail(ErrorCode::invalid_argument, "cache group: ", group.layers, " layers, ", group.kv_heads,
+                " KV heads, head_dim ", group.head_dim, ", window ", group.window, " are out of range");
+  }
+  if (type > CacheType::int8) {
+    return fail(ErrorCode::invalid_argument, "unknown cache type ", static_cast<int>(type));
+  }
+  if (pages < 1) return fail(ErrorCode::invalid_argument, "a cache needs at least 1 page, not ", pages);
+  return {};
+}
+
+namespace {
+
+Result<void> check_page(std::int32_t page, std::int32_t pages, const char* call) {
+  if (page >= 0 && page < pages) return {};
+  return fail(ErrorCode::invalid_argument, call, ": page ", page, " is not in [0, ", pages, ")");
+}
+
+}  // namespace
+
+Result<void> check_copy(std::int32_t from, std::int32_t to, std::int32_t tokens, std::int32_t pages) {
+  LLMINFER_TRY(check_page(from, pages, "copy_page"));
+  LLMINFER_TRY(check_page(to, pages, "copy_page"));
+  if (from == to) return fail(ErrorCode::invalid_argument, "copy_page: from and to are both page ", from);
+  if (tokens < 0 || tokens > kPageTokens) {
+    return fail(ErrorCode::invalid_argument, "copy_page: ", tokens, " tokens; a page has ", kPageTokens);
+  }
+  return {};
+}
+
+Result<void> check_transfer(std::int32_t page, std::int32_t pages, std::size_t bytes, std::int64_t expected,
+                            const char* call) {
+  LLMINFER_TRY(check_page(page, pages, call));
+  if (bytes == static_cast<std::size_t>(expected)) return {};
+  return fail(ErrorCode::invalid_argument, call, ": ", bytes, " bytes; expected ", expected);
 }
 
 }  // namespace llminfer::backend

@@ -1,6 +1,8 @@
-// Checks of what a host hands to the backend: programs that no Builder made, and batches.
+// Checks of what a host hands to a backend: programs that no Builder made, batches, calls of caches.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <span>
 #include <variant>
 
@@ -32,17 +34,23 @@ inline ValueId output_of(const Op& op) {
 /// Errors: invalid_argument, shape_mismatch.
 Result<void> check_program(const Program& program);
 
-/// What a plan knows that a batch must fit.
+/// What a batch must fit beside the program.
 struct BatchLimits {
   std::int32_t max_rows = 0;
-  std::int64_t vocab_rows = 0;  ///< rows of the embedding table
-  std::int64_t hidden_size = 0;
-  std::int64_t vocab_size = 0;
-  std::span<const CacheGroup> groups;
-  std::span<const std::int32_t> pages;  ///< per group: pages of the storage
+  std::int64_t vocab_rows = 0;          ///< rows of the embedding table
+  std::span<const std::int32_t> pages;  ///< per cache group: pages of the storage
 };
 
 /// Errors: invalid_argument, naming the field and row.
-Result<void> check_batch(const Batch& batch, const BatchLimits& limits);
+Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits);
+
+/// Of a cache that is to be made. Errors: invalid_argument.
+Result<void> check_cache(const CacheGroup& group, CacheType type, std::int32_t pages, std::int32_t max_head_dim);
+
+/// Of the calls of a CacheStorage of so many pages. Errors: invalid_argument.
+Result<void> check_copy(std::int32_t from, std::int32_t to, std::int32_t tokens, std::int32_t pages);
+/// Of export_page and import_page, the `call`: `bytes` are given, `expected` make up a page.
+Result<void> check_transfer(std::int32_t page, std::int32_t pages, std::size_t bytes, std::int64_t expected,
+                            const char* call);
 
 }  // namespace llminfer::backend

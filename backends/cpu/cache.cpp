@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "backends/common/check.hpp"
 #include "core/checked.hpp"
 #include "core/error.hpp"
 #include "core/half.hpp"
@@ -32,15 +33,7 @@ std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept 
 }
 
 Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
-  if (group.layers < 1 || group.kv_heads < 1 || group.head_dim < 1 || group.window < 0 || group.layers > 1 << 16 ||
-      group.kv_heads > 1 << 12 || group.head_dim > 1 << 12) {
-    return fail(ErrorCode::invalid_argument, "cache group: ", group.layers, " layers, ", group.kv_heads,
-                " KV heads, head_dim ", group.head_dim, ", window ", group.window, " are out of range");
-  }
-  if (type > CacheType::int8) {
-    return fail(ErrorCode::invalid_argument, "unknown cache type ", static_cast<int>(type));
-  }
-  if (pages < 1) return fail(ErrorCode::invalid_argument, "a cache needs at least 1 page, not ", pages);
+  LLMINFER_TRY(backend::check_cache(group, type, pages, 1 << 12));
   std::unique_ptr<CpuCache> cache(new CpuCache);
   cache->group_ = group;
   cache->type_ = type;
@@ -98,19 +91,9 @@ AttentionPages CpuCache::head(std::int32_t layer, std::int32_t kv_head) const no
   return pages;
 }
 
-Result<void> CpuCache::check_page(std::int32_t page, const char* call) const {
-  if (page >= 0 && page < pages_) return {};
-  return fail(ErrorCode::invalid_argument, call, ": page ", page, " is not in [0, ", pages_, ")");
-}
-
 Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(from, "copy_page"));
-    LLMINFER_TRY(check_page(to, "copy_page"));
-    if (from == to) return fail(ErrorCode::invalid_argument, "copy_page: from and to are both page ", from);
-    if (tokens < 0 || tokens > kPageTokens) {
-      return fail(ErrorCode::invalid_argument, "copy_page: ", tokens, " tokens; a page has ", kPageTokens);
-    }
+    LLMINFER_TRY(backend::check_copy(from, to, tokens, pages_));
     if (tokens == 0) return {};
     if (tokens == kPageTokens) {
       std::memcpy(data_ + to * page_bytes_, data_ + from * page_bytes_, static_cast<std::size_t>(page_bytes_));
@@ -155,11 +138,7 @@ void CpuCache::for_each_token(F f) const {
 
 Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(page, "export_page"));
-    if (out.size() != static_cast<std::size_t>(canonical_page_bytes())) {
-      return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ",
-                  canonical_page_bytes());
-    }
+    LLMINFER_TRY(backend::check_transfer(page, pages_, out.size(), canonical_page_bytes(), "export_page"));
     const auto read = [&](const std::byte* matrix, std::int64_t index, float scale) {
       const std::byte* const element = matrix + index * element_bytes_;
       float value = 0.0f;
@@ -197,10 +176,7 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
 
 Result<void> CpuCache::import_page(std::int32_t page, std::span<const std::byte> in) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(page, "import_page"));
-    if (in.size() != static_cast<std::size_t>(canonical_page_bytes())) {
-      return fail(ErrorCode::invalid_argument, "import_page: ", in.size(), " bytes; expected ", canonical_page_bytes());
-    }
+    LLMINFER_TRY(backend::check_transfer(page, pages_, in.size(), canonical_page_bytes(), "import_page"));
     const auto dim = static_cast<std::size_t>(group_.head_dim);
     std::vector<float> key(dim), value(dim);
     const AttentionKernels& kernels = isa_scalar::attention_kernels();  // all levels store alike

@@ -33,7 +33,6 @@ class CpuCache final : public CacheStorage {
 
  private:
   CpuCache() = default;
-  Result<void> check_page(std::int32_t page, const char* call) const;
   CacheElement element() const noexcept;
   std::int64_t key_bytes() const noexcept;
   std::int64_t head_bytes() const noexcept;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/common/check.hpp"
 #include "core/checked.hpp"
 #include "core/error.hpp"
 #include "core/half.hpp"
@@ -92,15 +93,7 @@ std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept 
 
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                  std::shared_ptr<Device> device) {
-  if (group.layers < 1 || group.kv_heads < 1 || group.head_dim < 1 || group.window < 0 || group.layers > 1 << 16 ||
-      group.kv_heads > 1 << 12 || group.head_dim > kMaxHeadDim) {
-    return fail(ErrorCode::invalid_argument, "cache group: ", group.layers, " layers, ", group.kv_heads,
-                " KV heads, head_dim ", group.head_dim, ", window ", group.window, " are out of range");
-  }
-  if (type > CacheType::int8) {
-    return fail(ErrorCode::invalid_argument, "unknown cache type ", static_cast<int>(type));
-  }
-  if (pages < 1) return fail(ErrorCode::invalid_argument, "a cache needs at least 1 page, not ", pages);
+  LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
   cache->group_ = group;
@@ -134,19 +127,9 @@ CacheArgs GpuCache::layer(std::int32_t layer) const noexcept {
   return args;
 }
 
-Result<void> GpuCache::check_page(std::int32_t page, const char* call) const {
-  if (page >= 0 && page < pages_) return {};
-  return fail(ErrorCode::invalid_argument, call, ": page ", page, " is not in [0, ", pages_, ")");
-}
-
 Result<void> GpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(from, "copy_page"));
-    LLMINFER_TRY(check_page(to, "copy_page"));
-    if (from == to) return fail(ErrorCode::invalid_argument, "copy_page: from and to are both page ", from);
-    if (tokens < 0 || tokens > kPageTokens) {
-      return fail(ErrorCode::invalid_argument, "copy_page: ", tokens, " tokens; a page has ", kPageTokens);
-    }
+    LLMINFER_TRY(backend::check_copy(from, to, tokens, pages_));
     if (tokens == 0) return {};
     const std::int64_t heads = std::int64_t{group_.layers} * group_.kv_heads, matrix = matrix_bytes(group_, type_);
     const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
@@ -183,11 +166,7 @@ void GpuCache::for_each_head(F f) const {
 
 Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(page, "export_page"));
-    if (out.size() != static_cast<std::size_t>(canonical_page_bytes())) {
-      return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ",
-                  canonical_page_bytes());
-    }
+    LLMINFER_TRY(backend::check_transfer(page, pages_, out.size(), canonical_page_bytes(), "export_page"));
     if (!page_.bytes()) page_ = LLMINFER_TRY(Buffer::make(device_, page_bytes_, true));
     LLMINFER_TRY(device_->copy(page_.at(), memory_.at(page * page_bytes_), page_bytes_));
     LLMINFER_TRY(device_->wait());
@@ -212,10 +191,7 @@ Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
 
 Result<void> GpuCache::import_page(std::int32_t page, std::span<const std::byte> in) {
   return core::guarded([&]() -> Result<void> {
-    LLMINFER_TRY(check_page(page, "import_page"));
-    if (in.size() != static_cast<std::size_t>(canonical_page_bytes())) {
-      return fail(ErrorCode::invalid_argument, "import_page: ", in.size(), " bytes; expected ", canonical_page_bytes());
-    }
+    LLMINFER_TRY(backend::check_transfer(page, pages_, in.size(), canonical_page_bytes(), "import_page"));
     if (!page_.bytes()) page_ = LLMINFER_TRY(Buffer::make(device_, page_bytes_, true));
     std::memset(page_.at(), 0, static_cast<std::size_t>(page_bytes_));
     std::vector<float> row(static_cast<std::size_t>(group_.head_dim));

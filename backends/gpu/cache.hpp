@@ -32,7 +32,6 @@ class GpuCache final : public CacheStorage {
   CacheArgs layer(std::int32_t layer) const noexcept;
 
  private:
-  Result<void> check_page(std::int32_t page, const char* call) const;
   /// Calls f(offset of the head in a page, canonical offset of its keys, of its values) for each layer and head.
   template <class F>
   void for_each_head(F f) const;

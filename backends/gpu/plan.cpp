@@ -197,18 +197,7 @@ Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     pass_.caches.push_back(cache);
     pages.push_back(cache->pages());
   }
-  BatchLimits limits;
-  limits.max_rows = max_rows_;
-  limits.vocab_rows = embed_rows_;
-  limits.hidden_size = program_.hidden_size;
-  limits.vocab_size = program_.vocab_size;
-  limits.groups = program_.cache_groups;
-  limits.pages = pages;
-  LLMINFER_TRY(check_batch(batch, limits));
-  if ((program_.logits == ValueId::none && !batch.logit_rows.empty()) ||
-      (program_.hidden == ValueId::none && !batch.hidden_rows.empty())) {
-    return fail(ErrorCode::invalid_argument, "the batch asks for an output that the program does not have");
-  }
+  LLMINFER_TRY(check_batch(batch, program_, {max_rows_, embed_rows_, pages}));
   lay_out(batch);
   return {};
 }
