@@ -126,11 +126,11 @@ class Backend {
   virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
 
   virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
-  /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes. Empty:
-  /// weights of this backend are not stored.
+  /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes.
+  /// Empty: weights of this backend are not stored.
   virtual std::string stored_form() const { return {}; }
-  /// The weight that `stored` was got from; `weight` has all but data, and `keep` owns `stored`. Errors: corrupt (bytes that
-  /// do not fit the weight), unsupported.
+  /// The weight that `stored` was got from; `weight` has all but data, and `keep` owns `stored`. Errors: corrupt (bytes
+  /// that do not fit the weight), unsupported.
   virtual Result<std::unique_ptr<PreparedWeight>> restore([[maybe_unused]] const WeightView& weight,
                                                           [[maybe_unused]] std::span<const std::byte> stored,
                                                           [[maybe_unused]] std::shared_ptr<const void> keep) {

@@ -28,15 +28,15 @@ struct EngineOptions {
   /// The backend by name ("cpu"), unless `custom_backend` is given.
   std::string backend = "cpu";
   std::shared_ptr<Backend> custom_backend{};
-  int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
-  std::string
-      cpu_level{};      ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
-  Executor executor{};  ///< the host's threads for the CPU backend; empty: the backend's own
-  bool exact = false;   ///< float arithmetic throughout; slow, the reference for numerics
-  bool mmap = true;     ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
-  /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one, as large as the weights
-  /// are in memory, and later loads, with any number of threads and at any CPU level, map it: they start sooner, and processes
-  /// share the memory. Files are never deleted. One that cannot be written or read is a warning (on_log), no error.
+  int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
+  std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
+  Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
+  bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
+  bool mmap = true;         ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
+  /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one,
+  /// as large as the weights are in memory, and later loads, with any number of threads and at any CPU level, map it:
+  /// they start sooner, and processes share the memory. Files are never deleted. One that cannot be written or read is
+  /// a warning (on_log), no error.
   std::string weight_cache{};
   /// Tokens of one sequence at most, up to the model's own context length, past which it was not trained; 0: that.
   std::int32_t context_length = 0;

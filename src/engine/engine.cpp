@@ -18,15 +18,8 @@ Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& o
   if (!checkpoint) return std::move(checkpoint).error();
   auto model = engine::load_model(*checkpoint, options);
   if (!model) return core::at(checkpoint->path, std::move(model).error());
-  if (options.on_log) {
-    const ModelInfo& info = (*model)->info;
-    const std::string message = "loaded " + info.architecture + " on " + info.backend;
-    try {
-      options.on_log(LogLevel::info, message);
-    } catch (...) {
-      return fail(ErrorCode::callback_failed, "EngineOptions::on_log threw");
-    }
-  }
+  const ModelInfo& info = (*model)->info;
+  LLMINFER_TRY(engine::log(options, LogLevel::info, "loaded " + info.architecture + " on " + info.backend));
   try {
     return Engine(std::make_shared<engine::EngineCore>(std::move(*model), options));
   } catch (const std::system_error& e) {

@@ -146,16 +146,6 @@ Result<bool> report_progress(const EngineOptions& options, float fraction) {
   }
 }
 
-Result<void> warn(const EngineOptions& options, const std::string& message) {
-  if (!options.on_log) return {};
-  try {
-    options.on_log(LogLevel::warning, message);
-  } catch (...) {
-    return fail(ErrorCode::callback_failed, "EngineOptions::on_log threw");
-  }
-  return {};
-}
-
 Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
                                                        const load::TensorInfo& tensor, core::Team* team,
                                                        Backend& backend) {
@@ -197,7 +187,7 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
     if (cache && cache->found()) {
       auto restored = restore_weight(*cache, i, tensor, *layout.backend);
       if (restored) weights[i] = std::move(*restored);
-      if (!restored) LLMINFER_TRY(warn(options, restored.error().message));
+      if (!restored) LLMINFER_TRY(log(options, LogLevel::warning, restored.error().message));
     }
     if (!weights[i]) {
       weights[i] = LLMINFER_TRY(prepare_weight(checkpoint, tensor, team.get(), *layout.backend));
@@ -210,12 +200,23 @@ Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const
     }
   }
   if (cache && !cache->found()) {
-    if (const auto saved = cache->save(weights); !saved) LLMINFER_TRY(warn(options, saved.error().message));
+    if (const auto saved = cache->save(weights); !saved)
+      LLMINFER_TRY(log(options, LogLevel::warning, saved.error().message));
   }
   return weights;
 }
 
 }  // namespace
+
+Result<void> log(const EngineOptions& options, LogLevel level, const std::string& message) {
+  if (!options.on_log) return {};
+  try {
+    options.on_log(level, message);
+  } catch (...) {
+    return fail(ErrorCode::callback_failed, "EngineOptions::on_log threw");
+  }
+  return {};
+}
 
 Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options) {
   const auto start = std::chrono::steady_clock::now();

@@ -27,6 +27,9 @@ struct Model {
   double load_seconds = 0;
 };
 
+/// Tells the host, if it listens. Errors: callback_failed.
+Result<void> log(const EngineOptions& options, LogLevel level, const std::string& message);
+
 /// Reads, prepares and compiles.
 Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options);
 

@@ -12,6 +12,7 @@
 #include "backends/cpu/linear.hpp"
 #include "quant/format.hpp"
 #include "tests/cpu/random_weight.hpp"
+#include "tests/cpu/same_bits.hpp"
 
 namespace llminfer::cpu {
 namespace emulated_tiles_avx2 {
@@ -99,10 +100,6 @@ inline std::vector<float> multiply(const cpu::LinearKernels& kernels, const cpu:
   const auto scratch = aligned(cpu::linear_scratch_bytes(w.cols()));
   kernels.linear(w.view(), 0, w.panels(), x.view, 0, rows, out.data(), stride, scratch.get());
   return out;
-}
-
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 inline std::int64_t at_least_a_block(WeightType type, std::int64_t cols) {

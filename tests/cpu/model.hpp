@@ -18,6 +18,7 @@
 #include <llminfer/weight.hpp>
 
 #include "core/half.hpp"
+#include "tests/cpu/same_bits.hpp"
 
 namespace llminfer::test {
 
@@ -400,10 +401,6 @@ inline Result<void> pass(Driver& driver, const Batch& batch) {
   auto submitted = driver.plan->submit(batch, driver.cache_pointers);
   if (!submitted) return submitted;
   return driver.plan->wait();
-}
-
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 }  // namespace llminfer::test
