@@ -1,6 +1,6 @@
 // Attention kernels alone: one tile of queries over the pages of one KV head, per element type, level, head size and
 // rows. items = multiply-adds of both products, bytes = those of keys, values and scales. "decode" reads 128 MiB of
-// pages, which no cache of a core holds; "prompt" is a full tile over 1024 tokens.
+// pages, which no cache of a core holds; "short" reads 512 tokens; "prompt" is a full tile over 1024 tokens.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -31,6 +31,8 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> q(row_count * dim), k(dim), v(dim);
+  std::vector<float> scales(row_count * static_cast<std::size_t>(cpu::query_runs(c.head_dim)));
+  std::vector<std::int16_t> words(row_count * static_cast<std::size_t>(cpu::query_words(c.head_dim)));
   for (float& x : q) x = normal(random) / std::sqrt(static_cast<float>(c.head_dim));
   if (state.thread_index() == 0) {
     cache = cpu::CpuCache::make({1, 1, c.head_dim, 0}, type, c.pages).value();
@@ -55,13 +57,14 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
   const cpu::AttentionState total = state_at(first_state),
                             part = state_at(first_state + cpu::state_floats(c.rows, padded));
   const std::int32_t threads = state.threads(), thread = state.thread_index();
+  level.attention->round_queries(c.rows, c.head_dim, q.data(), words.data(), scales.data());
+  const cpu::AttentionTile tile{q.data(), words.data(), scales.data(), first.data(), last.data(), c.rows};
   for (auto _ : state) {
     const std::int32_t begin = c.pages / cpu::kChunkPages * thread / threads * cpu::kChunkPages;
     const std::int32_t end = c.pages / cpu::kChunkPages * (thread + 1) / threads * cpu::kChunkPages;
     for (std::int32_t page = begin; page < end; page += cpu::kChunkPages) {
       const cpu::PageRange range{table.data(), page, page + cpu::kChunkPages, c.pages};
-      level.attention->attend(cache->head(0, 0), {q.data(), first.data(), last.data(), c.rows}, range,
-                              page == begin ? total : part, memory.get());
+      level.attention->attend(cache->head(0, 0), tile, range, page == begin ? total : part, memory.get());
       if (page != begin) level.attention->merge(c.rows, padded, total, part);
     }
     benchmark::ClobberMemory();
@@ -81,12 +84,13 @@ int main(int argc, char** argv) {
         const std::int64_t page = cpu::cache_page_bytes({1, 1, dim, 0}, type);
         const auto many = static_cast<std::int32_t>((std::int64_t{128} << 20) / page / 4 * 4);
         for (const Case& c : {Case{"decode/rows:1", 1, dim, many}, Case{"decode/rows:4", 4, dim, many},
-                              Case{"decode/rows:8", 8, dim, many}, Case{"prompt/rows:48", 48, dim, 16}}) {
+                              Case{"decode/rows:8", 8, dim, many}, Case{"short/rows:4", 4, dim, 8},
+                              Case{"prompt/rows:48", 48, dim, 16}}) {
           const std::string name = std::string(level.name) + "/" + type_name + "/" + std::to_string(dim) + "/" + c.name;
           auto* const bench = benchmark::RegisterBenchmark(
               name.c_str(), [&level, type, c](benchmark::State& state) { attention(state, level, type, c); });
           bench->UseRealTime()->Threads(1);
-          if (c.rows < 48) bench->Threads(2);
+          if (c.pages == many) bench->Threads(2);
         }
       }
     }

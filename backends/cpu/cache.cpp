@@ -20,7 +20,11 @@ constexpr std::uintptr_t kLine = 64;
 std::int32_t padded(std::int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
 std::int64_t bytes_of(CacheType type) { return type == CacheType::f32 ? 4 : type == CacheType::int8 ? 1 : 2; }
 /// Per token and head, for its key and for its value.
-std::int64_t scale_bytes_of(CacheType type) { return type == CacheType::int8 ? 2 * sizeof(float) : 0; }
+std::int64_t scale_bytes_of(CacheType type) { return type == CacheType::f32 ? 0 : 2 * sizeof(float); }
+/// Elements of a token's key.
+std::int64_t key_dim_of(const CacheGroup& group, CacheType type) {
+  return type == CacheType::f32 ? group.head_dim : even_dim(group.head_dim);
+}
 
 /// A huge page of Linux on x86-64; a cache larger than this asks for them, which saves most misses of the TLB.
 constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
@@ -29,7 +33,7 @@ constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept {
   return std::int64_t{group.layers} * group.kv_heads * kPageTokens *
-         ((group.head_dim + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
+         ((key_dim_of(group, type) + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
 }
 
 Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
@@ -61,9 +65,8 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
 CacheElement CpuCache::element() const noexcept {
   switch (type_) {
     case CacheType::f16:
-      return CacheElement::f16;
     case CacheType::bf16:
-      return CacheElement::bf16;
+      return CacheElement::int16;
     case CacheType::int8:
       return CacheElement::int8;
     case CacheType::f32:
@@ -72,9 +75,7 @@ CacheElement CpuCache::element() const noexcept {
   return CacheElement::f32;
 }
 
-std::int64_t CpuCache::key_bytes() const noexcept {
-  return std::int64_t{kPageSlots} * group_.head_dim * element_bytes_;
-}
+std::int64_t CpuCache::key_bytes() const noexcept { return kPageSlots * key_dim_of(group_, type_) * element_bytes_; }
 std::int64_t CpuCache::head_bytes() const noexcept {
   return page_bytes_ / (std::int64_t{group_.layers} * group_.kv_heads);
 }
@@ -103,12 +104,16 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
       std::memcpy(data_ + to * page_bytes_ + offset, data_ + from * page_bytes_ + offset,
                   static_cast<std::size_t>(bytes));
     };
-    const std::int64_t dimension_bytes = kPageSlots * element_bytes_, scale_bytes = scale_bytes_of(type_) / 2;
+    // Integers lie in pairs, of dimensions and of tokens; half of a pair of tokens goes with the other, and is not
+    // read.
+    const std::int64_t together = type_ == CacheType::f32 ? 1 : 2, scale_bytes = scale_bytes_of(type_) / 2;
     const std::int64_t value_bytes = padded_dim_ * element_bytes_;
     for (std::int64_t at = 0; at < page_bytes_; at += head_bytes()) {
-      for (std::int32_t i = 0; i < group_.head_dim; ++i) copy(at + i * dimension_bytes, tokens * element_bytes_);
       const std::int64_t values = at + key_bytes(), scales = values + kPageSlots * value_bytes;
-      copy(values, tokens * value_bytes);
+      for (std::int64_t i = at; i < values; i += kPageSlots * together * element_bytes_) {
+        copy(i, tokens * together * element_bytes_);
+      }
+      copy(values, (tokens + together - 1) / together * together * value_bytes);
       copy(scales, tokens * scale_bytes);
       copy(scales + kPageSlots * scale_bytes, tokens * scale_bytes);
     }
@@ -142,15 +147,15 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
     const auto read = [&](const std::byte* matrix, std::int64_t index, float scale) {
       const std::byte* const element = matrix + index * element_bytes_;
       float value = 0.0f;
-      std::uint16_t bits = 0;
+      std::int16_t word = 0;
       switch (type_) {
         case CacheType::f32:
           std::memcpy(&value, element, sizeof value);
           break;
         case CacheType::f16:
         case CacheType::bf16:
-          std::memcpy(&bits, element, sizeof bits);
-          value = type_ == CacheType::f16 ? core::half_to_float(bits) : core::bfloat_to_float(bits);
+          std::memcpy(&word, element, sizeof word);
+          value = static_cast<float>(word) * scale;
           break;
         case CacheType::int8:
           value = static_cast<float>(static_cast<std::int8_t>(*element)) * scale;
@@ -161,11 +166,11 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
     for_each_token([&](const AttentionPages& pages, std::int32_t t, std::int64_t key_at, std::int64_t value_at) {
       const std::byte* const keys = pages.data + page * pages.page_stride;
       const auto* const scales = reinterpret_cast<const float*>(keys + pages.scale_offset);
-      const bool scaled = type_ == CacheType::int8;
+      const bool scaled = type_ != CacheType::f32;
       const float key_scale = scaled ? scales[t] : 1.0f, value_scale = scaled ? scales[kPageSlots + t] : 1.0f;
-      for (std::int64_t i = 0; i < group_.head_dim; ++i) {
-        const float key = read(keys, i * kPageSlots + t, key_scale);
-        const float value = read(keys + pages.value_offset, std::int64_t{t} * padded_dim_ + i, value_scale);
+      for (std::int32_t i = 0; i < group_.head_dim; ++i) {
+        const float key = read(keys, key_index(pages.element, t, i), key_scale);
+        const float value = read(keys + pages.value_offset, value_index(pages.element, padded_dim_, t, i), value_scale);
         std::memcpy(out.data() + key_at + i * 4, &key, sizeof key);
         std::memcpy(out.data() + value_at + i * 4, &value, sizeof value);
       }

@@ -80,7 +80,8 @@ struct Levels {
   }
 };
 
-// What VNNI, tiles and products of bytes change are linear layers only; the other kernels are those of the level below.
+// Tiles and products of bytes change linear layers only, VNNI those and attention; the other kernels are those of the
+// level below.
 Levels find_levels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -94,7 +95,7 @@ Levels find_levels() {
 #endif
 #ifdef LLMINFER_LEVEL_AVXVNNI
   levels.add(has_avxvnni(), {"avxvnni", &isa_avxvnni::linear_kernels(), &isa_avx2::elementwise_kernels(),
-                             &isa_avx2::attention_kernels()});
+                             &isa_avxvnni::attention_kernels()});
 #endif
 #ifdef LLMINFER_LEVEL_AVX512
   levels.add(has_avx512(), {"avx512", &isa_avx512::linear_kernels(), &isa_avx512::elementwise_kernels(),
@@ -102,11 +103,11 @@ Levels find_levels() {
 #endif
 #ifdef LLMINFER_LEVEL_AVX512VNNI
   levels.add(has_avx512vnni(), {"avx512vnni", &isa_avx512vnni::linear_kernels(), &isa_avx512::elementwise_kernels(),
-                                &isa_avx512::attention_kernels()});
+                                &isa_avx512vnni::attention_kernels()});
 #endif
 #ifdef LLMINFER_LEVEL_AMX
-  levels.add(has_amx(),
-             {"amx", &isa_amx::linear_kernels(), &isa_avx512::elementwise_kernels(), &isa_avx512::attention_kernels()});
+  levels.add(has_amx(), {"amx", &isa_amx::linear_kernels(), &isa_avx512::elementwise_kernels(),
+                         &isa_avx512vnni::attention_kernels()});
 #endif
 #ifdef LLMINFER_LEVEL_NEON
   levels.add(true,

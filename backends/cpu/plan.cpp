@@ -57,8 +57,10 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   linear = mine(std::max(static_cast<std::int64_t>(linear_scratch_bytes(widest_input)), float_bytes(widest_input)));
   head = mine(float_bytes(padded_dim));
   const std::int64_t rows = tile_rows;
-  tile = mine(float_bytes(attend_scratch_floats(rows, padded_dim) + rows * padded_dim +
-                          2 * state_floats(rows, padded_dim) + 2 * rows));
+  const std::int64_t query = padded_dim + query_words(padded_dim) / 2 + query_runs(padded_dim);
+  const std::int64_t parts = 8, line = 16;  // each part begins on a line
+  tile = mine(float_bytes(attend_scratch_floats(rows, padded_dim) + rows * (query + 2) +
+                          2 * state_floats(rows, padded_dim) + parts * line));
   own_bytes += 256;  // threads' parts do not all start at the same place of a page
 }
 

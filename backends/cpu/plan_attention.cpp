@@ -67,6 +67,8 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   float* memory = thread.at<float>(layout_.tile);
   const auto take = [&](std::int64_t floats) { return std::exchange(memory, memory + (floats + 15) / 16 * 16); };
   float* const q = take(std::int64_t{rows} * pages.head_dim);
+  float* const scales = take(std::int64_t{rows} * query_runs(pages.head_dim));
+  auto* const words = reinterpret_cast<std::int16_t*>(take(std::int64_t{rows} * query_words(pages.head_dim) / 2));
   float* const scratch = take(attend_scratch_floats(rows, pages.padded_dim));
   float* const states[2] = {take(state_floats(rows, pages.padded_dim)), take(state_floats(rows, pages.padded_dim))};
   auto* const first = reinterpret_cast<std::int32_t*>(take(rows));
@@ -88,7 +90,8 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     first[r] = group.window > 0 ? std::max(0, last[r] - group.window + 1) : 0;
   }
 
-  const AttentionTile tile{q, first, last, rows};
+  if (pages.element != CacheElement::f32) kernels.round_queries(rows, pages.head_dim, q, words, scales);
+  const AttentionTile tile{q, words, scales, first, last, rows};
   const std::span<const std::int32_t> table = run.block_tables[g];
   const auto range = [&](std::int32_t begin, std::int32_t end) {
     return PageRange{table.data(), begin, end, static_cast<std::int32_t>(table.size())};

@@ -29,7 +29,8 @@ inline constexpr int kBackendInterfaceVersion = 2;
 /// is done. A host may lend its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
-/// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head.
+/// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head. The CPU backend
+/// stores f16 and bf16 alike, rounded to 15 bits in the same way, which is closer to the floats than either.
 enum class CacheType : std::uint8_t { f16, f32, bf16, int8 };
 
 struct BackendOptions {

@@ -84,7 +84,7 @@ TEST_CASE("SmolLM2: divergence of each cache type from a float cache, and how of
     int count = 0, decisive = 0, agreed = 0;
   };
   Case cases[] = {{CacheType::f16, "f16", 1e-6, 1e-4, 1.0},
-                  {CacheType::bf16, "bf16", 1e-4, 3e-3, 1.0},
+                  {CacheType::bf16, "bf16", 1e-6, 1e-4, 1.0},
                   {CacheType::int8, "int8", 1.5e-3, 4e-2, 0.99}};
   const auto open = [](CacheType type) {
     EngineOptions options{.threads = 2};

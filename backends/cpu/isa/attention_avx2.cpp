@@ -12,6 +12,8 @@ namespace llminfer::cpu::isa_avx2 {
 //
 #include "backends/cpu/kernels/math-inl.hpp"
 //
+#include "backends/cpu/kernels/words_avx2-inl.hpp"
+//
 #include "backends/cpu/kernels/cache_element-inl.hpp"
 //
 #include "backends/cpu/kernels/product-inl.hpp"

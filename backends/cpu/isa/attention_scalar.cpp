@@ -10,6 +10,8 @@ namespace llminfer::cpu::isa_scalar {
 //
 #include "backends/cpu/kernels/math-inl.hpp"
 //
+#include "backends/cpu/kernels/words_scalar-inl.hpp"
+//
 #include "backends/cpu/kernels/cache_element-inl.hpp"
 //
 #include "backends/cpu/kernels/product-inl.hpp"

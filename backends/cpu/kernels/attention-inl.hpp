@@ -1,110 +1,213 @@
 // Flash attention over cache pages (Milakov and Gimelshein 2018; Dao et al. 2022): pages in order, a running maximum
-// and sum per row, all arithmetic in floats. Included inside namespace isa_<level>, after cache_element-inl.hpp and
-// product-inl.hpp.
+// and sum per row; for pages of integers both products are of 16-bit words. Included inside namespace isa_<level>,
+// after cache_element-inl.hpp and product-inl.hpp.
 
 inline constexpr int kPageVecs = kPageSlots / Vec::kWidth;
 
-/// A page's scales of int8 keys and values // (64) each; unused for other elements.
+/// The slots of a page that a row sees: [begin, end), as many as none.
+struct Visible {
+  std::int32_t begin, end;
+};
+static inline Visible visible_slots(const AttentionTile& tile, std::int32_t row, std::int32_t base) {
+  const std::int32_t first = tile.first[row] - base, end = tile.last[row] - base + 1;
+  return {first > 0 ? first : 0, end < kPageSlots ? end : kPageSlots};
+}
+
+/// A row's state.
+struct RowState {
+  float& max;
+  float& sum;
+  float* out;
+  std::int32_t dim;
+  /// What has been gathered fades where a page brings a new maximum.
+  void raise(float new_max, Vec fade) const {
+    sum *= first_lane(fade);
+    for (std::int32_t i = 0; i < dim; i += Vec::kWidth) store(out + i, load(out + i) * fade);
+    max = new_max;
+  }
+};
+
+/// A row's scores // (64), of which those that it does not see become -infinity. Returns the highest.
+static inline float mask_scores(Vec* s, Visible visible) {
+  if (visible.begin > 0 || visible.end < kPageSlots) {
+    const Vec none = broadcast(-__builtin_inff());
+    unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kAt = i.value * Vec::kWidth;
+      s[i.value] = select_lanes(s[i.value], visible.begin - kAt, visible.end - kAt, none);
+    });
+  }
+  Vec highest = s[0];
+  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) { highest = max(highest, s[i.value]); });
+  return reduce_max(highest);
+}
+
+/// One row's scores // (64) become weights; slots that it does not see weigh nothing.
+static inline void weigh(float* scores, Visible visible, const RowState& row) {
+  Vec s[kPageVecs];
+  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) { s[i.value] = load(scores + i.value * Vec::kWidth); });
+  const float page_max = mask_scores(s, visible);
+  const float new_max = page_max > row.max ? page_max : row.max;
+  const Vec center = broadcast(new_max);
+  Vec total[kLaneVecs];
+  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
+    const Vec weight = exp(s[i.value] - center);
+    Vec& sum = total[i.value % kLaneVecs];
+    sum = i.value < kLaneVecs ? weight : sum + weight;
+    store(scores + i.value * Vec::kWidth, weight);
+  });
+  if (new_max != row.max) row.raise(new_max, exp(broadcast(row.max - new_max)));
+  row.sum += reduce_lanes(total);
+}
+
+/// 2^x for x <= 0 within 3e-6 of itself, which is less than the rounding of weights to words; 0 below -126.
+static inline Vec power_of_two(Vec x) {
+  const Vec lowest = broadcast(-126.0f);
+  const Vec clamped = max(x, lowest);
+  const Vec n = round(clamped), r = clamped - n;
+  Vec p = broadcast(0.009570101276f);
+  p = fma(p, r, broadcast(0.055917859077f));
+  p = fma(p, r, broadcast(0.240247443318f));
+  p = fma(p, r, broadcast(0.693121790886f));
+  p = fma(p, r, broadcast(0.999999284744f));
+  return where_at_least(x, lowest, scale_exponent(p, n));
+}
+
+/// A page's scales of integer keys and values // (64) each.
 struct PageScales {
   const float* keys;
   const float* values;
 };
 
-/// One row's scores // (64) become weights; slots outside [begin, end) weigh nothing. What the row has gathered so far
-/// fades where the page brings a new maximum. With scales, keys' multiply the scores, and values' are folded into the
-/// weights, after these were summed.
-template <bool kScaled>
-static inline void weigh(float* scores, std::int32_t begin, std::int32_t end, PageScales scales, float& row_max,
-                         float& row_sum, float* out, std::int32_t dim) {
+/// The same for integers: scores, but for the keys' scales, become weights in words. The weights take in the scales of
+/// the values, after they were summed, and are rounded by a scale of their own, which is returned.
+static inline float weigh_words(const float* scores, PageScales scales, Visible visible, const RowState& row,
+                                std::int16_t* words) {
   Vec s[kPageVecs];
   unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
     constexpr int kAt = i.value * Vec::kWidth;
-    s[i.value] = load(scores + kAt);
-    if constexpr (kScaled) s[i.value] = s[i.value] * load(scales.keys + kAt);
+    s[i.value] = load(scores + kAt) * load(scales.keys + kAt);
   });
-  if (begin > 0 || end < kPageSlots) {
-    const Vec none = broadcast(-__builtin_inff());
-    unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kAt = i.value * Vec::kWidth;
-      s[i.value] = select_lanes(s[i.value], begin - kAt, end - kAt, none);
-    });
-  }
-  Vec highest = s[0];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) { highest = max(highest, s[i.value]); });
-  const float page_max = reduce_max(highest);
-  const float new_max = page_max > row_max ? page_max : row_max;
+  const float page_max = mask_scores(s, visible);
+  const float new_max = page_max > row.max ? page_max : row.max;
   const Vec center = broadcast(new_max);
-  Vec total[kLaneVecs];
+  Vec total[kLaneVecs], scaled[kLaneVecs], most = broadcast(0.0f);
   unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-    constexpr int kAt = i.value * Vec::kWidth;
-    Vec weight = exp(s[i.value] - center);
-    Vec& sum = total[i.value % kLaneVecs];
-    sum = i.value < kLaneVecs ? weight : sum + weight;
-    if constexpr (kScaled) weight = weight * load(scales.values + kAt);
-    store(scores + kAt, weight);
+    constexpr int kAt = i.value * Vec::kWidth, kLane = i.value % kLaneVecs;
+    const Vec weight = power_of_two(s[i.value] - center);
+    s[i.value] = weight * load(scales.values + kAt);
+    total[kLane] = i.value < kLaneVecs ? weight : total[kLane] + weight;
+    scaled[kLane] = i.value < kLaneVecs ? s[i.value] : scaled[kLane] + s[i.value];
+    most = max(most, s[i.value]);
   });
-  if (new_max != row_max) {
-    const Vec fade = exp(broadcast(row_max - new_max));
-    row_sum *= first_lane(fade);
-    for (std::int32_t i = 0; i < dim; i += Vec::kWidth) store(out + i, load(out + i) * fade);
-    row_max = new_max;
-  }
-  row_sum += reduce_lanes(total);
+  if (new_max != row.max) row.raise(new_max, power_of_two(broadcast(row.max - new_max)));
+  row.sum += reduce_lanes(total);
+  const Rounding rounding = rounding_of(reduce_max(most), reduce_lanes(scaled));
+  const Vec factor = broadcast(rounding.factor);
+  unroll<kPageVecs / 2>([&](auto i) __attribute__((always_inline)) {
+    constexpr int kFirst = 2 * i.value;
+    store_words(words + kFirst * Vec::kWidth, s[kFirst] * factor, s[kFirst + 1] * factor);
+  });
+  return rounding.scale;
 }
 
-template <class Element>
-static void attend_pages(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
-                         const AttentionState& state, float* scratch) {
-  constexpr bool kScaled = is_int8<Element>;
-  float* const scores = scratch;  // [rows, 64]
-  float* const widened = scratch + static_cast<std::int64_t>(tile.rows) * kPageSlots;
-  const std::int32_t dim = pages.padded_dim;
+/// Calls page(keys, values, what is read after them, position of slot 0, slots that any row of the tile sees) for each
+/// page of the range that the tile's rows may see, after the state was cleared.
+template <class Page>
+static inline void for_each_page(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
+                                 const AttentionState& state, const Page& page) {
   std::int32_t last = -1;
   for (std::int32_t r = 0; r < tile.rows; ++r) {
     state.max[r] = -__builtin_inff();
     state.sum[r] = 0.0f;
     if (tile.last[r] > last) last = tile.last[r];
-    for (std::int32_t i = 0; i < dim; i += Vec::kWidth) store(state.out + r * dim + i, broadcast(0.0f));
+    float* const out = state.out + r * pages.padded_dim;
+    for (std::int32_t i = 0; i < pages.padded_dim; i += Vec::kWidth) store(out + i, broadcast(0.0f));
   }
   const auto page_at = [&](std::int32_t p) { return pages.data + range.table[p] * pages.page_stride; };
   for (std::int32_t p = range.begin; p < range.end; ++p) {
     const std::int32_t base = p * kPageSlots;
     if (base > last) break;
     const std::byte* const keys = page_at(p);
-    const std::byte* const values = keys + pages.value_offset;
     const std::byte* const next = p + 1 < range.known && range.table[p + 1] >= 0 ? page_at(p + 1) : keys;
-    const auto* const scale = reinterpret_cast<const float*>(keys + pages.scale_offset);
-    const PageScales scales{scale, scale + kPageSlots};
-    multiply_page<false>(tile.rows, tile.q, pages.head_dim, reinterpret_cast<const Element*>(keys), kPageSlots,
-                         pages.head_dim, scores, kPageSlots, kPageSlots, widened, values);
-    for (std::int32_t r = 0; r < tile.rows; ++r) {
-      float* const s = scores + r * kPageSlots;
-      const std::int32_t begin = tile.first[r] > base ? tile.first[r] - base : 0;
-      const std::int32_t end = tile.last[r] - base + 1 < kPageSlots ? tile.last[r] - base + 1 : kPageSlots;
-      if (begin >= end) {
-        for (std::int32_t i = 0; i < kPageSlots; i += Vec::kWidth) store(s + i, broadcast(0.0f));
-        continue;
-      }
-      weigh<kScaled>(s, begin, end, scales, state.max[r], state.sum[r], state.out + r * dim, dim);
-    }
     // Slots after `last` may never have been written; those before it that a row does not see have weight zero.
-    const std::int32_t slots = last - base + 1 < kPageSlots ? last - base + 1 : kPageSlots;
-    multiply_page<true>(tile.rows, scores, kPageSlots, reinterpret_cast<const Element*>(values), dim, slots, state.out,
-                        dim, dim, widened, next);
+    page(keys, keys + pages.value_offset, next, base, last - base + 1 < kPageSlots ? last - base + 1 : kPageSlots);
   }
+}
+
+static void attend_floats(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
+                          const AttentionState& state, float* scores) {
+  const std::int32_t dim = pages.padded_dim;
+  for_each_page(pages, tile, range, state,
+                [&](const std::byte* keys, const std::byte* values, const std::byte* next, std::int32_t base,
+                    std::int32_t slots) {
+                  in_blocks<kBlockRows, kBlockCols>(
+                      tile.rows, kPageSlots,
+                      FloatProduct<false>{tile.q, pages.head_dim, reinterpret_cast<const float*>(keys), kPageSlots,
+                                          pages.head_dim, scores, kPageSlots, values});
+                  for (std::int32_t r = 0; r < tile.rows; ++r) {
+                    float* const s = scores + r * kPageSlots;
+                    const Visible visible = visible_slots(tile, r, base);
+                    if (visible.begin < visible.end) {
+                      weigh(s, visible, {state.max[r], state.sum[r], state.out + r * dim, dim});
+                    } else {
+                      for (std::int32_t i = 0; i < kPageSlots; i += Vec::kWidth) store(s + i, broadcast(0.0f));
+                    }
+                  }
+                  in_blocks<kBlockRows, kBlockCols>(
+                      tile.rows, dim,
+                      FloatProduct<true>{scores, kPageSlots, reinterpret_cast<const float*>(values), dim, slots,
+                                         state.out, dim, next});
+                });
+}
+
+template <class Element>
+static void attend_words(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
+                         const AttentionState& state, float* scratch) {
+  const std::int32_t dim = pages.padded_dim;
+  const std::int64_t rows = tile.rows;
+  float* const scores = scratch;                                                      // [rows, 64]
+  auto* const weights = reinterpret_cast<std::int16_t*>(scores + rows * kPageSlots);  // [rows, 64]
+  float* const factors = scores + rows * kPageSlots * 3 / 2;                          // [rows]
+  auto* const widened = reinterpret_cast<std::int16_t*>(factors + (rows + 15) / 16 * 16);
+  for_each_page(pages, tile, range, state,
+                [&](const std::byte* keys, const std::byte* values, const std::byte* next, std::int32_t base,
+                    std::int32_t slots) {
+                  const auto* const scale = reinterpret_cast<const float*>(keys + pages.scale_offset);
+                  for (std::int32_t run = 0, left = even_dim(pages.head_dim); left > 0; ++run, left -= kRunDims) {
+                    const std::int64_t at = std::int64_t{run} * kRunDims * kPageSlots;
+                    const auto product = run == 0 ? multiply_page<false, Element> : multiply_page<true, Element>;
+                    product(tile.rows, tile.words + run * kRunDims, query_words(pages.head_dim),
+                            reinterpret_cast<const Element*>(keys) + at, (left < kRunDims ? left : kRunDims) / 2,
+                            kPageSlots, scores, kPageSlots, tile.scales + run * rows, widened,
+                            values + at * static_cast<std::int64_t>(sizeof(Element)));
+                  }
+                  for (std::int32_t r = 0; r < tile.rows; ++r) {
+                    std::int16_t* const w = weights + r * kPageSlots;
+                    const Visible visible = visible_slots(tile, r, base);
+                    if (visible.begin < visible.end) {
+                      factors[r] = weigh_words(scores + r * kPageSlots, {scale, scale + kPageSlots}, visible,
+                                               {state.max[r], state.sum[r], state.out + r * dim, dim}, w);
+                    } else {
+                      factors[r] = 0.0f;
+                      for (std::int32_t i = 0; i < kPageSlots; ++i) w[i] = 0;
+                    }
+                  }
+                  multiply_page<true>(tile.rows, weights, kPageSlots, reinterpret_cast<const Element*>(values),
+                                      (slots + 1) / 2, dim, state.out, dim, factors, widened, next);
+                });
+  // Back from powers of two, for `merge`.
+  for (std::int32_t r = 0; r < tile.rows; ++r) state.max[r] *= 0.693147181f;
 }
 
 static void attend(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
                    const AttentionState& state, float* scratch) {
   switch (pages.element) {
     case CacheElement::f32:
-      return attend_pages<float>(pages, tile, range, state, scratch);
-    case CacheElement::f16:
-      return attend_pages<Half>(pages, tile, range, state, scratch);
-    case CacheElement::bf16:
-      return attend_pages<Bfloat>(pages, tile, range, state, scratch);
+      return attend_floats(pages, tile, range, state, scratch);
+    case CacheElement::int16:
+      return attend_words<std::int16_t>(pages, tile, range, state, scratch);
     case CacheElement::int8:
-      return attend_pages<std::int8_t>(pages, tile, range, state, scratch);
+      return attend_words<std::int8_t>(pages, tile, range, state, scratch);
   }
 }
 
@@ -136,16 +239,14 @@ static void write(const AttentionPages& pages, std::int32_t page, std::int32_t s
   switch (pages.element) {
     case CacheElement::f32:
       return write_token<float>(pages, keys, values, slot, k, v);
-    case CacheElement::f16:
-      return write_token<Half>(pages, keys, values, slot, k, v);
-    case CacheElement::bf16:
-      return write_token<Bfloat>(pages, keys, values, slot, k, v);
+    case CacheElement::int16:
+      return write_token<std::int16_t>(pages, keys, values, slot, k, v);
     case CacheElement::int8:
       return write_token<std::int8_t>(pages, keys, values, slot, k, v);
   }
 }
 
 const AttentionKernels& attention_kernels() {
-  static constexpr AttentionKernels kKernels{write, attend, merge, finish};
+  static constexpr AttentionKernels kKernels{write, round_queries, attend, merge, finish};
   return kKernels;
 }

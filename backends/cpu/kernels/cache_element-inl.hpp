@@ -1,41 +1,33 @@
-// The elements of cached keys and values: how each type is read into a Vec and how a token is stored. Included inside
-// namespace isa_<level>, after math-inl.hpp.
-
-struct Half {
-  std::uint16_t bits;
-};
-struct Bfloat {
-  std::uint16_t bits;
-};
+// How a token's key and value are stored in a page, and how queries and weights are rounded to meet them. Included
+// inside namespace isa_<level>, after math-inl.hpp and words_<level>-inl.hpp.
 
 template <class Element>
-inline constexpr bool is_int8 = false;
+inline constexpr CacheElement element_of = CacheElement::f32;
 template <>
-inline constexpr bool is_int8<std::int8_t> = true;
+inline constexpr CacheElement element_of<std::int16_t> = CacheElement::int16;
+template <>
+inline constexpr CacheElement element_of<std::int8_t> = CacheElement::int8;
 
-static inline Vec load(const Half* p) { return load_half(&p->bits); }
-static inline Vec load(const Bfloat* p) { return load_bfloat(&p->bits); }
-static inline Vec load(const std::int8_t* p) { return load_int8(p); }
+template <class Element>
+inline constexpr float most_of = 0.0f;
+template <>
+inline constexpr float most_of<std::int16_t> = kMostWord;
+template <>
+inline constexpr float most_of<std::int8_t> = 127.0f;
 
 static inline void put(float x, float, float& out) { out = x; }
-static inline void put(float x, float, Half& out) {
-  out.bits = float_to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
-}
-/// To nearest, ties to even.
-static inline void put(float x, float, Bfloat& out) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  out.bits = static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-static inline void put(float x, float inverse_scale, std::int8_t& out) {
+template <class Integer>
+static inline void put(float x, float inverse_scale, Integer& out) {
+  constexpr float kMost = most_of<Integer>;
   const float scaled = x * inverse_scale;
-  const float clamped = scaled > 127.0f ? 127.0f : scaled > -127.0f ? scaled : -127.0f;
+  const float clamped = scaled > kMost ? kMost : scaled > -kMost ? scaled : -kMost;
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  out = static_cast<std::int8_t>((clamped + kMagic) - kMagic);
+  out = static_cast<Integer>((clamped + kMagic) - kMagic);
 }
 
-/// The scale of a vector in int8, see AttentionKernels::write; 0 for a vector of (almost) zeros.
+/// The scale of a vector in integers, see AttentionKernels::write; 0 for a vector of (almost) zeros. A largest
+/// magnitude that is a multiple of a scale but for the rounding of floats gives that scale.
+template <class Integer>
 static inline float scale_of(const float* x, std::int32_t n) {
   float most = 0.0f;
   for (std::int32_t i = 0; i < n; ++i) {
@@ -43,10 +35,10 @@ static inline float scale_of(const float* x, std::int32_t n) {
     most = magnitude > most ? magnitude : most;
   }
   if (most < 1e-30f) return 0.0f;
-  const float exact = (most < 1e38f ? most : 1e38f) / 127.0f;
+  const float exact = (most < 1e38f ? most : 1e38f) / most_of<Integer>;
   std::uint32_t bits;
   __builtin_memcpy(&bits, &exact, 4);
-  bits = (bits + 0x7fu) & ~0x7fu;
+  bits = (bits + 0x7bu) & ~0x7fu;
   float scale;
   __builtin_memcpy(&scale, &bits, 4);
   return scale;
@@ -55,18 +47,62 @@ static inline float scale_of(const float* x, std::int32_t n) {
 template <class Element>
 static void write_token(const AttentionPages& pages, std::byte* key_bytes, std::byte* value_bytes, std::int32_t slot,
                         const float* k, const float* v) {
-  auto* const keys = reinterpret_cast<Element*>(key_bytes) + slot;
-  auto* const values = reinterpret_cast<Element*>(value_bytes) + static_cast<std::int64_t>(slot) * pages.padded_dim;
+  constexpr CacheElement kElement = element_of<Element>;
+  auto* const keys = reinterpret_cast<Element*>(key_bytes);
+  auto* const values = reinterpret_cast<Element*>(value_bytes);
+  const std::int32_t dim = pages.head_dim;
   float inverse_key = 1.0f, inverse_value = 1.0f;
-  if constexpr (is_int8<Element>) {
+  if constexpr (kElement != CacheElement::f32) {
     auto* const scales = reinterpret_cast<float*>(key_bytes + pages.scale_offset) + slot;
-    scales[0] = scale_of(k, pages.head_dim);
-    scales[kPageSlots] = scale_of(v, pages.head_dim);
+    scales[0] = scale_of<Element>(k, dim);
+    scales[kPageSlots] = scale_of<Element>(v, dim);
     inverse_key = scales[0] > 0.0f ? 1.0f / scales[0] : 0.0f;
     inverse_value = scales[kPageSlots] > 0.0f ? 1.0f / scales[kPageSlots] : 0.0f;
+    for (std::int32_t i = dim; i < even_dim(dim); ++i) put(0.0f, 1.0f, keys[key_index(kElement, slot, i)]);
   }
-  for (std::int32_t i = 0; i < pages.head_dim; ++i)
-    put(k[i], inverse_key, keys[static_cast<std::int64_t>(i) * kPageSlots]);
-  for (std::int32_t i = 0; i < pages.head_dim; ++i) put(v[i], inverse_value, values[i]);
-  for (std::int32_t i = pages.head_dim; i < pages.padded_dim; ++i) put(0.0f, 1.0f, values[i]);
+  for (std::int32_t i = 0; i < dim; ++i) put(k[i], inverse_key, keys[key_index(kElement, slot, i)]);
+  const auto value = [&](std::int32_t i) __attribute__((always_inline))->Element& {
+    return values[value_index(kElement, pages.padded_dim, slot, i)];
+  };
+  for (std::int32_t i = 0; i < dim; ++i) put(v[i], inverse_value, value(i));
+  for (std::int32_t i = dim; i < pages.padded_dim; ++i) put(0.0f, 1.0f, value(i));
+}
+
+/// How a row is rounded whose largest magnitude and sum of magnitudes these are (kMostSum).
+struct Rounding {
+  float factor;  ///< of what is rounded
+  float scale;   ///< of the integers
+};
+static inline Rounding rounding_of(float most, float sum) {
+  if (!(sum > 1e-30f)) return {0.0f, sum};  // next to nothing, or NaN, which the scale hands on
+  const float by_most = 32767.0f / most, by_sum = static_cast<float>(kMostSum) / sum;
+  const float factor = by_most < by_sum ? by_most : by_sum;
+  return {factor, 1.0f / factor};
+}
+
+/// The scales make scores binary logarithms.
+static void round_queries(std::int32_t rows, std::int32_t head_dim, const float* q, std::int16_t* words,
+                          float* scales) {
+  for (std::int32_t r = 0; r < rows; ++r, q += head_dim, words += query_words(head_dim)) {
+    for (std::int32_t run = 0; run < query_runs(head_dim); ++run) {
+      const std::int32_t begin = run * kRunDims, end = query_words(head_dim);
+      float x[kRunDims] = {};
+      for (std::int32_t i = begin; i < head_dim && i < begin + kRunDims; ++i) x[i - begin] = q[i];
+      Vec most = broadcast(0.0f), sum[kLaneVecs];
+      unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = most; });
+      for (std::int32_t i = 0; i < kRunDims; i += 16) {
+        unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) {
+          const Vec value = load(x + i + l.value * Vec::kWidth), magnitude = max(value, broadcast(0.0f) - value);
+          most = max(most, magnitude);
+          sum[l.value] = sum[l.value] + magnitude;
+        });
+      }
+      const Rounding rounding = rounding_of(reduce_max(most), reduce_lanes(sum));
+      const Vec factor = broadcast(rounding.factor);
+      for (std::int32_t i = 0; i < kRunDims && begin + i < end; i += 2 * Vec::kWidth) {
+        store_words(words + begin + i, load(x + i) * factor, load(x + i + Vec::kWidth) * factor);
+      }
+      scales[run * rows + r] = rounding.scale * 1.44269504f;
+    }
+  }
 }

@@ -1,104 +1,152 @@
-// Small matrix products of float rows with a page's keys or values. Included inside namespace isa_<level>, after
-// cache_element-inl.hpp. Every output is one accumulator that takes its products in order with fused multiply-adds, so
-// that its bits depend neither on the level nor on how rows and columns are cut into blocks.
+// Small matrix products of rows with a page's keys or values. Included inside namespace isa_<level>, after
+// cache_element-inl.hpp. Of floats, every output is one accumulator that takes its products in order with fused
+// multiply-adds; products of words are exact. So bits depend neither on the level nor on how rows and columns are cut
+// into blocks.
 
-template <int I>
-struct Index {
-  static constexpr int value = I;
-};
-/// body(Index<0>), …, body(Index<N - 1>): loops over registers must not survive as loops.
-template <int N, int I = 0, class Body>
-[[gnu::always_inline]] static inline void unroll(const Body& body) {
-  if constexpr (I < N) {
-    body(Index<I>{});
-    unroll<N, I + 1>(body);
-  }
+/// block.run<R, C>(row, col) for all rows and columns, in blocks of at most `kRows` rows and `kCols` vectors; `cols` is
+/// a multiple of 16.
+template <int kRows, int kCols, class Block>
+static void in_blocks(std::int32_t rows, std::int32_t cols, const Block& block) {
+  const auto strip = [&](auto height, std::int32_t row) __attribute__((always_inline)) {
+    std::int32_t col = 0;
+    const auto columns = [&](auto vectors) __attribute__((always_inline)) {
+      constexpr std::int32_t kStep = vectors.value * Vec::kWidth;
+      for (; col + kStep <= cols; col += kStep) block.template run<height.value, vectors.value>(row, col);
+    };
+    columns(Index<kCols>{});
+    if constexpr (kCols * Vec::kWidth > 32) columns(Index<kCols / 2>{});
+    if constexpr (kCols * Vec::kWidth > 16) columns(Index<16 / Vec::kWidth>{});
+  };
+  std::int32_t row = 0;
+  for (; row + kRows <= rows; row += kRows) strip(Index<kRows>{}, row);
+  unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+    if constexpr (r.value > 0) {
+      if (rows - row == r.value) strip(Index<r.value>{}, row);
+    }
+  });
 }
 
-/// c[R, C vectors] (+)= a[R, k] * b[k, C vectors]. With kAhead, touches the same part of the matrix at `ahead`, which
-/// is read next: a page's keys and values are too short for the hardware to find out.
-template <int R, int C, bool kAdd, bool kAhead, class Element>
-static inline void product_block(const float* a, std::int64_t lda, const Element* b, std::int64_t ldb, std::int32_t k,
-                                 float* c, std::int64_t ldc, const Element* ahead) {
-  Vec sum[R][C];
-  unroll<R>([&](auto r) __attribute__((always_inline)) {
-    unroll<C>([&](auto j) __attribute__((always_inline)) {
-      sum[r.value][j.value] = kAdd ? load(c + r.value * ldc + j.value * Vec::kWidth) : broadcast(0.0f);
+/// Touches a part of the matrix that is read next, as wide as C vectors of what is read now: a page's keys and values
+/// are too short for the hardware to find out.
+template <int kBytes>
+[[gnu::always_inline]] static inline void touch(const std::byte* ahead) {
+  unroll<(kBytes + 63) / 64>([&](auto l) __attribute__((always_inline)) { __builtin_prefetch(ahead + l.value * 64); });
+}
+
+/// c[rows, cols] (+)= a[rows, k] * b[k, cols] in floats
+template <bool kAdd>
+struct FloatProduct {
+  const float* a;
+  std::int64_t lda;
+  const float* b;
+  std::int64_t ldb;
+  std::int32_t k;
+  float* c;
+  std::int64_t ldc;
+  const std::byte* ahead;  ///< what is read next, of the same size
+
+  template <int R, int C>
+  [[gnu::always_inline]] void run(std::int32_t row, std::int32_t col) const {
+    float* const to = c + row * ldc + col;
+    const float* left = a + row * lda;
+    const float* from = b + col;
+    const std::byte* next = row == 0 ? ahead + col * static_cast<std::int64_t>(sizeof(float)) : nullptr;
+    Vec sum[R][C];
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<C>([&](auto j) __attribute__((always_inline)) {
+        sum[r.value][j.value] = kAdd ? load(to + r.value * ldc + j.value * Vec::kWidth) : broadcast(0.0f);
+      });
     });
-  });
-  for (std::int32_t i = 0; i < k; ++i) {
-    Vec right[C];
-    unroll<C>([&](auto j) __attribute__((always_inline)) { right[j.value] = load(b + j.value * Vec::kWidth); });
-    if constexpr (kAhead) {
-      constexpr int kElements = 64 / static_cast<int>(sizeof(Element));
-      constexpr int kLines = (C * Vec::kWidth + kElements - 1) / kElements;
-      unroll<kLines>([&](auto l)
-                         __attribute__((always_inline)) { __builtin_prefetch(ahead + l.value * kElements, 0, 3); });
-      ahead += ldb;
+    for (std::int32_t i = 0; i < k; ++i, from += ldb, ++left) {
+      Vec right[C];
+      unroll<C>([&](auto j) __attribute__((always_inline)) { right[j.value] = load(from + j.value * Vec::kWidth); });
+      if (next != nullptr) {
+        touch<C * Vec::kWidth * 4>(next);
+        next += ldb * static_cast<std::int64_t>(sizeof(float));
+      }
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        const Vec factor = broadcast(left[r.value * lda]);
+        unroll<C>([&](auto j) __attribute__((always_inline)) {
+          sum[r.value][j.value] = fma(factor, right[j.value], sum[r.value][j.value]);
+        });
+      });
     }
     unroll<R>([&](auto r) __attribute__((always_inline)) {
-      const Vec left = broadcast(a[r.value * lda + i]);
       unroll<C>([&](auto j) __attribute__((always_inline)) {
-        sum[r.value][j.value] = fma(left, right[j.value], sum[r.value][j.value]);
+        store(to + r.value * ldc + j.value * Vec::kWidth, sum[r.value][j.value]);
       });
     });
-    b += ldb;
   }
-  unroll<R>([&](auto r) __attribute__((always_inline)) {
-    unroll<C>([&](auto j) __attribute__((always_inline)) {
-      store(c + r.value * ldc + j.value * Vec::kWidth, sum[r.value][j.value]);
-    });
-  });
-}
+};
 
-template <int R, bool kAdd, bool kAhead, class Element>
-static void product_rows(const float* a, std::int64_t lda, const Element* b, std::int64_t ldb, std::int32_t k, float* c,
-                         std::int64_t ldc, std::int32_t cols, const Element* ahead) {
-  std::int32_t col = 0;
-  const auto columns = [&](auto vectors) __attribute__((always_inline)) {
-    constexpr std::int32_t kStep = vectors.value * Vec::kWidth;
-    for (; col + kStep <= cols; col += kStep) {
-      product_block<R, vectors.value, kAdd, kAhead>(a, lda, b + col, ldb, k, c + col, ldc, ahead + col);
-    }
-  };
-  columns(Index<kBlockCols>{});
-  if constexpr (kBlockCols > 2) columns(Index<kBlockCols / 2>{});
-  columns(Index<1>{});
-}
-
-/// c[rows, cols] (+)= a[rows, k] * b[k, cols]; cols is a multiple of 16.
-template <bool kAdd, bool kAhead, class Element>
-static void product(std::int32_t rows, const float* a, std::int64_t lda, const Element* b, std::int64_t ldb,
-                    std::int32_t k, float* c, std::int64_t ldc, std::int32_t cols, const Element* ahead) {
-  for (; rows >= kBlockRows; rows -= kBlockRows, a += kBlockRows * lda, c += kBlockRows * ldc) {
-    product_rows<kBlockRows, kAdd, kAhead>(a, lda, b, ldb, k, c, ldc, cols, ahead);
-  }
-  unroll<kBlockRows>([&](auto r) __attribute__((always_inline)) {
-    if constexpr (r.value > 0) {
-      if (rows == r.value) product_rows<r.value, kAdd, kAhead>(a, lda, b, ldb, k, c, ldc, cols, ahead);
-    }
-  });
-}
-
-/// The same with a page's keys or values on the right, [k, cols], and the matrix of the same size that follows at
-/// `ahead`. Elements are widened once if more than one block of rows meets them; that is exact.
+/// c[rows, cols] (+)= scales[rows] * a[rows, 2 pairs] * b[pairs, cols, 2] in words
 template <bool kAdd, class Element>
-static void multiply_page(std::int32_t rows, const float* a, std::int64_t lda, const Element* b, std::int64_t ldb,
-                          std::int32_t k, float* c, std::int64_t ldc, std::int32_t cols, float* widened,
-                          const std::byte* ahead_bytes) {
-  const auto* const ahead = reinterpret_cast<const Element*>(ahead_bytes);
-  if (rows <= kBlockRows) return product<kAdd, true>(rows, a, lda, b, ldb, k, c, ldc, cols, ahead);
-  if constexpr (sizeof(Element) == sizeof(float)) {
-    product<kAdd, false>(rows, a, lda, b, ldb, k, c, ldc, cols, b);
-  } else {
-    constexpr std::int64_t kLine = 64 / static_cast<int>(sizeof(Element));
-    for (std::int64_t i = 0; i < k * ldb; i += 16) {
-      if (i % kLine == 0) __builtin_prefetch(ahead + i, 0, 2);
-      unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) {
-        store(widened + i + l.value * Vec::kWidth, load(b + i + l.value * Vec::kWidth));
+struct WordProduct {
+  const std::int16_t* a;
+  std::int64_t lda;
+  const Element* b;
+  std::int64_t ldb;  ///< of elements, from pair to pair
+  std::int32_t pairs;
+  float* c;
+  std::int64_t ldc;
+  const float* scales;
+  const std::byte* ahead;  ///< what is read next, of the same size, or null
+
+  template <int R, int C>
+  [[gnu::always_inline]] void run(std::int32_t row, std::int32_t col) const {
+    constexpr int kStep = 2 * Vec::kWidth, kBytes = sizeof(Element);
+    const std::int16_t* left = a + row * lda;
+    const Element* from = b + 2 * col;
+    const std::byte* next = row == 0 && ahead != nullptr ? ahead + std::int64_t{2} * col * kBytes : nullptr;
+    Ints sum[R][C];
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<C>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] = no_products(); });
+    });
+    for (std::int32_t i = 0; i < pairs; ++i, from += ldb, left += 2) {
+      Words right[C];
+      unroll<C>([&](auto j) __attribute__((always_inline)) { right[j.value] = load_words(from + j.value * kStep); });
+      if (next != nullptr) {
+        touch<C * kStep * kBytes>(next);
+        next += ldb * kBytes;
+      }
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        const Words factor = broadcast_pair(left + r.value * lda);
+        unroll<C>([&](auto j) __attribute__((always_inline)) {
+          sum[r.value][j.value] = multiply_add(sum[r.value][j.value], right[j.value], factor);
+        });
       });
     }
-    product<kAdd, false>(rows, a, lda, static_cast<const float*>(widened), ldb, k, c, ldc, cols,
-                         static_cast<const float*>(widened));
+    float* const to = c + row * ldc + col;
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      const Vec scale = broadcast(scales[row + r.value]);
+      unroll<C>([&](auto j) __attribute__((always_inline)) {
+        float* const at = to + r.value * ldc + j.value * Vec::kWidth;
+        const Vec product = to_floats(sum[r.value][j.value]);
+        store(at, kAdd ? fma(product, scale, load(at)) : product * scale);
+      });
+    });
   }
+};
+
+/// The product with a page's keys or values; `next` is read after them. Words of narrower elements are made once if
+/// more than one block of rows meets them.
+template <bool kAdd, class Element>
+static void multiply_page(std::int32_t rows, const std::int16_t* a, std::int64_t lda, const Element* b,
+                          std::int32_t pairs, std::int32_t cols, float* c, std::int64_t ldc, const float* scales,
+                          std::int16_t* widened, const std::byte* next) {
+  const std::int64_t ldb = 2 * cols;
+  if constexpr (sizeof(Element) < sizeof(std::int16_t)) {
+    if (rows > kWordRows) {
+      for (std::int64_t i = 0; i < pairs * ldb; i += 64) {
+        touch<64 * sizeof(Element)>(next + i * static_cast<std::int64_t>(sizeof(Element)));
+        unroll<2 * kLaneVecs>([&](auto l) __attribute__((always_inline)) {
+          constexpr int kAt = l.value * 2 * Vec::kWidth;
+          store_words(widened + i + kAt, load_words(b + i + kAt));
+        });
+      }
+      return in_blocks<kWordRows, kWordCols>(
+          rows, cols, WordProduct<kAdd, std::int16_t>{a, lda, widened, ldb, pairs, c, ldc, scales, nullptr});
+    }
+  }
+  in_blocks<kWordRows, kWordCols>(rows, cols, WordProduct<kAdd, Element>{a, lda, b, ldb, pairs, c, ldc, scales, next});
 }

@@ -1,4 +1,4 @@
-// Vec for AVX2 with FMA and F16C: eight floats. Included inside namespace isa_avx2, after <immintrin.h>.
+// Vec for AVX2 with FMA: eight floats. Included inside namespace isa_avx2, after <immintrin.h>.
 
 struct Vec {
   static constexpr int kWidth = 8;
@@ -8,16 +8,6 @@ inline constexpr int kBlockCols = 2;  ///< vectors of a register block of matrix
 inline constexpr int kBlockRows = 6;
 
 static inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-static inline Vec load_half(const std::uint16_t* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
-static inline Vec load_bfloat(const std::uint16_t* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
-}
-static inline Vec load_int8(const std::int8_t* p) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
-}
 static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 static inline Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 static inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -54,7 +44,4 @@ static inline float reduce_max(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
-}
-static inline std::uint16_t float_to_half(float f) {
-  return static_cast<std::uint16_t>(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT));
 }

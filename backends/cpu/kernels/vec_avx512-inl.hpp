@@ -8,16 +8,6 @@ inline constexpr int kBlockCols = 4;  ///< vectors of a register block of matrix
 inline constexpr int kBlockRows = 6;
 
 static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-static inline Vec load_half(const std::uint16_t* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
-static inline Vec load_bfloat(const std::uint16_t* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
-}
-static inline Vec load_int8(const std::int8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
-}
 static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 static inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -50,6 +40,3 @@ static inline float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
-static inline std::uint16_t float_to_half(float f) {
-  return static_cast<std::uint16_t>(_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT));
-}

@@ -8,13 +8,6 @@ inline constexpr int kBlockCols = 4;  ///< vectors of a register block of matrix
 inline constexpr int kBlockRows = 6;
 
 static inline Vec load(const float* p) { return {vld1q_f32(p)}; }
-static inline Vec load_half(const std::uint16_t* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))}; }
-static inline Vec load_bfloat(const std::uint16_t* p) { return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))}; }
-static inline Vec load_int8(const std::int8_t* p) {
-  std::int32_t four;
-  __builtin_memcpy(&four, p, sizeof four);
-  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))))};
-}
 static inline void store(float* p, Vec a) { vst1q_f32(p, a.v); }
 static inline Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
 static inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
@@ -48,6 +41,3 @@ static inline float reduce_add(Vec a) {
   return vget_lane_f32(x, 0) + vget_lane_f32(x, 1);
 }
 static inline float reduce_max(Vec a) { return vmaxvq_f32(a.v); }
-static inline std::uint16_t float_to_half(float f) {
-  return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(f))), 0);
-}
