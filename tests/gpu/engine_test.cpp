@@ -47,24 +47,38 @@ void check_model(const std::string& name, std::shared_ptr<Backend> backend) {
 
 }  // namespace
 
-TEST_CASE("An engine on the GPU gives the reference's tokens") {
+TEST_CASE("An engine on the GPU, or on the GPU and the CPU, gives the reference's tokens") {
   const auto json = reference_of("tiny-bf16");
   const auto margins = json["margins"].get<std::vector<float>>();
   const auto close = std::find_if(margins.begin(), margins.end(), [](float margin) { return margin < kDecidedMargin; });
   auto expected = json["greedy"].get<std::vector<Token>>();
   expected.resize(std::min<std::size_t>(6, static_cast<std::size_t>(close - margins.begin())));
   REQUIRE(expected.size() >= 3);
-  EngineOptions options;
-  options.custom_backend = make_machine_backend();
-  options.context_length = 256;
-  options.cache_tokens = 512;
-  const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
-  CHECK(engine.info().backend == options.custom_backend->description());
-  CompletionRequest request;
-  request.tokens = json["prompt_ids"].get<std::vector<Token>>();
-  request.options.max_tokens = static_cast<std::int32_t>(expected.size());
-  request.options.ignore_end = true;
-  CHECK(engine.complete(std::move(request)).value().tokens == expected);
+  const std::shared_ptr<Backend> gpu = make_machine_backend();
+  const std::vector<std::vector<LayerShare>> splits = {{}, {{gpu, 1}, {}}, {{}, {gpu, {}, 700'000}}};
+  for (const auto& split : splits) {
+    CAPTURE(&split - splits.data());
+    EngineOptions options;
+    options.threads = 1;
+    options.context_length = 256;
+    options.cache_tokens = 512;
+    options.max_batch_tokens = 8;
+    options.split = split;
+    if (split.empty()) options.custom_backend = gpu;
+    const MemoryPlan plan = Engine::plan(path_of("tiny-bf16"), options).value();
+    const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
+    if (split.empty()) {
+      CHECK(engine.info().backend == gpu->description());
+    } else {
+      REQUIRE(plan.shares.size() == 2);
+      for (const MemoryShare& share : plan.shares) CHECK(share.layers > 0);
+    }
+    CompletionRequest request;
+    request.tokens = json["prompt_ids"].get<std::vector<Token>>();
+    request.options.max_tokens = static_cast<std::int32_t>(expected.size());
+    request.options.ignore_end = true;
+    CHECK(engine.complete(std::move(request)).value().tokens == expected);
+  }
 }
 
 TEST_CASE("Every tiny model, each kind of machine in turn", "[.slow]") {
