@@ -37,9 +37,9 @@ struct EngineOptions {
   std::shared_ptr<Backend> custom_backend{};
   /// The backends that share a model between them: the first gets the first layers, and so on. The embedding table goes
   /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
-  /// them may have neither a number of layers nor a memory limit, and gets what the others leave. {{gpu, {}, 8LL <<
-  /// 30}, {}} fills 8 GiB of a GPU with the first layers, {{}, {gpu, 20}} puts the last 20 there. Empty: one backend
-  /// has all. Errors of a load: out_of_memory, if a layer has no place.
+  /// them may have neither a number of layers nor a memory limit, and gets what the others leave. So {{gpu, {}, bytes},
+  /// {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the last 20; the others
+  /// are the CPU's. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
   std::vector<LayerShare> split{};
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best

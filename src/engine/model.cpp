@@ -104,8 +104,8 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std
 }
 
 /// Cuts the program as the options say, and tells what each backend gets.
-Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options, Layout& layout) {
-  const auto backends = LLMINFER_TRY(choose_backends(options));
+Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                            std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
   const auto stage_of = [&](std::size_t share, Stage stage) {
     StageLayout made{backends[share], std::move(stage), {}};
     for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
@@ -153,6 +153,7 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
 Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options) {
   LLMINFER_TRY(check_options(options));
   Layout layout;
+  const auto backends = LLMINFER_TRY(choose_backends(options));
   layout.program = LLMINFER_TRY(arch::build_program(checkpoint));
 
   const std::int64_t trained =
@@ -171,7 +172,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   }
   layout.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
 
-  LLMINFER_TRY(lay_out_stages(checkpoint, options, layout));
+  LLMINFER_TRY(lay_out_stages(checkpoint, options, backends, layout));
   MemoryPlan& memory = layout.memory;
   for (const MemoryShare& share : memory.shares) {
     memory.weights += share.weights;
@@ -219,15 +220,12 @@ Result<void> make_plan(const load::Checkpoint& checkpoint, const Layout& layout,
   model.weight_bytes = loader.bytes();
   const bool split = stages.size() > 1;
   for (auto& of_group : parts) {
-    if (split)
-      model.caches.push_back(std::make_unique<StagedCache>(std::move(of_group)));
-    else
-      model.caches.push_back(std::move(of_group.front().storage));
+    model.caches.push_back(split ? std::make_unique<StagedCache>(std::move(of_group))
+                                 : std::move(of_group.front().storage));
   }
-  if (!split)
-    model.plan = std::move(stages.front().plan);
-  else
-    model.plan = std::make_unique<StagedPlan>(std::move(stages), layout.program.hidden_size, options.max_batch_tokens);
+  model.plan =
+      split ? std::make_unique<StagedPlan>(std::move(stages), layout.program.hidden_size, options.max_batch_tokens)
+            : std::move(stages.front().plan);
   return {};
 }
 

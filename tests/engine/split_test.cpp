@@ -43,7 +43,8 @@ std::vector<Token> some_tokens(std::size_t count, unsigned seed) {
   return tokens;
 }
 
-/// What an engine gives: the logits and hidden states of sessions that fork, truncate and get embeddings, and requests that run together.
+/// What an engine gives: the logits and hidden states of sessions that fork, truncate and get embeddings, and requests
+/// that run together.
 std::vector<float> everything(const Engine& engine) {
   std::vector<float> all;
   const auto add = [&](std::span<const float> values) { all.insert(all.end(), values.begin(), values.end()); };
@@ -108,9 +109,7 @@ TEST_CASE("layers split between backends give the bits of one backend") {
   for (const std::string& model : {path_of("tiny-bf16"), windows.path()}) {
     const std::vector<float> expected = everything(Engine::load(model, options_of({})).value());
     const std::vector<std::vector<LayerShare>> splits = {
-        {{one, 1}, {two}},
-        {{}, {two, 2}},
-        {{one, 1}, {two, 1}, {{}, 1}},
+        {{one, 1}, {two}},          {{}, {two, 2}}, {{one, 1}, {two, 1}, {{}, 1}},
         {{one, 0}, {two, 3}},        // the embedding alone
         {{one}, {two, 3}, {{}, 0}},  // and the output alone
     };
@@ -186,14 +185,17 @@ TEST_CASE("splits that cannot be") {
     return std::string(to_string(plan.error().code)) + ": " + plan.error().message;
   };
   CHECK_THAT(error({{}, {}}), Catch::Contains("invalid_argument") && Catch::Contains("split[1]"));
-  CHECK_THAT(error({{one, -1}, {}}), Catch::Contains("invalid_argument") && Catch::Contains("layers is -1, expected 0 to 3"));
+  CHECK_THAT(error({{one, -1}, {}}),
+             Catch::Contains("invalid_argument") && Catch::Contains("layers is -1, expected 0 to 3"));
   CHECK_THAT(error({{one, 4}, {}}), Catch::Contains("layers is 4"));
   CHECK_THAT(error({{one, 2}, {{}, 2}}), Catch::Contains("gives out 4 layers; the model has 3"));
   CHECK_THAT(error({{one, 1}, {{}, 1}}), Catch::Contains("gives out 2 layers; the model has 3"));
   CHECK_THAT(error({{one, {}, -5}, {}}), Catch::Contains("memory is -5"));
-  CHECK_THAT(error({{one, 2, 5000}, {}}), Catch::Contains("out_of_memory") && Catch::Contains("split[0]: 2 layers take"));
-  CHECK_THAT(error({{one, {}, 5000}, {{}, {}, 5000}}),
-             Catch::Contains("out_of_memory") && Catch::Contains("3 of 3 layers have no place") && Catch::Contains("MiB more than its limit"));
+  CHECK_THAT(error({{one, 2, 5000}, {}}),
+             Catch::Contains("out_of_memory") && Catch::Contains("split[0]: 2 layers take"));
+  CHECK_THAT(error({{one, {}, 5000}, {{}, {}, 5000}}), Catch::Contains("out_of_memory") &&
+                                                           Catch::Contains("3 of 3 layers have no place") &&
+                                                           Catch::Contains("MiB more than its limit"));
   const MemoryPlan plan = Engine::plan(model, options_of({{one, 3}, {}})).value();
   CHECK_THAT(error({{one, {}, plan.shares[0].total()}, {{}, {}, 5000}}), Catch::Contains("the output matrix"));
   EngineOptions options = options_of({{one, 1}, {}});
@@ -305,7 +307,8 @@ TEST_CASE("pages of a split cache have the canonical form of a whole one") {
     std::vector<float> out(values.size());
     cache->export_page(2, std::as_writable_bytes(std::span(out))).value();
     CHECK(out == values);
-    CHECK(cache->export_page(2, std::as_writable_bytes(std::span(out).first(8))).error().code == ErrorCode::invalid_argument);
+    CHECK(cache->export_page(2, std::as_writable_bytes(std::span(out).first(8))).error().code ==
+          ErrorCode::invalid_argument);
     CHECK(cache->import_page(2, std::as_bytes(std::span(out).first(8))).error().code == ErrorCode::invalid_argument);
     CHECK(cache->copy_page(1, 4, 64).error().code == ErrorCode::invalid_argument);
   }
