@@ -182,6 +182,7 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
 TEST_CASE("scales that neighbours share are stored once") {
   for (const auto& [type, head] : {std::pair<WeightType, std::size_t>{WeightType::w4, 5},
                                    {WeightType::w8, 5},
+                                   {WeightType::w4_min, 8},
                                    {WeightType::w4_sym, 4},
                                    {WeightType::nf4, 4},
                                    {WeightType::q4_0, 2},

@@ -77,7 +77,10 @@ struct PanelReader {
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
     const std::uint8_t* const base = columns.panel[v] + layout.minimum;
     const std::int64_t at = scale_at(v, half);
-    if constexpr (s.scale == PanelScale::f32) return multiply(scale(v, half), load_int8(base + at));
+    if constexpr (s.scale == PanelScale::f32) {
+      if (layout.float_minimums) return load_floats(base + at * 4);
+      return multiply(scale(v, half), load_int8(base + at));
+    }
     if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
     if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }
@@ -108,8 +111,8 @@ struct PanelReader {
 /// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
 constexpr int kSliceGroups = kSuperGroups;
 
-/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with one
-/// of 128, and float scales. So few kernels serve all shapes.
+/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with
+/// one of 128, and float scales. So few kernels serve all shapes.
 constexpr PanelShape slice_shape(PanelShape s) {
   const bool zero = kForm != ActivationForm::words && !kSignedCodes;
   return {8, s.group, zero ? 128 : 0, false, s.minimum, PanelScale::f32};
