@@ -59,17 +59,15 @@ static inline void weigh(float* scores, Visible visible, const RowState& row) {
   row.sum += reduce_lanes(total);
 }
 
-/// 2^x for x <= 0 within 3e-6 of itself, which is less than the rounding of weights to words; 0 below -126.
+/// 2^x for x <= 0 within 3e-6 of itself, which is less than the rounding of weights to words; 2^-125 below that.
 static inline Vec power_of_two(Vec x) {
-  const Vec lowest = broadcast(-126.0f);
-  const Vec clamped = max(x, lowest);
-  const Vec n = round(clamped), r = clamped - n;
+  const Vec clamped = max(x, broadcast(-125.0f)), n = round(clamped), r = clamped - n;
   Vec p = broadcast(0.009570101276f);
   p = fma(p, r, broadcast(0.055917859077f));
   p = fma(p, r, broadcast(0.240247443318f));
   p = fma(p, r, broadcast(0.693121790886f));
   p = fma(p, r, broadcast(0.999999284744f));
-  return where_at_least(x, lowest, scale_exponent(p, n));
+  return scale_exponent(p, n);
 }
 
 /// A page's scales of integer keys and values // (64) each.
@@ -90,18 +88,19 @@ static inline float weigh_words(const float* scores, PageScales scales, Visible 
   const float page_max = mask_scores(s, visible);
   const float new_max = page_max > row.max ? page_max : row.max;
   const Vec center = broadcast(new_max);
-  Vec total[kLaneVecs], scaled[kLaneVecs], most = broadcast(0.0f);
+  const bool masked = visible.begin > 0 || visible.end < kPageSlots;
+  Vec total[kLaneVecs], scaled[kLaneVecs];
   unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
     constexpr int kAt = i.value * Vec::kWidth, kLane = i.value % kLaneVecs;
-    const Vec weight = power_of_two(s[i.value] - center);
+    Vec weight = power_of_two(s[i.value] - center);
+    if (masked) weight = select_lanes(weight, visible.begin - kAt, visible.end - kAt, broadcast(0.0f));
     s[i.value] = weight * load(scales.values + kAt);
     total[kLane] = i.value < kLaneVecs ? weight : total[kLane] + weight;
     scaled[kLane] = i.value < kLaneVecs ? s[i.value] : scaled[kLane] + s[i.value];
-    most = max(most, s[i.value]);
   });
   if (new_max != row.max) row.raise(new_max, power_of_two(broadcast(row.max - new_max)));
   row.sum += reduce_lanes(total);
-  const Rounding rounding = rounding_of(reduce_max(most), reduce_lanes(scaled));
+  const Rounding rounding = rounding_of(scaled);
   const Vec factor = broadcast(rounding.factor);
   unroll<kPageVecs / 2>([&](auto i) __attribute__((always_inline)) {
     constexpr int kFirst = 2 * i.value;

@@ -68,16 +68,20 @@ static void write_token(const AttentionPages& pages, std::byte* key_bytes, std::
   for (std::int32_t i = dim; i < pages.padded_dim; ++i) put(0.0f, 1.0f, value(i));
 }
 
-/// How a row is rounded whose largest magnitude and sum of magnitudes these are (kMostSum).
+/// How numbers are rounded together of which 16 lanes sum up the magnitudes (kMostSum). A lane's sum is at least its
+/// largest, and a quarter of kMostSum is less than 32767.
 struct Rounding {
   float factor;  ///< of what is rounded
   float scale;   ///< of the integers
 };
-static inline Rounding rounding_of(float most, float sum) {
+static inline Rounding rounding_of(const Vec* lanes) {
+  constexpr float kMost = kMostSum;
+  Vec most = lanes[0];
+  unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { most = max(most, lanes[l.value]); });
+  const float sum = reduce_lanes(lanes), quarter = 4.0f * reduce_max(most);
   if (!(sum > 1e-30f)) return {0.0f, sum};  // next to nothing, or NaN, which the scale hands on
-  const float by_most = 32767.0f / most, by_sum = static_cast<float>(kMostSum) / sum;
-  const float factor = by_most < by_sum ? by_most : by_sum;
-  return {factor, 1.0f / factor};
+  const float bound = sum > quarter ? sum : quarter;
+  return {kMost / bound, bound * (1.0f / kMost)};
 }
 
 /// The scales make scores binary logarithms.
@@ -88,16 +92,15 @@ static void round_queries(std::int32_t rows, std::int32_t head_dim, const float*
       const std::int32_t begin = run * kRunDims, end = query_words(head_dim);
       float x[kRunDims] = {};
       for (std::int32_t i = begin; i < head_dim && i < begin + kRunDims; ++i) x[i - begin] = q[i];
-      Vec most = broadcast(0.0f), sum[kLaneVecs];
-      unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = most; });
+      Vec sum[kLaneVecs];
+      unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = broadcast(0.0f); });
       for (std::int32_t i = 0; i < kRunDims; i += 16) {
         unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) {
-          const Vec value = load(x + i + l.value * Vec::kWidth), magnitude = max(value, broadcast(0.0f) - value);
-          most = max(most, magnitude);
-          sum[l.value] = sum[l.value] + magnitude;
+          const Vec value = load(x + i + l.value * Vec::kWidth);
+          sum[l.value] = sum[l.value] + max(value, broadcast(0.0f) - value);
         });
       }
-      const Rounding rounding = rounding_of(reduce_max(most), reduce_lanes(sum));
+      const Rounding rounding = rounding_of(sum);
       const Vec factor = broadcast(rounding.factor);
       for (std::int32_t i = 0; i < kRunDims && begin + i < end; i += 2 * Vec::kWidth) {
         store_words(words + begin + i, load(x + i) * factor, load(x + i + Vec::kWidth) * factor);
