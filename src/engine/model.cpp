@@ -71,8 +71,9 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
   if (ranks_of(options) > 1) {
     const auto rank = static_cast<std::size_t>(options.communicator->rank());
     const bool own = rank < options.split.size() && options.split[rank].backend;
-    const auto backend = own ? checked(options.split[rank].backend, "split") : choose_backend(options);
-    backends.assign(static_cast<std::size_t>(ranks_of(options)), LLMINFER_TRY(backend));
+    const auto backend =
+        LLMINFER_TRY(own ? checked(options.split[rank].backend, "split") : choose_backend(options));
+    backends.assign(static_cast<std::size_t>(ranks_of(options)), backend);
     return backends;
   }
   if (options.split.empty()) backends.push_back(LLMINFER_TRY(choose_backend(options)));
@@ -222,7 +223,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.cache += share.cache;
     memory.activations += share.activations;
   }
-  if (memory.shares.size() > 1) {
+  if (layout.stages.size() > 1 || !layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
   }
   for (const auto& source : checkpoint.sources) memory.file += static_cast<std::int64_t>(source->size());
