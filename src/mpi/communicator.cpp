@@ -114,6 +114,7 @@ class MpiCommunicator final : public Communicator {
       MPI_Recv(nullptr, 0, MPI_BYTE, other, kByeTag, communicator_, MPI_STATUS_IGNORE);
       drop_data(other);
     }
+    for (Left& left : left_) MPI_Wait(&left.request, MPI_STATUS_IGNORE);  // the others drop what they have not taken
     MPI_Comm_free(&communicator_);
   }
 
@@ -171,8 +172,7 @@ class MpiCommunicator final : public Communicator {
       LLMINFER_TRY(checked(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
       if (done) break;
       if (!probe(to, kByeTag, nullptr)) continue;
-      left_.push_back(std::move(message));
-      MPI_Request_free(&request);
+      left_.push_back({std::move(message), request});
       return lost(to);
     }
     spare_ = std::move(message);
@@ -214,8 +214,12 @@ class MpiCommunicator final : public Communicator {
   std::shared_ptr<Runtime> runtime_;
   MPI_Comm communicator_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
-  std::vector<std::byte> spare_;              ///< memory of the last message
-  std::vector<std::vector<std::byte>> left_;  ///< messages to ranks that left before they took them
+  std::vector<std::byte> spare_;  ///< memory of the last message
+  struct Left {
+    std::vector<std::byte> message;
+    MPI_Request request;
+  };
+  std::vector<Left> left_;  ///< to ranks that left before they took them
 };
 
 }  // namespace
