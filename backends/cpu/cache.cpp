@@ -104,8 +104,7 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
       std::memcpy(data_ + to * page_bytes_ + offset, data_ + from * page_bytes_ + offset,
                   static_cast<std::size_t>(bytes));
     };
-    // Integers lie in pairs, of dimensions and of tokens; half of a pair of tokens goes with the other, and is not
-    // read.
+    // Integers lie in pairs, of dimensions and of tokens.
     const std::int64_t together = type_ == CacheType::f32 ? 1 : 2, scale_bytes = scale_bytes_of(type_) / 2;
     const std::int64_t value_bytes = padded_dim_ * element_bytes_;
     for (std::int64_t at = 0; at < page_bytes_; at += head_bytes()) {
@@ -113,7 +112,11 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
       for (std::int64_t i = at; i < values; i += kPageSlots * together * element_bytes_) {
         copy(i, tokens * together * element_bytes_);
       }
-      copy(values, (tokens + together - 1) / together * together * value_bytes);
+      const std::int64_t whole = tokens / together * together;
+      copy(values, whole * value_bytes);
+      for (std::int64_t i = 0; whole < tokens && i < padded_dim_; ++i) {
+        copy(values + whole * value_bytes + i * together * element_bytes_, element_bytes_);
+      }
       copy(scales, tokens * scale_bytes);
       copy(scales + kPageSlots * scale_bytes, tokens * scale_bytes);
     }

@@ -78,7 +78,8 @@ TEST_CASE("a profile counts what the shapes say") {
     const std::int64_t keys = window == 0 ? (first ? 15 : 6) : (first ? 12 : 3);
     CHECK(operations(pass, StepKind::attention) == shape.layers * keys * 4 * shape.heads * shape.head_dim);
     const std::int64_t read = window == 0 ? (first ? 5 : 6) : (first ? 5 : 3);
-    CHECK(cache == shape.layers * (read + pass.rows) * 2 * shape.kv_heads * shape.head_dim * 2);
+    const std::int64_t token = 2 * shape.kv_heads * (shape.head_dim * 2 + 4);  // integers of 16 bits, and a scale
+    CHECK(cache == shape.layers * (read + pass.rows) * token);
   }
   CHECK(passes[0].names[1] == "norm + wq (8.5), wk (8.5), wv (8.5)");
   CHECK(passes[0].names[1] == passes[0].names[6]);
