@@ -13,6 +13,7 @@ namespace {
 const std::map<std::string, llminfer::CacheType> kCacheTypes = {{"f16", llminfer::CacheType::f16},
                                                                 {"bf16", llminfer::CacheType::bf16},
                                                                 {"int8", llminfer::CacheType::int8},
+                                                                {"int4", llminfer::CacheType::int4},
                                                                 {"f32", llminfer::CacheType::f32}};
 
 }  // namespace
@@ -39,8 +40,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->transform(by_name(kCacheTypes))
       ->default_str("f16")
       ->group(engine);
-  app.add_option("--weight-cache", command.weight_cache,
-                 "Folder for files of prepared weights, which later starts map")
+  app.add_option("--weight-cache", command.weight_cache, "Folder for files of prepared weights, which later starts map")
       ->group(engine);
 
   const std::string sampling = "Sampling (default: what the model's makers recommend)";

@@ -94,6 +94,10 @@ std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept 
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                  std::shared_ptr<Device> device) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
+  if (type == CacheType::int4) {
+    return fail(ErrorCode::unsupported,
+                "EngineOptions::cache_type is int4, which GPU backends do not have; expected f16, bf16, f32 or int8");
+  }
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
   cache->group_ = group;

@@ -219,7 +219,7 @@ Result<void> EngineCore::begin_step(const std::shared_ptr<Request>& request) {
       const std::lock_guard lock(mutex_);
       computed = sequence.cached == sequence.size();
       if (computed && sequence.logits.empty()) {  // compute the last token again for its logits
-        sequence.cached -= 1;
+        free_pages(sequence, sequence.cached - 1);
         computed = false;
       }
     }
