@@ -9,16 +9,10 @@
 
 #include <CLI/CLI.hpp>
 
-#ifdef LLMINFER_HAS_CUDA
-#include <llminfer/cuda.hpp>
-#endif
-#ifdef LLMINFER_HAS_HIP
-#include <llminfer/hip.hpp>
-#endif
-
 #include "measure.hpp"
 #include "profile.hpp"
 #include "report.hpp"
+#include "split_option.hpp"
 
 namespace {
 
@@ -36,7 +30,7 @@ struct Options {
   std::string output = "md";
   std::string type_k = "f16", type_v = "f16", weight_cache;
   std::string cpu_level;
-  std::string backend = "cpu";
+  std::string backend = "cpu", split;
   int device = 0;
   bool exact = false;
   bool load_table = false;
@@ -51,30 +45,6 @@ const std::map<std::string, llminfer::CacheType>& cache_types() {
       {"f16", CacheType::f16},   {"f32", CacheType::f32},   {"bf16", CacheType::bf16}, {"int8", CacheType::int8},
       {"q8_0", CacheType::int8}, {"int4", CacheType::int4}, {"q4_0", CacheType::int4}};
   return types;
-}
-
-std::vector<std::string> backends() {
-  return {
-      "cpu",
-#ifdef LLMINFER_HAS_CUDA
-      "cuda",
-#endif
-#ifdef LLMINFER_HAS_HIP
-      "hip",
-#endif
-  };
-}
-
-/// Null for the CPU's, which the engine makes itself.
-std::shared_ptr<llminfer::Backend> make_backend(const Options& o) {
-#ifdef LLMINFER_HAS_CUDA
-  if (o.backend == "cuda") return llminfer::make_cuda_backend({.device = o.device}).value();
-#endif
-#ifdef LLMINFER_HAS_HIP
-  if (o.backend == "hip") return llminfer::make_hip_backend({.device = o.device}).value();
-#endif
-  (void)o;
-  return nullptr;
 }
 
 /// llama-bench has long names behind one dash, which CLI11 would read as a cluster of short flags.
@@ -132,9 +102,10 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_option("--weight-cache", o.weight_cache, "folder for files of prepared weights");
   app.add_option("--backend", o.backend, "backend, of those that this build has")
-      ->check(CLI::IsMember(backends()))
+      ->check(CLI::IsMember(backend_names()))
       ->capture_default_str();
   app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
+  app.add_option("--split", o.split, kSplitHelp);
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
@@ -168,7 +139,10 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.exact = o.exact;
   options.cache_type = cache_types().at(o.type_k);
   options.weight_cache = o.weight_cache;
-  options.custom_backend = make_backend(o);
+  if (o.split.empty())
+    options.custom_backend = backend_by_name(o.backend, o.device).value();
+  else
+    options.split = parse_split(o.split).value();
   for (const bench::Test& test : tests) {
     const std::int32_t context = bench::context_tokens(test), sequences = std::max(test.n_parallel, 1);
     options.context_length = std::max(options.context_length, context);
@@ -236,7 +210,7 @@ int main(int argc, char** argv) try {
     std::cerr << "llminfer-bench: keys and values are cached in one type: give -ctk and -ctv the same\n";
     return 1;
   }
-  if (options.profile && options.backend != "cpu") {
+  if (options.profile && (options.backend != "cpu" || !options.split.empty())) {
     std::cerr << "llminfer-bench: --profile measures the CPU backend alone\n";
     return 1;
   }

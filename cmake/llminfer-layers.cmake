@@ -35,6 +35,17 @@ function(llminfer_compile_settings target)
   endif()
 endfunction()
 
+# For programs that offer the GPU backends of this build: LLMINFER_HAS_CUDA, LLMINFER_HAS_HIP.
+function(llminfer_link_gpus target)
+  foreach(gpu cuda hip)
+    if(TARGET llminfer_${gpu})
+      string(TOUPPER ${gpu} upper)
+      target_link_libraries(${target} PRIVATE llminfer::${gpu})
+      target_compile_definitions(${target} PRIVATE LLMINFER_HAS_${upper})
+    endif()
+  endforeach()
+endfunction()
+
 # For targets in which gcc 12 sees overlapping copies inside std::string's own functions (bug 105651 of gcc, mended in 13).
 function(llminfer_without_restrict_warnings target)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)

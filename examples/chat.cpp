@@ -155,8 +155,36 @@ int converse(Conversation& conversation, const li::GenerateOptions& options, boo
   }
 }
 
+/// What a load would take on each backend.
+int print_plan(const ChatCommand& command, const li::EngineOptions& options) {
+  const auto plan = li::Engine::plan(command.model, options);
+  if (!plan) {
+    complain(plan.error());
+    return 1;
+  }
+  const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / kMiB; };
+  std::printf("%-12s %10s %10s %10s %10s  backend\n", "layers", "weights", "cache", "scratch", "all, MiB");
+  const auto row = [&](const std::string& layers, const auto& bytes, const std::string& backend) {
+    std::printf("%-12s %10.1f %10.1f %10.1f %10.1f  %s\n", layers.c_str(), mib(bytes.weights), mib(bytes.cache),
+                mib(bytes.activations), mib(bytes.total()), backend.c_str());
+  };
+  for (const li::MemoryShare& share : plan->shares) {
+    const int last = share.first_layer + share.layers - 1;
+    row(share.layers ? std::to_string(share.first_layer) + " to " + std::to_string(last) : "none", share,
+        share.backend);
+  }
+  row("all", *plan, "");
+  return 0;
+}
+
 int run(const ChatCommand& command) {
-  li::EngineOptions loading = engine_options(command);
+  auto loading_or_error = engine_options(command);
+  if (!loading_or_error) {
+    complain(loading_or_error.error());
+    return 1;
+  }
+  li::EngineOptions loading = std::move(*loading_or_error);
+  if (command.plan) return print_plan(command, loading);
   const bool progress = terminal::shows_progress();
   loading.on_progress = [progress](float fraction) {
     if (progress) terminal::draw_progress("loading", fraction);

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "names.hpp"
+#include "split_option.hpp"
 
 namespace {
 
@@ -31,7 +32,12 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
 
   const std::string engine = "Engine";
   app.add_option("-t,--threads", command.threads, "CPU threads; 0: as the machine allows")->group(engine);
-  app.add_option("--backend", command.backend, "Backend by name")->capture_default_str()->group(engine);
+  app.add_option("--backend", command.backend, "Backend by name")
+      ->check(CLI::IsMember(backend_names()))
+      ->capture_default_str()
+      ->group(engine);
+  app.add_option("--split", command.split, kSplitHelp)->group(engine);
+  app.add_flag("--plan", command.plan, "Print what the model would take in memory, and where, and exit")->group(engine);
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
@@ -74,9 +80,17 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   return command;
 }
 
-llminfer::EngineOptions engine_options(const ChatCommand& command) {
+llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& command) {
   llminfer::EngineOptions options;
-  options.backend = command.backend;
+  if (command.split.empty()) {
+    auto backend = backend_by_name(command.backend, 0);
+    if (!backend) return std::move(backend).error();
+    options.custom_backend = std::move(*backend);
+  } else {
+    auto split = parse_split(command.split);
+    if (!split) return std::move(split).error();
+    options.split = std::move(*split);
+  }
   options.threads = command.threads;
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;

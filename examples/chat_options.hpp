@@ -17,6 +17,8 @@ struct ChatCommand {
 
   int threads = 0;
   std::string backend = "cpu";
+  std::string split;  ///< as parse_split() takes it
+  bool plan = false;
   std::string cpu_level;
   std::int32_t context = 0;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
@@ -35,7 +37,8 @@ struct ChatCommand {
 /// printed.
 std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code);
 
-llminfer::EngineOptions engine_options(const ChatCommand& command);
+/// Errors: those of --split and of the backends.
+llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& command);
 
 /// The command line's sampling on top of what the model's makers recommend, and on top of sensible values where they
 /// recommend nothing. Without --seed the seed is random.

@@ -93,7 +93,10 @@ class ProgramCheck {
                 "]; expected [", rows, ", ", cols, "]");
   }
 
-  Result<void> check(const op::Embed& o) { return expect_weight(o.table, 0, width(o.out)); }
+  Result<void> check(const op::Embed& o) {
+    if (o.table == WeightId::none) return expect(o.out, p_.hidden_size);
+    return expect_weight(o.table, 0, width(o.out));
+  }
   Result<void> check(const op::Linear& o) {
     LLMINFER_TRY(expect_weight(o.weight, width(o.out), width(o.in)));
     if (o.bias == WeightId::none) return {};

@@ -117,6 +117,7 @@ Result<void> CpuPlan::bind_weights(bool exact) {
   };
   for (const Op& op : program_.ops) {
     if (const auto* embed = std::get_if<op::Embed>(&op)) {
+      if (embed->table == WeightId::none) continue;
       mark(multiplied, embed->table);
       embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
     } else if (const auto* linear = std::get_if<op::Linear>(&op)) {

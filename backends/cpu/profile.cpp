@@ -51,7 +51,7 @@ std::string Profiler::label(WeightId id) const {
 }
 
 void Profiler::describe(const EmbedStep& step, StepInfo& info) const {
-  info.name = "embed " + label(step.table);
+  info.name = step.table == WeightId::none ? "rows of the stage before" : "embed " + label(step.table);
   info.row_bytes = value_bytes(step.out);
 }
 

@@ -123,7 +123,8 @@ Result<void> GpuPlan::bind_weights() {
   }
   for (const Op& op : program_.ops) {
     const auto* embed = std::get_if<op::Embed>(&op);
-    if (embed) embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
+    if (embed && embed->table != WeightId::none)
+      embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
   }
   bool rounds = false;
   for (const Step& step : steps_.steps) {

@@ -55,7 +55,7 @@ Result<RowsArgs> GpuPlan::gather(const RowsArgs& in, std::int64_t width, std::in
 
 Result<void> GpuPlan::run(const EmbedStep& step) {
   EmbedArgs args{};
-  args.table = weight(step.table).matrix();
+  if (step.table != WeightId::none) args.table = weight(step.table).matrix();
   args.tokens = words(pass_.tokens);
   args.embeddings = embeddings_.at<float>();
   args.rows = pass_.current_rows;

@@ -24,10 +24,23 @@ using LogCallback = std::function<void(LogLevel level, std::string_view message)
 /// `fraction` of the load that is done, 0 to 1. Returning false abandons the load with Error{cancelled}.
 using ProgressCallback = std::function<bool(float fraction)>;
 
+/// What one backend gets of a model that is split: see EngineOptions::split.
+struct LayerShare {
+  std::shared_ptr<Backend> backend{};    ///< null: the CPU backend that EngineOptions describes
+  std::optional<std::int32_t> layers{};  ///< so many; empty: as many as `memory` allows
+  std::int64_t memory = 0;               ///< bytes that weights, KV cache and scratch may take; 0: no limit
+};
+
 struct EngineOptions {
   /// The backend by name ("cpu"), unless `custom_backend` is given.
   std::string backend = "cpu";
   std::shared_ptr<Backend> custom_backend{};
+  /// The backends that share a model between them: the first gets the first layers, and so on. The embedding table goes
+  /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
+  /// them may have neither a number of layers nor a memory limit, and gets what the others leave. So {{gpu, {}, bytes},
+  /// {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the last 20; the others
+  /// are the CPU's. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
+  std::vector<LayerShare> split{};
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
@@ -51,6 +64,15 @@ struct EngineOptions {
   ProgressCallback on_progress{};
 };
 
+/// What one backend would hold. Bytes.
+struct MemoryShare {
+  std::string backend;           ///< its description of itself
+  std::int32_t first_layer = 0;  ///< from 0
+  std::int32_t layers = 0;
+  std::int64_t weights = 0, cache = 0, activations = 0;
+  std::int64_t total() const noexcept { return weights + cache + activations; }
+};
+
 /// What a load would take, before it is done. Bytes.
 struct MemoryPlan {
   std::int64_t weights = 0;      ///< in the form that the backend's kernels read
@@ -58,6 +80,9 @@ struct MemoryPlan {
   std::int64_t activations = 0;  ///< scratch of one forward pass
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
+  /// Of each backend: one, or as many as EngineOptions::split has. The rest of `activations` is for what goes from one
+  /// to the next.
+  std::vector<MemoryShare> shares{};
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 

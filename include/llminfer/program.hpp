@@ -49,7 +49,8 @@ struct RopeTable {
 enum class Activation : std::uint8_t { silu, gelu, gelu_tanh };
 
 namespace op {
-/// out = table[token id]; rows of the batch that carry an embedding take that instead.
+/// out = table[token id]; rows of the batch that carry an embedding take that instead. Without a table (`none`) all rows
+/// do: such is the beginning of a stage that goes on where another one ended.
 struct Embed {
   WeightId table;
   ValueId out;

@@ -4,14 +4,13 @@
 #include <chrono>
 #include <limits>
 #include <numeric>
-#include <optional>
 #include <utility>
 
 #include "arch/arch.hpp"
-#include "core/cpu_count.hpp"
 #include "core/error.hpp"
-#include "core/parallel.hpp"
-#include "engine/weight_cache.hpp"
+#include "engine/placement.hpp"
+#include "engine/staged_plan.hpp"
+#include "engine/weight_loader.hpp"
 #include "tok/tokenizer_model.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -42,14 +41,14 @@ Result<void> check_options(const EngineOptions& options) {
   return {};
 }
 
+Result<std::shared_ptr<Backend>> checked(const std::shared_ptr<Backend>& backend, const char* option) {
+  if (backend->interface_version() == kBackendInterfaceVersion) return backend;
+  return fail(ErrorCode::unsupported_version, "EngineOptions::", option, ": interface version ",
+              backend->interface_version(), ", expected ", kBackendInterfaceVersion);
+}
+
 Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
-  if (options.custom_backend) {
-    if (options.custom_backend->interface_version() != kBackendInterfaceVersion) {
-      return fail(ErrorCode::unsupported_version, "EngineOptions::custom_backend: interface version ",
-                  options.custom_backend->interface_version(), ", expected ", kBackendInterfaceVersion);
-    }
-    return options.custom_backend;
-  }
+  if (options.custom_backend) return checked(options.custom_backend, "custom_backend");
   if (options.backend != "cpu") {
     return fail(ErrorCode::not_found, "EngineOptions::backend: \"", options.backend, "\" is not one of: cpu");
   }
@@ -61,27 +60,101 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
   return make_cpu_backend(backend);
 }
 
+/// One per share of a split; those without a backend of their own have the CPU's in common.
+Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOptions& options) {
+  std::vector<std::shared_ptr<Backend>> backends;
+  if (options.split.empty()) backends.push_back(LLMINFER_TRY(choose_backend(options)));
+  if (!options.split.empty() && options.custom_backend) {
+    return fail(ErrorCode::invalid_argument, "EngineOptions: custom_backend and split exclude each other");
+  }
+  std::shared_ptr<Backend> cpu;
+  for (const LayerShare& share : options.split) {
+    if (!share.backend && !cpu) cpu = LLMINFER_TRY(choose_backend(options));
+    backends.push_back(share.backend ? LLMINFER_TRY(checked(share.backend, "split")) : cpu);
+  }
+  return backends;
+}
+
 /// What is known before any weight is read.
 struct Layout {
-  std::shared_ptr<Backend> backend;
   Program program;
-  std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the program
+  std::vector<StageLayout> stages;  ///< one, or those of a split that get something
   std::int32_t context_length = 0;
   std::int32_t pages = 0;
   MemoryPlan memory;
 };
 
+/// Bytes of a stage. Weights that `prepared` has for the backend count as none, and the others join it.
+using Prepared = std::vector<std::pair<const Backend*, const load::TensorInfo*>>;
+MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std::int32_t pages, Prepared* prepared) {
+  MemoryShare memory;
+  for (const load::TensorInfo* tensor : layout.tensors) {
+    const std::pair key(const_cast<const Backend*>(layout.backend.get()), tensor);
+    if (prepared) {
+      if (std::find(prepared->begin(), prepared->end(), key) != prepared->end()) continue;
+      prepared->push_back(key);
+    }
+    memory.weights += layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
+  }
+  for (const CacheGroup& group : layout.stage.program.cache_groups) {
+    memory.cache += pages * layout.backend->page_bytes(group, options.cache_type);
+  }
+  memory.activations = layout.backend->plan_bytes(layout.stage.program, {options.max_batch_tokens});
+  return memory;
+}
+
+/// Cuts the program as the options say, and tells what each backend gets.
+Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                            std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
+  const auto stage_of = [&](std::size_t share, Stage stage) {
+    StageLayout made{backends[share], std::move(stage), {}};
+    for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
+    return made;
+  };
+  const auto keep = [&](StageLayout stage, MemoryShare share, Prepared& prepared) -> Result<void> {
+    std::vector<WeightType> types;
+    for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
+    LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
+    const MemoryShare bytes = measure(stage, options, layout.pages, &prepared);
+    share.weights = bytes.weights, share.cache = bytes.cache, share.activations = bytes.activations;
+    layout.memory.shares.push_back(std::move(share));
+    layout.stages.push_back(std::move(stage));
+    return {};
+  };
+
+  Prepared prepared;
+  if (options.split.empty()) {
+    Stage whole{layout.program, {}};
+    whole.groups.resize(layout.program.cache_groups.size());
+    std::iota(whole.groups.begin(), whole.groups.end(), std::size_t{0});
+    const auto layers = static_cast<std::int32_t>(checkpoint.config.layers);
+    return keep(stage_of(0, std::move(whole)), {backends[0]->description(), 0, layers}, prepared);
+  }
+  const Borders borders = LLMINFER_TRY(find_borders(layout.program));
+  const auto range_bytes = [&](std::size_t share, std::int32_t first, std::int32_t last) -> Result<std::int64_t> {
+    if (first == last) return std::int64_t{0};
+    const Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, first, last));
+    return measure(stage_of(share, stage), options, layout.pages, nullptr).total();
+  };
+  const std::vector<std::int32_t> places = LLMINFER_TRY(place_layers(options.split, borders.layers, range_bytes));
+  for (std::size_t i = 0; i < backends.size(); ++i) {
+    const std::int32_t first = borders.layers_before(places[i]), last = borders.layers_before(places[i + 1]);
+    MemoryShare share{backends[i]->description(), first, last - first};
+    if (places[i] == places[i + 1]) {
+      layout.memory.shares.push_back(std::move(share));
+      continue;
+    }
+    Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1]));
+    LLMINFER_TRY(keep(stage_of(i, std::move(stage)), std::move(share), prepared));
+  }
+  return {};
+}
+
 Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options) {
   LLMINFER_TRY(check_options(options));
   Layout layout;
-  layout.backend = LLMINFER_TRY(choose_backend(options));
+  const auto backends = LLMINFER_TRY(choose_backends(options));
   layout.program = LLMINFER_TRY(arch::build_program(checkpoint));
-  std::vector<WeightType> types;
-  for (const WeightSpec& weight : layout.program.weights) {
-    layout.tensors.push_back(checkpoint.find(weight.name));
-    types.push_back(layout.tensors.back()->type);
-  }
-  LLMINFER_TRY(layout.backend->supports(layout.program, types));
 
   const std::int64_t trained =
       std::min<std::int64_t>(checkpoint.config.context_length, std::numeric_limits<std::int32_t>::max());
@@ -99,15 +172,16 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   }
   layout.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
 
+  LLMINFER_TRY(lay_out_stages(checkpoint, options, backends, layout));
   MemoryPlan& memory = layout.memory;
-  for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
-    const load::TensorInfo& tensor = *layout.tensors[i];
-    memory.weights += layout.backend->prepared_bytes(types[i], tensor.rows, tensor.cols, tensor.details);
+  for (const MemoryShare& share : memory.shares) {
+    memory.weights += share.weights;
+    memory.cache += share.cache;
+    memory.activations += share.activations;
   }
-  for (const CacheGroup& group : layout.program.cache_groups) {
-    memory.cache += layout.pages * layout.backend->page_bytes(group, options.cache_type);
+  if (layout.stages.size() > 1) {
+    memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
   }
-  memory.activations = layout.backend->plan_bytes(layout.program, {options.max_batch_tokens});
   for (const auto& source : checkpoint.sources) memory.file += static_cast<std::int64_t>(source->size());
   memory.parameters = layout.program.parameter_count();
   return layout;
@@ -124,86 +198,52 @@ SamplingOptions recommended_sampling(const load::GenerationDefaults& defaults) {
   return sampling;
 }
 
-/// Both forms of a tensor take memory while it is prepared. So those of more than a hundredth of the whole come first,
-/// the largest first of all: by the time that the memory fills up, only small ones are left. The others stay in order.
-std::vector<std::size_t> preparation_order(const std::vector<const load::TensorInfo*>& tensors) {
-  std::uint64_t all = 0;
-  for (const load::TensorInfo* tensor : tensors) all += tensor->bytes;
-  const auto large = [&](std::size_t i) { return tensors[i]->bytes > all / 100 ? tensors[i]->bytes : 0; };
-  std::vector<std::size_t> order(tensors.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return large(a) > large(b); });
-  return order;
-}
-
-/// Whether to go on.
-Result<bool> report_progress(const EngineOptions& options, float fraction) {
-  if (!options.on_progress) return true;
-  try {
-    return options.on_progress(fraction);
-  } catch (...) {
-    return fail(ErrorCode::callback_failed, "EngineOptions::on_progress threw");
-  }
-}
-
-Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
-                                                       const load::TensorInfo& tensor, core::Team* team,
-                                                       Backend& backend) {
-  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team));
-  auto prepared = backend.prepare(view);
-  if (!prepared) return core::at(tensor.name, std::move(prepared).error());
-  return prepared;
-}
-
-/// The weight of tensor `index` from the cache; null if that has none.
-Result<std::unique_ptr<PreparedWeight>> restore_weight(const WeightCache& cache, std::size_t index,
-                                                       const load::TensorInfo& tensor, Backend& backend) {
-  core::Bytes stored = LLMINFER_TRY(cache.read(index));
-  if (stored.data.empty()) return std::unique_ptr<PreparedWeight>();
-  const WeightView view{tensor.name, tensor.type, tensor.rows, tensor.cols, {}, nullptr};
-  return backend.restore(view, stored.data, std::move(stored.keep));
-}
-
-Result<std::vector<std::shared_ptr<const PreparedWeight>>> prepare_weights(const load::Checkpoint& checkpoint,
-                                                                           const Layout& layout,
-                                                                           const EngineOptions& options, Model& model) {
-  std::optional<WeightCache> cache;
-  const std::string form = layout.backend->stored_form();
-  if (!options.weight_cache.empty() && options.mmap && !form.empty()) {
-    cache = LLMINFER_TRY(WeightCache::open(options.weight_cache, checkpoint, layout.tensors, form));
-  }
-  const auto total = static_cast<float>(std::max<std::int64_t>(layout.memory.parameters, 1));
-  float done = 0;
-  std::vector<std::shared_ptr<const PreparedWeight>> weights(layout.tensors.size());
-  // Packed weights are converted before the backend gets them.
-  std::unique_ptr<core::Team> team;
-  const auto packed = [](const load::TensorInfo* tensor) { return tensor->packing != nullptr; };
-  if (std::any_of(layout.tensors.begin(), layout.tensors.end(), packed)) {
-    const int threads = options.threads > 0 ? options.threads : core::usable_cpus();
-    team = LLMINFER_TRY(core::Team::make(threads, options.executor));
-  }
-  for (const std::size_t i : preparation_order(layout.tensors)) {
-    const load::TensorInfo& tensor = *layout.tensors[i];
-    if (cache && cache->found()) {
-      auto restored = restore_weight(*cache, i, tensor, *layout.backend);
-      if (restored) weights[i] = std::move(*restored);
-      if (!restored) LLMINFER_TRY(log(options, LogLevel::warning, restored.error().message));
+/// Weights, plan and caches of all stages.
+Result<void> make_plan(const load::Checkpoint& checkpoint, const Layout& layout, const EngineOptions& options,
+                       Model& model) {
+  WeightLoader loader(checkpoint, options, layout.stages);
+  std::vector<StagedPlan::Stage> stages;
+  std::vector<std::vector<StagedCache::Part>> parts(layout.program.cache_groups.size());
+  for (std::size_t s = 0; s < layout.stages.size(); ++s) {
+    const StageLayout& stage = layout.stages[s];
+    auto weights = LLMINFER_TRY(loader.load(stage));
+    auto plan =
+        LLMINFER_TRY(stage.backend->compile(stage.stage.program, std::move(weights), {options.max_batch_tokens}));
+    stages.push_back({std::move(plan), stage.stage.groups});
+    for (std::size_t g = 0; g < stage.stage.groups.size(); ++g) {
+      const CacheGroup& group = stage.stage.program.cache_groups[g];
+      auto storage = LLMINFER_TRY(stage.backend->make_cache(group, options.cache_type, layout.pages));
+      parts[stage.stage.groups[g]].push_back({s, std::move(storage)});
     }
-    if (!weights[i]) {
-      weights[i] = LLMINFER_TRY(prepare_weight(checkpoint, tensor, team.get(), *layout.backend));
-      checkpoint.release(tensor);
-    }
-    model.weight_bytes += weights[i]->bytes();
-    done += static_cast<float>(tensor.rows * tensor.cols);
-    if (!LLMINFER_TRY(report_progress(options, std::min(done / total, 1.0f)))) {
-      return fail(ErrorCode::cancelled, checkpoint.path, ": the load was abandoned by on_progress");
-    }
+    model.backends.push_back(stage.backend);
   }
-  if (cache && !cache->found()) {
-    if (const auto saved = cache->save(weights); !saved)
-      LLMINFER_TRY(log(options, LogLevel::warning, saved.error().message));
+  model.weight_bytes = loader.bytes();
+  const bool split = stages.size() > 1;
+  for (auto& of_group : parts) {
+    model.caches.push_back(split ? std::make_unique<StagedCache>(std::move(of_group))
+                                 : std::move(of_group.front().storage));
   }
-  return weights;
+  model.plan =
+      split ? std::make_unique<StagedPlan>(std::move(stages), layout.program.hidden_size, options.max_batch_tokens)
+            : std::move(stages.front().plan);
+  return {};
+}
+
+/// "cpu, …", or for a split model "layers 0 to 9 on cpu, …; layers 10 to 29 on …".
+std::string describe(const Layout& layout) {
+  if (layout.memory.shares.size() == 1) return layout.memory.shares.front().backend;
+  std::string text;
+  for (const MemoryShare& share : layout.memory.shares) {
+    if (share.total() == 0) continue;
+    if (!text.empty()) text += "; ";
+    if (share.layers == 0) text += share.first_layer == 0 ? "embedding" : "output";
+    if (share.layers > 0) {
+      text +=
+          "layers " + std::to_string(share.first_layer) + " to " + std::to_string(share.first_layer + share.layers - 1);
+    }
+    text += " on " + share.backend;
+  }
+  return text;
 }
 
 }  // namespace
@@ -225,11 +265,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   model->tokenizer = Tokenizer(
       LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
 
-  auto weights = LLMINFER_TRY(prepare_weights(checkpoint, layout, options, *model));
-  model->plan = LLMINFER_TRY(layout.backend->compile(layout.program, std::move(weights), {options.max_batch_tokens}));
-  for (const CacheGroup& group : layout.program.cache_groups) {
-    model->caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, layout.pages)));
-  }
+  LLMINFER_TRY(make_plan(checkpoint, layout, options, *model));
 
   model->chat_template = checkpoint.chat_template;
   if (const auto bos = model->tokenizer.bos()) model->bos_text = model->tokenizer.token_bytes(*bos);
@@ -238,7 +274,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   ModelInfo& info = model->info;
   info.name = checkpoint.config.name;
   info.architecture = checkpoint.config.architecture;
-  info.backend = layout.backend->description();
+  info.backend = describe(layout);
   info.parameters = layout.memory.parameters;
   info.vocab_size = static_cast<std::int32_t>(layout.program.vocab_size);
   info.hidden_size = static_cast<std::int32_t>(layout.program.hidden_size);
@@ -246,7 +282,6 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   info.context_length = layout.context_length;
   info.has_chat_template = !checkpoint.chat_template.empty();
   model->pages = layout.pages;
-  model->backend = std::move(layout.backend);
   model->program = std::move(layout.program);
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return model;

@@ -18,7 +18,7 @@ struct Model {
   std::string chat_template;
   std::string bos_text, eos_text;  ///< written forms, for chat templates
   SamplingOptions recommended;
-  std::shared_ptr<Backend> backend;
+  std::vector<std::shared_ptr<Backend>> backends;  ///< one, or those that share the layers
   Program program;
   std::unique_ptr<Plan> plan;
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< one per cache group

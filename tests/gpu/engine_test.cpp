@@ -47,24 +47,37 @@ void check_model(const std::string& name, std::shared_ptr<Backend> backend) {
 
 }  // namespace
 
-TEST_CASE("An engine on the GPU gives the reference's tokens") {
+TEST_CASE("An engine on the GPU, or on the GPU and the CPU, gives the reference's tokens") {
   const auto json = reference_of("tiny-bf16");
   const auto margins = json["margins"].get<std::vector<float>>();
   const auto close = std::find_if(margins.begin(), margins.end(), [](float margin) { return margin < kDecidedMargin; });
   auto expected = json["greedy"].get<std::vector<Token>>();
   expected.resize(std::min<std::size_t>(6, static_cast<std::size_t>(close - margins.begin())));
   REQUIRE(expected.size() >= 3);
+  const std::shared_ptr<Backend> gpu = make_machine_backend();
   EngineOptions options;
-  options.custom_backend = make_machine_backend();
+  options.threads = 1;
   options.context_length = 256;
   options.cache_tokens = 512;
-  const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
-  CHECK(engine.info().backend == options.custom_backend->description());
-  CompletionRequest request;
-  request.tokens = json["prompt_ids"].get<std::vector<Token>>();
-  request.options.max_tokens = static_cast<std::int32_t>(expected.size());
-  request.options.ignore_end = true;
-  CHECK(engine.complete(std::move(request)).value().tokens == expected);
+  const auto check = [&] {
+    const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
+    CompletionRequest request;
+    request.tokens = json["prompt_ids"].get<std::vector<Token>>();
+    request.options.max_tokens = static_cast<std::int32_t>(expected.size());
+    request.options.ignore_end = true;
+    CHECK(engine.complete(std::move(request)).value().tokens == expected);
+    return engine.info().backend;
+  };
+  options.custom_backend = gpu;
+  CHECK(check() == gpu->description());
+
+  // The middle layer on the GPU, since that has room for one; the others on the CPU.
+  options.custom_backend = nullptr;
+  options.split = {{{}, 1}, {gpu, 1}, {}};
+  const std::int64_t room = Engine::plan(path_of("tiny-bf16"), options).value().shares[1].total();
+  options.split[1] = {gpu, {}, room};
+  CHECK_THAT(check(), Catch::StartsWith("layers 0 to 0 on cpu") &&
+                          Catch::Contains("; layers 1 to 1 on " + gpu->description() + "; layers 2 to 2 on cpu"));
 }
 
 TEST_CASE("Every tiny model, each kind of machine in turn", "[.slow]") {

@@ -167,7 +167,16 @@ EngineOptions small() {
   return options;
 }
 
-Result<Engine> load_model() { return Engine::load_memory(std::as_bytes(std::span(model_bytes())), nullptr, small()); }
+Result<Engine> load_model(const EngineOptions& options = small()) {
+  return Engine::load_memory(std::as_bytes(std::span(model_bytes())), nullptr, options);
+}
+
+/// The embedding on one backend, the layer and the output on another.
+EngineOptions split() {
+  EngineOptions options = small();
+  options.split = {{make_cpu_backend({.threads = 1}).value(), 0}, {}};
+  return options;
+}
 
 /// Everything that the sampler has, so that everything is allocated.
 GenerateOptions all_options() {
@@ -199,7 +208,8 @@ std::vector<Token> some_tokens(std::size_t count) {
 
 /// An engine, and what lets two counts of its memory be compared.
 struct Running {
-  Engine engine = load_model().value();
+  explicit Running(const EngineOptions& options = small()) : engine(load_model(options).value()) {}
+  Engine engine;
 
   /// Forgets the sequences that have ended, and sees that no page is left.
   void tidy() const {
@@ -219,7 +229,9 @@ TEST_CASE("out of memory while loading") {
     };
   };
   const auto nothing = [] {};
-  walk("load_memory", 1, load(load_model), nothing);
+  walk("load_memory", 1, load([] { return load_model(); }), nothing);
+  const EngineOptions two_backends = split();
+  walk("load of a split model", 3, load([&] { return load_model(two_backends); }), nothing);
   const auto read = [](std::uint64_t offset, std::span<std::byte> out) {
     std::copy_n(reinterpret_cast<const std::byte*>(model_bytes().data()) + offset, out.size(), out.begin());
     return true;
@@ -239,7 +251,8 @@ TEST_CASE("out of memory while loading") {
 }
 
 TEST_CASE("out of memory in new sessions") {
-  const Running running;
+  const bool whole = GENERATE(true, false);
+  const Running running(whole ? small() : split());
   const std::vector<Token> prompt = some_tokens(70);
   const GenerateOptions options = all_options();
   PrefillOptions hidden;

@@ -1,0 +1,92 @@
+#include "split_option.hpp"
+
+#include <charconv>
+#include <cmath>
+#include <sstream>
+#include <utility>
+
+#ifdef LLMINFER_HAS_CUDA
+#include <llminfer/cuda.hpp>
+#endif
+#ifdef LLMINFER_HAS_HIP
+#include <llminfer/hip.hpp>
+#endif
+
+namespace li = llminfer;
+
+namespace {
+
+li::Error bad(const std::string& item, const std::string& what) {
+  return {li::ErrorCode::invalid_argument, "--split: \"" + item + "\": " + what};
+}
+
+/// "20" to layers, "1.5GiB" to bytes.
+li::Result<void> parse_amount(const std::string& item, const std::string& amount, li::LayerShare& share) {
+  const char* const end = amount.data() + amount.size();
+  int layers = 0;
+  if (const auto read = std::from_chars(amount.data(), end, layers); read.ptr == end && read.ec == std::errc() && layers >= 0) {
+    share.layers = layers;
+    return {};
+  }
+  double size = 0;
+  const auto read = std::from_chars(amount.data(), end, size);
+  const std::string unit(read.ptr, end);
+  const double scale = unit == "GiB" ? 0x1p30 : unit == "MiB" ? 0x1p20 : 0;
+  if (read.ec != std::errc() || scale == 0 || !(size > 0 && size * scale < 0x1p62)) {
+    return bad(item, "expected a number of layers, or a limit such as 8GiB or 500MiB, after the colon");
+  }
+  share.memory = std::llround(size * scale);
+  return {};
+}
+
+}  // namespace
+
+std::vector<std::string> backend_names() {
+  return {
+      "cpu",
+#ifdef LLMINFER_HAS_CUDA
+      "cuda",
+#endif
+#ifdef LLMINFER_HAS_HIP
+      "hip",
+#endif
+  };
+}
+
+li::Result<std::shared_ptr<li::Backend>> backend_by_name(const std::string& name, [[maybe_unused]] int device) {
+  if (name == "cpu") return std::shared_ptr<li::Backend>();
+#ifdef LLMINFER_HAS_CUDA
+  if (name == "cuda") return li::make_cuda_backend({.device = device});
+#endif
+#ifdef LLMINFER_HAS_HIP
+  if (name == "hip") return li::make_hip_backend({.device = device});
+#endif
+  std::string names;
+  for (const std::string& known : backend_names()) names += (names.empty() ? "" : ", ") + known;
+  return li::Error{li::ErrorCode::not_found, "the backend \"" + name + "\" is none of this build's: " + names};
+}
+
+li::Result<std::vector<li::LayerShare>> parse_split(const std::string& text) {
+  std::vector<li::LayerShare> split;
+  std::istringstream items(text);
+  for (std::string item; std::getline(items, item, ',');) {
+    li::LayerShare share;
+    const std::size_t colon = item.find(':');
+    std::string name = item.substr(0, colon);
+    if (colon != std::string::npos) {
+      if (auto parsed = parse_amount(item, item.substr(colon + 1), share); !parsed) return std::move(parsed).error();
+    }
+    int device = 0;
+    const std::size_t letters = name.find_last_not_of("0123456789") + 1;
+    if (letters < name.size() && name.substr(0, letters) != "cpu") {
+      const char* const end = name.data() + name.size();
+      if (std::from_chars(name.data() + letters, end, device).ec != std::errc()) return bad(item, "no such device");
+      name.resize(letters);
+    }
+    auto backend = backend_by_name(name, device);
+    if (!backend) return std::move(backend).error();
+    share.backend = std::move(*backend);
+    split.push_back(std::move(share));
+  }
+  return split;
+}

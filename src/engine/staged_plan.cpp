@@ -1,0 +1,141 @@
+#include "engine/staged_plan.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/error.hpp"
+
+namespace llminfer::inline v0::engine {
+
+using core::fail;
+
+CacheStorage* StagedCache::of_stage(std::size_t stage) const noexcept {
+  const auto part = std::find_if(parts_.begin(), parts_.end(), [&](const Part& p) { return p.stage == stage; });
+  return part == parts_.end() ? nullptr : part->storage.get();
+}
+
+std::int64_t StagedCache::bytes() const noexcept {
+  std::int64_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.storage->bytes();
+  return bytes;
+}
+
+Result<void> StagedCache::copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) {
+  for (const Part& part : parts_) LLMINFER_TRY(part.storage->copy_page(from, to, tokens));
+  return {};
+}
+
+std::int64_t StagedCache::canonical_page_bytes() const noexcept {
+  std::int64_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.storage->canonical_page_bytes();
+  return bytes;
+}
+
+Result<void> StagedCache::export_page(std::int32_t page, std::span<std::byte> out) {
+  if (out.size() != static_cast<std::size_t>(canonical_page_bytes())) {
+    return fail(ErrorCode::invalid_argument, "export_page: ", out.size(), " bytes; expected ", canonical_page_bytes());
+  }
+  for (const Part& part : parts_) {
+    const auto bytes = static_cast<std::size_t>(part.storage->canonical_page_bytes());
+    LLMINFER_TRY(part.storage->export_page(page, out.first(bytes)));
+    out = out.subspan(bytes);
+  }
+  return {};
+}
+
+Result<void> StagedCache::import_page(std::int32_t page, std::span<const std::byte> in) {
+  if (in.size() != static_cast<std::size_t>(canonical_page_bytes())) {
+    return fail(ErrorCode::invalid_argument, "import_page: ", in.size(), " bytes; expected ", canonical_page_bytes());
+  }
+  for (const Part& part : parts_) {
+    const auto bytes = static_cast<std::size_t>(part.storage->canonical_page_bytes());
+    LLMINFER_TRY(part.storage->import_page(page, in.first(bytes)));
+    in = in.subspan(bytes);
+  }
+  return {};
+}
+
+StagedPlan::StagedPlan(std::vector<Stage> stages, std::int64_t hidden_size, std::int32_t max_batch_rows)
+    : stages_(std::move(stages)),
+      hidden_size_(hidden_size),
+      no_token_(static_cast<std::size_t>(max_batch_rows), -1),
+      all_rows_(static_cast<std::size_t>(max_batch_rows)) {
+  for (auto& rows : carried_) rows.resize(static_cast<std::size_t>(hidden_size * max_batch_rows));
+  std::iota(all_rows_.begin(), all_rows_.end(), 0);
+}
+
+std::int64_t StagedPlan::carried_bytes(std::int64_t hidden_size, std::int32_t max_batch_rows) noexcept {
+  return 2 * max_batch_rows * (hidden_size * static_cast<std::int64_t>(sizeof(float)) + 4);
+}
+
+std::int64_t StagedPlan::bytes() const noexcept {
+  std::int64_t bytes = carried_bytes(hidden_size_, static_cast<std::int32_t>(all_rows_.size()));
+  for (const Stage& stage : stages_) bytes += stage.plan->bytes();
+  return bytes;
+}
+
+Result<void> StagedPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
+  return core::guarded([&]() -> Result<void> {
+    if (batch_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
+    if (batch.positions.size() > all_rows_.size()) {
+      return fail(ErrorCode::invalid_argument, "a batch of ", batch.positions.size(), " rows; expected 1 to ",
+                  all_rows_.size());
+    }
+    caches_.clear();
+    for (CacheStorage* cache : caches) caches_.push_back(static_cast<StagedCache*>(cache));
+    batch_ = &batch;
+    stage_ = 0;
+    auto submitted = submit_stage();
+    if (!submitted) batch_ = nullptr;
+    return submitted;
+  });
+}
+
+Result<void> StagedPlan::wait() {
+  if (!batch_) return fail(ErrorCode::invalid_state, "no batch is in flight; call submit() first");
+  auto outcome = core::guarded([&]() -> Result<void> {
+    LLMINFER_TRY(stages_[0].plan->wait());
+    while (++stage_ < stages_.size()) {
+      LLMINFER_TRY(submit_stage());
+      LLMINFER_TRY(stages_[stage_].plan->wait());
+    }
+    return {};
+  });
+  batch_ = nullptr;
+  return outcome;
+}
+
+/// Hands the batch to the stage whose turn it is: with rows of the stage before instead of tokens, and, but for the
+/// last one, with rows for the stage after as the only output.
+Result<void> StagedPlan::submit_stage() {
+  const Stage& stage = stages_[stage_];
+  const std::size_t rows = batch_->positions.size(), floats = rows * static_cast<std::size_t>(hidden_size_);
+  Batch& batch = stage_batch_;
+  batch = *batch_;
+  if (stage_ > 0) {
+    batch.tokens = std::span(no_token_).first(rows);
+    batch.embeddings = std::span(carried_[(stage_ - 1) % 2]).first(floats);
+  }
+  if (stage_ + 1 < stages_.size()) {
+    batch.logit_rows = {};
+    batch.logits = {};
+    batch.hidden_rows = std::span(all_rows_).first(rows);
+    batch.hidden = std::span(carried_[stage_ % 2]).first(floats);
+  }
+  stage_runs_.resize(batch_->runs.size());
+  for (std::size_t r = 0; r < stage_runs_.size(); ++r) {
+    const Run& whole = batch_->runs[r];
+    Run& run = stage_runs_[r];
+    run.first_row = whole.first_row;
+    run.rows = whole.rows;
+    run.first_position = whole.first_position;
+    run.block_tables.clear();
+    for (const std::size_t group : stage.groups) run.block_tables.push_back(whole.block_tables[group]);
+  }
+  batch.runs = stage_runs_;
+  std::vector<CacheStorage*> caches;
+  for (const std::size_t group : stage.groups) caches.push_back(caches_[group]->of_stage(stage_));
+  return stage.plan->submit(batch, caches);
+}
+
+}  // namespace llminfer::inline v0::engine

@@ -1,0 +1,69 @@
+// StagedPlan and StagedCache: the Plan and the cache pages of a model whose layers are split between backends. To the
+// engine they look like those of one backend.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+
+namespace llminfer::inline v0::engine {
+
+/// The pages of one cache group: each page has a part in every stage that has layers of the group.
+class StagedCache final : public CacheStorage {
+ public:
+  struct Part {
+    std::size_t stage;
+    std::unique_ptr<CacheStorage> storage;
+  };
+  /// `parts` in the order of layers.
+  explicit StagedCache(std::vector<Part> parts) : parts_(std::move(parts)) {}
+
+  CacheStorage* of_stage(std::size_t stage) const noexcept;
+
+  std::int64_t bytes() const noexcept override;
+  Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
+  std::int64_t canonical_page_bytes() const noexcept override;
+  Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
+  Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+
+ private:
+  std::vector<Part> parts_;
+};
+
+/// Runs the plans of the stages one after the other. Rows go from stage to stage through host memory.
+class StagedPlan final : public Plan {
+ public:
+  struct Stage {
+    std::unique_ptr<Plan> plan;
+    std::vector<std::size_t> groups;  ///< per cache group of the stage its index in the whole program
+  };
+  /// `stages`: two or more. Throws std::bad_alloc.
+  StagedPlan(std::vector<Stage> stages, std::int64_t hidden_size, std::int32_t max_batch_rows);
+
+  /// Of what goes from stage to stage.
+  static std::int64_t carried_bytes(std::int64_t hidden_size, std::int32_t max_batch_rows) noexcept;
+
+  std::int64_t bytes() const noexcept override;
+  /// `caches` are StagedCaches.
+  Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
+  Result<void> wait() override;
+
+ private:
+  Result<void> submit_stage();
+
+  std::vector<Stage> stages_;
+  const std::int64_t hidden_size_;
+  std::vector<float> carried_[2];       ///< [rows, hidden_size]: what stages of even and of odd number give out
+  std::vector<std::int32_t> no_token_;  ///< [rows] of -1
+  std::vector<std::int32_t> all_rows_;  ///< 0, 1, …
+
+  // The pass in flight.
+  const Batch* batch_ = nullptr;
+  std::vector<StagedCache*> caches_;
+  std::size_t stage_ = 0;
+  Batch stage_batch_;
+  std::vector<Run> stage_runs_;
+};
+
+}  // namespace llminfer::inline v0::engine

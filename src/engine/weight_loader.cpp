@@ -1,0 +1,115 @@
+#include "engine/weight_loader.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "core/cpu_count.hpp"
+#include "core/error.hpp"
+#include "engine/model.hpp"
+
+namespace llminfer::inline v0::engine {
+namespace {
+
+using core::fail;
+
+/// Both forms of a tensor take memory while it is prepared. So those of more than a hundredth of the whole come first,
+/// the largest first of all: by the time that the memory fills up, only small ones are left. The others stay in order.
+std::vector<std::size_t> preparation_order(const std::vector<const load::TensorInfo*>& tensors) {
+  std::uint64_t all = 0;
+  for (const load::TensorInfo* tensor : tensors) all += tensor->bytes;
+  const auto large = [&](std::size_t i) { return tensors[i]->bytes > all / 100 ? tensors[i]->bytes : 0; };
+  std::vector<std::size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return large(a) > large(b); });
+  return order;
+}
+
+/// Whether to go on.
+Result<bool> report_progress(const EngineOptions& options, float fraction) {
+  if (!options.on_progress) return true;
+  try {
+    return options.on_progress(fraction);
+  } catch (...) {
+    return fail(ErrorCode::callback_failed, "EngineOptions::on_progress threw");
+  }
+}
+
+Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
+                                                       const load::TensorInfo& tensor, core::Team* team,
+                                                       Backend& backend) {
+  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team));
+  auto prepared = backend.prepare(view);
+  if (!prepared) return core::at(tensor.name, std::move(prepared).error());
+  return prepared;
+}
+
+/// The weight of tensor `index` from the cache; null if that has none.
+Result<std::unique_ptr<PreparedWeight>> restore_weight(const WeightCache& cache, std::size_t index,
+                                                       const load::TensorInfo& tensor, Backend& backend) {
+  core::Bytes stored = LLMINFER_TRY(cache.read(index));
+  if (stored.data.empty()) return std::unique_ptr<PreparedWeight>();
+  const WeightView view{tensor.name, tensor.type, tensor.rows, tensor.cols, {}, nullptr};
+  return backend.restore(view, stored.data, std::move(stored.keep));
+}
+
+}  // namespace
+
+WeightLoader::WeightLoader(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                           std::span<const StageLayout> stages)
+    : checkpoint_(checkpoint), options_(options) {
+  for (const StageLayout& stage : stages) {
+    for (const load::TensorInfo* tensor : stage.tensors) elements_ += static_cast<float>(tensor->rows * tensor->cols);
+  }
+}
+
+Result<WeightLoader::Weights> WeightLoader::load(const StageLayout& stage) {
+  std::optional<WeightCache> cache;
+  const std::string form = stage.backend->stored_form();
+  if (!options_.weight_cache.empty() && options_.mmap && !form.empty()) {
+    cache = LLMINFER_TRY(WeightCache::open(options_.weight_cache, checkpoint_, stage.tensors, form));
+  }
+  // Packed weights are converted before the backend gets them.
+  const auto packed = [](const load::TensorInfo* tensor) { return tensor->packing != nullptr; };
+  if (!team_ && std::any_of(stage.tensors.begin(), stage.tensors.end(), packed)) {
+    const int threads = options_.threads > 0 ? options_.threads : core::usable_cpus();
+    team_ = LLMINFER_TRY(core::Team::make(threads, options_.executor));
+  }
+  Weights weights(stage.tensors.size());
+  for (const std::size_t i : preparation_order(stage.tensors)) {
+    const load::TensorInfo& tensor = *stage.tensors[i];
+    weights[i] = LLMINFER_TRY(load(stage, i, cache));
+    elements_done_ += static_cast<float>(tensor.rows * tensor.cols);
+    if (!LLMINFER_TRY(report_progress(options_, std::min(elements_done_ / elements_, 1.0f)))) {
+      return fail(ErrorCode::cancelled, checkpoint_.path, ": the load was abandoned by on_progress");
+    }
+  }
+  if (cache && !cache->found()) {
+    if (const auto saved = cache->save(weights); !saved)
+      LLMINFER_TRY(log(options_, LogLevel::warning, saved.error().message));
+  }
+  return weights;
+}
+
+Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayout& stage, std::size_t i,
+                                                                 const std::optional<WeightCache>& cache) {
+  const load::TensorInfo& tensor = *stage.tensors[i];
+  for (const Done& done : done_) {
+    if (done.backend == stage.backend.get() && done.tensor == &tensor) return done.weight;
+  }
+  std::shared_ptr<const PreparedWeight> weight;
+  if (cache && cache->found()) {
+    auto restored = restore_weight(*cache, i, tensor, *stage.backend);
+    if (restored) weight = std::move(*restored);
+    if (!restored) LLMINFER_TRY(log(options_, LogLevel::warning, restored.error().message));
+  }
+  if (!weight) {
+    weight = LLMINFER_TRY(prepare_weight(checkpoint_, tensor, team_.get(), *stage.backend));
+    checkpoint_.release(tensor);
+  }
+  bytes_ += weight->bytes();
+  done_.push_back({stage.backend.get(), &tensor, weight});
+  return weight;
+}
+
+}  // namespace llminfer::inline v0::engine

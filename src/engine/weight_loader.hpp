@@ -1,0 +1,53 @@
+// WeightLoader: reads and prepares the weights of a model's stages.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <llminfer/options.hpp>
+
+#include "core/parallel.hpp"
+#include "engine/stages.hpp"
+#include "engine/weight_cache.hpp"
+#include "load/checkpoint.hpp"
+
+namespace llminfer::inline v0::engine {
+
+/// What one backend computes.
+struct StageLayout {
+  std::shared_ptr<Backend> backend;
+  Stage stage;
+  std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the stage
+};
+
+class WeightLoader {
+ public:
+  /// All of them outlive the loader.
+  WeightLoader(const load::Checkpoint& checkpoint, const EngineOptions& options, std::span<const StageLayout> stages);
+
+  using Weights = std::vector<std::shared_ptr<const PreparedWeight>>;
+  /// The weights of one of the stages, from files of EngineOptions::weight_cache where there are any.
+  Result<Weights> load(const StageLayout& stage);
+  /// Of all weights so far; one that several stages of a backend use counts once.
+  std::int64_t bytes() const noexcept { return bytes_; }
+
+ private:
+  struct Done {
+    const Backend* backend;
+    const load::TensorInfo* tensor;
+    std::shared_ptr<const PreparedWeight> weight;
+  };
+  Result<std::shared_ptr<const PreparedWeight>> load(const StageLayout& stage, std::size_t index,
+                                                     const std::optional<WeightCache>& cache);
+
+  const load::Checkpoint& checkpoint_;
+  const EngineOptions& options_;
+  std::unique_ptr<core::Team> team_;  ///< converts packed weights
+  std::vector<Done> done_;
+  std::int64_t bytes_ = 0;
+  float elements_ = 0, elements_done_ = 0;
+};
+
+}  // namespace llminfer::inline v0::engine
