@@ -27,31 +27,36 @@ Result<void> CpuPlan::open_pages() {
     OpenPages& open = cache.open_pages();
     std::vector<std::int32_t> page_of_row;
     for (const Run& run : pass_.batch->runs) {
-      const std::span<const std::int32_t> table = run.block_tables[g];
-      const auto first = static_cast<std::size_t>(run.first_position / kPageTokens);
-      for (std::size_t i = first; i-- > 0 && table[i] >= 0 && open.is_open(table[i]);) open.close(table[i]);
-      if (run.first_position % kPageTokens != 0 && !open.is_open(table[first])) {
-        return core::fail(ErrorCode::invalid_state, "page ", table[first],
-                          " of the int4 cache was full; a run at position ", run.first_position,
-                          " cannot append to it");
-      }
       for (std::int32_t i = 0; i < run.rows; ++i) {
-        const std::int32_t page = table[static_cast<std::size_t>((run.first_position + i) / kPageTokens)];
-        open.open(page);
-        page_of_row.push_back(page);
+        const std::int32_t position = run.first_position + i;
+        page_of_row.push_back(run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)]);
+        if (position % kPageTokens == 0) open.open(page_of_row.back());
       }
-      if (pass_.chunk_slots.size() < table.size()) pass_.chunk_slots.resize(table.size());
     }
     writes.rows.resize(page_of_row.size());
     std::iota(writes.rows.begin(), writes.rows.end(), 0);
     const auto page = [&](std::int32_t row) { return page_of_row[static_cast<std::size_t>(row)]; };
     std::stable_sort(writes.rows.begin(), writes.rows.end(), [&](auto a, auto b) { return page(a) < page(b); });
     for (std::size_t i = 0; i < writes.rows.size(); ++i) {
-      if (i == 0 || page(writes.rows[i]) != page(writes.rows[i - 1])) writes.begins.push_back(static_cast<int>(i));
+      if (i > 0 && page(writes.rows[i]) == page(writes.rows[i - 1])) continue;
+      if (!open.is_open(page(writes.rows[i]))) {
+        return core::fail(ErrorCode::invalid_state, "row ", writes.rows[i], ": page ", page(writes.rows[i]),
+                          " of the int4 cache was full, and cannot be appended to");
+      }
+      writes.begins.push_back(static_cast<std::int32_t>(i));
     }
-    writes.begins.push_back(static_cast<int>(writes.rows.size()));
-    bytes = std::max(
-        bytes, kChunkPages * Int4Layout(cache.group().head_dim).floats() * static_cast<std::int64_t>(sizeof(float)));
+    writes.begins.push_back(static_cast<std::int32_t>(writes.rows.size()));
+    std::sort(page_of_row.begin(), page_of_row.end());
+    for (const Run& run : pass_.batch->runs) {
+      const std::span<const std::int32_t> table = run.block_tables[g];
+      for (auto i = static_cast<std::size_t>(run.first_position / kPageTokens); i-- > 0;) {
+        if (table[i] < 0 || !open.is_open(table[i])) break;
+        if (!std::binary_search(page_of_row.begin(), page_of_row.end(), table[i])) open.close(table[i]);
+      }
+      if (pass_.chunk_slots.size() < table.size()) pass_.chunk_slots.resize(table.size());
+    }
+    const std::int64_t floats = kChunkPages * Int4Layout(cache.group().head_dim).floats();
+    bytes = std::max(bytes, floats * static_cast<std::int64_t>(sizeof(float)));
   }
   for (std::size_t i = 0; i < pass_.chunk_slots.size(); ++i) {
     pass_.chunk_slots[i] = static_cast<std::int32_t>(i) % kChunkPages;

@@ -55,6 +55,14 @@ Result<void> StagedCache::import_page(std::int32_t page, std::span<const std::by
   return {};
 }
 
+bool StagedCache::seals_pages() const noexcept {
+  return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.storage->seals_pages(); });
+}
+
+void StagedCache::forget_page(std::int32_t page) noexcept {
+  for (const Part& part : parts_) part.storage->forget_page(page);
+}
+
 StagedPlan::StagedPlan(std::vector<Stage> stages, std::int64_t hidden_size, std::int32_t max_batch_rows)
     : stages_(std::move(stages)),
       hidden_size_(hidden_size),
