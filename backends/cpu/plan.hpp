@@ -66,7 +66,7 @@ class CpuPlan final : public Plan {
   static Result<std::unique_ptr<CpuPlan>> make(const Program& program,
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, const Level& level, bool exact,
-                                               std::shared_ptr<core::Team> team);
+                                               ActivationCodes codes, std::shared_ptr<core::Team> team);
 
   /// From now on every pass is reported to `callback`. Throws std::bad_alloc.
   void profile(ProfileCallback callback) {
@@ -142,6 +142,7 @@ class CpuPlan final : public Plan {
     /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
     std::vector<std::pair<int, int>> of_part;
     bool rounds = false;  ///< in floats, for weights that have no use for bytes
+    ActivationCodes codes = kCodes16;
   };
   /// The same in this pass.
   struct LinearInput {
@@ -164,7 +165,7 @@ class CpuPlan final : public Plan {
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
-  Result<void> bind_inputs();
+  Result<void> bind_inputs(ActivationCodes codes);
   Result<void> bind_input(const LinearStep& step, StepInput& input) const;
   float* rounded_row(std::int64_t row) const noexcept {
     return input_rows_.memory.at<float>(0) + row * input_rows_.rounded_stride;

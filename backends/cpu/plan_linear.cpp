@@ -51,7 +51,7 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
   return {};
 }
 
-Result<void> CpuPlan::bind_inputs() {
+Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
   step_inputs_.resize(steps_.steps.size());
   bool rounds = false, orders = false;
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
@@ -59,6 +59,8 @@ Result<void> CpuPlan::bind_inputs() {
     if (!linear) continue;
     StepInput& input = step_inputs_[i];
     LLMINFER_TRY(bind_input(*linear, input));
+    // What the checkpoint has rounded is not rounded again.
+    if (input.rounding.kind == InputQuantization::Kind::none) input.codes = codes;
     rounds = rounds || input.rounds;
     for (const RowForm& form : input.forms) orders = orders || form.order;
     input_rows_.more_forms = std::max(input_rows_.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);
@@ -137,7 +139,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
         for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
         from = thread.ordered;
       }
-      level_.linear->quantize_row(from, k, to);
+      level_.linear->quantize_row(from, k, common.codes, to);
     }
   }
 }
@@ -147,6 +149,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
+  view.high_only = input.input->codes.shift > 0;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_rows_.rounded_stride;
