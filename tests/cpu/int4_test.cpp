@@ -30,7 +30,7 @@ TEST_CASE("int4 pages: values as KIVI's formula gives them, the same on every le
     const auto keys = page.begin(), values = page.begin() + layout.float_keys();
     for (std::int32_t i = 0; i < dim; ++i) {
       for (std::int32_t t = 0; t < 64; ++t) {
-        keys[i * 64 + t] = i == 3 ? 7.25f : std::ldexp(normal(random), i % 20 - 10) + static_cast<float>(i % 5);
+        keys[i * 64 + t] = i == 3 ? 7.25f : std::ldexp(normal(random) + static_cast<float>(i % 5), i % 20 - 10);
         values[t * layout.padded_dim + i] = t == 5 ? 0.0f : 3.0f * normal(random) - 1.0f;
       }
     }
@@ -59,7 +59,7 @@ TEST_CASE("int4 pages: values as KIVI's formula gives them, the same on every le
           wrong += std::abs(out[index] - expected[index]) > 1e-6 * std::abs(expected[index]) + 1e-9;
         }
       }
-      CHECK(wrong <= 2);  // a code may lie on the border of two
+      CHECK(wrong <= 2);                       // a code may lie on the border of two
       for (std::int32_t t = 0; t < 64; ++t) {  // padding is no part of a range
         for (std::int32_t i = dim; i < layout.padded_dim; ++i) {
           out[static_cast<std::size_t>(layout.float_keys() + t * layout.padded_dim + i)] = 0.0f;

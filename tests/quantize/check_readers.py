@@ -28,7 +28,7 @@ def read_gptqmodel(directory):
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 
-    model = GPTQModel.load(directory, device="cpu", backend=BACKEND.GPTQ_TORCH)
+    model = GPTQModel.load(directory, device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
     for name, module in model.model.named_modules():
         if isinstance(module, TorchLinear):
             yield name, module.dequantize_weight().T.float()
