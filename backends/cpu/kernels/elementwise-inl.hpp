@@ -87,6 +87,7 @@ static void add(const float* a, const float* b, std::int64_t n, float* out) {
 }
 
 const ElementwiseKernels& elementwise_kernels() {
-  static constexpr ElementwiseKernels kKernels{rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add};
+  static constexpr ElementwiseKernels kKernels{rms_norm, rope,      {glu_silu, glu_gelu, glu_gelu_tanh},
+                                               add,      pack_int4, unpack_int4};
   return kKernels;
 }
