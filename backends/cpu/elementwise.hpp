@@ -15,6 +15,8 @@ struct ElementwiseKernels {
   /// out = activation(gate) * up, by llminfer::Activation
   void (*glu[3])(const float* gate, const float* up, std::int64_t n, float* out);
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);
+  /// out = a + factor * b, in one rounding
+  void (*add_scaled)(const float* a, float factor, const float* b, std::int64_t n, float* out);
 };
 
 namespace isa_scalar {
