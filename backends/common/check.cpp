@@ -110,8 +110,8 @@ class ProgramCheck {
   /// The columns of its weight if they divide the input, else those that are expected.
   std::int64_t norm_width(const op::RmsNorm& o) const {
     const auto i = static_cast<std::size_t>(o.weight);
-    const bool heads = static_cast<std::int32_t>(o.weight) >= 0 && i < p_.weights.size() &&
-                       width(o.in) % p_.weights[i].cols == 0;
+    const bool heads =
+        static_cast<std::int32_t>(o.weight) >= 0 && i < p_.weights.size() && width(o.in) % p_.weights[i].cols == 0;
     return heads ? p_.weights[i].cols : width(o.in);
   }
   Result<void> check(const op::Rope& o) {
@@ -163,7 +163,8 @@ class ProgramCheck {
                   ", scoring ", static_cast<int>(o.scoring));
     }
     if ((o.shared == ValueId::none) != (o.shared_gate == ValueId::none)) {
-      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": a shared expert without a gate, or a gate alone");
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out),
+                  ": a shared expert without a gate, or a gate alone");
     }
     LLMINFER_TRY(expect(o.router, static_cast<std::int64_t>(experts)));
     LLMINFER_TRY(expect_weight(o.gate.front(), 0, width(o.in)));

@@ -70,8 +70,8 @@ class Fuser {
 
   void emit(const op::RmsNorm& op, int) {
     const auto& readers = readers_[index(op.out)];
-    const bool whole = program_.weights[static_cast<std::size_t>(op.weight)].cols ==
-                       program_.values[index(op.in)].width;
+    const bool whole =
+        program_.weights[static_cast<std::size_t>(op.weight)].cols == program_.values[index(op.in)].width;
     const bool fuse = whole && op.out != program_.hidden && op.out != program_.logits && !readers.empty() &&
                       std::all_of(readers.begin(), readers.end(), [&](int reader) {
                         return std::holds_alternative<op::Linear>(program_.ops[static_cast<std::size_t>(reader)]);

@@ -54,14 +54,14 @@ struct PlanLayout {
   std::int64_t quantized_stride = 0;  ///< in groups
   /// Memory of mixtures of experts, for `rows` pairs of a token and one of its experts, sorted by expert ("places").
   struct Experts {
-    std::int64_t rows = 0;                        ///< max_rows * most experts that a token uses; 0: no mixtures
-    std::int64_t inputs = 0, input_stride = 0;    ///< [rows] of so many QuantizedGroups, or of floats in their place
-    std::int64_t hidden = 0, hidden_stride = 0;   ///< floats [2][rows, stride]: gate and up; then the outputs:
-    std::int64_t output_stride = 0;               ///< floats [rows, stride]
-    std::int64_t chosen = 0, factors = 0;         ///< int32 and float [max_rows, used]: experts and their factors
-    std::int64_t places = 0;                      ///< int32 [max_rows, used]
-    std::int64_t tokens = 0, experts = 0;         ///< int32 [rows]: of each place
-    std::int64_t begins = 0;                      ///< int32 [experts + 1]: first place of each expert
+    std::int64_t rows = 0;                       ///< max_rows * most experts that a token uses; 0: no mixtures
+    std::int64_t inputs = 0, input_stride = 0;   ///< [rows] of so many QuantizedGroups, or of floats in their place
+    std::int64_t hidden = 0, hidden_stride = 0;  ///< floats [2][rows, stride]: gate and up; then the outputs:
+    std::int64_t output_stride = 0;              ///< floats [rows, stride]
+    std::int64_t chosen = 0, factors = 0;        ///< int32 and float [max_rows, used]: experts and their factors
+    std::int64_t places = 0;                     ///< int32 [max_rows, used]
+    std::int64_t tokens = 0, experts = 0;        ///< int32 [rows]: of each place
+    std::int64_t begins = 0;                     ///< int32 [experts + 1]: first place of each expert
   } experts;
   std::int64_t shared_bytes = 0;
   // Offsets in a thread's own memory.

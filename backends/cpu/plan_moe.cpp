@@ -1,6 +1,6 @@
 // Mixtures of experts of a plan. Tokens are gathered by expert, so that each expert's matrices are multiplied with all
-// of its rows by the kernels of linear layers, and matrices of experts that no token chose are not touched. What a token
-// gets depends on that token alone: its choice, its products, and a sum in the order of the experts' index.
+// of its rows by the kernels of linear layers, and matrices of experts that no token chose are not touched. What a
+// token gets depends on that token alone: its choice, its products, and a sum in the order of the experts' index.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -60,8 +60,8 @@ void CpuPlan::run(const MoeStep& step, const Phase& phase, int first, int last, 
         gather(matrix(op.up[static_cast<std::size_t>(experts[i])]), row(op.in, tokens[i]), i, thread);
         break;
       case ExpertStage::narrow:
-        gather(matrix(op.down[static_cast<std::size_t>(experts[i])]),
-               memory_.at<float>(m.hidden) + i * m.hidden_stride, i, thread);
+        gather(matrix(op.down[static_cast<std::size_t>(experts[i])]), memory_.at<float>(m.hidden) + i * m.hidden_stride,
+               i, thread);
         break;
       case ExpertStage::gate:
       case ExpertStage::up:
@@ -172,7 +172,9 @@ void CpuPlan::for_share(const std::vector<WeightId>& weights, int share, int sha
     const std::int64_t cost = unit_cost(e);
     if (cost == 0) continue;
     // A unit belongs to the share that its beginning lies in.
-    const auto unit_at = [&](std::int64_t at) { return std::clamp((at - before + cost - 1) / cost, std::int64_t{0}, units); };
+    const auto unit_at = [&](std::int64_t at) {
+      return std::clamp((at - before + cost - 1) / cost, std::int64_t{0}, units);
+    };
     const std::int64_t first = unit_at(std::max(begin, before)), last = unit_at(end);
     if (first < last) f(e, static_cast<std::int32_t>(first), static_cast<std::int32_t>(last), begins[e], begins[e + 1]);
     before += units * cost;

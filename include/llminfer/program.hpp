@@ -99,12 +99,13 @@ struct Glu {
 struct Add {
   ValueId a, b, out;
 };
-/// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest scores
-/// (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), and
-///   out = scale * sum of score * expert(in), in ascending order of the experts' index, + sigmoid(shared_gate) * shared.
+/// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest
+/// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), and
+///   out = scale * sum of score * expert(in), in ascending order of the experts' index, + sigmoid(shared_gate) *
+///   shared.
 struct Moe {
   ValueId in;
-  ValueId router;  ///< [experts]; scored by `scoring`
+  ValueId router;                        ///< [experts]; scored by `scoring`
   std::vector<WeightId> gate, up, down;  ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
   std::int32_t used = 1;
   Scoring scoring = Scoring::softmax;

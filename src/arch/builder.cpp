@@ -251,8 +251,8 @@ ValueId Builder::moe(op::Moe op, std::string name) {
     const std::int64_t width = LLMINFER_TRY(width_of(program_, op.in, name));
     const std::size_t experts = op.gate.size();
     if (experts == 0 || op.up.size() != experts || op.down.size() != experts) {
-      return fail(ErrorCode::invalid_argument, name, ": ", experts, " gate, ", op.up.size(), " up and ",
-                  op.down.size(), " down matrices; expected as many of each, at least 1");
+      return fail(ErrorCode::invalid_argument, name, ": ", experts, " gate, ", op.up.size(), " up and ", op.down.size(),
+                  " down matrices; expected as many of each, at least 1");
     }
     LLMINFER_TRY(expect_width(name, "the router", LLMINFER_TRY(width_of(program_, op.router, name)),
                               static_cast<std::int64_t>(experts)));

@@ -74,7 +74,8 @@ Result<void> check_config(const load::ModelConfig& config) {
                 config.experts, ", the number of experts");
   }
   if (config.experts > 0 && config.expert_ffn_size < 1) {
-    return fail(ErrorCode::corrupt, name_of(config, kExpertFfn), " is ", config.expert_ffn_size, ", expected 1 or more");
+    return fail(ErrorCode::corrupt, name_of(config, kExpertFfn), " is ", config.expert_ffn_size,
+                ", expected 1 or more");
   }
   if (!config.expert_layers.empty() && config.expert_layers.size() != static_cast<std::size_t>(config.layers)) {
     return fail(ErrorCode::corrupt, name_of(config, {"mlp_only_layers", "expert_count"}), ": ",

@@ -52,8 +52,8 @@ Result<void> add_part(Checkpoint& checkpoint, std::shared_ptr<const core::ByteSo
   return {};
 }
 
-/// Turns "blk.N.ffn_up_exps.weight" [experts, rows, cols] into "blk.N.ffn_up.E.weight" [rows, cols] of each expert E, as
-/// older files have them: each is a part of the stack's bytes.
+/// Turns "blk.N.ffn_up_exps.weight" [experts, rows, cols] into "blk.N.ffn_up.E.weight" [rows, cols] of each expert E,
+/// as older files have them: each is a part of the stack's bytes.
 Result<void> split_stacks(Checkpoint& checkpoint) {
   constexpr std::string_view kSuffix = "_exps.weight";
   const std::int64_t experts = checkpoint.config.experts;

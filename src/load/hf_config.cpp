@@ -19,7 +19,11 @@ struct Family {
   const char* architecture;
   std::int64_t context_length;
   std::int64_t kv_heads;        ///< 0: as many as heads
-  enum class Window : std::uint8_t { none, all, switched } window;  ///< of which layers; switched: if the config says so
+  enum class Window : std::uint8_t {
+    none,
+    all,
+    switched
+  } window;                         ///< of which layers; switched: if the config says so
   std::int64_t sliding_window = 0;  ///< where the key is absent (null switches the window off)
   std::int64_t head_dim = 0;        ///< where the key is absent; 0: hidden size / heads
   bool experts = false;
@@ -265,8 +269,7 @@ Result<HfConfig> parse_hf_config(std::string_view text, std::string_view name) {
   if (family == std::end(kFamilies)) {
     std::string known;
     for (const Family& candidate : kFamilies) known.append(known.empty() ? "" : ", ").append(candidate.model_type);
-    return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type,
-                "\"; expected ", known);
+    return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type, "\"; expected ", known);
   }
 
   HfConfig result;

@@ -128,7 +128,8 @@ class Interpreter {
   }
   void apply(const op::Moe& o) {
     for (std::size_t t = 0; t < tokens_->size(); ++t) {
-      add_mixture(o, program_, [&](WeightId id) { return weight(id); }, row(o.in, t), row(o.router, t), row(o.out, t));
+      add_mixture(
+          o, program_, [&](WeightId id) { return weight(id); }, row(o.in, t), row(o.router, t), row(o.out, t));
       for (std::size_t i = 0; o.shared != ValueId::none && i < width(o.out); ++i) {
         row(o.out, t)[i] += row(o.shared, t)[i] / (1 + std::exp(-*row(o.shared_gate, t)));
       }

@@ -68,14 +68,18 @@ inline load::Checkpoint synthetic_checkpoint(const load::ModelConfig& config, co
       linear(layer + down, hidden, size, bias);
     };
     if (config.experts == 0 || (!config.expert_layers.empty() && !config.expert_layers[static_cast<std::size_t>(i)])) {
-      feed_forward(hf ? "mlp.gate_proj" : "ffn_gate", hf ? "mlp.up_proj" : "ffn_up",
-                   hf ? "mlp.down_proj" : "ffn_down", config.ffn_size, biases.mlp);
+      feed_forward(hf ? "mlp.gate_proj" : "ffn_gate", hf ? "mlp.up_proj" : "ffn_up", hf ? "mlp.down_proj" : "ffn_down",
+                   config.ffn_size, biases.mlp);
       continue;
     }
     const bool mixtral = hf && config.architecture == "llama";
-    linear(layer + (mixtral ? "block_sparse_moe.gate" : hf ? "mlp.gate" : "ffn_gate_inp"), config.experts, hidden, false);
+    linear(layer + (mixtral ? "block_sparse_moe.gate"
+                    : hf    ? "mlp.gate"
+                            : "ffn_gate_inp"),
+           config.experts, hidden, false);
     for (std::int64_t e = 0; e < config.experts; ++e) {
-      const std::string n = std::to_string(e), expert = (mixtral ? "block_sparse_moe.experts." : "mlp.experts.") + n + ".";
+      const std::string n = std::to_string(e),
+                        expert = (mixtral ? "block_sparse_moe.experts." : "mlp.experts.") + n + ".";
       if (hf) {
         feed_forward(expert + (mixtral ? "w1" : "gate_proj"), expert + (mixtral ? "w3" : "up_proj"),
                      expert + (mixtral ? "w2" : "down_proj"), config.expert_ffn_size, false);

@@ -252,8 +252,9 @@ class Oracle {
     auto& out = make(o.out);
     const std::size_t n = width(o.out);
     for (std::size_t t = 0; t < tokens_.size(); ++t) {
-      add_mixture(o, m_.program, [&](WeightId id) { return weight(id).data(); }, &value(o.in)[t * n],
-                  &value(o.router)[t * width(o.router)], &out[t * n]);
+      add_mixture(
+          o, m_.program, [&](WeightId id) { return weight(id).data(); }, &value(o.in)[t * n],
+          &value(o.router)[t * width(o.router)], &out[t * n]);
       for (std::size_t i = 0; o.shared != ValueId::none && i < n; ++i) {
         out[t * n + i] += value(o.shared)[t * n + i] / (1 + std::exp(-value(o.shared_gate)[t]));
       }

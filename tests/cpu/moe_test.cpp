@@ -31,8 +31,7 @@ Program make_mixture(const Mixture& m) {
       return b.linear(in, b.weight(p + "w" + name, rows, b.width(in)), p + name);
     };
     const ValueId n = b.rms_norm(x, b.vector(p + "norm", m.hidden), 1e-5f, p + "n");
-    const ValueId q =
-        b.rms_norm(linear(n, "q", kHeads * kHeadDim), b.vector(p + "q_norm", kHeadDim), 1e-5f, p + "qn");
+    const ValueId q = b.rms_norm(linear(n, "q", kHeads * kHeadDim), b.vector(p + "q_norm", kHeadDim), 1e-5f, p + "qn");
     const ValueId k = b.rms_norm(linear(n, "k", kHeadDim), b.vector(p + "k_norm", kHeadDim), 1e-5f, p + "kn");
     const ValueId a = b.attention(q, k, linear(n, "v", kHeadDim), group, l, kHeads, 0.2f, p + "a");
     x = b.add(x, linear(a, "o", m.hidden), p + "x1");
@@ -52,7 +51,8 @@ Program make_mixture(const Mixture& m) {
     moe.activation = m.activation;
     if (m.shared) {
       moe.shared_gate = linear(moe.in, "shared_gate", 1);
-      moe.shared = linear(b.glu(linear(moe.in, "sg", 32), linear(moe.in, "su", 32), m.activation, p + "sh"), "sd", m.hidden);
+      moe.shared =
+          linear(b.glu(linear(moe.in, "sg", 32), linear(moe.in, "su", 32), m.activation, p + "sh"), "sd", m.hidden);
     }
     x = b.add(b.moe(std::move(moe), p + "moe"), x, p + "x2");
   }
@@ -214,7 +214,8 @@ TEST_CASE("mixtures: columns in an order of their own, and inputs that are round
       CHECK(same_bits(driver.feed(tokens, {3, 1, 16}), expected));
     }
     Driver exact(model, options_of(cpu_levels().back(), 2, true), CacheType::f32);
-    CHECK(nmse(exact.feed(tokens, {20}), {expected.begin(), expected.end()}) < 1e-4);  // where a rounding goes the other way
+    CHECK(nmse(exact.feed(tokens, {20}), {expected.begin(), expected.end()}) <
+          1e-4);  // where a rounding goes the other way
   }
 }
 

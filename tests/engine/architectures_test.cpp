@@ -1,8 +1,11 @@
 // Every architecture and rotary scaling end to end on the CPU backend: the tiny models of golden/models in exact mode
 // give the logits and the greedy tokens of Hugging Face transformers.
 #include <catch2/catch.hpp>
+#include <llminfer/engine.hpp>
+#include <llminfer/session.hpp>
 
 #include <algorithm>
+#include <filesystem>
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -62,15 +65,25 @@ std::string as_gguf(const load::Checkpoint& model) {
   u32("expert_used_count", c.experts_used);
   u32("expert_feed_forward_length", c.expert_ffn_size);
   file.f32(c.architecture + ".attention.layer_norm_rms_epsilon", static_cast<float>(c.norm_epsilon));
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  for (std::int64_t i = 3; i < c.vocab_size; ++i) tokens.push_back(std::string("t").append(std::to_string(i)));
+  file.string("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", tokens);
+  file.array<float>("tokenizer.ggml.scores", load::GgufType::f32, std::vector<float>(tokens.size()));
   std::map<std::string, std::pair<std::vector<std::uint64_t>, std::string>> stacks;
   for (const load::TensorInfo& tensor : model.tensors) {
     const WeightView view = model.read(tensor).value();
     const std::string bytes(reinterpret_cast<const char*>(view.data.data()), view.data.size());
-    std::string name = replaced(
-        tensor.name, {{"model.layers.", "blk."}, {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"},
-                      {"lm_head", "output"}, {"input_layernorm", "attn_norm"}, {"post_attention_layernorm", "ffn_norm"},
-                      {"self_attn.o_proj", "attn_output"}, {"self_attn.", "attn_"}, {"_proj.weight", ".weight"},
-                      {"mlp.gate.", "ffn_gate_inp."}, {"mlp.experts.", "ffn_"}});
+    std::string name = replaced(tensor.name, {{"model.layers.", "blk."},
+                                              {"model.embed_tokens", "token_embd"},
+                                              {"model.norm", "output_norm"},
+                                              {"lm_head", "output"},
+                                              {"input_layernorm", "attn_norm"},
+                                              {"post_attention_layernorm", "ffn_norm"},
+                                              {"self_attn.o_proj", "attn_output"},
+                                              {"self_attn.", "attn_"},
+                                              {"_proj.weight", ".weight"},
+                                              {"mlp.gate.", "ffn_gate_inp."},
+                                              {"mlp.experts.", "ffn_"}});
     std::vector<std::uint64_t> sides(tensor.shape.rbegin(), tensor.shape.rend());
     const std::size_t number = name.find("ffn_") + 4;
     if (tensor.name.find("experts") == std::string::npos) {
@@ -103,6 +116,27 @@ TEST_CASE("Stacks of experts in GGUF files give the bits of single matrices") {
       CHECK(of_gguf.forward(reference.prompt) == of_model.forward(reference.prompt));
     }
   }
+}
+
+TEST_CASE("Experts in an engine: memory as planned, and files of prepared weights") {
+  const test::TempDir folder;
+  folder.write("model.gguf", as_gguf(load::open_checkpoint(LLMINFER_TEST_DATA "/models/olmoe", true).value()));
+  const std::string model = folder / "model.gguf";
+  EngineOptions options{.threads = 2};
+  const auto logits = [&] {
+    const Engine engine = Engine::load(model, options).value();
+    CHECK(engine.info().parameters == Engine::plan(model, options).value().parameters);
+    Session session = engine.new_session().value();
+    session.prefill(std::vector<Token>{5, 6, 7, 8, 9}).value();
+    return std::vector<float>(session.logits().begin(), session.logits().end());
+  };
+  const std::vector<float> expected = logits();
+  options.weight_cache = folder.path();
+  CHECK(logits() == expected);  // writes the file
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) files += entry.path() != model;
+  REQUIRE(files == 1);
+  CHECK(logits() == expected);  // maps it
 }
 
 TEST_CASE("The tiny models on the CPU backend equal transformers") {
