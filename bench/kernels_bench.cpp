@@ -25,6 +25,7 @@ struct Kind {
   std::string name;
   WeightType type;
   llminfer::WeightDetails details{};
+  bool high_only = false;  ///< activations of 8 bits
 };
 
 /// The types of GGUF files, and those of Hugging Face checkpoints with the scales that they usually have.
@@ -44,6 +45,10 @@ std::vector<Kind> kinds() {
   Kind& w8a8 = all.emplace_back("W8A8", WeightType::w8_sym);
   w8a8.details.scale_columns = std::int64_t{1} << 30;
   w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
+  for (const WeightType type :
+       {WeightType::q4_0, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q6_k}) {
+    all.push_back({std::string(llminfer::weight_type_info(type).name) + "_A8", type, {}, true});
+  }
   return all;
 }
 
@@ -79,7 +84,7 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
       kernels.quantize_bytes(cpu::rounding_of(kind.details.input), x.data() + i * cols, cols, to);
     } else {
-      kernels.quantize_row(x.data() + i * cols, cols, to);
+      kernels.quantize_row(x.data() + i * cols, cols, kind.high_only ? cpu::kCodes8 : cpu::kCodes16, to);
     }
   }
   const std::unique_ptr<void, decltype(&std::free)> scratch(
@@ -89,8 +94,8 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
         state.thread_index() + 1 == state.threads() ? panels : pairs * (state.thread_index() + 1) / state.threads() * 2;
-    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride}, 0, m, out.data(), rows,
-                   scratch.get());
+    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride, kind.high_only}, 0, m,
+                   out.data(), rows, scratch.get());
     benchmark::ClobberMemory();
   }
   // Each thread counts its share; rates add up over the threads.
@@ -134,7 +139,7 @@ void quantize(benchmark::State& state, Table table) {
   std::vector<float> x(1536, 0.5f);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
   for (auto _ : state) {
-    table->quantize_row(x.data(), 1536, groups.data());
+    table->quantize_row(x.data(), 1536, cpu::kCodes16, groups.data());
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * 1536);

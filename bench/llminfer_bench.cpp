@@ -33,6 +33,7 @@ struct Options {
   std::string backend = "cpu", split;
   int device = 0;
   bool exact = false;
+  int activation_bits = 16;
   bool load_table = false;
   bool profile = false;
   bool no_warmup = false;
@@ -109,6 +110,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
   app.add_option("--split", o.split, kSplitHelp);
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
+  app.add_option("--activation-bits", o.activation_bits, "bits of activations that meet quantized weights")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
   app.add_flag(
@@ -139,6 +143,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.max_batch_tokens = batch_tokens;
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
+  options.activation_bits = o.activation_bits;
   options.cache_type = cache_types().at(o.type_k);
   options.weight_cache = o.weight_cache;
   if (o.split.empty())
@@ -161,6 +166,7 @@ void profile_into(bench::Profile& profile, llminfer::EngineOptions& options) {
   llminfer::BackendOptions backend;
   backend.threads = options.threads;
   backend.exact = options.exact;
+  backend.activation_bits = options.activation_bits;
   backend.cpu_level = options.cpu_level;
   backend.on_profile = [&profile](const llminfer::PassProfile& pass) { profile.add(pass); };
   options.custom_backend = llminfer::make_cpu_backend(backend).value();
@@ -189,6 +195,7 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
     record.cache_type = o.type_k;
     record.cpu_level = o.cpu_level;
     record.exact = o.exact;
+    record.activation_bits = o.activation_bits;
     record.load_ms = loaded.load_ms;
     record.first_token_ms = loaded.first_token_ms;
     record.peak_rss_bytes = bench::peak_rss_bytes();

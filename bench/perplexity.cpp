@@ -42,6 +42,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("-t,--threads", o.engine.threads, "threads; 0: as many as are useful")->check(CLI::Range(0, 4096));
   app.add_option("--cpu-level", o.engine.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_flag("--exact", o.engine.exact, "float arithmetic and an f32 cache; slow");
+  app.add_option("--activation-bits", o.engine.activation_bits, "bits of activations that meet quantized weights")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
   app.add_option("--save", o.save, "file for this run's predictions, to compare others with");
   app.add_option("--reference", o.reference, "file of an earlier --save: also print how far this run is from it");
   app.add_flag("--json", o.json, "print JSON");

@@ -99,6 +99,7 @@ Json to_json(const Record& record) {
       {"backend", record.info.backend},
       {"cpu_level", record.cpu_level},
       {"exact", record.exact},
+      {"activation_bits", record.activation_bits},
       {"model_filename", record.model_filename},
       {"model_type", model_type(record)},
       {"model_size", record.model_bytes},

@@ -45,8 +45,13 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->transform(by_name(kCacheTypes))
       ->default_str("f16")
       ->group(engine);
-  app.add_option("--weight-cache", command.weight_cache,
-                 "Folder for files of prepared weights, which later starts map")
+  app.add_option("--weight-cache", command.weight_cache, "Folder for files of prepared weights, which later starts map")
+      ->group(engine);
+  app.add_option(
+         "--activation-bits", command.activation_bits,
+         "Bits of activations that meet quantized weights: 16, or 8: long prompts are read faster, less exactly")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str()
       ->group(engine);
 
   const std::string sampling = "Sampling (default: what the model's makers recommend)";
@@ -96,6 +101,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
   options.context_length = command.context;
   options.cache_type = command.cache_type;
   options.weight_cache = command.weight_cache;
+  options.activation_bits = command.activation_bits;
   return options;
 }
 

@@ -9,6 +9,7 @@ PACKAGES_LIBRARY=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libpcre2-d
 PACKAGES_EXAMPLES=(libcli11-dev)
 PACKAGES_TESTS=(catch2 libbenchmark-dev binutils python3)
 PACKAGES_FUZZ=(clang libclang-rt-14-dev)
+PACKAGES_CACHE=(ccache)  # what several builds compile alike is compiled once
 PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_GPU=(hipcc libamdhip64-dev)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
@@ -44,13 +45,15 @@ install_packages() {
     { say "could not install these Debian packages: ${missing[*]}"; return 1; }
 }
 
+CONFIGURE_OPTIONS=()  # of every configure
+
 # configure FOLDER [CMAKE OPTION…]: configures build/FOLDER. Quiet unless it fails.
 configure() {
   local folder=$LLMINFER_ROOT/build/$1 log
   shift
   mkdir -p "$folder"
   log=$folder/configure.log
-  cmake -S "$LLMINFER_ROOT" -B "$folder" -G Ninja "$@" >"$log" 2>&1 || { cat "$log" >&2; die "CMake failed in $folder"; }
+  cmake -S "$LLMINFER_ROOT" -B "$folder" -G Ninja "${CONFIGURE_OPTIONS[@]}" "$@" >"$log" 2>&1 || { cat "$log" >&2; die "CMake failed in $folder"; }
 }
 
 # build FOLDER [TARGET…]

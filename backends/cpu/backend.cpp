@@ -24,14 +24,21 @@ constexpr const char* kLevelVariable = "LLMINFER_CPU_LEVEL";
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Level& level, bool exact, std::shared_ptr<core::Team> team, ProfileCallback on_profile)
-      : level_(level), exact_(exact), team_(std::move(team)), on_profile_(std::move(on_profile)) {}
+  CpuBackend(const Level& level, const BackendOptions& options, std::shared_ptr<core::Team> team)
+      : level_(level),
+        exact_(options.exact),
+        codes_(options.activation_bits == 8 ? kCodes8 : kCodes16),
+        team_(std::move(team)),
+        on_profile_(options.on_profile) {}
 
   std::string_view name() const noexcept override { return "cpu"; }
   std::string description() const override {
     const int threads = team_->threads();
     return std::string("cpu, level ") + level_.name + ", " + std::to_string(threads) +
-           (threads == 1 ? " thread" : " threads") + (exact_ ? ", exact" : "");
+           (threads == 1 ? " thread" : " threads") +
+           (exact_             ? ", exact"
+            : codes_.shift > 0 ? ", activations of 8 bits"
+                               : "");
   }
 
   Result<void> supports(const Program& program, std::span<const WeightType> types) override {
@@ -96,7 +103,7 @@ class CpuBackend final : public Backend {
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) override {
     return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
-      auto plan = LLMINFER_TRY(CpuPlan::make(program, std::move(weights), options, level_, exact_, team_));
+      auto plan = LLMINFER_TRY(CpuPlan::make(program, std::move(weights), options, level_, exact_, codes_, team_));
       if (on_profile_) plan->profile(on_profile_);
       return std::unique_ptr<Plan>(std::move(plan));
     });
@@ -161,6 +168,7 @@ class CpuBackend final : public Backend {
 
   const Level level_;
   const bool exact_;
+  const ActivationCodes codes_;
   const std::shared_ptr<core::Team> team_;
   const ProfileCallback on_profile_;
   WeightArena arena_;
@@ -177,6 +185,10 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options)
       return core::fail(ErrorCode::invalid_argument, "BackendOptions::threads is ", options.threads, "; expected 0 to ",
                         cpu::kMaxThreads);
     }
+    if (options.activation_bits != 8 && options.activation_bits != 16) {
+      return core::fail(ErrorCode::invalid_argument, "BackendOptions::activation_bits is ", options.activation_bits,
+                        "; expected 8 or 16");
+    }
     std::string_view level_name = options.cpu_level, option = "BackendOptions::cpu_level";
     if (level_name.empty()) {
       if (const char* forced = std::getenv(cpu::kLevelVariable)) level_name = forced, option = cpu::kLevelVariable;
@@ -184,8 +196,7 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options)
     const cpu::Level level = LLMINFER_TRY(cpu::choose_level(level_name, option));
     const int threads = options.threads > 0 ? options.threads : std::min(core::usable_cpus(), cpu::kMaxThreads);
     std::shared_ptr<core::Team> team = LLMINFER_TRY(core::Team::make(threads, options.executor));
-    return std::shared_ptr<Backend>(
-        std::make_shared<cpu::CpuBackend>(level, options.exact, std::move(team), options.on_profile));
+    return std::shared_ptr<Backend>(std::make_shared<cpu::CpuBackend>(level, options, std::move(team)));
   });
 }
 

@@ -23,11 +23,18 @@ enum class ActivationForm : std::uint8_t {
   words,  ///< [8 quads][4], int16: values 0, 2, 1, 3 of each quad
   pairs,  ///< as bytes, but high and low ones of 8 values in turn: [4][high [8], low [8]]
 };
-/// |code| <= kCodeLimit: the largest whose high byte, when the low one is signed, is 127.
-inline constexpr std::int32_t kCodeLimit = 127 * 257;
+/// How finely activations are quantized: code = nearest(x * limit / absmax) << shift, absmax that of the group.
+struct ActivationCodes {
+  std::int32_t limit;
+  std::int32_t shift;
+};
+/// 16 bits; the largest code is that whose high byte, when the low one is signed, is 127.
+inline constexpr ActivationCodes kCodes16{127 * 257, 0};
+/// 8 bits, with low bytes of 0, so that kernels may do without them and still give the same bits.
+inline constexpr ActivationCodes kCodes8{127, 8};
 
-/// One group of 32 values of an activation row: x ~ scale * code, scale = absmax / kCodeLimit, codes of 16 bits. The
-/// sums serve the zero points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
+/// One group of 32 values of an activation row: x ~ scale * code, |code| <= kCodes16.limit. The sums serve the zero
+/// points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
 struct alignas(32) QuantizedGroup {
   std::uint8_t codes[2 * kGroupValues];  ///< in the level's ActivationForm
   float scale;
@@ -230,6 +237,7 @@ struct ActivationView {
   std::int64_t stride;           ///< in floats
   const QuantizedGroup* groups;  ///< [rows, group_stride]; w8a8: a ByteRow at the start of each row
   std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
+  bool high_only;                ///< all codes are of kCodes8
 };
 
 /// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
@@ -238,7 +246,7 @@ struct LinearKernels {
   ActivationForm form;
   /// x // (k) -> out // (ceil(k / 32)); the tail counts as zeros. A group whose values are not all finite gets a NaN
   /// scale.
-  void (*quantize_row)(const float* x, std::int64_t k, QuantizedGroup* out);
+  void (*quantize_row)(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out);
   /// x // (k) -> out // (k): the numbers that x is rounded to, scale * (clamp(round(x / scale) + zero) - zero) or
   /// scale * E4M3(x / scale). Where a value is not finite, all that share its scale become NaN.
   void (*round_row)(const InputRounding& how, const float* x, std::int64_t k, float* out);

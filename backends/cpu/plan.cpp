@@ -114,7 +114,7 @@ CpuPlan::CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
 Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, const Level& level, bool exact,
-                                               std::shared_ptr<core::Team> team) {
+                                               ActivationCodes codes, std::shared_ptr<core::Team> team) {
   if (options.max_batch_rows < 1 || options.max_batch_rows > 1 << 20) {
     return fail(ErrorCode::invalid_argument, "PlanOptions::max_batch_rows is ", options.max_batch_rows,
                 "; expected 1 to ", 1 << 20);
@@ -131,7 +131,7 @@ Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
   std::unique_ptr<CpuPlan> plan(
       new CpuPlan(program, std::move(steps), layout, std::move(weights), options, level, std::move(team)));
   LLMINFER_TRY(plan->bind_weights(exact));
-  LLMINFER_TRY(plan->bind_inputs());
+  LLMINFER_TRY(plan->bind_inputs(codes));
   return plan;
 }
 

@@ -77,7 +77,7 @@ class CpuPlan final : public Plan {
   static Result<std::unique_ptr<CpuPlan>> make(const Program& program,
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, const Level& level, bool exact,
-                                               std::shared_ptr<core::Team> team);
+                                               ActivationCodes codes, std::shared_ptr<core::Team> team);
 
   /// From now on every pass is reported to `callback`. Throws std::bad_alloc.
   void profile(ProfileCallback callback) {
@@ -157,6 +157,7 @@ class CpuPlan final : public Plan {
     /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
     std::vector<std::pair<int, int>> of_part;
     bool rounds = false;  ///< in floats, for weights that have no use for bytes
+    ActivationCodes codes = kCodes16;
   };
   /// The same in this pass.
   struct LinearInput {
@@ -179,7 +180,7 @@ class CpuPlan final : public Plan {
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
-  Result<void> bind_inputs();
+  Result<void> bind_inputs(ActivationCodes codes);
   Result<void> bind_input(const LinearStep& step, StepInput& input) const;
   float* rounded_row(std::int64_t row) const noexcept {
     return input_rows_.memory.at<float>(0) + row * input_rows_.rounded_stride;
@@ -210,8 +211,13 @@ class CpuPlan final : public Plan {
                     Thread& thread) noexcept;
   ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,
                             Thread& thread) noexcept;
-  void quantize_row(const RowForm& form, const InputQuantization& rounding, const float* unrounded, const float* x,
-                    std::int64_t k, QuantizedGroup* to, Thread& thread) noexcept;
+  void quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
+                    const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
+                    Thread& thread) noexcept;
+  /// Of an expert's rows: what the checkpoint has rounded is not rounded again.
+  ActivationCodes codes_of(const Matrix& expert) const noexcept {
+    return expert.input().kind == InputQuantization::Kind::none ? codes_ : kCodes16;
+  }
   void add_expert_phases(const Step& step, bool selected, std::int32_t rows);
   void route(const op::Moe& op, std::int32_t token) noexcept;
   void sort_places(const Step& step, std::int32_t rows) noexcept;
@@ -245,6 +251,7 @@ class CpuPlan final : public Plan {
   std::int64_t embed_rows_ = 0;        // tokens that can be looked up
   AlignedBytes memory_;
   std::vector<StepInput> step_inputs_;  // per step; empty for all but linear ones
+  ActivationCodes codes_ = kCodes16;    // of experts' rows
   std::vector<bool> up_differs_;        // per step: some expert's up reads other rows than its gate
   InputRows input_rows_;
 

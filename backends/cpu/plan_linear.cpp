@@ -51,9 +51,10 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
   return {};
 }
 
-Result<void> CpuPlan::bind_inputs() {
+Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
   step_inputs_.resize(steps_.steps.size());
   up_differs_.resize(steps_.steps.size());
+  codes_ = codes;
   bool rounds = false, orders = false;
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
     if (const auto* moe = std::get_if<MoeStep>(&steps_.steps[i])) {
@@ -71,6 +72,8 @@ Result<void> CpuPlan::bind_inputs() {
     if (!linear) continue;
     StepInput& input = step_inputs_[i];
     LLMINFER_TRY(bind_input(*linear, input));
+    // What the checkpoint has rounded is not rounded again.
+    if (input.rounding.kind == InputQuantization::Kind::none) input.codes = codes;
     rounds = rounds || input.rounds;
     for (const RowForm& form : input.forms) orders = orders || form.order;
     input_rows_.more_forms = std::max(input_rows_.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);
@@ -138,14 +141,15 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
       QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
       QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
-      quantize_row(common.forms[f], common.rounding, unrounded, x, k, to, thread);
+      quantize_row(common.forms[f], common.rounding, common.codes, unrounded, x, k, to, thread);
     }
   }
 }
 
 /// A row in one of its quantized forms; x: the row after the rounding that the checkpoint declares, if it does.
-void CpuPlan::quantize_row(const RowForm& form, const InputQuantization& rounding, const float* unrounded,
-                           const float* x, std::int64_t k, QuantizedGroup* to, Thread& thread) noexcept {
+void CpuPlan::quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
+                           const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
+                           Thread& thread) noexcept {
   if (form.form == InputForm::bytes) {
     return level_.linear->quantize_bytes(rounding_of(rounding), unrounded, k, to);
   }
@@ -154,7 +158,7 @@ void CpuPlan::quantize_row(const RowForm& form, const InputQuantization& roundin
     for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
     x = thread.ordered;
   }
-  level_.linear->quantize_row(x, k, to);
+  level_.linear->quantize_row(x, k, codes, to);
 }
 
 /// Where the step's prepared rows lie.
@@ -162,6 +166,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
+  view.high_only = input.input->codes.shift > 0;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_rows_.rounded_stride;

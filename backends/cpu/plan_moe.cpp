@@ -152,7 +152,7 @@ void CpuPlan::gather(const Matrix& weight, const float* x, std::int32_t place, T
   } else if (floats) {
     std::memcpy(to, x, float_bytes(k));
   }
-  if (!floats) quantize_row({weight.form(), weight.order()}, rounding, unrounded, x, k, to, thread);
+  if (!floats) quantize_row({weight.form(), weight.order()}, rounding, codes_of(weight), unrounded, x, k, to, thread);
 }
 
 /// Calls f(expert, first unit, last unit, first place, last place) for a share of the work on the experts' matrices.
@@ -191,24 +191,26 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   x.group_stride = m.input_stride;
   float* const hidden = memory_.at<float>(m.hidden);
   float* const up = hidden + m.rows * m.hidden_stride;
-  void* const scratch = thread.at<std::byte>(layout_.linear);
-  const LinearKernels& kernels = *level_.linear;
+  const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
+    x.high_only = codes_of(matrix(id)).shift > 0;
+    void* const scratch = thread.at<std::byte>(layout_.linear);
+    matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch);
+  };
   if (phase.stage == ExpertStage::down) {
     return for_share(op.down, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
-      matrix(op.down[e]).multiply(kernels, first, last, x, begin, end, hidden, m.output_stride, scratch);
+      multiply(op.down[e], first, last, begin, end, hidden, m.output_stride);
     });
   }
   const bool twice = up_differs_[static_cast<std::size_t>(phase.step - steps_.steps.data())];
   const auto glu = level_.elementwise->glu[static_cast<int>(op.activation)];
   for_share(op.gate, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
-    const Matrix& gate = matrix(op.gate[e]);
     if (phase.stage == ExpertStage::gate) {
-      gate.multiply(kernels, first, last, x, begin, end, hidden, m.hidden_stride, scratch);
+      multiply(op.gate[e], first, last, begin, end, hidden, m.hidden_stride);
       if (twice) return;
     }
-    matrix(op.up[e]).multiply(kernels, first, last, x, begin, end, up, m.hidden_stride, scratch);
+    multiply(op.up[e], first, last, begin, end, up, m.hidden_stride);
     const std::int64_t feature = std::int64_t{first} * kUnitFeatures;
-    const std::int64_t count = std::min(std::int64_t{last} * kUnitFeatures, gate.rows()) - feature;
+    const std::int64_t count = std::min(std::int64_t{last} * kUnitFeatures, matrix(op.gate[e]).rows()) - feature;
     for (std::int32_t place = begin; place < end; ++place) {
       float* const y = hidden + place * m.hidden_stride + feature;
       glu(y, up + place * m.hidden_stride + feature, count, y);

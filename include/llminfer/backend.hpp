@@ -36,6 +36,7 @@ struct BackendOptions {
   int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   /// Exact mode: float arithmetic on exactly unpacked weights, no quantization of activations. Slow; the reference.
   bool exact = false;
+  int activation_bits = 16;  ///< of the CPU backend, as EngineOptions::activation_bits
   std::string
       cpu_level{};      ///< forces an instruction set level of the CPU backend ("scalar", "avx2", …); empty: the best
   Executor executor{};  ///< the host's threads; empty: the backend's own

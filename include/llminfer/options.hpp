@@ -45,7 +45,10 @@ struct EngineOptions {
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
-  bool mmap = true;         ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
+  /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
+  /// further from exact mode (README, "Speed"). A checkpoint that says how to quantize activations is obeyed instead.
+  int activation_bits = 16;
+  bool mmap = true;  ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
   /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one,
   /// as large as the weights are in memory, and later loads, with any number of threads and at any CPU level, map it:
   /// they start sooner, and processes share the memory. Files are never deleted. One that cannot be written or read is

@@ -55,6 +55,7 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
   BackendOptions backend;
   backend.threads = options.threads;
   backend.exact = options.exact;
+  backend.activation_bits = options.activation_bits;
   backend.cpu_level = options.cpu_level;
   backend.executor = options.executor;
   return make_cpu_backend(backend);

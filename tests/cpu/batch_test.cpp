@@ -47,6 +47,22 @@ TEST_CASE("chunks, threads and pages do not change a bit") {
   }
 }
 
+TEST_CASE("with activations of 8 bits, too, and they are other bits than those of 16") {
+  const Model model = make_model(make_program(kGrouped), WeightType::q4_1);
+  const auto tokens = random_tokens(150, kGrouped.vocab);
+  BackendOptions options = options_of("scalar", 1);
+  const auto sixteen = Driver(model, options, CacheType::f16).feed(tokens, {150});
+  options.activation_bits = 8;
+  const auto expected = Driver(model, options, CacheType::f16).feed(tokens, {150});
+  CHECK_FALSE(same_bits(expected, sixteen));
+  for (const std::string& level : cpu_levels()) {
+    CAPTURE(level);
+    options.cpu_level = level;
+    Driver driver(model, options, CacheType::f16);
+    CHECK(same_bits(driver.feed(tokens, {40, 1, 7, 102}), expected));
+  }
+}
+
 TEST_CASE("a long context that is split over threads gives the same bits") {
   const Model model = make_model(make_program(kGrouped), WeightType::q8_0);
   const auto tokens = random_tokens(1500, kGrouped.vocab);

@@ -27,55 +27,58 @@ TEST_CASE("activations are quantized alike on all levels") {
     x[64 + i] *= 1e-36f;                        // too small for a scale
     x[96 + i] *= 1e36f;
   }
-  x[32] = static_cast<float>(cpu::kCodeLimit);
+  x[32] = static_cast<float>(cpu::kCodes16.limit);
   x[128 + 5] = kInf;
   x[160 + 31] = -kInf;
   x[192] = kNan;
   x[224] = std::numeric_limits<float>::max();
   x[256 + 17] = -std::numeric_limits<float>::max();
-  std::vector<cpu::QuantizedGroup> expected(13);
-  levels()[0]->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), expected.data());
+  for (const cpu::ActivationCodes codes : {cpu::kCodes16, cpu::kCodes8}) {
+    std::vector<cpu::QuantizedGroup> expected(13);
+    levels()[0]->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), codes, expected.data());
 
-  for (std::size_t g = 0; g < expected.size(); ++g) {
-    INFO("group " << g);
-    const cpu::QuantizedGroup& q = expected[g];
-    int sum[2] = {0, 0};
-    float absmax = 0.0f;
-    for (std::size_t i = 0; i < 32; ++i) {
-      sum[i / 16] += code_of(q, levels()[0]->form, i);
-      const float value = g * 32 + i < x.size() ? x[g * 32 + i] : 0.0f;
-      absmax = std::isfinite(value) ? std::max(absmax, std::abs(value)) : kInf;
-      if (absmax == kInf) break;
-    }
-    if (absmax == kInf) {
-      REQUIRE(std::isnan(q.scale));
-      continue;
-    }
-    REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / static_cast<float>(cpu::kCodeLimit)));
-    for (std::size_t i = 0; i < 32 && g * 32 + i < x.size(); ++i) {
-      REQUIRE(std::abs(static_cast<double>(code_of(q, levels()[0]->form, i)) * q.scale - x[g * 32 + i]) <=
-              0.51 * q.scale + 1e-30);
-    }
-    REQUIRE(q.minus_half_sum[0] == -sum[0]);
-    REQUIRE(q.minus_half_sum[1] == -sum[1]);
-    REQUIRE(q.minus_sum == -sum[0] - sum[1]);
-    REQUIRE(q.scaled_sum == q.scale * static_cast<float>(sum[0] + sum[1]));
-    REQUIRE(q.scaled_half_sum[0] == q.scale * static_cast<float>(sum[0]));
-    REQUIRE(q.scaled_half_sum[1] == q.scale * static_cast<float>(sum[1]));
-  }
-  for (const auto* level : levels()) {
-    INFO(level->level);
-    std::vector<cpu::QuantizedGroup> got(13);
-    level->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), got.data());
-    for (std::size_t g = 0; g < got.size(); ++g) {
+    for (std::size_t g = 0; g < expected.size(); ++g) {
       INFO("group " << g);
+      const cpu::QuantizedGroup& q = expected[g];
+      int sum[2] = {0, 0};
+      float absmax = 0.0f;
       for (std::size_t i = 0; i < 32; ++i) {
-        REQUIRE(code_of(got[g], level->form, i) == code_of(expected[g], levels()[0]->form, i));
+        sum[i / 16] += code_of(q, levels()[0]->form, i);
+        const float value = g * 32 + i < x.size() ? x[g * 32 + i] : 0.0f;
+        absmax = std::isfinite(value) ? std::max(absmax, std::abs(value)) : kInf;
+        if (absmax == kInf) break;
       }
-      if (std::isnan(expected[g].scale)) {
-        REQUIRE(std::isnan(got[g].scale));
-      } else {  // what follows the codes
-        REQUIRE(std::memcmp(&got[g].scale, &expected[g].scale, sizeof got[g] - sizeof got[g].codes) == 0);
+      if (absmax == kInf) {
+        REQUIRE(std::isnan(q.scale));
+        continue;
+      }
+      REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / static_cast<float>(codes.limit << codes.shift)));
+      for (std::size_t i = 0; i < 32; ++i) REQUIRE(code_of(q, levels()[0]->form, i) % (1 << codes.shift) == 0);
+      for (std::size_t i = 0; i < 32 && g * 32 + i < x.size(); ++i) {
+        REQUIRE(std::abs(static_cast<double>(code_of(q, levels()[0]->form, i)) * q.scale - x[g * 32 + i]) <=
+                (0.51 * (1 << codes.shift)) * q.scale + 1e-30);
+      }
+      REQUIRE(q.minus_half_sum[0] == -sum[0]);
+      REQUIRE(q.minus_half_sum[1] == -sum[1]);
+      REQUIRE(q.minus_sum == -sum[0] - sum[1]);
+      REQUIRE(q.scaled_sum == q.scale * static_cast<float>(sum[0] + sum[1]));
+      REQUIRE(q.scaled_half_sum[0] == q.scale * static_cast<float>(sum[0]));
+      REQUIRE(q.scaled_half_sum[1] == q.scale * static_cast<float>(sum[1]));
+    }
+    for (const auto* level : levels()) {
+      INFO(level->level);
+      std::vector<cpu::QuantizedGroup> got(13);
+      level->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), codes, got.data());
+      for (std::size_t g = 0; g < got.size(); ++g) {
+        INFO("group " << g);
+        for (std::size_t i = 0; i < 32; ++i) {
+          REQUIRE(code_of(got[g], level->form, i) == code_of(expected[g], levels()[0]->form, i));
+        }
+        if (std::isnan(expected[g].scale)) {
+          REQUIRE(std::isnan(got[g].scale));
+        } else {  // what follows the codes
+          REQUIRE(std::memcmp(&got[g].scale, &expected[g].scale, sizeof got[g] - sizeof got[g].codes) == 0);
+        }
       }
     }
   }

@@ -62,7 +62,8 @@ struct Rows {
   cpu::ActivationView view;
 };
 
-inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu::LinearKernels& kernels) {
+inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu::LinearKernels& kernels,
+                        cpu::ActivationCodes codes = cpu::kCodes16) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   Rows r;
@@ -71,9 +72,9 @@ inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, con
   for (float& f : r.f32) f = normal(random);
   r.groups.resize(static_cast<std::size_t>(rows * group_stride));
   for (std::int32_t i = 0; i < rows; ++i) {
-    kernels.quantize_row(r.f32.data() + i * stride, cols, r.groups.data() + i * group_stride);
+    kernels.quantize_row(r.f32.data() + i * stride, cols, codes, r.groups.data() + i * group_stride);
   }
-  r.view = {r.f32.data(), stride, r.groups.data(), group_stride};
+  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.shift > 0};
   return r;
 }
 

@@ -81,6 +81,28 @@ TEST_CASE("all levels give the bits of the scalar kernels") {
   }
 }
 
+TEST_CASE(
+    "activations of 8 bits: the bits of the scalar kernels on all levels, which need not use that low bytes are 0") {
+  const auto& scalar = *levels()[0];
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const std::int64_t cols = at_least_a_block(type, 576);
+    const auto packed = pack(random_weight(type, 50, cols, 25));
+    const auto expected = multiply(scalar, *packed, random_rows(33, cols, 26, scalar, cpu::kCodes8), 33);
+    for (const auto* level : levels()) {
+      Rows x = random_rows(33, cols, 26, *level, cpu::kCodes8);
+      for (const bool high_only : {true, false}) {
+        x.view.high_only = high_only;
+        for (const std::int32_t m : {1, 7, 8, 9, 33}) {
+          INFO(llminfer::weight_type_info(type).name << " on " << level->level << ", M = " << m);
+          const std::vector<float> first(expected.begin(), expected.begin() + m * (50 + 5));
+          REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("the split of a call into panels and rows changes no bit") {
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
@@ -159,16 +181,18 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
         }
       }
       const auto packed = pack(w);
-      for (const float sign : {1.0f, -1.0f}) {
+      for (const auto& [sign, codes] :
+           {std::pair{1.0f, cpu::kCodes16}, {-1.0f, cpu::kCodes16}, {-1.0f, cpu::kCodes8}}) {
         std::vector<float> expected;
         for (const auto* level : levels()) {
-          Rows x = random_rows(5, cols, 10, *level);
+          Rows x = random_rows(9, cols, 10, *level, codes);
           for (float& f : x.f32) f = sign;
-          for (int m = 0; m < 5; ++m) {
-            level->quantize_row(x.f32.data() + m * x.view.stride, cols, x.groups.data() + m * x.view.group_stride);
+          for (int m = 0; m < 9; ++m) {
+            level->quantize_row(x.f32.data() + m * x.view.stride, cols, codes,
+                                x.groups.data() + m * x.view.group_stride);
           }
-          if (expected.empty()) expected = multiply(*level, *packed, x, 5);
-          for (const std::int32_t m : {1, 5}) {
+          if (expected.empty()) expected = multiply(*level, *packed, x, 9);
+          for (const std::int32_t m : {1, 9}) {
             INFO(info.name << " of " << fill << " on " << level->level);
             const std::vector<float> first(expected.begin(), expected.begin() + m * (w.rows + 5));
             REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
@@ -228,7 +252,7 @@ TEST_CASE("a value that is not finite reaches the result") {
   for (const auto* level : levels()) {
     Rows x = random_rows(2, 64, 13, *level);
     x.f32[40] = std::numeric_limits<float>::quiet_NaN();
-    level->quantize_row(x.f32.data(), 64, x.groups.data());
+    level->quantize_row(x.f32.data(), 64, cpu::kCodes16, x.groups.data());
     const std::vector<float> out = multiply(*level, *packed, x, 2);
     REQUIRE(std::isnan(out[3]));
     REQUIRE(std::isfinite(out[16 + 5 + 3]));

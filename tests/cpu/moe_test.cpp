@@ -219,6 +219,24 @@ TEST_CASE("mixtures: columns in an order of their own, and inputs that are round
   }
 }
 
+TEST_CASE("mixtures: activations of 8 bits") {
+  const Model model = make_model(make_mixture({.experts = 6, .used = 2, .normalize = true}), WeightType::q8_0, 2);
+  const auto tokens = random_tokens(20, model.program.vocab_size);
+  const Oracle oracle(model, tokens);
+  std::vector<float> expected;
+  for (const std::string& level : cpu_levels()) {
+    CAPTURE(level);
+    BackendOptions options = options_of(level, 2);
+    options.activation_bits = 8;
+    Driver driver(model, options, CacheType::f32);
+    const auto logits = driver.feed(tokens, {13, 1});
+    if (expected.empty()) expected = logits;
+    CHECK(same_bits(logits, expected));
+    CHECK(nmse(logits, oracle.logits()) > 1e-7);  // of 16 bits: below
+    CHECK(nmse(logits, oracle.logits()) < 1e-2);
+  }
+}
+
 TEST_CASE("mixtures: a profile counts the experts that were read") {
   const Mixture mixture{.experts = 6, .used = 2, .layers = 1};
   const Model model = make_model(make_mixture(mixture), WeightType::q8_0);

@@ -1,6 +1,6 @@
 // The CPU backend against a double-precision interpreter, on every level that this machine has.
-#include <catch2/catch.hpp>
 #include <algorithm>
+#include <catch2/catch.hpp>
 #include <cstdlib>
 #include <iostream>
 
@@ -228,4 +228,7 @@ TEST_CASE("the forced level is the level that runs") {
   CHECK(variable.error().message.find("LLMINFER_CPU_LEVEL") != std::string::npos);
   CHECK(make_cpu_backend(options_of("", false, -1)).error().code == ErrorCode::invalid_argument);
   CHECK(make_cpu_backend(options_of("", false, 1 << 20)).error().code == ErrorCode::invalid_argument);
+  BackendOptions bits;
+  bits.activation_bits = 4;
+  CHECK(make_cpu_backend(bits).error().message.find("activation_bits is 4") != std::string::npos);
 }

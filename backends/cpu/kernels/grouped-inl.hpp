@@ -13,6 +13,11 @@ struct Columns {
   int lane[V];  ///< first lane of the vector in its panel, a multiple of kLanes
 };
 
+/// The second of a step's two multiplications is that of the low bytes.
+constexpr bool kHighParts = kForm == ActivationForm::bytes;
+/// From so many rows of 8-bit activations on, weights are unpacked into slices.
+constexpr int kHighSliceRows = 8;
+
 constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
 static_assert(kTilePanels >= 1);
 
@@ -108,8 +113,8 @@ struct PanelReader {
 /// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
 constexpr int kSliceGroups = kSuperGroups;
 
-/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with one
-/// of 128, and float scales. So few kernels serve all shapes.
+/// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with
+/// one of 128, and float scales. So few kernels serve all shapes.
 constexpr PanelShape slice_shape(PanelShape s) {
   const bool zero = kForm != ActivationForm::words && !kSignedCodes;
   return {8, s.group, zero ? 128 : 0, false, s.minimum, PanelScale::f32};
@@ -171,8 +176,9 @@ template <PanelShape s>
   }
 }
 
-/// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group.
-template <PanelShape s, int M, class Reader>
+/// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group. kHigh: low bytes of
+/// activations are 0, and are not multiplied.
+template <PanelShape s, int M, bool kHigh, class Reader>
 [[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
                                                 std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
   constexpr int V = kTileVectors, H = halves(s), kHalfSteps = kSteps / H;
@@ -192,7 +198,7 @@ template <PanelShape s, int M, class Reader>
           unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value].start(start); });
         });
       }
-      unroll<2>([&](auto p) __attribute__((always_inline)) {
+      unroll<kHigh ? 1 : 2>([&](auto p) __attribute__((always_inline)) {
         Bytes c[V];
         unroll<V>([&](auto v)
                       __attribute__((always_inline)) { c[v.value] = w.template code<i.value, p.value>(v.value); });
@@ -275,7 +281,7 @@ template <int M, int V>
 }
 
 /// One tile over some groups; with `resume` the output holds the sums of the groups before.
-template <PanelShape s, int M, class Reader>
+template <PanelShape s, int M, bool kHigh, class Reader>
 [[gnu::noinline]] void grouped_rows(Reader w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                                     const Output& out, bool resume) {
   Floats acc[M][kTileVectors];
@@ -286,19 +292,19 @@ template <PanelShape s, int M, class Reader>
       acc[i.value / kTileVectors][i.value % kTileVectors] = zero_floats();
     });
   }
-  grouped_tile<s, M>(w, groups, x, x_stride, acc);
+  grouped_tile<s, M, kHigh>(w, groups, x, x_stride, acc);
   store_tile<M, kTileVectors>(acc, out);
 }
 
 /// All rows, in tiles of nearly equal height.
-template <PanelShape s, class Reader>
+template <PanelShape s, bool kHigh, class Reader>
 void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                       std::int32_t rows, Output out, bool resume) {
   for (std::int32_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
     const std::int32_t height = (rows + tiles - 1) / tiles;
     unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
       constexpr int M = m.value + 1;
-      if (height == M) grouped_rows<s, M, Reader>(w, groups, x, x_stride, out, resume);
+      if (height == M) grouped_rows<s, M, kHigh, Reader>(w, groups, x, x_stride, out, resume);
     });
     rows -= height;
     x += height * x_stride;
@@ -315,6 +321,7 @@ template <PanelShape s>
                                       std::int64_t out_stride, std::uint8_t* slice) {
   const std::int64_t groups = w.cols / kGroupValues;
   const std::int32_t rows = row_end - row_begin;
+  const bool high = kHighParts && x.high_only;
   const QuantizedGroup* const first_row = x.groups + row_begin * x.group_stride;
   const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
   const std::int32_t block = fit < 32 ? 32 : fit;
@@ -330,18 +337,21 @@ template <PanelShape s>
       const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
       const Output to{out + (row_begin + begin) * out_stride, out_stride, std::int64_t{p} * kPanelRows,
                       end < w.rows ? end : w.rows};
-      if constexpr (slice_rows(s) < kNever) {
-        if (rows >= slice_rows(s)) {
-          constexpr PanelShape kShape = slice_shape(s);
-          for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
-            const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
-            fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-            grouped_all_rows<kShape>(SliceReader<kShape>{slice}, some, in + g, x.group_stride, count, to, g > 0);
-          }
-          continue;
+      if (rows < (high ? kHighSliceRows : slice_rows(s))) {
+        grouped_all_rows<s, false>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
+        continue;
+      }
+      constexpr PanelShape kShape = slice_shape(s);
+      const SliceReader<kShape> reader{slice};
+      for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
+        const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
+        fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+        if (high) {
+          grouped_all_rows<kShape, kHighParts>(reader, some, in + g, x.group_stride, count, to, g > 0);
+        } else {
+          grouped_all_rows<kShape, false>(reader, some, in + g, x.group_stride, count, to, g > 0);
         }
       }
-      grouped_all_rows<s>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
     }
   }
 }

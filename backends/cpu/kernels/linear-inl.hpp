@@ -46,12 +46,12 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
   });
 }
 
-void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) {
-  for (; k >= kGroupValues; k -= kGroupValues, x += kGroupValues) quantize_group(x, out++);
+void quantize_row(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out) {
+  for (; k >= kGroupValues; k -= kGroupValues, x += kGroupValues) quantize_group(x, codes, out++);
   if (k > 0) {
     float tail[kGroupValues] = {};
     for (int i = 0; i < k; ++i) tail[i] = x[i];
-    quantize_group(tail, out);
+    quantize_group(tail, codes, out);
   }
 }
 

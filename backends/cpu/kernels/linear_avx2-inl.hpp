@@ -1,6 +1,8 @@
 // Vector operations of the linear kernels on AVX2 with FMA and F16C, and with AVX-VNNI where the file is compiled for
 // it: one vector is 8 of the 16 rows of a panel. Included inside the level's namespace.
 
+#include "group_scale-inl.hpp"
+
 namespace {
 
 constexpr int kLanes = 8;
@@ -139,7 +141,7 @@ using WordSums = Ints;
 }
 
 // Quantization of one group of 32; see linear_scalar-inl.hpp.
-void quantize_group(const float* x, QuantizedGroup* out) {
+void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) {
   __m256 v[4];
   __m256i most = _mm256_setzero_si256();
   for (int i = 0; i < 4; ++i) {
@@ -149,14 +151,14 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
   m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
   m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
-  const std::int32_t bits = _mm_cvtsi128_si32(m);
-  const float absmax = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000;
-  const bool zero = !finite || absmax < 1e-30f;
-  const __m256 inverse = _mm256_set1_ps(zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax);
-  const __m256i live = _mm256_set1_epi32(zero ? 0 : -1);
+  const GroupScale s = group_scale(static_cast<std::uint32_t>(_mm_cvtsi128_si32(m)), codes);
+  const __m256 inverse = _mm256_set1_ps(s.inverse);
+  const __m256i live = _mm256_set1_epi32(s.zero ? 0 : -1);
+  const __m128i shift = _mm_cvtsi32_si128(codes.shift);
   __m256i code[4];
-  for (int i = 0; i < 4; ++i) code[i] = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), live);
+  for (int i = 0; i < 4; ++i) {
+    code[i] = _mm256_sll_epi32(_mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse)), live), shift);
+  }
   auto* const to = reinterpret_cast<__m256i*>(out->codes);
   // Packing works within 128-bit halves; the permutations restore the order.
 #ifdef __AVXVNNI__
@@ -179,14 +181,7 @@ void quantize_group(const float* x, QuantizedGroup* out) {
 #endif
   const std::int32_t sum_a = sum_of(_mm256_add_epi32(code[0], code[1]));
   const std::int32_t sum_b = sum_of(_mm256_add_epi32(code[2], code[3]));
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
-  out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
-  out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
-  out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);
-  out->minus_sum = -(sum_a + sum_b);
-  out->minus_half_sum[0] = -sum_a;
-  out->minus_half_sum[1] = -sum_b;
-  out->unused = 0;
+  finish_group(s, sum_a, sum_b, out);
 }
 
 float dot_row(const float* w, const float* x, std::int64_t k) {

@@ -1,6 +1,8 @@
 // Vector operations of the linear kernels on AVX-512 (F, BW, DQ, VL), with VNNI where the file is compiled for it: one
 // vector is the 16 rows of a panel. Included inside the level's namespace.
 
+#include "group_scale-inl.hpp"
+
 namespace {
 
 constexpr int kLanes = 16;
@@ -128,20 +130,19 @@ using WordSums = Ints;
 #endif
 
 // Quantization of one group of 32; see linear_scalar-inl.hpp.
-void quantize_group(const float* x, QuantizedGroup* out) {
+void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) {
   const __m512 a = _mm512_loadu_ps(x);
   const __m512 b = _mm512_loadu_ps(x + 16);
   const __m512i sign = _mm512_set1_epi32(0x7fffffff);
   const __m512i absolute =
       _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), sign), _mm512_and_si512(_mm512_castps_si512(b), sign));
   const std::int32_t bits = _mm512_reduce_max_epi32(absolute);
-  const float absmax = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000;
-  const bool zero = !finite || absmax < 1e-30f;
-  const __m512 inverse = _mm512_set1_ps(zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax);
-  const __mmask16 live = zero ? 0 : 0xffff;
-  const __m512i code_a = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(a, inverse));
-  const __m512i code_b = _mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(b, inverse));
+  const GroupScale s = group_scale(static_cast<std::uint32_t>(bits), codes);
+  const __m512 inverse = _mm512_set1_ps(s.inverse);
+  const __mmask16 live = s.zero ? 0 : 0xffff;
+  const __m128i shift = _mm_cvtsi32_si128(codes.shift);
+  const __m512i code_a = _mm512_sll_epi32(_mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(a, inverse)), shift);
+  const __m512i code_b = _mm512_sll_epi32(_mm512_maskz_cvtps_epi32(live, _mm512_mul_ps(b, inverse)), shift);
 #ifdef __AVX512VNNI__
   const __m512i half = _mm512_set1_epi32(128);
   const __m512i high_a = _mm512_srai_epi32(_mm512_add_epi32(code_a, half), 8);
@@ -158,14 +159,7 @@ void quantize_group(const float* x, QuantizedGroup* out) {
 #endif
   const std::int32_t sum_a = _mm512_reduce_add_epi32(code_a);
   const std::int32_t sum_b = _mm512_reduce_add_epi32(code_b);
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
-  out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
-  out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
-  out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);
-  out->minus_sum = -(sum_a + sum_b);
-  out->minus_half_sum[0] = -sum_a;
-  out->minus_half_sum[1] = -sum_b;
-  out->unused = 0;
+  finish_group(s, sum_a, sum_b, out);
 }
 
 float dot_row(const float* w, const float* x, std::int64_t k) {

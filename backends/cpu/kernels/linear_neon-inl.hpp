@@ -2,6 +2,8 @@
 // products (i8mm, Armv8.6) where the file is compiled for them: one vector is 4 of the 16 rows of a panel. Included
 // inside the level's namespace.
 
+#include "group_scale-inl.hpp"
+
 namespace {
 
 constexpr int kLanes = 4;
@@ -152,21 +154,19 @@ struct WordSums {
 #endif
 
 // Quantization of one group of 32; see linear_scalar-inl.hpp.
-void quantize_group(const float* x, QuantizedGroup* out) {
+void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) {
   float32x4_t v[8];
   uint32x4_t most = vdupq_n_u32(0);
   for (int i = 0; i < 8; ++i) {
     v[i] = vld1q_f32(x + i * 4);
     most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffff)));
   }
-  const std::uint32_t bits = vmaxvq_u32(most);
-  const float absmax = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000;
-  const bool zero = !finite || absmax < 1e-30f;
-  const float inverse = zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax;
+  const GroupScale s = group_scale(vmaxvq_u32(most), codes);
+  const int32x4_t shift = vdupq_n_s32(codes.shift);
   int32x4_t code[8];
-  for (int i = 0; i < 8; ++i)
-    code[i] = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));  // infinity * 0 is NaN and becomes 0
+  for (int i = 0; i < 8; ++i) {  // infinity * 0 is NaN and becomes 0
+    code[i] = vshlq_s32(vcvtnq_s32_f32(vmulq_n_f32(v[i], s.inverse)), shift);
+  }
   for (int i = 0; i < 4; ++i) {
     const int16x8_t words = vcombine_s16(vmovn_s32(code[2 * i]), vmovn_s32(code[2 * i + 1]));
 #if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8)
@@ -186,14 +186,7 @@ void quantize_group(const float* x, QuantizedGroup* out) {
   }
   const std::int32_t sum_a = vaddvq_s32(vaddq_s32(vaddq_s32(code[0], code[1]), vaddq_s32(code[2], code[3])));
   const std::int32_t sum_b = vaddvq_s32(vaddq_s32(vaddq_s32(code[4], code[5]), vaddq_s32(code[6], code[7])));
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
-  out->scaled_sum = out->scale * static_cast<float>(sum_a + sum_b);
-  out->scaled_half_sum[0] = out->scale * static_cast<float>(sum_a);
-  out->scaled_half_sum[1] = out->scale * static_cast<float>(sum_b);
-  out->minus_sum = -(sum_a + sum_b);
-  out->minus_half_sum[0] = -sum_a;
-  out->minus_half_sum[1] = -sum_b;
-  out->unused = 0;
+  finish_group(s, sum_a, sum_b, out);
 }
 
 float dot_row(const float* w, const float* x, std::int64_t k) {

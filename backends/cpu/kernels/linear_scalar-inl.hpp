@@ -13,43 +13,36 @@
 #include "panel_read-inl.hpp"
 //
 #include "row_scale-inl.hpp"
+//
+#include "group_scale-inl.hpp"
 
 namespace {
 
-void quantize_group(const float* x, QuantizedGroup* out) {
-  std::uint32_t bits = 0;  // of the largest absolute value: integers order as floats do, NaN above all
+void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) {
+  std::uint32_t bits = 0;
   for (int i = 0; i < kGroupValues; ++i) {
     const std::uint32_t b = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
     if (b > bits) bits = b;
   }
-  const float absmax = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000u;
-  const bool zero = !finite || absmax < 1e-30f;
-  const float inverse = zero ? 0.0f : static_cast<float>(kCodeLimit) / absmax;
+  const GroupScale s = group_scale(bits, codes);
   std::int32_t half[2] = {0, 0};
   for (int i = 0; i < kGroupValues; ++i) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
-    const std::int32_t code = zero ? 0 : static_cast<std::int32_t>((x[i] * inverse + kRound) - kRound);
+    const std::int32_t nearest = s.zero ? 0 : static_cast<std::int32_t>((x[i] * s.inverse + kRound) - kRound);
+    const std::int32_t code = nearest * (1 << codes.shift);
     out->codes[i] = static_cast<std::uint8_t>((code + 128) >> 8);
     out->codes[kGroupValues + i] = static_cast<std::uint8_t>(code);
     half[i / 16] += code;
   }
-  out->scale = !finite ? __builtin_nanf("") : zero ? 0.0f : absmax / static_cast<float>(kCodeLimit);
-  for (int h = 0; h < 2; ++h) {
-    out->scaled_half_sum[h] = out->scale * static_cast<float>(half[h]);
-    out->minus_half_sum[h] = -half[h];
-  }
-  out->scaled_sum = out->scale * static_cast<float>(half[0] + half[1]);
-  out->minus_sum = -(half[0] + half[1]);
-  out->unused = 0;
+  finish_group(s, half[0], half[1], out);
 }
 
-void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) {
-  for (; k >= kGroupValues; k -= kGroupValues, x += kGroupValues) quantize_group(x, out++);
+void quantize_row(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out) {
+  for (; k >= kGroupValues; k -= kGroupValues, x += kGroupValues) quantize_group(x, codes, out++);
   if (k > 0) {
     float tail[kGroupValues] = {};
     for (int i = 0; i < k; ++i) tail[i] = x[i];
-    quantize_group(tail, out);
+    quantize_group(tail, codes, out);
   }
 }
 
@@ -129,7 +122,8 @@ float grouped_output(const PanelShape& shape, std::int64_t groups, const std::ui
     float t = 0.0f;
     for (int h = 0; h < halves; ++h) {
       std::int32_t dot = shape.zero * (halves == 1 ? x->minus_sum : x->minus_half_sum[h]);
-      for (int i = h * shape.group; i < (h + 1) * shape.group; ++i) dot += codes[g * kGroupValues + i] * activation_code(*x, i);
+      for (int i = h * shape.group; i < (h + 1) * shape.group; ++i)
+        dot += codes[g * kGroupValues + i] * activation_code(*x, i);
       const float scale = scales[g * halves + h];
       t = h == 0 ? scale * static_cast<float>(dot) : __builtin_fmaf(scale, static_cast<float>(dot), t);
     }

@@ -67,28 +67,31 @@ constexpr TileConfig tile_config() {
   return config;
 }
 
-/// `sums` = group *x of 16 rows, stride bytes apart, times `codes` [8 quads, Slice::kQuad apart][16][4].
-template <PanelShape s, int Turn>
+/// `sums` = group *x of 16 rows, stride bytes apart, times `codes` [8 quads, Slice::kQuad apart][16][4]. kHigh: low
+/// bytes of activations are 0, and are not multiplied.
+template <PanelShape s, int Turn, bool kHigh>
 [[gnu::always_inline]] inline void multiply_group(const QuantizedGroup* x, std::int64_t stride,
                                                   const std::uint8_t* codes, TileSums& sums) {
   unroll<halves(s)>([&](auto half) __attribute__((always_inline)) {
     constexpr int h = half.value, kSet = halves(s) == 2 ? h : Turn;
-    constexpr int kHigh = kHighSums + kSet, kLow = kLowSums + kSet, kRight = kCodes + kSet;
+    constexpr int kHighSum = kHighSums + kSet, kLow = kLowSums + kSet, kRight = kCodes + kSet;
     constexpr std::int64_t kSumRow = sizeof sums.high[0][0], kQuad = TileSlice<s>::kQuad;
     Tiles::load<kRight>(codes + h * (s.group / 4) * kQuad, kQuad);
     Tiles::load<kHighBytes>(x->codes + h * s.group, stride);
-    Tiles::zero<kHigh>();
-    Tiles::add_products<kHigh, kHighBytes, kRight>();
-    Tiles::load<kLowBytes>(x->codes + kGroupValues + h * s.group, stride);
-    Tiles::zero<kLow>();
-    Tiles::add_products<kLow, kLowBytes, kRight>();
-    Tiles::store<kHigh>(sums.high[h], kSumRow);
-    Tiles::store<kLow>(sums.low[h], kSumRow);
+    Tiles::zero<kHighSum>();
+    Tiles::add_products<kHighSum, kHighBytes, kRight>();
+    if constexpr (!kHigh) {
+      Tiles::load<kLowBytes>(x->codes + kGroupValues + h * s.group, stride);
+      Tiles::zero<kLow>();
+      Tiles::add_products<kLow, kLowBytes, kRight>();
+    }
+    Tiles::store<kHighSum>(sums.high[h], kSumRow);
+    if constexpr (!kHigh) Tiles::store<kLow>(sums.low[h], kSumRow);
   });
 }
 
 /// acc [16 rows][one panel] += the sums of group *x of each row, with all scales. `scales` of this panel.
-template <PanelShape s>
+template <PanelShape s, bool kHigh>
 [[gnu::always_inline]] inline void add_group(const TileSums& sums, const std::uint8_t* scales, const QuantizedGroup* x,
                                              std::int64_t x_stride, Floats (&acc)[kTokens][kPanelVectors]) {
   using Slice = TileSlice<s>;
@@ -106,9 +109,9 @@ template <PanelShape s>
       const QuantizedGroup& row = x[m.value * x_stride];
       Floats t, &sum = acc[m.value][v.value];
       unroll<H>([&](auto h) __attribute__((always_inline)) {
-        const Ints high = load_ints(sums.high[h.value][m.value] + v.value * kLanes);
-        const Ints low = load_ints(sums.low[h.value][m.value] + v.value * kLanes);
-        const Floats d = to_floats(add_ints(shift_ints<8>(high), low));
+        Ints dot = shift_ints<8>(load_ints(sums.high[h.value][m.value] + v.value * kLanes));
+        if constexpr (!kHigh) dot = add_ints(dot, load_ints(sums.low[h.value][m.value] + v.value * kLanes));
+        const Floats d = to_floats(dot);
         t = h.value == 0 ? multiply(scale[h.value], d) : fma(scale[h.value], d, t);
       });
       sum = fma(t, fill_float(row.scale), sum);
@@ -124,7 +127,7 @@ template <PanelShape s>
 
 /// 16 rows, of which `rows` are stored, times one panel of a slice; with `resume` the output holds the sums of the
 /// groups before. `slice` points at the panel's codes.
-template <PanelShape s>
+template <PanelShape s, bool kHigh>
 [[gnu::noinline]] void multiply_panel(const std::uint8_t* slice, int groups, const QuantizedGroup* x,
                                       std::int64_t x_stride, int rows, const Output& out, bool resume) {
   using Slice = TileSlice<s>;
@@ -138,13 +141,13 @@ template <PanelShape s>
                                 : zero_floats();
   });
   const std::int64_t stride = x_stride * std::int64_t{sizeof(QuantizedGroup)};
-  multiply_group<s, 0>(x, stride, slice, sums[0]);
+  multiply_group<s, 0, kHigh>(x, stride, slice, sums[0]);
   for (int g = 0; g < groups; ++g, ++x, slice += Slice::kGroup) {
     if (g + 1 < groups) {
-      if (g % 2 == 0) multiply_group<s, 1>(x + 1, stride, slice + Slice::kGroup, sums[1]);
-      if (g % 2 == 1) multiply_group<s, 0>(x + 1, stride, slice + Slice::kGroup, sums[0]);
+      if (g % 2 == 0) multiply_group<s, 1, kHigh>(x + 1, stride, slice + Slice::kGroup, sums[1]);
+      if (g % 2 == 1) multiply_group<s, 0, kHigh>(x + 1, stride, slice + Slice::kGroup, sums[0]);
     }
-    add_group<s>(sums[g % 2], slice + Slice::kScales, x, x_stride, acc);
+    add_group<s, kHigh>(sums[g % 2], slice + Slice::kScales, x, x_stride, acc);
   }
   unroll<kTokens * kPanelVectors>([&](auto i) __attribute__((always_inline)) {
     constexpr int m = i.value / kPanelVectors, v = i.value % kPanelVectors;
@@ -203,7 +206,9 @@ template <PanelShape s>
           }
           for (std::int32_t i = 0; i < panels; ++i) {
             const Output to{out + row * out_stride, out_stride, std::int64_t{p + i} * kPanelRows, w.rows};
-            multiply_panel<slice_shape(s)>(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
+            const auto multiply =
+                x.high_only ? multiply_panel<slice_shape(s), true> : multiply_panel<slice_shape(s), false>;
+            multiply(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
           }
         }
       }
@@ -231,7 +236,9 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
   }
 }
 
-void quantize_row(const float* x, std::int64_t k, QuantizedGroup* out) { few_rows_kernels().quantize_row(x, k, out); }
+void quantize_row(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out) {
+  few_rows_kernels().quantize_row(x, k, codes, out);
+}
 
 void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
   few_rows_kernels().round_row(how, x, k, out);
