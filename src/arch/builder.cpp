@@ -119,10 +119,12 @@ WeightId Builder::weight(std::string name, std::int64_t rows, std::int64_t cols)
     if (rows < 1 || cols < 1 || rows > kMaxSide || cols > kMaxSide) {
       return fail(ErrorCode::invalid_argument, name, ": the shape [", rows, ", ", cols, "] is not in 1 … 2^31");
     }
-    const auto [entry, added] = weight_ids_.try_emplace(name, static_cast<WeightId>(program_.weights.size()));
-    if (added) {
-      program_.weights.push_back({std::move(name), rows, cols});
-      return entry->second;
+    const auto entry = weight_ids_.find(name);
+    if (entry == weight_ids_.end()) {
+      const auto id = static_cast<WeightId>(program_.weights.size());
+      program_.weights.push_back({name, rows, cols});  // first: an id without its weight would outlive a bad_alloc
+      weight_ids_.emplace(std::move(name), id);
+      return id;
     }
     const WeightSpec& known = program_.weights[static_cast<std::size_t>(entry->second)];
     if (known.rows != rows || known.cols != cols) {
