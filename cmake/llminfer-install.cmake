@@ -9,13 +9,13 @@ install(TARGETS llminfer EXPORT llminfer-targets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT llminfer-targets NAMESPACE llminfer:: DESTINATION ${package_dir})
 
-# The GPU backends, components of the package.
-foreach(gpu cuda hip)
-  if(TARGET llminfer_${gpu})
-    install(TARGETS llminfer_${gpu} EXPORT llminfer-${gpu}-targets
+# The GPU backends and MPI, components of the package.
+foreach(component cuda hip mpi)
+  if(TARGET llminfer_${component})
+    install(TARGETS llminfer_${component} EXPORT llminfer-${component}-targets
       ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
       RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-    install(EXPORT llminfer-${gpu}-targets NAMESPACE llminfer:: DESTINATION ${package_dir})
+    install(EXPORT llminfer-${component}-targets NAMESPACE llminfer:: DESTINATION ${package_dir})
   endif()
 endforeach()
 

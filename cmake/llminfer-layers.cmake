@@ -35,12 +35,12 @@ function(llminfer_compile_settings target)
   endif()
 endfunction()
 
-# For programs that offer the GPU backends of this build: LLMINFER_HAS_CUDA, LLMINFER_HAS_HIP.
-function(llminfer_link_gpus target)
-  foreach(gpu cuda hip)
-    if(TARGET llminfer_${gpu})
-      string(TOUPPER ${gpu} upper)
-      target_link_libraries(${target} PRIVATE llminfer::${gpu})
+# For programs that offer the components of this build: LLMINFER_HAS_CUDA, LLMINFER_HAS_HIP, LLMINFER_HAS_MPI.
+function(llminfer_link_components target)
+  foreach(component cuda hip mpi)
+    if(TARGET llminfer_${component})
+      string(TOUPPER ${component} upper)
+      target_link_libraries(${target} PRIVATE llminfer::${component})
       target_compile_definitions(${target} PRIVATE LLMINFER_HAS_${upper})
     endif()
   endforeach()

@@ -184,7 +184,13 @@ int run(const ChatCommand& command) {
     return 1;
   }
   li::EngineOptions loading = std::move(*loading_or_error);
-  if (command.plan) return print_plan(command, loading);
+  const bool leads = !loading.communicator || loading.communicator->rank() == 0;
+  if (command.plan) return leads ? print_plan(command, loading) : 0;
+  if (!leads) {
+    const auto served = li::Engine::serve(command.model, loading);
+    if (!served) complain(served.error());
+    return served ? 0 : 1;
+  }
   const bool progress = terminal::shows_progress();
   loading.on_progress = [progress](float fraction) {
     if (progress) terminal::draw_progress("loading", fraction);

@@ -6,6 +6,10 @@
 
 #include <CLI/CLI.hpp>
 
+#ifdef LLMINFER_HAS_MPI
+#include <llminfer/mpi.hpp>
+#endif
+
 #include "names.hpp"
 #include "split_option.hpp"
 
@@ -36,6 +40,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->capture_default_str()
       ->group(engine);
   app.add_option("--split", command.split, kSplitHelp)->group(engine);
+#ifdef LLMINFER_HAS_MPI
+  app.add_flag("--mpi", command.mpi, "The processes that mpirun has started share the layers")->group(engine);
+#endif
   app.add_flag("--plan", command.plan, "Print what the model would take in memory, and where, and exit")->group(engine);
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
       ->group(engine);
@@ -96,6 +103,13 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
     if (!split) return std::move(split).error();
     options.split = std::move(*split);
   }
+#ifdef LLMINFER_HAS_MPI
+  if (command.mpi) {
+    auto communicator = llminfer::make_mpi_communicator();
+    if (!communicator) return std::move(communicator).error();
+    options.communicator = std::move(*communicator);
+  }
+#endif
   options.threads = command.threads;
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;

@@ -18,6 +18,7 @@ struct ChatCommand {
   int threads = 0;
   std::string backend = "cpu";
   std::string split;  ///< as parse_split() takes it
+  bool mpi = false;
   bool plan = false;
   std::string cpu_level;
   std::int32_t context = 0;

@@ -12,6 +12,7 @@ PACKAGES_FUZZ=(clang libclang-rt-14-dev)
 PACKAGES_CACHE=(ccache)  # what several builds compile alike is compiled once
 PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_GPU=(hipcc libamdhip64-dev)
+PACKAGES_MPI=(libopenmpi-dev openmpi-bin)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 
 # The default model and where it comes from: a GGUF file inside a Python package.

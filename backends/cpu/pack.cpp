@@ -102,7 +102,11 @@ void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::
     switch (shape.scale) {
       case PanelScale::f32:
         put_float(scale + at * 4, block.scale[g]);
-        if (shape.minimum) minimum[at] = static_cast<std::uint8_t>(block.zero_point[g]);
+        if (layout.float_minimums) {
+          put_float(minimum + at * 4, block.minimum[g]);
+        } else if (shape.minimum) {
+          minimum[at] = static_cast<std::uint8_t>(block.zero_point[g]);
+        }
         break;
       case PanelScale::f16:
         put_u16(scale + at * 2, core::float_to_half(block.scale[g]));
@@ -227,12 +231,14 @@ int scale_shift_of(const WeightDetails& details, std::int64_t cols) {
   return shift;
 }
 
-PanelLayout layout_of(PanelKind kind, std::int64_t cols, const WeightDetails& details) {
+PanelLayout layout_of(PanelKind kind, WeightType type, std::int64_t cols, const WeightDetails& details) {
   const PanelShape shape = panel_shape(kind);
   const int shift = scale_shift_of(details, cols);
   if (shape.bits != 0) {
-    PanelLayout layout =
-        panel_layout(shape, cols, shape.group == kGroupValues && shape.scale != PanelScale::two_level ? shift : 0);
+    const bool shares = shape.group == kGroupValues && shape.scale != PanelScale::two_level;
+    const bool floats =
+        shape.minimum && shape.scale == PanelScale::f32 && quant::format(type).shape.scales != quant::ScaleKind::shared;
+    PanelLayout layout = panel_layout(shape, cols, shares ? shift : 0, floats);
     if (kind == PanelKind::w8a8) layout.bytes = layout.minimum + kPanelRows * 4;
     return layout;
   }
@@ -289,10 +295,8 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
     const PanelShape has = panel_shape(kind);
     const bool table = want.table != nullptr;
     const bool two_level = want.scales == quant::ScaleKind::two_level;
-    const bool zero_points = want.minimum && want.scales == quant::ScaleKind::shared;
-    const bool floats = has.scale == PanelScale::f32 && zero_points == has.minimum;
-    const bool scales =
-        floats || (want.half_scales && has.scale == (two_level ? PanelScale::two_level : PanelScale::f16));
+    const bool scales = has.scale == PanelScale::f32 ||
+                        (want.half_scales && has.scale == (two_level ? PanelScale::two_level : PanelScale::f16));
     if (has.bits == want.bits && has.group == want.group && has.table == table && (table || has.zero == want.zero) &&
         has.minimum == want.minimum && scales) {
       return kind;
@@ -305,7 +309,7 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details) noexcept {
   const auto kind = kind_of(type, cols, details);
   if (!kind || rows <= 0 || cols <= 0) return 0;
-  return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, cols, details).bytes;
+  return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, type, cols, details).bytes;
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,
@@ -323,7 +327,7 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, st
   weight->view_.rows = rows;
   weight->view_.cols = cols;
   weight->view_.kind = *kind;
-  weight->view_.layout = layout_of(*kind, cols, details);
+  weight->view_.layout = layout_of(*kind, type, cols, details);
   weight->details_ = details;
   if (const std::int8_t* table = quant::format(type).shape.table) {
     for (int i = 0; i < 16; ++i) weight->view_.table[i] = static_cast<std::uint8_t>(table[i] + 128);

@@ -73,7 +73,7 @@ inline constexpr std::int64_t kSliceBytes = 20480;
 /// groups of 32, and are stored once.
 enum class PanelScale : std::uint8_t {
   f16,        ///< half; minimums follow likewise
-  f32,        ///< float; a minimum is the scale times a zero point, int8
+  f32,        ///< float; a minimum is one, too, or the scale times a zero point, int8 (PanelLayout::float_minimums)
   two_level,  ///< int8 sub-scales (then uint8 sub-minimums) per group; half d (then d_min) per 256 values
 };
 
@@ -196,12 +196,14 @@ struct PanelLayout {
   std::int64_t minimum;     ///< minimums, or sub-minimums
   std::int64_t super_scale;
   std::int64_t super_minimum;
-  std::int64_t bytes;  ///< of a panel
-  int scale_shift;     ///< log2 of the groups of 32 that share a scale
+  std::int64_t bytes;   ///< of a panel
+  int scale_shift;      ///< log2 of the groups of 32 that share a scale
+  bool float_minimums;  ///< PanelScale::f32: minimums are floats, not zero points
 };
 
 /// `scale_shift` is 0 unless the shape has groups of 32 with scales of one level.
-[[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols, int scale_shift = 0) {
+[[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols, int scale_shift = 0,
+                                                          bool float_minimums = false) {
   const auto align = [](std::int64_t n) { return (n + 63) / 64 * 64; };
   const std::int64_t groups = (cols + kGroupValues - 1) / kGroupValues;
   const std::int64_t scales = (((groups - 1) >> scale_shift) + 1) * (kGroupValues / shape.group) * kPanelRows;
@@ -212,11 +214,12 @@ struct PanelLayout {
   layout.code_bytes = shape.bits * kGroupValues * kPanelRows / 8;
   layout.scale = groups * layout.code_bytes;
   layout.minimum = layout.scale + scale_bytes;
-  const bool zero_points = shape.scale == PanelScale::f32;
+  const bool zero_points = shape.scale == PanelScale::f32 && !float_minimums;
   layout.super_scale = layout.minimum + (!shape.minimum ? 0 : zero_points ? align(scales) : scale_bytes);
   layout.super_minimum = layout.super_scale + (two_level ? align(supers * 2) : 0);
   layout.bytes = layout.super_minimum + (two_level && shape.minimum ? align(supers * 2) : 0);
   layout.scale_shift = scale_shift;
+  layout.float_minimums = float_minimums;
   return layout;
 }
 

@@ -4,6 +4,7 @@
 
 #include <llminfer/cancel.hpp>
 #include <llminfer/chat.hpp>
+#include <llminfer/communicator.hpp>
 #include <llminfer/completion.hpp>
 #include <llminfer/config.hpp>
 #include <llminfer/engine.hpp>

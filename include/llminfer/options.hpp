@@ -18,6 +18,8 @@
 
 namespace llminfer::inline v0 {
 
+class Communicator;  // communicator.hpp
+
 enum class LogLevel : std::uint8_t { debug, info, warning };
 /// May be called from the engine's thread.
 using LogCallback = std::function<void(LogLevel level, std::string_view message)>;
@@ -41,6 +43,10 @@ struct EngineOptions {
   /// {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the last 20; the others
   /// are the CPU's. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
   std::vector<LayerShare> split{};
+  /// Ranks that share the model between them, each with some layers, on a backend of its own. Rank 0 has the engine: it
+  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, none with a
+  /// memory limit; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no other ranks.
+  std::shared_ptr<Communicator> communicator{};
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own

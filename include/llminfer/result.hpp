@@ -44,6 +44,7 @@ enum class ErrorCode : std::uint8_t {
   callback_failed,  ///< a host callback threw
   no_device,        ///< the GPU that was asked for, or its driver, is not there
   device_error,     ///< a GPU or its runtime failed; the process's other uses of that GPU may be affected
+  peer_lost,        ///< another rank of a Communicator is gone, or the connection to it
   internal,         ///< a bug in llminfer
 };
 

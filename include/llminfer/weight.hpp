@@ -54,6 +54,10 @@ enum class WeightType : std::uint8_t {
   fp4,     ///< the same with bitsandbytes' table of 4-bit floats
   fp4_16,  ///< scale * E2M1, a scale per 16 values
   fp8,     ///< scale * E4M3
+  w2_min,  ///< scale * code - minimum: two floats, codes of 2 bits
+  w3_min,  ///< the same with 3 bits
+  w4_min,  ///< 4 bits
+  w8_min,  ///< scale * (code - 128) - minimum: 8 bits
 };
 
 /// What can be known of a type without its data.

@@ -41,6 +41,7 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::callback_failed: return "callback_failed";
     case ErrorCode::no_device: return "no_device";
     case ErrorCode::device_error: return "device_error";
+    case ErrorCode::peer_lost: return "peer_lost";
     case ErrorCode::internal: return "internal";
   }
   return "unknown";

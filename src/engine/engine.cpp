@@ -15,8 +15,16 @@ using core::fail;
 namespace {
 
 Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& options) {
+  std::shared_ptr<engine::Leader> leader;
+  if (options.communicator && options.communicator->size() > 1) {
+    if (const int rank = options.communicator->rank(); rank != 0) {
+      return fail(ErrorCode::invalid_argument, "EngineOptions::communicator: this is rank ", rank,
+                  ", which calls Engine::serve(); rank 0 loads the engine");
+    }
+    leader = std::make_shared<engine::Leader>(options.communicator);  // whatever fails, it releases the others
+  }
   if (!checkpoint) return std::move(checkpoint).error();
-  auto model = engine::load_model(*checkpoint, options);
+  auto model = engine::load_model(*checkpoint, options, std::move(leader));
   if (!model) return core::at(checkpoint->path, std::move(model).error());
   const ModelInfo& info = (*model)->info;
   LLMINFER_TRY(engine::log(options, LogLevel::info, "loaded " + info.architecture + " on " + info.backend));
@@ -47,6 +55,26 @@ Result<Engine> Engine::load_reader(std::uint64_t size, ReadCallback read, const 
   return core::guarded([&]() -> Result<Engine> {
     if (!read) return fail(ErrorCode::invalid_argument, "load_reader: `read` is empty");
     return start(load::open_gguf(core::reader_source("reader", size, std::move(read))), options);
+  });
+}
+
+Result<void> Engine::serve(const std::string& path, const EngineOptions& options) {
+  return core::guarded([&]() -> Result<void> {
+    if (!options.communicator || options.communicator->rank() == 0) {
+      return fail(ErrorCode::invalid_argument,
+                  "Engine::serve: expected EngineOptions::communicator, of a rank other than 0");
+    }
+    Communicator& communicator = *options.communicator;
+    const engine::Setup setup = LLMINFER_TRY(engine::receive_setup(communicator));
+    auto stage = core::guarded([&]() -> Result<engine::RankStage> {
+      const load::Checkpoint checkpoint = LLMINFER_TRY(load::open_checkpoint(path, options.mmap));
+      auto loaded = engine::load_rank(checkpoint, options, setup);
+      if (!loaded) return core::at(path, std::move(loaded).error());
+      return loaded;
+    });
+    LLMINFER_TRY(engine::send_reply(communicator, stage));
+    if (!stage) return std::move(stage).error();
+    return engine::follow(communicator, *stage);
   });
 }
 

@@ -9,6 +9,7 @@
 #include "arch/arch.hpp"
 #include "core/error.hpp"
 #include "engine/placement.hpp"
+#include "engine/rank_plan.hpp"
 #include "engine/staged_plan.hpp"
 #include "engine/weight_loader.hpp"
 #include "tok/tokenizer_model.hpp"
@@ -61,9 +62,21 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
   return make_cpu_backend(backend);
 }
 
-/// One per share of a split; those without a backend of their own have the CPU's in common.
+/// How many ranks share the model.
+int ranks_of(const EngineOptions& options) { return options.communicator ? options.communicator->size() : 1; }
+
+/// One per share of a split; those without a backend of their own have the CPU's in common. With ranks, this one's for
+/// each of them.
 Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOptions& options) {
   std::vector<std::shared_ptr<Backend>> backends;
+  if (ranks_of(options) > 1) {
+    const auto rank = static_cast<std::size_t>(options.communicator->rank());
+    const bool own = rank < options.split.size() && options.split[rank].backend;
+    const auto backend =
+        LLMINFER_TRY(own ? checked(options.split[rank].backend, "split") : choose_backend(options));
+    backends.assign(static_cast<std::size_t>(ranks_of(options)), backend);
+    return backends;
+  }
   if (options.split.empty()) backends.push_back(LLMINFER_TRY(choose_backend(options)));
   if (!options.split.empty() && options.custom_backend) {
     return fail(ErrorCode::invalid_argument, "EngineOptions: custom_backend and split exclude each other");
@@ -79,7 +92,8 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
 /// What is known before any weight is read.
 struct Layout {
   Program program;
-  std::vector<StageLayout> stages;  ///< one, or those of a split that get something
+  std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks this one's
+  std::vector<std::int32_t> places;  ///< with ranks, see Setup
   std::int32_t context_length = 0;
   std::int32_t pages = 0;
   MemoryPlan memory;
@@ -104,6 +118,29 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std
   return memory;
 }
 
+/// Where each rank's layers begin: as the split says, or so that all have as many.
+Result<std::vector<std::int32_t>> place_ranks(const EngineOptions& options, std::int32_t layers) {
+  std::vector<LayerShare> shares = options.split;
+  const int ranks = ranks_of(options);
+  if (shares.empty()) {
+    for (int r = 0; r < ranks; ++r) shares.push_back({nullptr, layers * (r + 1) / ranks - layers * r / ranks});
+  }
+  if (shares.size() != static_cast<std::size_t>(ranks)) {
+    return fail(ErrorCode::invalid_argument, "EngineOptions::split has ", shares.size(), " shares, the communicator ",
+                ranks, " ranks");
+  }
+  for (const LayerShare& share : shares) {
+    if (share.memory == 0) continue;
+    return fail(ErrorCode::invalid_argument, "EngineOptions::split: with a communicator, memory is not a limit");
+  }
+  const auto unlimited = [](std::size_t, std::int32_t, std::int32_t) -> Result<std::int64_t> {
+    return std::int64_t{0};
+  };
+  auto places = LLMINFER_TRY(place_layers(shares, layers, unlimited));
+  if (std::adjacent_find(places.begin(), places.end()) == places.end()) return places;
+  return fail(ErrorCode::invalid_argument, ranks, " ranks for ", layers, " layers: one of them has nothing to do");
+}
+
 /// Cuts the program as the options say, and tells what each backend gets.
 Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
                             std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
@@ -112,24 +149,24 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
     for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
     return made;
   };
-  const auto keep = [&](StageLayout stage, MemoryShare share, Prepared& prepared) -> Result<void> {
+  const auto keep = [&](StageLayout stage, MemoryShare share, Prepared* prepared) -> Result<void> {
     std::vector<WeightType> types;
     for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
     LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
-    const MemoryShare bytes = measure(stage, options, layout.pages, &prepared);
+    const MemoryShare bytes = measure(stage, options, layout.pages, prepared);
     share.weights = bytes.weights, share.cache = bytes.cache, share.activations = bytes.activations;
     layout.memory.shares.push_back(std::move(share));
     layout.stages.push_back(std::move(stage));
     return {};
   };
 
-  Prepared prepared;
-  if (options.split.empty()) {
+  Prepared seen;
+  if (options.split.empty() && ranks_of(options) == 1) {
     Stage whole{layout.program, {}};
     whole.groups.resize(layout.program.cache_groups.size());
     std::iota(whole.groups.begin(), whole.groups.end(), std::size_t{0});
     const auto layers = static_cast<std::int32_t>(checkpoint.config.layers);
-    return keep(stage_of(0, std::move(whole)), {backends[0]->description(), 0, layers}, prepared);
+    return keep(stage_of(0, std::move(whole)), {backends[0]->description(), 0, layers}, &seen);
   }
   const Borders borders = LLMINFER_TRY(find_borders(layout.program));
   const auto range_bytes = [&](std::size_t share, std::int32_t first, std::int32_t last) -> Result<std::int64_t> {
@@ -137,7 +174,9 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
     const Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, first, last));
     return measure(stage_of(share, stage), options, layout.pages, nullptr).total();
   };
-  const std::vector<std::int32_t> places = LLMINFER_TRY(place_layers(options.split, borders.layers, range_bytes));
+  const bool ranks = ranks_of(options) > 1;
+  const std::vector<std::int32_t> places = LLMINFER_TRY(
+      ranks ? place_ranks(options, borders.layers) : place_layers(options.split, borders.layers, range_bytes));
   for (std::size_t i = 0; i < backends.size(); ++i) {
     const std::int32_t first = borders.layers_before(places[i]), last = borders.layers_before(places[i + 1]);
     MemoryShare share{backends[i]->description(), first, last - first};
@@ -145,8 +184,13 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
       layout.memory.shares.push_back(std::move(share));
       continue;
     }
-    Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1]));
-    LLMINFER_TRY(keep(stage_of(i, std::move(stage)), std::move(share), prepared));
+    StageLayout stage = stage_of(i, LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1])));
+    LLMINFER_TRY(keep(std::move(stage), std::move(share), ranks ? nullptr : &seen));
+  }
+  if (ranks) {  // the others' are measured only
+    std::swap(layout.stages.front(), layout.stages[static_cast<std::size_t>(options.communicator->rank())]);
+    layout.stages.resize(1);
+    layout.places = places;
   }
   return {};
 }
@@ -180,7 +224,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.cache += share.cache;
     memory.activations += share.activations;
   }
-  if (layout.stages.size() > 1) {
+  if (layout.stages.size() > 1 || !layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
   }
   for (const auto& source : checkpoint.sources) memory.file += static_cast<std::int64_t>(source->size());
@@ -199,34 +243,69 @@ SamplingOptions recommended_sampling(const load::GenerationDefaults& defaults) {
   return sampling;
 }
 
-/// Weights, plan and caches of all stages.
-Result<void> make_plan(const load::Checkpoint& checkpoint, const Layout& layout, const EngineOptions& options,
-                       Model& model) {
-  WeightLoader loader(checkpoint, options, layout.stages);
-  std::vector<StagedPlan::Stage> stages;
-  std::vector<std::vector<StagedCache::Part>> parts(layout.program.cache_groups.size());
-  for (std::size_t s = 0; s < layout.stages.size(); ++s) {
-    const StageLayout& stage = layout.stages[s];
-    auto weights = LLMINFER_TRY(loader.load(stage));
-    auto plan =
-        LLMINFER_TRY(stage.backend->compile(stage.stage.program, std::move(weights), {options.max_batch_tokens}));
-    stages.push_back({std::move(plan), stage.stage.groups});
-    for (std::size_t g = 0; g < stage.stage.groups.size(); ++g) {
-      const CacheGroup& group = stage.stage.program.cache_groups[g];
-      auto storage = LLMINFER_TRY(stage.backend->make_cache(group, options.cache_type, layout.pages));
-      parts[stage.stage.groups[g]].push_back({s, std::move(storage)});
+/// A stage with its weights, plan and caches.
+Result<RankStage> load_stage(const StageLayout& layout, const Program& whole, const EngineOptions& options,
+                             std::int32_t pages, WeightLoader& loader) {
+  RankStage stage;
+  stage.backend = layout.backend;
+  stage.groups = layout.stage.groups;
+  stage.hidden_size = whole.hidden_size;
+  stage.vocab_size = whole.vocab_size;
+  stage.max_batch_rows = options.max_batch_tokens;
+  const std::int64_t before = loader.bytes();
+  auto weights = LLMINFER_TRY(loader.load(layout));
+  stage.weight_bytes = loader.bytes() - before;
+  const Program& program = layout.stage.program;
+  stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), {options.max_batch_tokens}));
+  for (const CacheGroup& group : program.cache_groups) {
+    stage.caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, pages)));
+  }
+  return stage;
+}
+
+/// Puts the stages of one rank together.
+void join_stages(std::vector<RankStage> stages, const Program& program, Model& model) {
+  if (stages.size() == 1) {
+    model.plan = std::move(stages.front().plan);
+    model.caches = std::move(stages.front().caches);
+    return;
+  }
+  std::vector<StagedPlan::Stage> plans;
+  std::vector<std::vector<StagedCache::Part>> parts(program.cache_groups.size());
+  const std::int32_t rows = stages.front().max_batch_rows;
+  for (std::size_t s = 0; s < stages.size(); ++s) {
+    RankStage& stage = stages[s];
+    plans.push_back({std::move(stage.plan), stage.groups});
+    for (std::size_t g = 0; g < stage.groups.size(); ++g) {
+      parts[stage.groups[g]].push_back({s, std::move(stage.caches[g])});
     }
-    model.backends.push_back(stage.backend);
   }
-  model.weight_bytes = loader.bytes();
-  const bool split = stages.size() > 1;
-  for (auto& of_group : parts) {
-    model.caches.push_back(split ? std::make_unique<StagedCache>(std::move(of_group))
-                                 : std::move(of_group.front().storage));
+  for (auto& of_group : parts) model.caches.push_back(std::make_unique<StagedCache>(std::move(of_group)));
+  model.plan = std::make_unique<StagedPlan>(std::move(plans), program.hidden_size, rows);
+}
+
+/// Numbers that tell a model from most others.
+std::vector<std::int64_t> model_numbers(const Layout& layout) {
+  const Program& program = layout.program;
+  return {static_cast<std::int64_t>(program.weights.size()), static_cast<std::int64_t>(program.ops.size()),
+          program.parameter_count(), layout.memory.file};
+}
+
+/// Puts rank 0's stage and the others together, and learns what those hold.
+Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout& layout, Model& model) {
+  const auto replies = LLMINFER_TRY(leader->ready());
+  std::int64_t elsewhere = 0;
+  for (std::size_t rank = 1; rank < replies.size(); ++rank) {
+    model.weight_bytes += replies[rank].weight_bytes;
+    elsewhere += replies[rank].cache_bytes;
+    layout.memory.shares[rank].backend = replies[rank].backend;
   }
-  model.plan =
-      split ? std::make_unique<StagedPlan>(std::move(stages), layout.program.hidden_size, options.max_batch_tokens)
-            : std::move(stages.front().plan);
+  auto plan = std::make_unique<RankPlan>(leader, std::move(stage));
+  for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
+    CacheStorage* const own = plan->stage().cache(g);
+    model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0)));
+  }
+  model.plan = std::move(plan);
   return {};
 }
 
@@ -242,7 +321,9 @@ std::string describe(const Layout& layout) {
       text +=
           "layers " + std::to_string(share.first_layer) + " to " + std::to_string(share.first_layer + share.layers - 1);
     }
-    text += " on " + share.backend;
+    text += " on ";
+    if (!layout.places.empty()) text += "rank " + std::to_string(&share - layout.memory.shares.data()) + ", ";
+    text += share.backend;
   }
   return text;
 }
@@ -259,14 +340,30 @@ Result<void> log(const EngineOptions& options, LogLevel level, const std::string
   return {};
 }
 
-Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options) {
+Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                                          std::shared_ptr<Leader> leader) {
   const auto start = std::chrono::steady_clock::now();
   Layout layout = LLMINFER_TRY(lay_out(checkpoint, options));
   auto model = std::make_unique<Model>();
   model->tokenizer = Tokenizer(
       LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
 
-  LLMINFER_TRY(make_plan(checkpoint, layout, options, *model));
+  if (leader) {
+    LLMINFER_TRY(leader->begin({model_numbers(layout), layout.context_length, layout.pages, options.max_batch_tokens,
+                                options.cache_type, layout.places}));
+  }
+  WeightLoader loader(checkpoint, options, layout.stages);
+  std::vector<RankStage> stages;
+  for (const StageLayout& stage : layout.stages) {
+    stages.push_back(LLMINFER_TRY(load_stage(stage, layout.program, options, layout.pages, loader)));
+    model->backends.push_back(stage.backend);
+  }
+  model->weight_bytes = loader.bytes();
+  if (leader) {
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), layout, *model));
+  } else {
+    join_stages(std::move(stages), layout.program, *model);
+  }
 
   model->chat_template = checkpoint.chat_template;
   if (const auto bos = model->tokenizer.bos()) model->bos_text = model->tokenizer.token_bytes(*bos);
@@ -286,6 +383,20 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   model->program = std::move(layout.program);
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return model;
+}
+
+Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOptions& options, const Setup& setup) {
+  EngineOptions as_leader = options;
+  as_leader.context_length = setup.context_length;
+  as_leader.cache_tokens = std::int64_t{setup.pages} * kPageTokens;
+  as_leader.max_batch_tokens = setup.max_batch_rows;
+  as_leader.cache_type = setup.cache_type;
+  const Layout layout = LLMINFER_TRY(lay_out(checkpoint, as_leader));
+  if (model_numbers(layout) != setup.model || layout.places != setup.places) {
+    return fail(ErrorCode::invalid_argument, "not the checkpoint or the split of rank 0");
+  }
+  WeightLoader loader(checkpoint, as_leader, layout.stages);
+  return load_stage(layout.stages.front(), layout.program, as_leader, layout.pages, loader);
 }
 
 Result<MemoryPlan> plan_model(const load::Checkpoint& checkpoint, const EngineOptions& options) {

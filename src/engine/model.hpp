@@ -8,6 +8,7 @@
 #include <llminfer/backend.hpp>
 #include <llminfer/engine.hpp>
 
+#include "engine/ranks.hpp"
 #include "load/checkpoint.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -30,8 +31,12 @@ struct Model {
 /// Tells the host, if it listens. Errors: callback_failed.
 Result<void> log(const EngineOptions& options, LogLevel level, const std::string& message);
 
-/// Reads, prepares and compiles.
-Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options);
+/// Reads, prepares and compiles. `leader`: of the ranks of EngineOptions::communicator, null if there are no others.
+Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                                          std::shared_ptr<Leader> leader);
+
+/// The same on another rank, of its layers alone.
+Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOptions& options, const Setup& setup);
 
 /// What load_model would take.
 Result<MemoryPlan> plan_model(const load::Checkpoint& checkpoint, const EngineOptions& options);

@@ -55,13 +55,42 @@ Result<void> StagedCache::import_page(std::int32_t page, std::span<const std::by
   return {};
 }
 
-StagedPlan::StagedPlan(std::vector<Stage> stages, std::int64_t hidden_size, std::int32_t max_batch_rows)
-    : stages_(std::move(stages)),
-      hidden_size_(hidden_size),
-      no_token_(static_cast<std::size_t>(max_batch_rows), -1),
-      all_rows_(static_cast<std::size_t>(max_batch_rows)) {
-  for (auto& rows : carried_) rows.resize(static_cast<std::size_t>(hidden_size * max_batch_rows));
+StageBatch::StageBatch(std::int32_t max_rows)
+    : no_token_(static_cast<std::size_t>(max_rows), -1), all_rows_(static_cast<std::size_t>(max_rows)) {
   std::iota(all_rows_.begin(), all_rows_.end(), 0);
+}
+
+const Batch& StageBatch::make(const Batch& whole, std::span<const std::size_t> groups, std::span<const float> in,
+                              std::span<float> out) {
+  const std::size_t rows = whole.positions.size();
+  batch_ = whole;
+  if (!in.empty()) {
+    batch_.tokens = std::span(no_token_).first(rows);
+    batch_.embeddings = in;
+  }
+  if (!out.empty()) {
+    batch_.logit_rows = {};
+    batch_.logits = {};
+    batch_.hidden_rows = std::span(all_rows_).first(rows);
+    batch_.hidden = out;
+  }
+  runs_.resize(whole.runs.size());
+  for (std::size_t r = 0; r < runs_.size(); ++r) {
+    const Run& from = whole.runs[r];
+    Run& run = runs_[r];
+    run.first_row = from.first_row;
+    run.rows = from.rows;
+    run.first_position = from.first_position;
+    run.block_tables.clear();
+    for (const std::size_t group : groups) run.block_tables.push_back(from.block_tables[group]);
+  }
+  batch_.runs = runs_;
+  return batch_;
+}
+
+StagedPlan::StagedPlan(std::vector<Stage> stages, std::int64_t hidden_size, std::int32_t max_batch_rows)
+    : stages_(std::move(stages)), hidden_size_(hidden_size), stage_batch_(max_batch_rows) {
+  for (auto& rows : carried_) rows.resize(static_cast<std::size_t>(hidden_size * max_batch_rows));
 }
 
 std::int64_t StagedPlan::carried_bytes(std::int64_t hidden_size, std::int32_t max_batch_rows) noexcept {
@@ -69,7 +98,7 @@ std::int64_t StagedPlan::carried_bytes(std::int64_t hidden_size, std::int32_t ma
 }
 
 std::int64_t StagedPlan::bytes() const noexcept {
-  std::int64_t bytes = carried_bytes(hidden_size_, static_cast<std::int32_t>(all_rows_.size()));
+  std::int64_t bytes = carried_bytes(hidden_size_, stage_batch_.max_rows());
   for (const Stage& stage : stages_) bytes += stage.plan->bytes();
   return bytes;
 }
@@ -77,10 +106,6 @@ std::int64_t StagedPlan::bytes() const noexcept {
 Result<void> StagedPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {
     if (batch_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
-    if (batch.positions.size() > all_rows_.size()) {
-      return fail(ErrorCode::invalid_argument, "a batch of ", batch.positions.size(), " rows; expected 1 to ",
-                  all_rows_.size());
-    }
     caches_.clear();
     for (CacheStorage* cache : caches) caches_.push_back(static_cast<StagedCache*>(cache));
     batch_ = &batch;
@@ -105,37 +130,16 @@ Result<void> StagedPlan::wait() {
   return outcome;
 }
 
-/// Hands the batch to the stage whose turn it is: with rows of the stage before instead of tokens, and, but for the
-/// last one, with rows for the stage after as the only output.
+/// Hands the batch to the stage whose turn it is.
 Result<void> StagedPlan::submit_stage() {
   const Stage& stage = stages_[stage_];
-  const std::size_t rows = batch_->positions.size(), floats = rows * static_cast<std::size_t>(hidden_size_);
-  Batch& batch = stage_batch_;
-  batch = *batch_;
-  if (stage_ > 0) {
-    batch.tokens = std::span(no_token_).first(rows);
-    batch.embeddings = std::span(carried_[(stage_ - 1) % 2]).first(floats);
-  }
-  if (stage_ + 1 < stages_.size()) {
-    batch.logit_rows = {};
-    batch.logits = {};
-    batch.hidden_rows = std::span(all_rows_).first(rows);
-    batch.hidden = std::span(carried_[stage_ % 2]).first(floats);
-  }
-  stage_runs_.resize(batch_->runs.size());
-  for (std::size_t r = 0; r < stage_runs_.size(); ++r) {
-    const Run& whole = batch_->runs[r];
-    Run& run = stage_runs_[r];
-    run.first_row = whole.first_row;
-    run.rows = whole.rows;
-    run.first_position = whole.first_position;
-    run.block_tables.clear();
-    for (const std::size_t group : stage.groups) run.block_tables.push_back(whole.block_tables[group]);
-  }
-  batch.runs = stage_runs_;
+  const std::size_t floats = batch_->positions.size() * static_cast<std::size_t>(hidden_size_);
+  std::span<float> in, out;
+  if (stage_ > 0) in = std::span(carried_[(stage_ - 1) % 2]).first(floats);
+  if (stage_ + 1 < stages_.size()) out = std::span(carried_[stage_ % 2]).first(floats);
   std::vector<CacheStorage*> caches;
   for (const std::size_t group : stage.groups) caches.push_back(caches_[group]->of_stage(stage_));
-  return stage.plan->submit(batch, caches);
+  return stage.plan->submit(stage_batch_.make(*batch_, stage.groups, in, out), caches);
 }
 
 }  // namespace llminfer::inline v0::engine

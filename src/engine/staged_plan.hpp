@@ -31,6 +31,25 @@ class StagedCache final : public CacheStorage {
   std::vector<Part> parts_;
 };
 
+/// The batch of one stage, made of the batch of the whole model.
+class StageBatch {
+ public:
+  /// Throws std::bad_alloc.
+  explicit StageBatch(std::int32_t max_rows);
+  /// `groups`: per cache group of the stage its index in the whole program. `in` [rows, hidden_size]: what the stage
+  /// before gave out; empty for the first stage. `out` likewise: for the stage after; empty for the last stage, which
+  /// has the batch's outputs. The batch is valid until the next call. Throws std::bad_alloc.
+  const Batch& make(const Batch& whole, std::span<const std::size_t> groups, std::span<const float> in,
+                    std::span<float> out);
+  std::int32_t max_rows() const noexcept { return static_cast<std::int32_t>(all_rows_.size()); }
+
+ private:
+  std::vector<std::int32_t> no_token_;  ///< [rows] of -1
+  std::vector<std::int32_t> all_rows_;  ///< 0, 1, …
+  Batch batch_;
+  std::vector<Run> runs_;
+};
+
 /// Runs the plans of the stages one after the other. Rows go from stage to stage through host memory.
 class StagedPlan final : public Plan {
  public:
@@ -54,16 +73,13 @@ class StagedPlan final : public Plan {
 
   std::vector<Stage> stages_;
   const std::int64_t hidden_size_;
-  std::vector<float> carried_[2];       ///< [rows, hidden_size]: what stages of even and of odd number give out
-  std::vector<std::int32_t> no_token_;  ///< [rows] of -1
-  std::vector<std::int32_t> all_rows_;  ///< 0, 1, …
+  std::vector<float> carried_[2];  ///< [rows, hidden_size]: what stages of even and of odd number give out
+  StageBatch stage_batch_;
 
   // The pass in flight.
   const Batch* batch_ = nullptr;
   std::vector<StagedCache*> caches_;
   std::size_t stage_ = 0;
-  Batch stage_batch_;
-  std::vector<Run> stage_runs_;
 };
 
 }  // namespace llminfer::inline v0::engine

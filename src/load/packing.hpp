@@ -132,6 +132,7 @@ Result<void> add_mxfp4(const core::Json& settings, Layers& layers);
 Result<void> add_compressed_tensors(const core::Json& settings, Layers& layers);
 Result<void> add_fp8(const core::Json& settings, Layers& layers);
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
+Result<void> add_hqq(const core::Json& settings, Layers& layers);
 
 /// Codes of a layer in which groups of columns share scales and zero points: GPTQ, AWQ, pack-quantized.
 struct AffineLayer {

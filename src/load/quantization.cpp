@@ -21,6 +21,7 @@ constexpr Method kMethods[] = {
     {"intel/auto-round", add_auto_round},  // as its first versions wrote it
     {"modelopt", add_modelopt},
     {"mxfp4", add_mxfp4},
+    {"hqq", add_hqq},
 };
 
 /// quant_method, or what tells the tools that leave it out.

@@ -62,6 +62,10 @@ constexpr std::array kFormats = {
     row<FP4>(kNotInGguf),  //
     row<FP4_16>(kNotInGguf),
     row<FP8>(kNotInGguf),
+    row<W2_MIN>(kNotInGguf),
+    row<W3_MIN>(kNotInGguf),  //
+    row<W4_MIN>(kNotInGguf),
+    row<W8_MIN>(kNotInGguf),
 };
 
 consteval bool in_order() {

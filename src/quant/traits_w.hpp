@@ -1,5 +1,5 @@
 // The canonical blocks that the loader makes of Hugging Face packings: 32 values, a float scale, and an integer zero
-// point in the asymmetric ones. Codes lie in their order, the lowest bits of a byte first.
+// point or a float minimum in the asymmetric ones. Codes lie in their order, the lowest bits of a byte first.
 #pragma once
 
 #include "quant/traits_base.hpp"
@@ -54,6 +54,38 @@ struct W4 : Affine<4> {
 struct W8 : Affine<8> {
   static constexpr WeightType type = WeightType::w8;
   static constexpr const char* name = "W8";
+};
+
+/// scale | minimum, a float | codes; value = scale * (code - kZero) - minimum.
+template <int Bits>
+struct AffineMinimum {
+  static constexpr int block_values = 32;
+  static constexpr int block_bytes = 8 + 4 * Bits;
+  static constexpr GroupedShape shape{
+      .bits = Bits, .group = 32, .zero = Affine<Bits>::kZero, .minimum = true, .half_scales = false};
+  static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<AffineMinimum>(block, out); }
+  static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
+    out.scale[0] = load_le<float>(block);
+    out.minimum[0] = load_le<float>(block + 4);
+    unpack_stream<Bits>(block + 8, 32, out.code);
+  }
+};
+
+struct W2_MIN : AffineMinimum<2> {
+  static constexpr WeightType type = WeightType::w2_min;
+  static constexpr const char* name = "W2_MIN";
+};
+struct W3_MIN : AffineMinimum<3> {
+  static constexpr WeightType type = WeightType::w3_min;
+  static constexpr const char* name = "W3_MIN";
+};
+struct W4_MIN : AffineMinimum<4> {
+  static constexpr WeightType type = WeightType::w4_min;
+  static constexpr const char* name = "W4_MIN";
+};
+struct W8_MIN : AffineMinimum<8> {
+  static constexpr WeightType type = WeightType::w8_min;
+  static constexpr const char* name = "W8_MIN";
 };
 
 struct W4_SYM {  // scale | codes

@@ -56,6 +56,14 @@ struct Tiles {
   }
   template <int C, int A, int B>
   static void add_products() {
+    add<C, A, B, std::int8_t>();
+  }
+  template <int C, int A, int B>
+  static void add_mixed_products() {
+    add<C, A, B, std::uint8_t>();
+  }
+  template <int C, int A, int B, class Right>
+  static void add() {
     check(A), check(B), check(C);
     if (config.rows[A] != config.rows[C] || config.row_bytes[A] != 4 * config.rows[B] ||
         config.row_bytes[B] != config.row_bytes[C]) {
@@ -66,8 +74,8 @@ struct Tiles {
       std::memcpy(sums, tiles[C].bytes[m], sizeof sums);
       for (int n = 0; n < config.row_bytes[C] / 4; ++n) {
         for (int k = 0; k < config.row_bytes[A]; ++k) {
-          sums[n] += static_cast<std::int8_t>(tiles[A].bytes[m][k]) *
-                     static_cast<std::int8_t>(tiles[B].bytes[k / 4][n * 4 + k % 4]);
+          sums[n] +=
+              static_cast<std::int8_t>(tiles[A].bytes[m][k]) * static_cast<Right>(tiles[B].bytes[k / 4][n * 4 + k % 4]);
         }
       }
       std::memcpy(tiles[C].bytes[m], sums, sizeof sums);

@@ -26,6 +26,8 @@ constexpr const char* kLevelName = "tiles emulated on avx2";
 //
 #include "backends/cpu/kernels/grouped-inl.hpp"
 //
+#include "backends/cpu/kernels/byte_result-inl.hpp"
+//
 #include "tests/cpu/emulated_tiles-inl.hpp"
 
 const LinearKernels& linear_kernels() { return kLinearKernels; }

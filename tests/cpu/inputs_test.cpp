@@ -95,7 +95,7 @@ TEST_CASE("weights and activations of 8 bits: sums of whole rows in integers, th
       REQUIRE(packed->form() == cpu::InputForm::bytes);
       REQUIRE(packed->bytes() == cpu::packed_bytes(w.type, rows, cols, w.details));
       REQUIRE(read_back(*packed) == unpacked(w));
-      constexpr std::int32_t kRows = 19;
+      constexpr std::int32_t kRows = 83;
       const auto quantized = [&](const cpu::LinearKernels& level) {
         Rows x = random_rows(kRows, cols, 25, level);
         for (std::int32_t m = 0; m < kRows; ++m) {
@@ -124,7 +124,7 @@ TEST_CASE("weights and activations of 8 bits: sums of whole rows in integers, th
       CHECK(error <= 1e-12 * norm);
       for (const auto* level : levels()) {
         const Rows in = quantized(*level);
-        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 19}) {
+        for (const std::int32_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 27, 32, 57, 83}) {
           INFO(level->level << " [" << rows << ", " << cols << "], M = " << m << (dynamic ? ", dynamic" : ", static"));
           REQUIRE(same_bits(multiply(*level, *packed, in, m), {expected.begin(), expected.begin() + m * (rows + 5)}));
         }

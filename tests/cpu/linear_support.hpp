@@ -25,7 +25,7 @@ const LinearKernels& linear_kernels();
 
 namespace llminfer::test {
 
-inline constexpr auto kTypes = static_cast<int>(WeightType::fp8) + 1;
+inline constexpr auto kTypes = static_cast<int>(WeightType::w8_min) + 1;
 
 /// The levels that this machine can run, scalar first; names the others once. Then the kernels of level "amx" on
 /// emulated tiles, whether or not the machine has them.

@@ -177,7 +177,8 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
       llminfer::unpack_rows(w.view(), 0, 1, std::span(row)).value();
       if (!std::isfinite(row[0]) || row[0] == 0.0f) {
         for (std::size_t i = 0; i < w.bytes.size(); ++i) {
-          if (i % info.block_bytes < 4 || i % info.block_bytes + 4 >= info.block_bytes) w.bytes[i] = scales.bytes[i];
+          const std::size_t head = type >= WeightType::w2_min ? 8 : 4;  // scale, and a float minimum
+          if (i % info.block_bytes < head || i % info.block_bytes + 4 >= info.block_bytes) w.bytes[i] = scales.bytes[i];
         }
       }
       const auto packed = pack(w);
@@ -206,6 +207,7 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
 TEST_CASE("scales that neighbours share are stored once") {
   for (const auto& [type, head] : {std::pair<WeightType, std::size_t>{WeightType::w4, 5},
                                    {WeightType::w8, 5},
+                                   {WeightType::w4_min, 8},
                                    {WeightType::w4_sym, 4},
                                    {WeightType::nf4, 4},
                                    {WeightType::q4_0, 2},

@@ -92,6 +92,15 @@ inline RandomWeight random_weight(WeightType type, std::int64_t rows, std::int64
           std::memcpy(&w.bytes[block + i], &f, sizeof f);
         }
         break;
+      case WeightType::w2_min:
+      case WeightType::w3_min:
+      case WeightType::w4_min:
+      case WeightType::w8_min:
+        for (const std::size_t i : {0u, 4u}) {
+          const float f = core::half_to_float(core::float_to_half(scale(random) * any_sign()));
+          std::memcpy(&w.bytes[block + i], &f, sizeof f);
+        }
+        break;
       case WeightType::w2:
       case WeightType::w3:
       case WeightType::w4:

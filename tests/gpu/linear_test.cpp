@@ -100,7 +100,7 @@ double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, in
   return worst;
 }
 
-constexpr int kTypes = static_cast<int>(WeightType::fp8) + 1;
+constexpr int kTypes = static_cast<int>(WeightType::w8_min) + 1;
 
 }  // namespace
 

@@ -512,3 +512,108 @@ TEST_CASE("bitsandbytes: what is refused") {
     layer.expect(ErrorCode::corrupt, "x.weight.quant_state");
   }
 }
+
+namespace {
+
+/// 4 bits, [4 rows, 64 columns], groups of 32 along rows: the first four groups lie in the high nibbles.
+void make_hqq(Layer& layer) {
+  const auto scalar = [](std::int32_t value) { return Tensor{"I32", {}, bytes_of(std::vector{value})}; };
+  layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params":
+    {"nbits": 4, "group_size": 32, "axis": 1}, "scale_quant_params": null}, "skip_modules": ["lm_head"]})";
+  layer.tensors = {{"x.W_q", raw_bytes("U8", {4, 32}, 0x75)},
+                   {"x.scale", floats({8, 1}, 0.5f)},
+                   {"x.zero", floats({8, 1}, 2.25f)},
+                   {"x.nbits", scalar(4)},
+                   {"x.group_size", scalar(32)},
+                   {"x.axis", scalar(1)},
+                   {"x.shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}},
+                   {"x.packing", {"U8", {7}, "4bit_u8"}},
+                   {"x.quant_scale", raw_bytes("U8", {}, 0)},
+                   {"x.view_as_float", raw_bytes("U8", {}, 0)},
+                   {"x.compute_dtype", {"U8", {13}, "torch.float16"}}};
+}
+
+}  // namespace
+
+TEST_CASE("HQQ: float zero points, groups along either axis") {
+  Layer layer;
+  make_hqq(layer);
+  const auto values = layer.values();
+  for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == 0.5f * ((i < 128 ? 7 : 5) - 2.25f));
+  CHECK(layer.read()->type == WeightType::w4_min);
+  SECTION("groups along columns") {
+    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"axis": 0}}})";
+    layer.tensors["x.axis"] = {"I32", {}, bytes_of(std::vector{0})};
+    layer.tensors["x.scale"] = floats({1, 8}, 0.5f);
+    std::vector<float> zeros = {0, 1, 2, 3, 4, 5, 6, 7};
+    layer.tensors["x.zero"] = {"F32", {1, 8}, bytes_of(zeros)};
+    const auto across = layer.values();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      CHECK(across[i] == 0.5f * ((i < 128 ? 7 : 5) - static_cast<float>(i % 8)));
+    }
+    CHECK(layer.read()->type == WeightType::f32);
+  }
+  SECTION("bytes that are called floats") {
+    layer.tensors["x.W_q"] = {"F16", {4, 16}, std::string(128, 0x75)};
+    CHECK(layer.values() == values);
+  }
+  SECTION("settings for each kind of layer") {
+    layer.settings = R"({"quant_method": "hqq", "quant_config": {"x": {"weight_quant_params": {"nbits": 4}}}})";
+    CHECK(layer.values() == values);
+    layer.settings = R"({"quant_method": "hqq", "quant_config": {"y": {"weight_quant_params": {"nbits": 4}}}})";
+    layer.expect(ErrorCode::corrupt, "\"x\"");
+  }
+}
+
+TEST_CASE("HQQ: what is refused") {
+  Layer layer;
+  make_hqq(layer);
+  REQUIRE(layer.read());
+  const auto scalar = [&](const char* name, std::int32_t value, ErrorCode code) {
+    layer.tensors[name] = {"I32", {}, bytes_of(std::vector{value})};
+    layer.expect(code, name);
+  };
+  SECTION("missing parts") {
+    const std::string part = GENERATE("scale", "zero", "nbits", "group_size", "axis", "shape", "packing");
+    layer.tensors.erase("x." + part);
+    layer.expect(ErrorCode::missing_tensor, "x." + part);
+  }
+  SECTION("no layers") {
+    layer.tensors = {{"x.weight", floats({1, 1}, 0)}};
+    layer.expect(ErrorCode::missing_tensor, "W_q");
+  }
+  SECTION("axes") { scalar("x.axis", GENERATE(-1, 2), ErrorCode::corrupt); }
+  SECTION("group sizes") { scalar("x.group_size", GENERATE(0, -1, 7, 24, 1 << 30), ErrorCode::corrupt); }
+  SECTION("bits that are not packed so") { scalar("x.nbits", GENERATE(-4, 0, 3, 8), ErrorCode::corrupt); }
+  SECTION("quantized scales") { scalar("x.quant_scale", 1, ErrorCode::unsupported); }
+  SECTION("another packing") {
+    layer.tensors["x.packing"] = {"U8", {7}, "4bit_32"};
+    layer.expect(ErrorCode::unsupported, "x.packing");
+  }
+  SECTION("shapes") {
+    const std::int64_t rows = GENERATE(-4, 0, 6, std::int64_t{1} << 40);
+    layer.tensors["x.shape"] = {"I64", {2}, bytes_of(std::vector<std::int64_t>{rows, 64})};
+    layer.expect(rows == 6 ? ErrorCode::shape_mismatch : ErrorCode::corrupt, rows == 6 ? "x.W_q" : "x.shape");
+  }
+  SECTION("scales of other groups") {
+    layer.tensors["x.scale"] = floats({4, 1}, 0.5f);
+    layer.expect(ErrorCode::shape_mismatch, "x.scale");
+  }
+  SECTION("zero points that are no numbers") {
+    layer.tensors["x.zero"] = floats({8, 1}, std::numeric_limits<float>::quiet_NaN());
+    layer.expect(ErrorCode::corrupt, "x.zero");
+  }
+  SECTION("settings that contradict the tensors") {
+    const std::string params = GENERATE(R"("nbits": 3)", R"("group_size": 64)", R"("axis": 0)");
+    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {)" + params + "}}}";
+    layer.expect(ErrorCode::corrupt, "x.W_q");
+  }
+  SECTION("quantized zero points by the settings") {
+    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {}, "zero_quant_params": {}}})";
+    layer.expect(ErrorCode::unsupported, "zero_quant_params");
+  }
+  SECTION("no settings") {
+    layer.settings = R"({"quant_method": "hqq"})";
+    layer.expect(ErrorCode::corrupt, "quant_config");
+  }
+}

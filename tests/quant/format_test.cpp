@@ -46,7 +46,7 @@ bool same_bits(float a, float b) { return std::bit_cast<std::uint32_t>(a) == std
 }  // namespace
 
 TEST_CASE("the format table has a row for every GGUF type that llminfer reads") {
-  CHECK(quant::formats().size() == 36);
+  CHECK(quant::formats().size() == 40);
   for (const quant::Format& format : quant::formats()) {
     INFO(format.name);
     const bool in_gguf = format.type <= WeightType::nvfp4;

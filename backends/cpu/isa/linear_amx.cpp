@@ -24,6 +24,8 @@ const LinearKernels& few_rows_kernels() { return isa_avx512vnni::linear_kernels(
 //
 #include "backends/cpu/kernels/grouped-inl.hpp"
 //
+#include "backends/cpu/kernels/byte_result-inl.hpp"
+//
 #include "backends/cpu/kernels/tile_config-inl.hpp"
 //
 #include "backends/cpu/kernels/tiles_amx-inl.hpp"

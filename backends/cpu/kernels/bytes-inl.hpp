@@ -1,6 +1,6 @@
 // Weights of 8 bits times activations of 8 bits (W8A8), once for all SIMD levels: register tiles of rows x vectors
 // whose sums go over all of K in integers, and are scaled once. Included inside the level's namespace after
-// grouped-inl.hpp.
+// grouped-inl.hpp and byte_result-inl.hpp.
 
 namespace {
 
@@ -41,18 +41,9 @@ template <int M>
   }
   Floats result[M][V];
   unroll<V>([&](auto v) __attribute__((always_inline)) {
-    const std::uint8_t* const panel = columns.panel[v.value] + columns.lane[v.value] * 4;
-    const Floats scale = load_floats(panel + layout.scale);
-    std::int32_t of_codes[kLanes], corrected[kLanes];
-    __builtin_memcpy(of_codes, panel + layout.minimum, sizeof of_codes);
+    const ByteScales scales(columns.panel[v.value], columns.lane[v.value], layout);
     unroll<M>([&](auto m) __attribute__((always_inline)) {
-      const ByteRow& x_row = *row(m.value);
-      Ints total = total_sums(sum[m.value][v.value]);
-      if (x_row.zero != 0) {
-        for (int i = 0; i < kLanes; ++i) corrected[i] = -x_row.zero * of_codes[i];
-        total = add_ints(total, load_ints(corrected));
-      }
-      result[m.value][v.value] = multiply(multiply(to_floats(total), scale), fill_float(x_row.scale));
+      result[m.value][v.value] = scales.result(total_sums(sum[m.value][v.value]), *row(m.value));
     });
   });
   store_tile<M, V>(result, out);

@@ -82,7 +82,10 @@ struct PanelReader {
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
     const std::uint8_t* const base = columns.panel[v] + layout.minimum;
     const std::int64_t at = scale_at(v, half);
-    if constexpr (s.scale == PanelScale::f32) return multiply(scale(v, half), load_int8(base + at));
+    if constexpr (s.scale == PanelScale::f32) {
+      if (layout.float_minimums) return load_floats(base + at * 4);
+      return multiply(scale(v, half), load_int8(base + at));
+    }
     if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
     if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }

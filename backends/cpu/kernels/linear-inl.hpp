@@ -6,6 +6,8 @@
 //
 #include "grouped-inl.hpp"
 //
+#include "byte_result-inl.hpp"
+//
 #include "bytes-inl.hpp"
 //
 #include "dense-inl.hpp"

@@ -1,6 +1,6 @@
-// Linear kernels on tile registers (AMX), for many rows of grouped weights; few_rows_kernels() do the rest. Included
-// inside the level's namespace after grouped-inl.hpp, a `Tiles` and few_rows_kernels(). The arithmetic is that of
-// linear_scalar-inl.hpp, bit for bit; see docs/adr/0011.
+// Linear kernels on tile registers (AMX), for many rows of grouped and W8A8 weights; few_rows_kernels() do the rest.
+// Included inside the level's namespace after grouped-inl.hpp, byte_result-inl.hpp, a `Tiles` and few_rows_kernels().
+// The arithmetic is that of linear_scalar-inl.hpp, bit for bit; see docs/adr/0011.
 //
 // A tile of sums holds 16 rows times the 16 outputs of a panel. The 32 values of a group are half of what a
 // multiplication can add up, since each group has scales of its own: high and low bytes of the activations are
@@ -217,20 +217,29 @@ template <PanelShape s>
   Tiles::release();
 }
 
+}  // namespace
+
+#include "byte_tiles-inl.hpp"
+
+namespace {
+
 void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end, const ActivationView& x,
             std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch) {
   const std::int32_t last = (row_end - row_begin) % kTokens;
-  const bool tiles = panel_shape(w.kind).bits != 0 && w.kind != PanelKind::w8a8;
-  const std::int32_t split = !tiles ? row_begin : last < kFewTokens ? row_end - last : row_end;
-  unroll<kPanelKinds>([&](auto i) __attribute__((always_inline)) {
-    constexpr PanelKind kind = static_cast<PanelKind>(i.value);
-    if constexpr (panel_shape(kind).bits != 0 && kind != PanelKind::w8a8) {
-      if (w.kind == kind && split > row_begin) {
-        tiles_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, split, out, out_stride,
-                                        static_cast<std::uint8_t*>(scratch));
+  const std::int32_t split = panel_shape(w.kind).bits == 0 ? row_begin : last < kFewTokens ? row_end - last : row_end;
+  if (split > row_begin) {
+    unroll<kPanelKinds>([&](auto i) __attribute__((always_inline)) {
+      constexpr PanelKind kind = static_cast<PanelKind>(i.value);
+      if constexpr (kind == PanelKind::w8a8) {
+        if (w.kind == kind) byte_tiles_linear(w, panel_begin, panel_end, x, row_begin, split, out, out_stride);
+      } else if constexpr (panel_shape(kind).bits != 0) {
+        if (w.kind == kind) {
+          tiles_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, split, out, out_stride,
+                                          static_cast<std::uint8_t*>(scratch));
+        }
       }
-    }
-  });
+    });
+  }
   if (split < row_end) {
     few_rows_kernels().linear(w, panel_begin, panel_end, x, split, row_end, out, out_stride, scratch);
   }

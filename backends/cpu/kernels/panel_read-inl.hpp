@@ -60,7 +60,10 @@ static inline void panel_scale(const PackedWeightView& w, const PanelShape& shap
   *minimum = 0.0f;
   if (shape.scale == PanelScale::f32) {
     *scale = panel_float(s + at * 4);
-    if (shape.minimum) *minimum = *scale * static_cast<float>(static_cast<std::int8_t>(m[at]));
+    if (shape.minimum) {
+      *minimum = w.layout.float_minimums ? panel_float(m + at * 4)
+                                         : *scale * static_cast<float>(static_cast<std::int8_t>(m[at]));
+    }
   } else if (shape.scale == PanelScale::f16) {
     *scale = panel_half(s + at * 2);
     if (shape.minimum) *minimum = panel_half(m + at * 2);

@@ -30,6 +30,11 @@ struct Tiles {
   [[gnu::always_inline]] static void add_products() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
   }
+  /// The same of signed bytes in A and unsigned ones in B.
+  template <int C, int A, int B>
+  [[gnu::always_inline]] static void add_mixed_products() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+  }
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes <type>.bin for the block types that llminfer's loaders write (W2 … FP8), in the layout of make.py.
+"""Makes <type>.bin for the block types that llminfer's loaders write (W2 … W8_MIN), in the layout of make.py.
 
 The values are computed here in numpy from the definitions: integers, zero points and scales are drawn, packed, and
 multiplied in float32. Scales have at most 11 significant bits, as those of checkpoints; FP8's tables are ml_dtypes'.
@@ -60,3 +60,7 @@ save("fp4_16", [s, stream(codes, 4)], np.repeat(s, 16, 1) * (signed(E2M1) + 0.0)
 s, codes = scales(N, 1), np.arange(N * 32, dtype=np.uint8).reshape(N, 32)
 codes = np.where(codes & 0x7F == 0x7F, codes - 1, codes).astype(np.uint8)
 save("fp8", [s, codes], s * codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+for bits in (2, 3, 4, 8):
+    s, minimum, codes = scales(N, 1), scales(N, 1), rng.integers(0, 1 << bits, (N, 32))
+    center = 128 if bits == 8 else 0
+    save(f"w{bits}_min", [s, minimum, stream(codes, bits)], s * (codes - center).astype(np.float32) - minimum)

@@ -2,7 +2,7 @@
 """Makes NAME.safetensors, NAME.json, base.safetensors and reference.json for the tests of quantized checkpoints.
 
 Usage: make.py FOLDER, where FOLDER holds tiny Llama-shaped checkpoints as GPTQModel 7.7.0 (gptq*, awq-*), llm-compressor
-0.14 and 0.8 (ct-*) and bitsandbytes 0.50 (bnb-*) wrote them. Of each only the first layer and 256 tokens are kept;
+0.14 and 0.8 (ct-*), bitsandbytes 0.50 (bnb-*) and hqq 0.2.8 (hqq-*, make_hqq.py) wrote them. Of each only the first layer and 256 tokens are kept;
 base.safetensors has what all share. The references are numpy in float32 on weights that dequantize.py gives.
 Needs: pip install numpy
 """
@@ -33,6 +33,7 @@ FORMATS = {
     "ct-nvfp4a16": D.ct_nvfp4,
     "bnb-nf4-dq": lambda st, p: D.bnb4(st, p, "nf4"),
     "bnb-int8": D.bnb8,
+    "hqq-dynamic": D.hqq,
 }
 
 

@@ -67,6 +67,15 @@ int run(const std::string& model) {
   if (of_custom != greedy) std::fprintf(stderr, "the custom backend's tokens are not those of the reference\n");
   if (of_cpu != greedy || of_custom != greedy) return 3;
 
+  // The middle layer on it, the others on the CPU.
+  EngineOptions split = options;
+  split.custom_backend = nullptr;
+  split.split = {{{}, 1}, {options.custom_backend, 1}, {}};
+  if (generate(Engine::load(model, split).value(), prompt, greedy.size()) != greedy) {
+    std::fprintf(stderr, "the tokens of both backends together are not those of the reference\n");
+    return 6;
+  }
+
   // A prompt in chunks, a fork that copies a page, and a truncation give the same tokens.
   Session session = custom.new_session().value();
   const std::span<const Token> tokens = prompt;

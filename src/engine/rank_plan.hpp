@@ -1,0 +1,52 @@
+// RankPlan and RankCache: on rank 0, the Plan and the cache pages of a model whose other layers lie on other ranks. To
+// the engine they look like those of one backend.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/ranks.hpp"
+#include "engine/staged_plan.hpp"
+
+namespace llminfer::inline v0::engine {
+
+class RankCache final : public CacheStorage {
+ public:
+  /// `own`: rank 0's part, or null. `elsewhere`: bytes of the others.
+  RankCache(std::shared_ptr<Leader> leader, std::size_t group, CacheStorage* own, std::int64_t elsewhere)
+      : leader_(std::move(leader)), group_(group), own_(own), elsewhere_(elsewhere) {}
+
+  std::int64_t bytes() const noexcept override { return elsewhere_ + (own_ ? own_->bytes() : 0); }
+  Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
+  // Pages of other ranks stay there: unsupported.
+  std::int64_t canonical_page_bytes() const noexcept override { return 0; }
+  Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
+  Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+
+ private:
+  const std::shared_ptr<Leader> leader_;
+  const std::size_t group_;
+  CacheStorage* const own_;
+  const std::int64_t elsewhere_;
+};
+
+/// Rank 0's stage, then those of the others.
+class RankPlan final : public Plan {
+ public:
+  /// Throws std::bad_alloc.
+  RankPlan(std::shared_ptr<Leader> leader, RankStage stage);
+
+  const RankStage& stage() const noexcept { return stage_; }
+  std::int64_t bytes() const noexcept override;
+  Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
+  Result<void> wait() override;
+
+ private:
+  const std::shared_ptr<Leader> leader_;
+  RankStage stage_;
+  StageBatch stage_batch_;
+  std::vector<float> rows_;
+  const Batch* batch_ = nullptr;  ///< in flight
+};
+
+}  // namespace llminfer::inline v0::engine

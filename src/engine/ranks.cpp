@@ -1,0 +1,347 @@
+#include "engine/ranks.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "core/error.hpp"
+#include "engine/staged_plan.hpp"
+
+namespace llminfer::inline v0::engine {
+namespace {
+
+using core::fail;
+
+template <class T>
+Result<void> send(Communicator& communicator, int to, const T& message) {
+  return communicator.send(to, std::as_bytes(std::span(&message, 1)));
+}
+template <class T>
+Result<T> receive(Communicator& communicator, int from) {
+  T message;
+  LLMINFER_TRY(communicator.receive(from, std::as_writable_bytes(std::span(&message, 1))));
+  return message;
+}
+
+/// Success, or an error; its text may be cut.
+struct OutcomeMessage {
+  std::int64_t code = -1;  ///< -1: success
+  std::array<char, 504> text{};
+
+  OutcomeMessage() = default;
+  explicit OutcomeMessage(const Error& error) noexcept : code(static_cast<std::int64_t>(error.code)) {
+    set_text(error.message);
+  }
+  void set_text(std::string_view from) noexcept { from.copy(text.data(), text.size() - 1); }
+  std::string text_of() const { return std::string(text.begin(), std::find(text.begin(), text.end(), '\0')); }
+  Result<void> outcome() const {
+    if (code == -1) return {};
+    const bool known = code >= 0 && code <= static_cast<std::int64_t>(ErrorCode::internal);
+    return Error{known ? static_cast<ErrorCode>(code) : ErrorCode::internal, text_of()};
+  }
+};
+
+struct ReplyMessage {
+  OutcomeMessage outcome;  ///< of success: the text describes the backend
+  std::int64_t weight_bytes = 0, cache_bytes = 0;
+};
+
+struct Command {
+  enum Kind : std::int64_t { stop, copy_page, pass } kind = stop;
+  /// copy_page: group, from, to, tokens. pass: the number of words that follow.
+  std::array<std::int64_t, 4> numbers{};
+};
+
+/// A Setup as numbers: whether there is one, its fields, its places.
+std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
+  std::vector<std::int64_t> numbers(5 + kModelNumbers + static_cast<std::size_t>(ranks) + 1);
+  if (!setup) return numbers;
+  numbers[0] = 1;
+  numbers[1] = setup->context_length;
+  numbers[2] = setup->pages;
+  numbers[3] = setup->max_batch_rows;
+  numbers[4] = static_cast<std::int64_t>(setup->cache_type);
+  std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + 5);
+  std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + 5 + kModelNumbers);
+  return numbers;
+}
+
+/// A batch without its tokens, as words: five counts, positions, runs with their block tables, wanted rows.
+void write_pass(const Batch& batch, std::vector<std::int32_t>& words) {
+  const auto count = [](const auto& list) { return static_cast<std::int32_t>(list.size()); };
+  const auto append = [&](std::span<const std::int32_t> some) { words.insert(words.end(), some.begin(), some.end()); };
+  words.clear();
+  const std::int32_t groups = batch.runs.empty() ? 0 : count(batch.runs[0].block_tables);
+  append(
+      std::array{count(batch.positions), count(batch.runs), groups, count(batch.logit_rows), count(batch.hidden_rows)});
+  append(batch.positions);
+  for (const Run& run : batch.runs) {
+    append(std::array{run.first_row, run.rows, run.first_position});
+    for (const auto& table : run.block_tables) {
+      words.push_back(count(table));
+      append(table);
+    }
+  }
+  append(batch.logit_rows);
+  append(batch.hidden_rows);
+}
+
+/// The batch that the words are of. Its spans lie in `words` and `runs`.
+Result<Batch> read_pass(std::span<const std::int32_t> words, std::vector<Run>& runs) {
+  bool whole = true;
+  const auto take = [&](std::int64_t count) {
+    whole = whole && count >= 0 && static_cast<std::size_t>(count) <= words.size();
+    const auto taken = words.first(whole ? static_cast<std::size_t>(count) : 0);
+    words = words.subspan(taken.size());
+    return taken;
+  };
+  const auto next = [&] {
+    const auto one = take(1);
+    return one.empty() ? 0 : one[0];
+  };
+  const std::int32_t rows = next(), run_count = next(), groups = next(), logits = next(), hidden = next();
+  Batch batch;
+  batch.positions = take(rows);
+  runs.clear();
+  for (std::int32_t r = 0; r < run_count && whole; ++r) {
+    Run& run = runs.emplace_back();
+    run.first_row = next();
+    run.rows = next();
+    run.first_position = next();
+    for (std::int32_t g = 0; g < groups && whole; ++g) run.block_tables.push_back(take(next()));
+  }
+  batch.runs = runs;
+  batch.logit_rows = take(logits);
+  batch.hidden_rows = take(hidden);
+  if (!whole || !words.empty()) return fail(ErrorCode::corrupt, "rank 0 sent a batch that contradicts itself");
+  return batch;
+}
+
+/// `outcome`, and after success all of `rows`.
+Result<void> send_outcome(Communicator& communicator, int to, const Result<void>& outcome,
+                          std::initializer_list<std::span<const float>> rows) {
+  LLMINFER_TRY(send(communicator, to, outcome ? OutcomeMessage() : OutcomeMessage(outcome.error())));
+  for (const auto& some : rows) {
+    if (outcome && !some.empty()) LLMINFER_TRY(communicator.send(to, std::as_bytes(some)));
+  }
+  return {};
+}
+
+/// The same from the other side: errors are those of the messages, `outcome` what they say.
+Result<void> receive_outcome(Communicator& communicator, int from, Result<void>& outcome,
+                             std::initializer_list<std::span<float>> rows) {
+  outcome = LLMINFER_TRY(receive<OutcomeMessage>(communicator, from)).outcome();
+  for (const auto& some : rows) {
+    if (outcome && !some.empty()) LLMINFER_TRY(communicator.receive(from, std::as_writable_bytes(some)));
+  }
+  return {};
+}
+
+}  // namespace
+
+CacheStorage* RankStage::cache(std::size_t whole_group) const noexcept {
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    if (groups[g] == whole_group) return caches[g].get();
+  }
+  return nullptr;
+}
+
+std::vector<CacheStorage*> RankStage::all_caches() const {
+  std::vector<CacheStorage*> all;
+  for (const auto& cache : caches) all.push_back(cache.get());
+  return all;
+}
+
+Leader::~Leader() {
+  (void)core::guarded([&]() -> Result<void> {
+    if (state_ == State::begun) (void)ready();
+    const auto none = setup_numbers(nullptr, ranks());
+    for (int rank = 1; rank < ranks(); ++rank) {  // whoever is gone does not keep the others waiting
+      if (state_ == State::fresh) {
+        (void)communicator_->send(rank, std::as_bytes(std::span(none)));
+      } else if (ended_.empty() || !ended_[static_cast<std::size_t>(rank)]) {
+        (void)send(*communicator_, rank, Command{});
+      }
+    }
+    return {};
+  });
+}
+
+Result<void> Leader::checked(Result<void> outcome) {
+  if (!outcome && !broken_) broken_ = core::copy_of(outcome.error());
+  return outcome;
+}
+
+Result<void> Leader::begin(const Setup& setup) {
+  const auto numbers = setup_numbers(&setup, ranks());
+  ended_.assign(static_cast<std::size_t>(ranks()), false);
+  state_ = State::begun;
+  Result<void> first_error;
+  for (int rank = 1; rank < ranks(); ++rank) {  // also to those after one that is gone: they wait for it
+    auto sent = communicator_->send(rank, std::as_bytes(std::span(numbers)));
+    if (sent) continue;
+    ended_[static_cast<std::size_t>(rank)] = true;
+    if (first_error) first_error = std::move(sent);
+  }
+  return first_error;
+}
+
+Result<std::vector<Reply>> Leader::ready() {
+  std::vector<Reply> replies(static_cast<std::size_t>(ranks()));
+  state_ = State::ready;
+  Result<void> first_error;
+  for (int rank = 1; rank < ranks(); ++rank) {
+    const auto r = static_cast<std::size_t>(rank);
+    if (ended_[r]) continue;
+    auto message = receive<ReplyMessage>(*communicator_, rank);
+    Result<void> outcome;
+    if (message) {
+      outcome = message->outcome.outcome();
+    } else {
+      outcome = std::move(message).error();
+    }
+    if (outcome) {
+      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes};
+    } else {
+      ended_[r] = true;
+      if (first_error) first_error = core::at("rank " + std::to_string(rank), std::move(outcome).error());
+    }
+  }
+  LLMINFER_TRY(std::move(first_error));
+  return replies;
+}
+
+Result<void> Leader::copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens) {
+  if (broken_) return core::copy_of(*broken_);
+  const Command command{Command::copy_page, {static_cast<std::int64_t>(group), from, to, tokens}};
+  for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send(*communicator_, rank, command)));
+  return {};
+}
+
+Result<void> Leader::pass(const Batch& batch, std::span<const float> rows) {
+  if (broken_) return core::copy_of(*broken_);
+  write_pass(batch, words_);
+  const Command command{Command::pass, {static_cast<std::int64_t>(words_.size())}};
+  for (int rank = 1; rank < ranks(); ++rank) {
+    LLMINFER_TRY(checked(send(*communicator_, rank, command)));
+    LLMINFER_TRY(checked(communicator_->send(rank, std::as_bytes(std::span(words_)))));
+  }
+  LLMINFER_TRY(checked(send_outcome(*communicator_, 1, {}, {rows})));
+  Result<void> outcome;
+  LLMINFER_TRY(checked(receive_outcome(*communicator_, ranks() - 1, outcome, {batch.logits, batch.hidden})));
+  return outcome;
+}
+
+Result<Setup> receive_setup(Communicator& communicator) {
+  auto numbers = setup_numbers(nullptr, communicator.size());
+  LLMINFER_TRY(communicator.receive(0, std::as_writable_bytes(std::span(numbers))));
+  if (numbers[0] == 0) return fail(ErrorCode::peer_lost, "rank 0 has given up the load");
+  Setup setup;
+  setup.context_length = static_cast<std::int32_t>(numbers[1]);
+  setup.pages = static_cast<std::int32_t>(numbers[2]);
+  setup.max_batch_rows = static_cast<std::int32_t>(numbers[3]);
+  setup.cache_type = static_cast<CacheType>(numbers[4]);
+  setup.model.assign(numbers.begin() + 5, numbers.begin() + 5 + kModelNumbers);
+  for (auto place = numbers.begin() + 5 + kModelNumbers; place != numbers.end(); ++place) {
+    setup.places.push_back(static_cast<std::int32_t>(*place));
+  }
+  return setup;
+}
+
+Result<void> send_reply(Communicator& communicator, const Result<RankStage>& stage) {
+  ReplyMessage message;
+  if (stage) {
+    message.outcome.set_text(stage->backend->description());
+    message.weight_bytes = stage->weight_bytes;
+    for (const auto& cache : stage->caches) message.cache_bytes += cache->bytes();
+  } else {
+    message.outcome = OutcomeMessage(stage.error());
+  }
+  return send(communicator, 0, message);
+}
+
+namespace {
+
+class Follower {
+ public:
+  Follower(Communicator& communicator, const RankStage& stage)
+      : communicator_(communicator), stage_(stage), stage_batch_(stage.max_batch_rows) {}
+
+  Result<void> run() {
+    while (true) {
+      const Command command = LLMINFER_TRY(receive<Command>(communicator_, 0));
+      if (command.kind == Command::stop) return {};
+      if (command.kind == Command::copy_page) {
+        copy_page(command);
+      } else if (command.kind == Command::pass && command.numbers[0] >= 0) {
+        LLMINFER_TRY(pass(static_cast<std::size_t>(command.numbers[0])));
+      } else {
+        return fail(ErrorCode::corrupt, "rank 0 sent an unknown command");
+      }
+    }
+  }
+
+ private:
+  /// An error waits for the next pass, which says it to rank 0.
+  void copy_page(const Command& command) {
+    CacheStorage* const cache = stage_.cache(static_cast<std::size_t>(command.numbers[0]));
+    if (!cache) return;
+    const auto number = [&](std::size_t i) { return static_cast<std::int32_t>(command.numbers[i]); };
+    auto copied = cache->copy_page(number(1), number(2), number(3));
+    if (!copied && copied_) copied_ = std::move(copied);
+  }
+
+  Result<void> pass(std::size_t words) {
+    words_.resize(words);
+    LLMINFER_TRY(communicator_.receive(0, std::as_writable_bytes(std::span(words_))));
+    Batch batch = LLMINFER_TRY(read_pass(words_, runs_));
+    const bool last = communicator_.rank() + 1 == communicator_.size();
+    const auto resized = [](std::vector<float>& values, std::size_t rows, std::int64_t width) {
+      values.resize(rows * static_cast<std::size_t>(width));
+      return std::span(values);
+    };
+    const std::size_t rows = batch.positions.size();
+    const auto in = resized(in_, rows, stage_.hidden_size);
+    std::span<float> out;
+    if (last) {
+      batch.logits = resized(logits_, batch.logit_rows.size(), stage_.vocab_size);
+      batch.hidden = resized(out_, batch.hidden_rows.size(), stage_.hidden_size);
+    } else {
+      out = resized(out_, rows, stage_.hidden_size);
+    }
+    Result<void> outcome;
+    LLMINFER_TRY(receive_outcome(communicator_, communicator_.rank() - 1, outcome, {in}));
+    if (outcome) outcome = std::exchange(copied_, {});
+    if (outcome) outcome = core::guarded([&] { return compute(batch, in, out); });
+    if (last) return send_outcome(communicator_, 0, outcome, {batch.logits, batch.hidden});
+    return send_outcome(communicator_, communicator_.rank() + 1, outcome, {out});
+  }
+
+  Result<void> compute(const Batch& batch, std::span<const float> in, std::span<float> out) {
+    if (batch.positions.size() > static_cast<std::size_t>(stage_.max_batch_rows)) {
+      return fail(ErrorCode::invalid_argument, "a batch of ", batch.positions.size(), " rows");
+    }
+    for (const Run& run : batch.runs) {
+      for (const std::size_t group : stage_.groups) {
+        if (group >= run.block_tables.size()) return fail(ErrorCode::corrupt, "rank 0 sent too few block tables");
+      }
+    }
+    LLMINFER_TRY(stage_.plan->submit(stage_batch_.make(batch, stage_.groups, in, out), stage_.all_caches()));
+    return stage_.plan->wait();
+  }
+
+  Communicator& communicator_;
+  const RankStage& stage_;
+  StageBatch stage_batch_;
+  std::vector<std::int32_t> words_;
+  std::vector<Run> runs_;
+  std::vector<float> in_, out_, logits_;
+  Result<void> copied_;
+};
+
+}  // namespace
+
+Result<void> follow(Communicator& communicator, const RankStage& stage) { return Follower(communicator, stage).run(); }
+
+}  // namespace llminfer::inline v0::engine

@@ -1,0 +1,92 @@
+// Ranks: what the ranks of a Communicator that share a model's layers say to each other. Rank 0, the leader, has the
+// engine; the others, its followers, compute their stages of each pass and hand the rows on, the last one to rank 0.
+//
+// leader to each follower:  Setup once, then commands until `stop`
+// follower to leader:       Reply, once it has loaded its stage
+// a rank to the next one:   in each pass an outcome: rows, or the error of whichever rank had one
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <llminfer/backend.hpp>
+#include <llminfer/communicator.hpp>
+
+namespace llminfer::inline v0::engine {
+
+/// What a follower has to know to load its stage.
+struct Setup {
+  std::vector<std::int64_t> model;  ///< numbers that tell models apart
+  std::int32_t context_length = 0;
+  std::int32_t pages = 0;
+  std::int32_t max_batch_rows = 0;
+  CacheType cache_type = CacheType::f16;
+  std::vector<std::int32_t> places;  ///< [ranks + 1], see Borders
+};
+inline constexpr std::size_t kModelNumbers = 4;
+
+/// What a follower holds.
+struct Reply {
+  std::string backend;  ///< its description
+  std::int64_t weight_bytes = 0;
+  std::int64_t cache_bytes = 0;
+};
+
+/// A stage that has been loaded.
+struct RankStage {
+  std::shared_ptr<Backend> backend;
+  std::unique_ptr<Plan> plan;
+  std::vector<std::size_t> groups;                    ///< per cache group of the stage its index in the whole program
+  std::vector<std::unique_ptr<CacheStorage>> caches;  ///< per cache group of the stage
+  std::int64_t weight_bytes = 0;
+  std::int64_t hidden_size = 0, vocab_size = 0;
+  std::int32_t max_batch_rows = 0;
+
+  /// The stage's part of a group of the whole program; null if it has none.
+  CacheStorage* cache(std::size_t whole_group) const noexcept;
+  std::vector<CacheStorage*> all_caches() const;
+};
+
+/// The leader's side. Once a message has failed, all calls give the same error: who waits for what is not known any
+/// more.
+class Leader {
+ public:
+  explicit Leader(std::shared_ptr<Communicator> communicator) : communicator_(std::move(communicator)) {}
+  /// Releases the followers, wherever they are.
+  ~Leader();
+  Leader(const Leader&) = delete;
+  Leader& operator=(const Leader&) = delete;
+
+  int ranks() const noexcept { return communicator_->size(); }
+  Result<void> begin(const Setup& setup);
+  /// Waits until all have loaded. Errors: the first one that a follower had, naming its rank.
+  Result<std::vector<Reply>> ready();
+
+  Result<void> copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens);
+  /// One pass of all followers, after rank 0's own stage gave `rows`. Fills the batch's outputs.
+  Result<void> pass(const Batch& batch, std::span<const float> rows);
+
+ private:
+  Result<void> checked(Result<void> outcome);
+
+  const std::shared_ptr<Communicator> communicator_;
+  enum class State : std::uint8_t { fresh, begun, ready } state_ = State::fresh;
+  std::vector<bool> ended_;  ///< per rank: a follower that could not load, and does not wait for commands
+  std::optional<Error> broken_;
+  std::vector<std::int32_t> words_;  ///< of a pass; kept for its memory
+};
+
+// The followers' side, in this order.
+
+/// Errors: peer_lost, if rank 0 is gone or has given up.
+Result<Setup> receive_setup(Communicator& communicator);
+/// Tells rank 0 how the load went.
+Result<void> send_reply(Communicator& communicator, const Result<RankStage>& stage);
+/// Does what rank 0 says until it says stop.
+Result<void> follow(Communicator& communicator, const RankStage& stage);
+
+}  // namespace llminfer::inline v0::engine
