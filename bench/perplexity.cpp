@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -45,6 +46,14 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--activation-bits", o.engine.activation_bits, "bits of activations that meet quantized weights")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();
+  app.add_option("-k,--cache-type", o.engine.cache_type, "how keys and values are cached: f16, bf16, f32, int8 or int4")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, llminfer::CacheType>{{"f16", llminfer::CacheType::f16},
+                                                                             {"bf16", llminfer::CacheType::bf16},
+                                                                             {"f32", llminfer::CacheType::f32},
+                                                                             {"int8", llminfer::CacheType::int8},
+                                                                             {"int4", llminfer::CacheType::int4}}))
+      ->default_str("f16");
   app.add_option("--save", o.save, "file for this run's predictions, to compare others with");
   app.add_option("--reference", o.reference, "file of an earlier --save: also print how far this run is from it");
   app.add_flag("--json", o.json, "print JSON");

@@ -6,7 +6,8 @@
 
 namespace llminfer::cpu {
 
-void AttentionTasks::build(const Batch& batch, const CacheGroup& cache, std::int32_t padded_dim, int threads) {
+void AttentionTasks::build(const Batch& batch, const CacheGroup& cache, std::int32_t padded_dim, int threads,
+                           bool by_page) {
   tasks.clear();
   tiles.clear();
   const std::int32_t sharing = heads / cache.kv_heads;
@@ -15,7 +16,10 @@ void AttentionTasks::build(const Batch& batch, const CacheGroup& cache, std::int
     const Run& run = batch.runs[r];
     // Later tokens see more keys: they go first, so that the last tasks to end are short ones.
     for (std::int32_t end = run.rows; end > 0;) {
-      const std::int32_t begin = (end - 1) / tile_tokens * tile_tokens;
+      std::int32_t begin = (end - 1) / tile_tokens * tile_tokens;
+      if (by_page) {
+        begin = std::max(begin, (run.first_position + end - 1) / kPageTokens * kPageTokens - run.first_position);
+      }
       const std::int32_t first = cache.window > 0 ? std::max(0, run.first_position + begin - cache.window + 1) : 0;
       for (std::int32_t h = 0; h < cache.kv_heads; ++h) {
         tasks.push_back({static_cast<std::int32_t>(r), h, begin, end, first / kPageTokens,

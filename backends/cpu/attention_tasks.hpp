@@ -33,8 +33,9 @@ class AttentionTasks {
  public:
   AttentionTasks(std::int32_t group, std::int32_t heads) : group(group), heads(heads) {}
 
-  /// Cuts `batch` into tasks for `threads` threads. Throws std::bad_alloc.
-  void build(const Batch& batch, const CacheGroup& cache, std::int32_t padded_dim, int threads);
+  /// Cuts `batch` into tasks for `threads` threads; with `by_page` so that all tokens of a task are of one page. Throws
+  /// std::bad_alloc.
+  void build(const Batch& batch, const CacheGroup& cache, std::int32_t padded_dim, int threads, bool by_page);
 
   std::int32_t group, heads;  ///< whom the tasks are for
   std::vector<AttentionTask> tasks;

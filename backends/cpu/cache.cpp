@@ -28,6 +28,7 @@ constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 }  // namespace
 
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept {
+  if (type == CacheType::int4) return std::int64_t{group.layers} * group.kv_heads * Int4Layout(group.head_dim).bytes;
   return std::int64_t{group.layers} * group.kv_heads * kPageTokens *
          ((group.head_dim + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
 }
@@ -51,6 +52,10 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
   if (!cache->memory_) {
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
+  if (type == CacheType::int4) {
+    const std::int64_t floats = std::int64_t{group.layers} * group.kv_heads * Int4Layout(group.head_dim).floats();
+    cache->open_ = std::make_unique<OpenPages>(pages, floats);
+  }
   const auto address = reinterpret_cast<std::uintptr_t>(cache->memory_.get());
   cache->data_ = static_cast<std::byte*>(cache->memory_.get()) + (alignment - address % alignment) % alignment;
   // A wish: without huge pages everything works the same.
@@ -67,6 +72,7 @@ CacheElement CpuCache::element() const noexcept {
     case CacheType::int8:
       return CacheElement::int8;
     case CacheType::f32:
+    case CacheType::int4:
       break;
   }
   return CacheElement::f32;
@@ -95,6 +101,8 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_copy(from, to, tokens, pages_));
     if (tokens == 0) return {};
+    if (open_) LLMINFER_TRY(copy_open(from, to, tokens));
+    if (open_ && tokens < kPageTokens) return {};
     if (tokens == kPageTokens) {
       std::memcpy(data_ + to * page_bytes_, data_ + from * page_bytes_, static_cast<std::size_t>(page_bytes_));
       return {};
@@ -139,6 +147,10 @@ void CpuCache::for_each_token(F f) const {
 Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_transfer(page, pages_, out.size(), canonical_page_bytes(), "export_page"));
+    if (open_) {
+      export_int4(page, out);
+      return {};
+    }
     const auto read = [&](const std::byte* matrix, std::int64_t index, float scale) {
       const std::byte* const element = matrix + index * element_bytes_;
       float value = 0.0f;
@@ -155,6 +167,8 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
         case CacheType::int8:
           value = static_cast<float>(static_cast<std::int8_t>(*element)) * scale;
           break;
+        case CacheType::int4:
+          break;  // see export_int4
       }
       return value;
     };
@@ -177,6 +191,10 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
 Result<void> CpuCache::import_page(std::int32_t page, std::span<const std::byte> in) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_transfer(page, pages_, in.size(), canonical_page_bytes(), "import_page"));
+    if (open_) {
+      import_int4(page, in);
+      return {};
+    }
     const auto dim = static_cast<std::size_t>(group_.head_dim);
     std::vector<float> key(dim), value(dim);
     const AttentionKernels& kernels = isa_scalar::attention_kernels();  // all levels store alike

@@ -1,4 +1,5 @@
 // The pages of a cache group in the CPU backend's layout: [page][layer][kv_head] of keys, then values (attention.hpp).
+// With int4 a page that may grow is open and holds floats; a full one is sealed, in 4 bits (int4.hpp, docs/adr/0017).
 #pragma once
 
 #include <cstdlib>
@@ -7,6 +8,8 @@
 #include <llminfer/backend.hpp>
 
 #include "backends/cpu/attention.hpp"
+#include "backends/cpu/int4.hpp"
+#include "backends/cpu/open_pages.hpp"
 
 namespace llminfer::cpu {
 
@@ -20,19 +23,35 @@ class CpuCache final : public CacheStorage {
   /// Errors: invalid_argument, out_of_memory.
   static Result<std::unique_ptr<CpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages);
 
-  std::int64_t bytes() const noexcept override { return page_bytes_ * pages_; }
+  std::int64_t bytes() const noexcept override { return page_bytes_ * pages_ + (open_ ? open_->bytes() : 0); }
   Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
   std::int64_t canonical_page_bytes() const noexcept override;
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+  bool seals_pages() const noexcept override { return open_ != nullptr; }
+  void forget_page(std::int32_t page) noexcept override {
+    if (open_) open_->close(page);
+  }
 
   const CacheGroup& group() const noexcept { return group_; }
   std::int32_t pages() const noexcept { return pages_; }
-  /// Where a layer's head lies.
+  /// Where a layer's head lies; not for pages that are sealed, nor for open ones.
   AttentionPages head(std::int32_t layer, std::int32_t kv_head) const noexcept;
+
+  // With int4 only.
+  OpenPages& open_pages() noexcept { return *open_; }
+  /// A layer's head of an open page, of whatever number.
+  AttentionPages open_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept;
+  std::uint8_t* sealed_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept {
+    const std::int64_t head = std::int64_t{layer} * group_.kv_heads + kv_head;
+    return reinterpret_cast<std::uint8_t*>(data_) + page * page_bytes_ + head * Int4Layout(group_.head_dim).bytes;
+  }
 
  private:
   CpuCache() = default;
+  Result<void> copy_open(std::int32_t from, std::int32_t to, std::int32_t tokens);
+  void export_int4(std::int32_t page, std::span<std::byte> out) const;
+  void import_int4(std::int32_t page, std::span<const std::byte> in);
   CacheElement element() const noexcept;
   std::int64_t key_bytes() const noexcept;
   std::int64_t head_bytes() const noexcept;
@@ -51,6 +70,7 @@ class CpuCache final : public CacheStorage {
   std::int64_t page_bytes_ = 0;
   std::unique_ptr<void, Free> memory_;
   std::byte* data_ = nullptr;  ///< memory_, aligned
+  std::unique_ptr<OpenPages> open_;
 };
 
 }  // namespace llminfer::cpu

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "backends/cpu/int4.hpp"
+
 namespace llminfer::cpu {
 
 /// Counts need not be multiples of anything; pointers need no alignment. `out` may be `in` (or `a`, `gate`).
@@ -17,6 +19,10 @@ struct ElementwiseKernels {
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);
   /// out = a + factor * b, in one rounding
   void (*add_scaled)(const float* a, float factor, const float* b, std::int64_t n, float* out);
+  /// keys // (head_dim, 64), values // (64, padded_dim) -> out // (layout.bytes), and back, with the loss. The padding
+  /// of values may become any numbers.
+  void (*pack_int4)(const Int4Layout& layout, const float* keys, const float* values, std::uint8_t* out);
+  void (*unpack_int4)(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values);
 };
 
 namespace isa_scalar {

@@ -80,7 +80,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   head = mine(float_bytes(padded_dim));
   const std::int64_t rows = tile_rows;
   tile = mine(float_bytes(attend_scratch_floats(rows, padded_dim) + rows * padded_dim +
-                          2 * state_floats(rows, padded_dim) + 2 * rows));
+                          3 * state_floats(rows, padded_dim) + 2 * rows));
   own_bytes += 256;  // threads' parts do not all start at the same place of a page
 }
 
@@ -257,7 +257,8 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
   }
   for (AttentionTasks& tasks : pass_.attention) {
     const auto g = static_cast<std::size_t>(tasks.group);
-    tasks.build(batch, program_.cache_groups[g], pass_.caches[g]->head(0, 0).padded_dim, team_->threads());
+    tasks.build(batch, program_.cache_groups[g], pass_.caches[g]->head(0, 0).padded_dim, team_->threads(),
+                pass_.caches[g]->seals_pages());
   }
   // Where each run is one token and no two write to the same page, the task that reads a run's last page can write it.
   pass_.write_in_attention = batch.runs.size() == batch.positions.size();
@@ -269,6 +270,7 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     std::sort(written.begin(), written.end());
     pass_.write_in_attention = std::adjacent_find(written.begin(), written.end()) == written.end();
   }
+  LLMINFER_TRY(open_pages());
   plan_phases();
   for (Thread& thread : threads_) thread.prepared = nullptr;
   pass_.stop = false;
@@ -310,7 +312,9 @@ void CpuPlan::plan_phases() {
       main.items = main.rows > 0 ? main.blocks * units : 0;
     } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
       const CacheGroup& group = program_.cache_groups[static_cast<std::size_t>(attention->op.group)];
-      if (!pass_.write_in_attention) prepare.items = rows * group.kv_heads;
+      const PageWrites& writes = pass_.writes[static_cast<std::size_t>(attention->op.group)];
+      const auto units = writes.rows.empty() ? rows : static_cast<std::int32_t>(writes.begins.size()) - 1;
+      if (!pass_.write_in_attention) prepare.items = units * group.kv_heads;
       main.items = static_cast<int>(tasks_of(*attention).tasks.size());
       grain = 1;
     } else if (std::holds_alternative<MoeStep>(step)) {

@@ -117,6 +117,11 @@ class CpuPlan final : public Plan {
     std::int32_t blocks = 1;  ///< linear layers: items are units of output features, for each of so many blocks of rows
     ExpertStage stage = ExpertStage::route;  ///< of a mixture of experts
   };
+  /// Rows of a batch by the page that their keys and values are written to, for caches that seal pages.
+  struct PageWrites {
+    std::vector<std::int32_t> rows;
+    std::vector<std::int32_t> begins;  ///< of a page's rows in `rows`, and the end
+  };
   /// The pass that is running.
   struct Pass {
     const Batch* batch = nullptr;
@@ -126,6 +131,10 @@ class CpuPlan final : public Plan {
     std::vector<std::int32_t> logit_index;  ///< per logit row its index in `selected`
     std::vector<AttentionTasks> attention;  ///< per cache group and number of heads
     bool write_in_attention = false;        ///< attention tasks write keys and values: every run is one token
+    std::vector<PageWrites> writes;         ///< per cache group
+    AlignedBytes unsealed;                  ///< for each thread kChunkPages pages of a head in floats
+    std::int64_t unsealed_stride = 0;       ///< bytes of a thread's
+    std::vector<std::int32_t> chunk_slots;  ///< per entry of a block table its place there
     std::size_t steps = 0;                  ///< that the pass goes through
     std::vector<Phase> phases;
     std::vector<int> chunks;        ///< per phase
@@ -204,7 +213,11 @@ class CpuPlan final : public Plan {
   void give_out() noexcept;
 
   void compute_angles(int first, int last) noexcept;
+  Result<void> open_pages();
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
+  void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
+  void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
+                    const AttentionState& state, const AttentionState& more, float* scratch, Thread& thread) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
   LinearInput linear_input(const Step& step) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,

@@ -1,7 +1,9 @@
 // Attention of a plan: writes the new tokens' keys and values, then runs the tasks that the batch was cut into.
 #include <algorithm>
+#include <numeric>
 
 #include "backends/cpu/plan.hpp"
+#include "core/error.hpp"
 
 namespace llminfer::cpu {
 
@@ -11,13 +13,70 @@ AttentionTasks& CpuPlan::tasks_of(const AttentionStep& step) noexcept {
   });
 }
 
+/// Opens the pages that the pass writes to, and closes those that its sequences have filled before: by then all layers
+/// have sealed them.
+Result<void> CpuPlan::open_pages() {
+  pass_.writes.resize(pass_.caches.size());
+  std::int64_t bytes = 0;
+  for (std::size_t g = 0; g < pass_.caches.size(); ++g) {
+    PageWrites& writes = pass_.writes[g];
+    writes.rows.clear();
+    writes.begins.clear();
+    CpuCache& cache = *pass_.caches[g];
+    if (!cache.seals_pages()) continue;
+    OpenPages& open = cache.open_pages();
+    std::vector<std::int32_t> page_of_row;
+    for (const Run& run : pass_.batch->runs) {
+      for (std::int32_t i = 0; i < run.rows; ++i) {
+        const std::int32_t position = run.first_position + i;
+        page_of_row.push_back(run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)]);
+        if (position % kPageTokens == 0) open.open(page_of_row.back());
+      }
+    }
+    writes.rows.resize(page_of_row.size());
+    std::iota(writes.rows.begin(), writes.rows.end(), 0);
+    const auto page = [&](std::int32_t row) { return page_of_row[static_cast<std::size_t>(row)]; };
+    std::stable_sort(writes.rows.begin(), writes.rows.end(), [&](auto a, auto b) { return page(a) < page(b); });
+    for (std::size_t i = 0; i < writes.rows.size(); ++i) {
+      if (i > 0 && page(writes.rows[i]) == page(writes.rows[i - 1])) continue;
+      if (!open.is_open(page(writes.rows[i]))) {
+        return core::fail(ErrorCode::invalid_state, "row ", writes.rows[i], ": page ", page(writes.rows[i]),
+                          " of the int4 cache was full, and cannot be appended to");
+      }
+      writes.begins.push_back(static_cast<std::int32_t>(i));
+    }
+    writes.begins.push_back(static_cast<std::int32_t>(writes.rows.size()));
+    std::sort(page_of_row.begin(), page_of_row.end());
+    for (const Run& run : pass_.batch->runs) {
+      const std::span<const std::int32_t> table = run.block_tables[g];
+      for (auto i = static_cast<std::size_t>(run.first_position / kPageTokens); i-- > 0;) {
+        if (table[i] < 0 || !open.is_open(table[i])) break;
+        if (!std::binary_search(page_of_row.begin(), page_of_row.end(), table[i])) open.close(table[i]);
+      }
+      if (pass_.chunk_slots.size() < table.size()) pass_.chunk_slots.resize(table.size());
+    }
+    const std::int64_t floats = kChunkPages * Int4Layout(cache.group().head_dim).floats();
+    bytes = std::max(bytes, floats * static_cast<std::int64_t>(sizeof(float)));
+  }
+  for (std::size_t i = 0; i < pass_.chunk_slots.size(); ++i) {
+    pass_.chunk_slots[i] = static_cast<std::int32_t>(i) % kChunkPages;
+  }
+  if (bytes > pass_.unsealed_stride) {
+    pass_.unsealed = AlignedBytes(bytes * team_->threads());
+    pass_.unsealed_stride = bytes;
+  }
+  return {};
+}
+
 void CpuPlan::write_key_value(const AttentionStep& step, std::int32_t batch_row, std::int32_t kv_head,
                               Thread& thread) noexcept {
   const auto g = static_cast<std::size_t>(step.op.group);
-  const AttentionPages pages = pass_.caches[g]->head(step.op.layer, kv_head);
   const Run& run = pass_.batch->runs[static_cast<std::size_t>(pass_.run_of_row[static_cast<std::size_t>(batch_row)])];
   const std::int32_t position = run.first_position + (batch_row - run.first_row);
   const std::int32_t page = run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)];
+  const CpuCache& cache = *pass_.caches[g];
+  const AttentionPages pages =
+      cache.seals_pages() ? cache.open_head(page, step.op.layer, kv_head) : cache.head(step.op.layer, kv_head);
   const float* key = row(step.op.k, batch_row) + std::int64_t{kv_head} * pages.head_dim;
   if (step.k_rope >= 0) {
     const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(step.k_rope)];
@@ -31,15 +90,71 @@ void CpuPlan::write_key_value(const AttentionStep& step, std::int32_t batch_row,
                           row(step.op.v, batch_row) + std::int64_t{kv_head} * pages.head_dim);
 }
 
+/// Packs the page of this row, if the row fills it and all before it are written.
+void CpuPlan::seal(const AttentionStep& step, std::int32_t batch_row, std::int32_t kv_head) noexcept {
+  const auto g = static_cast<std::size_t>(step.op.group);
+  const Run& run = pass_.batch->runs[static_cast<std::size_t>(pass_.run_of_row[static_cast<std::size_t>(batch_row)])];
+  const std::int32_t position = run.first_position + (batch_row - run.first_row);
+  if (position % kPageTokens != kPageTokens - 1) return;
+  const std::int32_t page = run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)];
+  const CpuCache& cache = *pass_.caches[g];
+  const Int4Layout layout(cache.group().head_dim);
+  const auto* const keys = reinterpret_cast<const float*>(cache.open_head(page, step.op.layer, kv_head).data);
+  level_.elementwise->pack_int4(layout, keys, keys + layout.float_keys(),
+                                cache.sealed_head(page, step.op.layer, kv_head));
+}
+
 void CpuPlan::run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
   AttentionTasks& tasks = tasks_of(step);
   const std::int32_t kv_heads = program_.cache_groups[static_cast<std::size_t>(step.op.group)].kv_heads;
+  const PageWrites& writes = pass_.writes[static_cast<std::size_t>(step.op.group)];
   for (int i = first; i < last; ++i) {
-    if (phase.kind == Phase::Kind::prepare) {
+    if (phase.kind == Phase::Kind::prepare && !writes.rows.empty()) {
+      const auto unit = static_cast<std::size_t>(i / kv_heads);
+      const auto begin = static_cast<std::size_t>(writes.begins[unit]);
+      const auto count = static_cast<std::size_t>(writes.begins[unit + 1]) - begin;
+      const auto rows = std::span(writes.rows).subspan(begin, count);
+      for (const std::int32_t row : rows) write_key_value(step, row, i % kv_heads, thread);
+      for (const std::int32_t row : rows) seal(step, row, i % kv_heads);
+    } else if (phase.kind == Phase::Kind::prepare) {
       write_key_value(step, i / kv_heads, i % kv_heads, thread);
     } else {
       attend(step, tasks.tasks[static_cast<std::size_t>(i)], tasks, thread);
     }
+  }
+}
+
+/// `state` = attention over `range`, pages of one chunk. In a cache that seals pages the one that the tile's tokens are
+/// in is open, and those before it are sealed; `more` is room for a second state.
+void CpuPlan::attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile,
+                           const PageRange& range, const AttentionState& state, const AttentionState& more,
+                           float* scratch, Thread& thread) noexcept {
+  const CpuCache& cache = *pass_.caches[static_cast<std::size_t>(step.op.group)];
+  const AttentionKernels& kernels = *level_.attention;
+  if (!cache.seals_pages()) {
+    return kernels.attend(cache.head(step.op.layer, kv_head), tile, range, state, scratch);
+  }
+  const std::int32_t own = tile.last[tile.rows - 1] / kPageTokens, sealed_end = std::min(range.end, own);
+  if (range.begin < sealed_end) {
+    const Int4Layout layout(cache.group().head_dim);
+    const auto page_bytes = layout.floats() * static_cast<std::int64_t>(sizeof(float));
+    std::byte* const floats = pass_.unsealed.at<std::byte>((&thread - threads_.data()) * pass_.unsealed_stride);
+    for (std::int32_t p = range.begin; p < sealed_end; ++p) {
+      auto* const keys = reinterpret_cast<float*>(floats + p % kChunkPages * page_bytes);
+      level_.elementwise->unpack_int4(layout, cache.sealed_head(range.table[p], step.op.layer, kv_head), keys,
+                                      keys + layout.float_keys());
+    }
+    AttentionPages pages = cache.open_head(range.table[own], step.op.layer, kv_head);  // the same layout
+    pages.data = floats;
+    pages.page_stride = page_bytes;
+    kernels.attend(pages, tile, {pass_.chunk_slots.data(), range.begin, sealed_end, sealed_end}, state, scratch);
+  }
+  if (own < range.end) {
+    const AttentionState& last = range.begin < sealed_end ? more : state;
+    // Of one page only: its number does not matter.
+    kernels.attend(cache.open_head(range.table[own], step.op.layer, kv_head), tile,
+                   {range.table, own, own + 1, own + 1}, last, scratch);
+    if (range.begin < sealed_end) kernels.merge(tile.rows, Int4Layout(cache.group().head_dim).padded_dim, state, more);
   }
 }
 
@@ -56,7 +171,10 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   const std::int32_t end_position = run.first_position + task.token_end;
 
   const bool last_pages = task.page_end == (end_position - 1) / kPageTokens + 1;
-  if (pass_.write_in_attention && last_pages) write_key_value(step, first_batch_row, task.kv_head, thread);
+  if (pass_.write_in_attention && last_pages) {
+    write_key_value(step, first_batch_row, task.kv_head, thread);
+    if (pass_.caches[g]->seals_pages()) seal(step, first_batch_row, task.kv_head);
+  }
   if (&step == std::get_if<AttentionStep>(&steps_.steps[static_cast<std::size_t>(steps_.last_attention)])) {
     // Nothing reads the other rows.
     const auto wanted = std::lower_bound(pass_.selected.begin(), pass_.selected.end(), first_batch_row);
@@ -68,7 +186,8 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   const auto take = [&](std::int64_t floats) { return std::exchange(memory, memory + (floats + 15) / 16 * 16); };
   float* const q = take(std::int64_t{rows} * pages.head_dim);
   float* const scratch = take(attend_scratch_floats(rows, pages.padded_dim));
-  float* const states[2] = {take(state_floats(rows, pages.padded_dim)), take(state_floats(rows, pages.padded_dim))};
+  const std::int64_t floats = state_floats(rows, pages.padded_dim);
+  float* const states[3] = {take(floats), take(floats), take(floats)};
   auto* const first = reinterpret_cast<std::int32_t*>(take(rows));
   auto* const last = reinterpret_cast<std::int32_t*>(take(rows));
   for (std::int32_t r = 0; r < rows; ++r) {
@@ -99,16 +218,15 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     for (std::int32_t page = task.page_begin; page < task.page_end;) {
       const std::int32_t end = std::min(task.page_end, (page / kChunkPages + 1) * kChunkPages);
       const AttentionState part = page == task.page_begin ? total : state_at(states[1]);
-      kernels.attend(pages, tile, range(page, end), part, scratch);
+      attend_chunk(step, task.kv_head, tile, range(page, end), part, state_at(states[2]), scratch, thread);
       if (page != task.page_begin) kernels.merge(rows, pages.padded_dim, total, part);
       page = end;
     }
   } else {
     const auto t = static_cast<std::size_t>(task.tile);
-    const std::int64_t floats = state_floats(rows, pages.padded_dim);
     float* const partials = tasks.partials.data() + tasks.tiles[t].partials;
-    kernels.attend(pages, tile, range(task.page_begin, task.page_end), state_at(partials + task.chunk * floats),
-                   scratch);
+    attend_chunk(step, task.kv_head, tile, range(task.page_begin, task.page_end),
+                 state_at(partials + task.chunk * floats), state_at(states[2]), scratch, thread);
     if (tasks.missing[t].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     tasks.missing[t].store(tasks.tiles[t].chunks, std::memory_order_relaxed);  // for the next layer
     total = state_at(partials);

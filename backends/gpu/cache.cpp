@@ -34,6 +34,7 @@ CacheElement element_of(CacheType type) {
     case CacheType::int8:
       return CacheElement::int8;
     case CacheType::f16:
+    case CacheType::int4:  // refused by make
       break;
   }
   return CacheElement::f16;
@@ -50,6 +51,7 @@ float read_element(CacheType type, const std::byte* at, float scale) {
       return static_cast<float>(static_cast<std::int8_t>(*at)) * scale;
     case CacheType::f16:
     case CacheType::bf16:
+    case CacheType::int4:
       break;
   }
   std::memcpy(&bits, at, sizeof bits);
@@ -72,6 +74,8 @@ void write_element(CacheType type, std::byte* at, float x, float scale) {
     case CacheType::bf16:
       bits = core::float_to_bfloat(x);
       break;
+    case CacheType::int4:
+      return;
   }
   std::memcpy(at, &bits, sizeof bits);
 }
@@ -94,6 +98,10 @@ std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept 
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                  std::shared_ptr<Device> device) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
+  if (type == CacheType::int4) {
+    return fail(ErrorCode::unsupported,
+                "EngineOptions::cache_type is int4, which GPU backends do not have; expected f16, bf16, f32 or int8");
+  }
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
   cache->group_ = group;

@@ -22,15 +22,17 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 3;
+inline constexpr int kBackendInterfaceVersion = 4;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
 /// is done. A host may lend its own thread pool this way.
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
-/// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head.
-enum class CacheType : std::uint8_t { f16, f32, bf16, int8 };
+/// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head. int4 (CPU
+/// backend): a page that is full is rounded to 4 bits, keys with a scale and a minimum per dimension, values per token
+/// (KIVI, arXiv:2402.02750); a sequence's last page stays in floats, and each token reads its own page so.
+enum class CacheType : std::uint8_t { f16, f32, bf16, int8, int4 };
 
 struct BackendOptions {
   int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
@@ -64,6 +66,11 @@ class CacheStorage {
   virtual std::int64_t canonical_page_bytes() const noexcept = 0;
   virtual Result<void> export_page(std::int32_t page, std::span<std::byte> out) = 0;
   virtual Result<void> import_page(std::int32_t page, std::span<const std::byte> in) = 0;
+  /// A full page changes once later tokens are computed: a sequence that is to be shorter loses the page it ends in,
+  /// and computes it again. Where this is true, tokens [0, n) of a page are copied only while it is not full.
+  virtual bool seals_pages() const noexcept { return false; }
+  /// No sequence has the page any more. Called on any thread, but not while a pass uses the page.
+  virtual void forget_page([[maybe_unused]] std::int32_t page) noexcept {}
 };
 
 /// Consecutive new tokens of one sequence: a chunk of a prompt, or one decoded token. All are causal.

@@ -62,6 +62,7 @@ struct EngineOptions {
   std::string weight_cache{};
   /// Tokens of one sequence at most, up to the model's own context length, past which it was not trained; 0: that.
   std::int32_t context_length = 0;
+  /// int4 has beside its pages one of floats for each sequence, which MemoryPlan does not count.
   CacheType cache_type = CacheType::f16;
   /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 4096 tokens, and
   /// one of context_length.

@@ -21,7 +21,6 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
   for (std::size_t group = 0; group < model_->caches.size(); ++group) pools_.emplace_back(model_->pages);
   stats_.pages_total = model_->pages * static_cast<std::int32_t>(pools_.size());
   stats_.weight_bytes = model_->weight_bytes;
-  for (const auto& cache : model_->caches) stats_.cache_bytes += cache->bytes();
   stats_.load_seconds = model_->load_seconds;
   running_.reserve(static_cast<std::size_t>(max_sequences_));  // so that admitting a request takes no memory
   thread_ = std::thread([this] { run(); });
@@ -41,6 +40,7 @@ EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
   stats.waiting = static_cast<std::int32_t>(waiting_.size());
   for (const PagePool& pool : pools_) stats.pages_used += pool.used();
+  for (const auto& cache : model_->caches) stats.cache_bytes += cache->bytes();
   return stats;
 }
 
@@ -219,7 +219,7 @@ Result<void> EngineCore::begin_step(const std::shared_ptr<Request>& request) {
       const std::lock_guard lock(mutex_);
       computed = sequence.cached == sequence.size();
       if (computed && sequence.logits.empty()) {  // compute the last token again for its logits
-        sequence.cached -= 1;
+        free_pages(sequence, sequence.cached - 1);
         computed = false;
       }
     }

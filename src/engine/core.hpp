@@ -60,6 +60,8 @@ class EngineCore {
   bool make_room(Request& request, std::int32_t rows);
   bool reclaim_pages(const Request& asking);
   void free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept;
+  bool seals_pages() const noexcept;
+  void release_page(std::size_t group, std::int32_t page) noexcept;
   Result<void> forward(std::span<const Share> shares);
   void commit(std::span<const Share> shares);
 

@@ -72,8 +72,7 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
   if (ranks_of(options) > 1) {
     const auto rank = static_cast<std::size_t>(options.communicator->rank());
     const bool own = rank < options.split.size() && options.split[rank].backend;
-    const auto backend =
-        LLMINFER_TRY(own ? checked(options.split[rank].backend, "split") : choose_backend(options));
+    const auto backend = LLMINFER_TRY(own ? checked(options.split[rank].backend, "split") : choose_backend(options));
     backends.assign(static_cast<std::size_t>(ranks_of(options)), backend);
     return backends;
   }
@@ -292,7 +291,8 @@ std::vector<std::int64_t> model_numbers(const Layout& layout) {
 }
 
 /// Puts rank 0's stage and the others together, and learns what those hold.
-Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout& layout, Model& model) {
+Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, CacheType cache_type, Layout& layout,
+                        Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
   std::int64_t elsewhere = 0;
   for (std::size_t rank = 1; rank < replies.size(); ++rank) {
@@ -303,7 +303,8 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout&
   auto plan = std::make_unique<RankPlan>(leader, std::move(stage));
   for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
     CacheStorage* const own = plan->stage().cache(g);
-    model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0)));
+    model.caches.push_back(
+        std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), cache_type == CacheType::int4));
   }
   model.plan = std::move(plan);
   return {};
@@ -360,7 +361,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   }
   model->weight_bytes = loader.bytes();
   if (leader) {
-    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), layout, *model));
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), options.cache_type, layout, *model));
   } else {
     join_stages(std::move(stages), layout.program, *model);
   }

@@ -28,8 +28,11 @@ class PagePool {
   }
   void share(std::int32_t page) noexcept { ++references_[static_cast<std::size_t>(page)]; }
   bool shared(std::int32_t page) const noexcept { return references_[static_cast<std::size_t>(page)] > 1; }
-  void release(std::int32_t page) noexcept {
-    if (--references_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);  // reserved: cannot throw
+  /// Whether nobody has the page any more.
+  bool release(std::int32_t page) noexcept {
+    if (--references_[static_cast<std::size_t>(page)] > 0) return false;
+    free_.push_back(page);  // reserved: cannot throw
+    return true;
   }
 
  private:

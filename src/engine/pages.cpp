@@ -62,9 +62,22 @@ void EngineCore::truncate(Sequence& sequence, std::int32_t count) {
   free_pages(sequence, std::min(count, sequence.cached));
 }
 
-/// Keeps the pages of the first `keep_tokens` cached tokens; none, if a sliding window needs pages that were given
-/// back: what they held hangs on all tokens before it, layer by layer, so all is computed again. Mutex held.
+bool EngineCore::seals_pages() const noexcept {
+  return std::any_of(model_->caches.begin(), model_->caches.end(),
+                     [](const auto& cache) { return cache->seals_pages(); });
+}
+
+/// Mutex held.
+void EngineCore::release_page(std::size_t group, std::int32_t page) noexcept {
+  if (pools_[group].release(page)) model_->caches[group]->forget_page(page);
+}
+
+/// Keeps the pages of the first `keep_tokens` cached tokens; not the last of them, if that was full and is sealed;
+/// none, if a sliding window needs pages that were given back: what they held hangs on all tokens before it, layer by
+/// layer, so all is computed again. Mutex held.
 void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept {
+  const std::int32_t begin = keep_tokens / kPageTokens * kPageTokens;
+  if (seals_pages() && sequence.cached >= begin + kPageTokens) keep_tokens = begin;
   for (std::size_t group = 0; group < sequence.pages.size(); ++group) {
     const auto& pages = sequence.pages[group];
     const std::size_t first = first_needed(model_->program.cache_groups[group], keep_tokens);
@@ -74,7 +87,7 @@ void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexce
   for (std::size_t group = 0; group < sequence.pages.size(); ++group) {
     auto& pages = sequence.pages[group];
     while (pages.size() > keep) {
-      if (pages.back() >= 0) pools_[group].release(pages.back());
+      if (pages.back() >= 0) release_page(group, pages.back());
       pages.pop_back();
     }
   }
@@ -94,10 +107,12 @@ bool EngineCore::make_room(Request& request, std::int32_t rows) {
       return page;
     };
     auto& pages = sequence.pages[group];
-    // Pages that a sliding window has left behind go back first.
-    for (std::size_t i = first_needed(model_->program.cache_groups[group], sequence.cached - kRewindTokens); i-- > 0;) {
+    // Pages that a sliding window has left behind go back first. Where pages are sealed a rewind goes to a page's
+    // begin.
+    const std::int32_t rewind = kRewindTokens + (seals_pages() ? kPageTokens : 0);
+    for (std::size_t i = first_needed(model_->program.cache_groups[group], sequence.cached - rewind); i-- > 0;) {
       if (pages[i] < 0) break;
-      pools_[group].release(std::exchange(pages[i], -1));
+      release_page(group, std::exchange(pages[i], -1));
     }
     pages.reserve(needed);
     while (pages.size() < needed) {
@@ -109,17 +124,17 @@ bool EngineCore::make_room(Request& request, std::int32_t rows) {
       const auto page = take();
       if (!page) return false;
       if (!model_->caches[group]->copy_page(pages[first], *page, sequence.cached % kPageTokens)) {
-        pools_[group].release(*page);
+        release_page(group, *page);
         return false;
       }
-      pools_[group].release(pages[first]);
+      release_page(group, pages[first]);
       pages[first] = *page;
     }
     for (std::size_t i = first + 1; i < needed; ++i) {
       if (!pools_[group].shared(pages[i])) continue;
       const auto page = take();
       if (!page) return false;
-      pools_[group].release(pages[i]);
+      release_page(group, pages[i]);
       pages[i] = *page;
     }
   }

@@ -12,9 +12,9 @@ namespace llminfer::inline v0::engine {
 
 class RankCache final : public CacheStorage {
  public:
-  /// `own`: rank 0's part, or null. `elsewhere`: bytes of the others.
-  RankCache(std::shared_ptr<Leader> leader, std::size_t group, CacheStorage* own, std::int64_t elsewhere)
-      : leader_(std::move(leader)), group_(group), own_(own), elsewhere_(elsewhere) {}
+  /// `own`: rank 0's part, or null. `elsewhere`: bytes of the others, which may seal pages.
+  RankCache(std::shared_ptr<Leader> leader, std::size_t group, CacheStorage* own, std::int64_t elsewhere, bool seals)
+      : leader_(std::move(leader)), group_(group), own_(own), elsewhere_(elsewhere), seals_(seals) {}
 
   std::int64_t bytes() const noexcept override { return elsewhere_ + (own_ ? own_->bytes() : 0); }
   Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
@@ -22,12 +22,18 @@ class RankCache final : public CacheStorage {
   std::int64_t canonical_page_bytes() const noexcept override { return 0; }
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+  bool seals_pages() const noexcept override { return seals_ || (own_ && own_->seals_pages()); }
+  /// Other ranks keep what they have for the page until it is used again.
+  void forget_page(std::int32_t page) noexcept override {
+    if (own_) own_->forget_page(page);
+  }
 
  private:
   const std::shared_ptr<Leader> leader_;
   const std::size_t group_;
   CacheStorage* const own_;
   const std::int64_t elsewhere_;
+  const bool seals_;
 };
 
 /// Rank 0's stage, then those of the others.

@@ -55,6 +55,14 @@ Result<void> StagedCache::import_page(std::int32_t page, std::span<const std::by
   return {};
 }
 
+bool StagedCache::seals_pages() const noexcept {
+  return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.storage->seals_pages(); });
+}
+
+void StagedCache::forget_page(std::int32_t page) noexcept {
+  for (const Part& part : parts_) part.storage->forget_page(page);
+}
+
 StageBatch::StageBatch(std::int32_t max_rows)
     : no_token_(static_cast<std::size_t>(max_rows), -1), all_rows_(static_cast<std::size_t>(max_rows)) {
   std::iota(all_rows_.begin(), all_rows_.end(), 0);

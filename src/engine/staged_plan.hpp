@@ -26,6 +26,8 @@ class StagedCache final : public CacheStorage {
   std::int64_t canonical_page_bytes() const noexcept override;
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+  bool seals_pages() const noexcept override;
+  void forget_page(std::int32_t page) noexcept override;
 
  private:
   std::vector<Part> parts_;

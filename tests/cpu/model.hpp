@@ -135,10 +135,30 @@ inline Model make_model(Program program, WeightType type, std::uint32_t seed = 1
   return m;
 }
 
+/// Makes `count` numbers, `stride` apart, what an int4 cache keeps of them: multiples of a scale above a minimum, both
+/// of 8 significant bits, the minimum rounded down.
+inline void round_to_4_bits(double* x, std::size_t count, std::size_t stride) {
+  const auto to_8_bits = [](double value, double (*rounding)(double)) {
+    int exponent = 0;
+    const double fraction = std::frexp(value, &exponent);
+    return std::ldexp(rounding(std::ldexp(fraction, 8)), exponent - 8);
+  };
+  double low = x[0], high = x[0];
+  for (std::size_t i = 0; i < count; ++i) low = std::min(low, x[i * stride]), high = std::max(high, x[i * stride]);
+  low = to_8_bits(low, std::floor);
+  const double scale = to_8_bits((high - low) / 15, std::nearbyint);
+  for (std::size_t i = 0; i < count; ++i) {
+    double& value = x[i * stride];
+    value = scale * std::clamp(std::floor((value - low) / scale + 0.5), 0.0, 15.0) + low;
+  }
+}
+
 /// What a program gives for one sequence from its start: [tokens, width] of each value, in double precision.
 class Oracle {
  public:
-  Oracle(const Model& model, const std::vector<std::int32_t>& tokens) : m_(model), tokens_(tokens) {
+  /// `int4`: a token sees the pages before its own in 4 bits.
+  Oracle(const Model& model, const std::vector<std::int32_t>& tokens, bool int4 = false)
+      : m_(model), tokens_(tokens), int4_(int4) {
     values_.resize(m_.program.values.size());
     for (const Op& op : m_.program.ops) {
       std::visit([&](const auto& o) { run(o); }, op);
@@ -216,23 +236,35 @@ class Oracle {
     const CacheGroup& g = m_.program.cache_groups[static_cast<std::size_t>(o.group)];
     const auto dim = static_cast<std::size_t>(g.head_dim), heads = static_cast<std::size_t>(o.heads);
     const auto kv_heads = static_cast<std::size_t>(g.kv_heads);
+    std::vector<double> sealed_k = k, sealed_v = v;
+    const std::size_t row = kv_heads * dim;
+    for (std::size_t page = 0; int4_ && page + kPageTokens <= tokens_.size(); page += kPageTokens) {
+      for (std::size_t i = 0; i < row; ++i) round_to_4_bits(&sealed_k[page * row + i], kPageTokens, row);
+      for (std::size_t i = 0; i < kPageTokens * kv_heads; ++i) {
+        round_to_4_bits(&sealed_v[page * row + i * dim], dim, 1);
+      }
+    }
     for (std::size_t t = 0; t < tokens_.size(); ++t) {
       const auto window = static_cast<std::size_t>(g.window);
       const std::size_t first = window > 0 && t + 1 > window ? t + 1 - window : 0;
       for (std::size_t h = 0; h < heads; ++h) {
-        const std::size_t kh = h * kv_heads / heads;
+        const std::size_t kh = h * kv_heads / heads, own = t / kPageTokens * kPageTokens;
         std::vector<double> p;
         double highest = -1e300, total = 0;
         for (std::size_t s = first; s <= t; ++s) {
           double dot = 0;
-          for (std::size_t i = 0; i < dim; ++i) dot += q[(t * heads + h) * dim + i] * k[(s * kv_heads + kh) * dim + i];
+          const std::vector<double>& keys = s < own ? sealed_k : k;
+          for (std::size_t i = 0; i < dim; ++i) {
+            dot += q[(t * heads + h) * dim + i] * keys[(s * kv_heads + kh) * dim + i];
+          }
           p.push_back(dot * o.scale);
           highest = std::max(highest, p.back());
         }
         for (double& x : p) total += x = std::exp(x - highest);
         for (std::size_t s = first; s <= t; ++s) {
+          const std::vector<double>& values = s < own ? sealed_v : v;
           for (std::size_t i = 0; i < dim; ++i) {
-            out[(t * heads + h) * dim + i] += p[s - first] / total * v[(s * kv_heads + kh) * dim + i];
+            out[(t * heads + h) * dim + i] += p[s - first] / total * values[(s * kv_heads + kh) * dim + i];
           }
         }
       }
@@ -263,6 +295,7 @@ class Oracle {
 
   const Model& m_;
   const std::vector<std::int32_t>& tokens_;
+  const bool int4_;
   std::vector<std::vector<double>> values_;
 };
 

@@ -193,7 +193,7 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
   config["model_type"] = "mistral";
   config["sliding_window"] = 100;
   folder.write("config.json", config.dump());
-  for (const CacheType type : {CacheType::f16, CacheType::int8}) {
+  for (const CacheType type : {CacheType::f16, CacheType::int8, CacheType::int4}) {
     const auto open = [&](std::int32_t batch) {
       EngineOptions options;
       options.threads = 2;
@@ -213,7 +213,8 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
       Session session = engine.new_session().value();
       session.prefill(std::span(tokens).first(900)).value();
       // The window, 64 tokens to rewind, the last chunk, and what pages hold beyond these.
-      CHECK(engine.stats().pages_used <= 2 + 1 + 1 + 2);
+      const int sealed = type == CacheType::int4 ? 1 : 0;  // a rewind goes to a page's begin
+      CHECK(engine.stats().pages_used <= 2 + 1 + 1 + 2 + sealed);
       Session fork = session.fork().value(), near = session.fork().value(), far = session.fork().value();
       session.prefill(std::span(tokens).subspan(900)).value();
       CHECK(same(session));
@@ -224,7 +225,7 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
       near.truncate(860).value();
       near.prefill(std::span(tokens).subspan(860)).value();
       CHECK(same(near));
-      CHECK(prefilled() - before == 100 + 140);
+      CHECK(prefilled() - before == 100 + 140 + sealed * 28);
       before = prefilled();
       far.truncate(400).value();
       far.prefill(std::span(tokens).subspan(400)).value();
@@ -235,9 +236,10 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
   }
 }
 
-TEST_CASE("an int8 cache: preemption, sessions and chunks change no result, and the plan tells its size") {
+TEST_CASE("caches of integers: preemption, sessions and chunks change no result, and the plan tells their size") {
+  const CacheType type = GENERATE(CacheType::int8, CacheType::int4);
   EngineOptions options;
-  options.cache_type = CacheType::int8;
+  options.cache_type = type;
   options.max_batch_tokens = 512;
   const Engine engine = load(options);
   EngineOptions tight = options;
@@ -268,8 +270,55 @@ TEST_CASE("an int8 cache: preemption, sessions and chunks change no result, and 
   EngineOptions half = options;
   half.cache_type = CacheType::f16;
   const auto bytes = [](const EngineOptions& o) { return Engine::plan(kModel, o).value().cache; };
-  CHECK(bytes(options) == engine.stats().cache_bytes);
-  CHECK(bytes(options) < 0.7 * static_cast<double>(bytes(half)));
+  if (type == CacheType::int8) {
+    CHECK(bytes(options) == engine.stats().cache_bytes);
+    CHECK(bytes(options) < 0.7 * static_cast<double>(bytes(half)));
+  } else {  // and open pages
+    CHECK(bytes(options) < engine.stats().cache_bytes);
+    CHECK(bytes(options) < 0.32 * static_cast<double>(bytes(half)));
+  }
+}
+
+TEST_CASE("an int4 cache: a token reads its own page as it was, however the session came there") {
+  EngineOptions options;
+  options.cache_type = CacheType::int4;
+  options.max_batch_tokens = 512;
+  const Engine engine = load(options);
+  const std::vector<Token> tokens = some_tokens(270, 9);
+  std::vector<std::vector<float>> expected;
+  PrefillOptions all;
+  all.on_logits = [&](std::int32_t, std::span<const float> logits) {
+    expected.emplace_back(logits.begin(), logits.end());
+    return true;
+  };
+  Session whole = engine.new_session().value();
+  whole.prefill(tokens, all).value();
+  const auto go_on = [&](Session& session, std::int32_t to) {
+    const auto from = static_cast<std::size_t>(session.size());
+    session.prefill(std::span(tokens).subspan(from, static_cast<std::size_t>(to) - from)).value();
+    const auto& wanted = expected[static_cast<std::size_t>(to - 1)];
+    CHECK(std::equal(session.logits().begin(), session.logits().end(), wanted.begin(), wanted.end()));
+  };
+  Session session = engine.new_session().value();
+  for (const std::int32_t to : {1, 40, 63, 64, 65, 100, 128, 129, 192, 250}) go_on(session, to);
+  for (const std::int32_t rewind : {249, 200, 192, 191, 130, 128, 127, 64, 63, 10}) {
+    CAPTURE(rewind);
+    Session fork = session.fork().value();
+    const auto before = engine.stats().prefill_tokens;
+    fork.truncate(rewind).value();
+    go_on(fork, rewind + 1);
+    // The page's other tokens again, if it was full.
+    CHECK(engine.stats().prefill_tokens - before == (rewind >= 192 ? 1 : rewind % 64 + 1));
+    go_on(fork, 255);
+    fork.truncate(rewind).value();
+    GenerateOptions one;
+    one.max_tokens = 1;
+    one.ignore_end = true;
+    fork.generate(one).value();  // of logits that were truncated away
+    const auto& wanted = expected[static_cast<std::size_t>(rewind - 1)];
+    CHECK(fork.tokens().back() == std::max_element(wanted.begin(), wanted.end()) - wanted.begin());
+    go_on(session, session.size() + 1);
+  }
 }
 
 TEST_CASE("embeddings in and hidden states out") {

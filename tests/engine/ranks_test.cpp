@@ -104,6 +104,15 @@ TEST_CASE("ranks give the bits of one process") {
   }
 }
 
+TEST_CASE("ranks seal the pages of an int4 cache as one process does") {
+  auto ranks = make_thread_communicators(2).value();
+  EngineOptions alone = options_of({}), leading = of_rank(ranks[0]);
+  alone.cache_type = leading.cache_type = CacheType::int4;
+  Followers followers(std::move(ranks), path_of("tiny-bf16"));
+  CHECK(everything(Engine::load(path_of("tiny-bf16"), leading).value()) ==
+        everything(Engine::load(path_of("tiny-bf16"), alone).value()));
+}
+
 TEST_CASE("a communicator serves one engine after the other") {
   auto ranks = make_thread_communicators(2).value();
   std::thread other([rank = ranks[1]] {

@@ -32,6 +32,10 @@ TEST_CASE("layers split between backends give the bits of one backend") {
       CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0);
     }
   }
+  EngineOptions whole = options_of({}), split = options_of({{one, 1}, {two}});
+  whole.cache_type = split.cache_type = CacheType::int4;
+  CHECK(everything(Engine::load(windows.path(), split).value()) ==
+        everything(Engine::load(windows.path(), whole).value()));
 }
 
 TEST_CASE("a split load's plan tells who holds what, and it comes to be") {

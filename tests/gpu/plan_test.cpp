@@ -307,6 +307,7 @@ TEST_CASE("What the GPU backend cannot hold or run") {
   const auto backend = make_machine_backend();
   CHECK(backend->make_cache({1, 1, 64, 0}, CacheType::f16, 0).error().code == ErrorCode::invalid_argument);
   CHECK(backend->make_cache({0, 1, 64, 0}, CacheType::f16, 1).error().code == ErrorCode::invalid_argument);
+  CHECK(backend->make_cache({1, 1, 64, 0}, CacheType::int4, 1).error().code == ErrorCode::unsupported);
   CHECK(backend->make_cache({60000, 4000, 2000, 0}, CacheType::f32, 2000000000).error().code ==
         ErrorCode::out_of_memory);
   CHECK(backend->compile(model.program, {}, {}).error().code == ErrorCode::invalid_argument);

@@ -213,8 +213,7 @@ TEST_CASE("config.json: keys that are missing") {
   Json config = base();
   config.erase(key);
   expect_text(config.dump(), ErrorCode::corrupt, key);
-  for (const Json& value : {Json(0), Json(-1), Json("7"), Json(1.5), Json(1e300),
-                                  Json(INT64_MAX), Json(UINT64_MAX)}) {
+  for (const Json& value : {Json(0), Json(-1), Json("7"), Json(1.5), Json(1e300), Json(INT64_MAX), Json(UINT64_MAX)}) {
     config[key] = value;
     expect_text(config.dump(), ErrorCode::corrupt, key);
   }

@@ -3,105 +3,19 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/file.hpp"
 #include "core/parallel.hpp"
-#include "load/hf.hpp"
-#include "tests/load/temp_dir.hpp"
+#include "tests/load/packed_layer.hpp"
 
 using namespace llminfer;
+using namespace llminfer::test;
 using Catch::Contains;
 
 namespace {
-
-struct Tensor {
-  std::string dtype;
-  std::vector<std::int64_t> shape;
-  std::string data;
-};
-
-template <class T>
-std::string bytes_of(const std::vector<T>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
-}
-Tensor words(std::vector<std::int64_t> shape, std::uint32_t word) {
-  std::int64_t count = 1;
-  for (const auto side : shape) count *= side;
-  return {"I32", shape, bytes_of(std::vector<std::uint32_t>(static_cast<std::size_t>(count), word))};
-}
-Tensor floats(std::vector<std::int64_t> shape, float value) {
-  std::int64_t count = 1;
-  for (const auto side : shape) count *= side;
-  return {"F32", shape, bytes_of(std::vector<float>(static_cast<std::size_t>(count), value))};
-}
-Tensor raw_bytes(const char* dtype, std::vector<std::int64_t> shape, char byte) {
-  std::int64_t count = 1;
-  for (const auto side : shape) count *= side;
-  return {dtype, shape, std::string(static_cast<std::size_t>(count), byte)};
-}
-
-/// A directory whose only layer is "x".
-struct Layer {
-  std::map<std::string, Tensor> tensors;
-  std::string settings;
-  test::TempDir dir;
-
-  Result<WeightView> read() const {
-    std::string header = "{", data;
-    for (const auto& [name, tensor] : tensors) {
-      std::string shape;
-      for (const auto side : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(side);
-      header += (data.empty() ? "\"" : ",\"") + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + shape +
-                "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
-                std::to_string(data.size() + tensor.data.size()) + "]}";
-      data += tensor.data;
-    }
-    header += "}";
-    std::string length(8, '\0');
-    for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
-    dir.write("model.safetensors", length + header + data);
-    dir.write("config.json", R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
-      "num_hidden_layers": 2, "num_attention_heads": 4, "quantization_config": )" +
-                                 settings + "}");
-    auto checkpoint = load::open_hf_directory(dir.path(), true);
-    if (!checkpoint) return std::move(checkpoint).error();
-    const load::TensorInfo* weight = checkpoint->find("x.weight");
-    REQUIRE(weight);
-    return checkpoint->read(*weight);
-  }
-  std::vector<float> values() const {
-    const WeightView view = read().value();
-    std::vector<float> out(static_cast<std::size_t>(view.rows * view.cols));
-    REQUIRE(unpack_rows(view, 0, view.rows, out));
-    return out;
-  }
-  void expect(ErrorCode code, const std::string& named) const {
-    const auto view = read();
-    REQUIRE_FALSE(view);
-    INFO(view.error().message);
-    CHECK(to_string(view.error().code) == to_string(code));
-    CHECK_THAT(view.error().message, Contains(named));
-  }
-};
-
-/// 4 bits, [8 rows, 64 columns], two groups: every value is 0.5 * (7 - 3).
-void make_gptq(Layer& layer) {
-  layer.settings = R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false})";
-  layer.tensors = {{"x.qweight", words({8, 8}, 0x77777777)},
-                   {"x.qzeros", words({2, 1}, 0x22222222)},
-                   {"x.scales", floats({2, 8}, 0.5f)}};
-}
-
-void make_awq(Layer& layer) {
-  layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"})";
-  layer.tensors = {{"x.qweight", words({64, 1}, 0x77777777)},
-                   {"x.qzeros", words({2, 1}, 0x33333333)},
-                   {"x.scales", floats({2, 8}, 0.5f)}};
-}
 
 const std::string kInt8Config = R"({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups":
   {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel",
@@ -510,110 +424,5 @@ TEST_CASE("bitsandbytes: what is refused") {
                  R"({"blocksize": 64, "shape": [4, -32]})", R"({"blocksize": 64, "shape": [4, 9223372036854775807]})");
     layer.tensors["x.weight.quant_state.bitsandbytes__nf4"] = {"U8", {static_cast<int>(bad.size())}, bad};
     layer.expect(ErrorCode::corrupt, "x.weight.quant_state");
-  }
-}
-
-namespace {
-
-/// 4 bits, [4 rows, 64 columns], groups of 32 along rows: the first four groups lie in the high nibbles.
-void make_hqq(Layer& layer) {
-  const auto scalar = [](std::int32_t value) { return Tensor{"I32", {}, bytes_of(std::vector{value})}; };
-  layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params":
-    {"nbits": 4, "group_size": 32, "axis": 1}, "scale_quant_params": null}, "skip_modules": ["lm_head"]})";
-  layer.tensors = {{"x.W_q", raw_bytes("U8", {4, 32}, 0x75)},
-                   {"x.scale", floats({8, 1}, 0.5f)},
-                   {"x.zero", floats({8, 1}, 2.25f)},
-                   {"x.nbits", scalar(4)},
-                   {"x.group_size", scalar(32)},
-                   {"x.axis", scalar(1)},
-                   {"x.shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}},
-                   {"x.packing", {"U8", {7}, "4bit_u8"}},
-                   {"x.quant_scale", raw_bytes("U8", {}, 0)},
-                   {"x.view_as_float", raw_bytes("U8", {}, 0)},
-                   {"x.compute_dtype", {"U8", {13}, "torch.float16"}}};
-}
-
-}  // namespace
-
-TEST_CASE("HQQ: float zero points, groups along either axis") {
-  Layer layer;
-  make_hqq(layer);
-  const auto values = layer.values();
-  for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == 0.5f * ((i < 128 ? 7 : 5) - 2.25f));
-  CHECK(layer.read()->type == WeightType::w4_min);
-  SECTION("groups along columns") {
-    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"axis": 0}}})";
-    layer.tensors["x.axis"] = {"I32", {}, bytes_of(std::vector{0})};
-    layer.tensors["x.scale"] = floats({1, 8}, 0.5f);
-    std::vector<float> zeros = {0, 1, 2, 3, 4, 5, 6, 7};
-    layer.tensors["x.zero"] = {"F32", {1, 8}, bytes_of(zeros)};
-    const auto across = layer.values();
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      CHECK(across[i] == 0.5f * ((i < 128 ? 7 : 5) - static_cast<float>(i % 8)));
-    }
-    CHECK(layer.read()->type == WeightType::f32);
-  }
-  SECTION("bytes that are called floats") {
-    layer.tensors["x.W_q"] = {"F16", {4, 16}, std::string(128, 0x75)};
-    CHECK(layer.values() == values);
-  }
-  SECTION("settings for each kind of layer") {
-    layer.settings = R"({"quant_method": "hqq", "quant_config": {"x": {"weight_quant_params": {"nbits": 4}}}})";
-    CHECK(layer.values() == values);
-    layer.settings = R"({"quant_method": "hqq", "quant_config": {"y": {"weight_quant_params": {"nbits": 4}}}})";
-    layer.expect(ErrorCode::corrupt, "\"x\"");
-  }
-}
-
-TEST_CASE("HQQ: what is refused") {
-  Layer layer;
-  make_hqq(layer);
-  REQUIRE(layer.read());
-  const auto scalar = [&](const char* name, std::int32_t value, ErrorCode code) {
-    layer.tensors[name] = {"I32", {}, bytes_of(std::vector{value})};
-    layer.expect(code, name);
-  };
-  SECTION("missing parts") {
-    const std::string part = GENERATE("scale", "zero", "nbits", "group_size", "axis", "shape", "packing");
-    layer.tensors.erase("x." + part);
-    layer.expect(ErrorCode::missing_tensor, "x." + part);
-  }
-  SECTION("no layers") {
-    layer.tensors = {{"x.weight", floats({1, 1}, 0)}};
-    layer.expect(ErrorCode::missing_tensor, "W_q");
-  }
-  SECTION("axes") { scalar("x.axis", GENERATE(-1, 2), ErrorCode::corrupt); }
-  SECTION("group sizes") { scalar("x.group_size", GENERATE(0, -1, 7, 24, 1 << 30), ErrorCode::corrupt); }
-  SECTION("bits that are not packed so") { scalar("x.nbits", GENERATE(-4, 0, 3, 8), ErrorCode::corrupt); }
-  SECTION("quantized scales") { scalar("x.quant_scale", 1, ErrorCode::unsupported); }
-  SECTION("another packing") {
-    layer.tensors["x.packing"] = {"U8", {7}, "4bit_32"};
-    layer.expect(ErrorCode::unsupported, "x.packing");
-  }
-  SECTION("shapes") {
-    const std::int64_t rows = GENERATE(-4, 0, 6, std::int64_t{1} << 40);
-    layer.tensors["x.shape"] = {"I64", {2}, bytes_of(std::vector<std::int64_t>{rows, 64})};
-    layer.expect(rows == 6 ? ErrorCode::shape_mismatch : ErrorCode::corrupt, rows == 6 ? "x.W_q" : "x.shape");
-  }
-  SECTION("scales of other groups") {
-    layer.tensors["x.scale"] = floats({4, 1}, 0.5f);
-    layer.expect(ErrorCode::shape_mismatch, "x.scale");
-  }
-  SECTION("zero points that are no numbers") {
-    layer.tensors["x.zero"] = floats({8, 1}, std::numeric_limits<float>::quiet_NaN());
-    layer.expect(ErrorCode::corrupt, "x.zero");
-  }
-  SECTION("settings that contradict the tensors") {
-    const std::string params = GENERATE(R"("nbits": 3)", R"("group_size": 64)", R"("axis": 0)");
-    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {)" + params + "}}}";
-    layer.expect(ErrorCode::corrupt, "x.W_q");
-  }
-  SECTION("quantized zero points by the settings") {
-    layer.settings = R"({"quant_method": "hqq", "quant_config": {"weight_quant_params": {}, "zero_quant_params": {}}})";
-    layer.expect(ErrorCode::unsupported, "zero_quant_params");
-  }
-  SECTION("no settings") {
-    layer.settings = R"({"quant_method": "hqq"})";
-    layer.expect(ErrorCode::corrupt, "quant_config");
   }
 }

@@ -11,5 +11,7 @@ namespace llminfer::cpu::isa_avx512 {
 //
 #include "backends/cpu/kernels/math-inl.hpp"
 //
+#include "backends/cpu/kernels/int4-inl.hpp"
+//
 #include "backends/cpu/kernels/elementwise-inl.hpp"
 }  // namespace llminfer::cpu::isa_avx512

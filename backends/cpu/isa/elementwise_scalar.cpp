@@ -9,5 +9,7 @@ namespace llminfer::cpu::isa_scalar {
 //
 #include "backends/cpu/kernels/math-inl.hpp"
 //
+#include "backends/cpu/kernels/int4-inl.hpp"
+//
 #include "backends/cpu/kernels/elementwise-inl.hpp"
 }  // namespace llminfer::cpu::isa_scalar

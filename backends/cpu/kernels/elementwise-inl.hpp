@@ -91,6 +91,7 @@ static void add_scaled(const float* a, float factor, const float* b, std::int64_
 }
 
 const ElementwiseKernels& elementwise_kernels() {
-  static constexpr ElementwiseKernels kKernels{rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add, add_scaled};
+  static constexpr ElementwiseKernels kKernels{
+      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add, add_scaled, pack_int4, unpack_int4};
   return kKernels;
 }
