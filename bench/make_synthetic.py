@@ -39,6 +39,8 @@ class Model:
     eps: float
     tied: bool  # the output matrix is the embedding table
     llama3_rope: bool = False  # rotary frequencies are stretched, by the factors of Llama 3.1 and later
+    experts: int = 0  # in each layer; then `ffn` is the width of one
+    used: int = 0
 
 
 MODELS = {
@@ -46,6 +48,8 @@ MODELS = {
     "qwen2.5-0.5b": Model("qwen2", 896, 4864, 24, 14, 2, 64, 151936, 32768, 1e6, 1e-6, True),
     "qwen2.5-1.5b": Model("qwen2", 1536, 8960, 28, 12, 2, 128, 151936, 32768, 1e6, 1e-6, True),
     "llama-3.2-3b": Model("llama", 3072, 8192, 28, 24, 8, 128, 128256, 131072, 5e5, 1e-5, True, True),
+    "olmoe-1b-7b": Model("olmoe", 2048, 1024, 16, 16, 16, 128, 50304, 4096, 1e4, 1e-5, False, experts=64, used=8),
+    "qwen3-30b-a3b": Model("qwen3moe", 2048, 768, 48, 32, 4, 128, 151936, 40960, 1e6, 1e-6, False, experts=128, used=8),
     "mistral-7b": Model("llama", 4096, 14336, 32, 32, 8, 128, 32768, 32768, 1e6, 1e-5, False),
 }
 
@@ -227,6 +231,13 @@ def add_config(writer: gguf.GGUFWriter, name: str, model: Model, file_type: str,
     writer.add_rope_freq_base(model.rope_base)
     writer.add_layer_norm_rms_eps(model.eps)
     writer.add_vocab_size(model.vocab)
+    if model.head_dim * model.heads != model.hidden:
+        writer.add_key_length(model.head_dim)
+        writer.add_value_length(model.head_dim)
+    if model.experts:
+        writer.add_expert_count(model.experts)
+        writer.add_expert_used_count(model.used)
+        writer.add_expert_feed_forward_length(model.ffn)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     known = f"MOSTLY_{file_type}"
     if known in gguf.LlamaFileType.__members__:
@@ -238,7 +249,12 @@ def add_tensors(writer: gguf.GGUFWriter, model: Model, file_type: str, layers: i
 
     def matrix(name: str, kind: str, rows: int, columns: int, layer: int = 0) -> None:
         chosen = tensor_type(file_type, model, kind, layer, columns, pure)
-        writer.add_tensor(name, weights.matrix(rows, columns, chosen), raw_dtype=chosen)
+        if model.experts and kind.startswith("ffn_"):
+            stack = weights.matrix(model.experts * rows, columns, chosen)
+            name = name.replace(kind, kind + "_exps")
+            writer.add_tensor(name, stack.reshape(model.experts, rows, -1), raw_dtype=chosen)
+        else:
+            writer.add_tensor(name, weights.matrix(rows, columns, chosen), raw_dtype=chosen)
 
     ones = np.ones(model.hidden, np.float32)
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
@@ -257,6 +273,11 @@ def add_tensors(writer: gguf.GGUFWriter, model: Model, file_type: str, layers: i
                                     ("ffn_gate", model.ffn, model.hidden), ("ffn_up", model.ffn, model.hidden),
                                     ("ffn_down", model.hidden, model.ffn)):
             matrix(b + kind + ".weight", kind, rows, columns, layer)
+        if model.experts:
+            writer.add_tensor(b + "ffn_gate_inp.weight", weights.matrix(model.experts, model.hidden, T.F32))
+        if model.arch in ("olmoe", "qwen3moe"):  # norms on all of q and k, or on each head
+            for kind, columns in (("attn_q_norm", q), ("attn_k_norm", kv)):
+                writer.add_tensor(b + kind + ".weight", np.ones(columns if model.arch == "olmoe" else model.head_dim, np.float32))
         if model.arch == "qwen2":
             for kind, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
                 bias = weights.random.standard_normal(rows, dtype=np.float32) * np.float32(STD)

@@ -12,6 +12,7 @@ namespace {
 using core::fail;
 
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 28;
+constexpr int kMaxExperts = 4096;
 
 class ProgramCheck {
  public:
@@ -103,8 +104,15 @@ class ProgramCheck {
     return expect_weight(o.bias, 1, width(o.out));
   }
   Result<void> check(const op::RmsNorm& o) {
-    LLMINFER_TRY(expect_weight(o.weight, 1, width(o.in)));
+    LLMINFER_TRY(expect_weight(o.weight, 1, norm_width(o)));
     return expect(o.out, width(o.in));
+  }
+  /// The columns of its weight if they divide the input, else those that are expected.
+  std::int64_t norm_width(const op::RmsNorm& o) const {
+    const auto i = static_cast<std::size_t>(o.weight);
+    const bool heads =
+        static_cast<std::int32_t>(o.weight) >= 0 && i < p_.weights.size() && width(o.in) % p_.weights[i].cols == 0;
+    return heads ? p_.weights[i].cols : width(o.in);
   }
   Result<void> check(const op::Rope& o) {
     if (o.table < 0 || static_cast<std::size_t>(o.table) >= p_.rope_tables.size()) {
@@ -142,6 +150,35 @@ class ProgramCheck {
   Result<void> check(const op::Add& o) {
     LLMINFER_TRY(expect(o.b, width(o.a)));
     return expect(o.out, width(o.a));
+  }
+  Result<void> check(const op::Moe& o) {
+    const std::size_t experts = o.gate.size();
+    if (experts == 0 || experts > static_cast<std::size_t>(kMaxExperts) || o.up.size() != experts ||
+        o.down.size() != experts || o.used < 1 || static_cast<std::size_t>(o.used) > experts) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", o.used, " of ", experts, " experts with ",
+                  o.up.size(), " and ", o.down.size(), " other matrices; expected 1 to ", kMaxExperts);
+    }
+    if (o.activation > Activation::gelu_tanh || o.scoring > Scoring::sigmoid) {
+      return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation),
+                  ", scoring ", static_cast<int>(o.scoring));
+    }
+    if ((o.shared == ValueId::none) != (o.shared_gate == ValueId::none)) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out),
+                  ": a shared expert without a gate, or a gate alone");
+    }
+    LLMINFER_TRY(expect(o.router, static_cast<std::int64_t>(experts)));
+    LLMINFER_TRY(expect_weight(o.gate.front(), 0, width(o.in)));
+    const std::int64_t ffn = p_.weights[static_cast<std::size_t>(o.gate.front())].rows;
+    for (std::size_t e = 0; e < experts; ++e) {
+      LLMINFER_TRY(expect_weight(o.gate[e], ffn, width(o.in)));
+      LLMINFER_TRY(expect_weight(o.up[e], ffn, width(o.in)));
+      LLMINFER_TRY(expect_weight(o.down[e], width(o.in), ffn));
+    }
+    if (o.shared != ValueId::none) {
+      LLMINFER_TRY(expect(o.shared, width(o.in)));
+      LLMINFER_TRY(expect(o.shared_gate, 1));
+    }
+    return expect(o.out, width(o.in));
   }
 
   const Program& p_;

@@ -22,6 +22,10 @@ void for_each_input(const Op& op, F f) {
     void operator()(const op::Attention& o) { f(o.q), f(o.k), f(o.v); }
     void operator()(const op::Glu& o) { f(o.gate), f(o.up); }
     void operator()(const op::Add& o) { f(o.a), f(o.b); }
+    void operator()(const op::Moe& o) {
+      f(o.in), f(o.router);
+      if (o.shared != ValueId::none) f(o.shared), f(o.shared_gate);
+    }
   };
   std::visit(Visitor{f}, op);
 }

@@ -66,10 +66,13 @@ class Fuser {
   void emit(const op::Embed& op, int) { push(EmbedStep{op.table, op.out}, op.out); }
   void emit(const op::Glu& op, int) { push(GluStep{op}, op.out); }
   void emit(const op::Add& op, int) { push(AddStep{op}, op.out); }
+  void emit(const op::Moe& op, int) { push(MoeStep{op}, op.out); }
 
   void emit(const op::RmsNorm& op, int) {
     const auto& readers = readers_[index(op.out)];
-    const bool fuse = op.out != program_.hidden && op.out != program_.logits && !readers.empty() &&
+    const bool whole =
+        program_.weights[static_cast<std::size_t>(op.weight)].cols == program_.values[index(op.in)].width;
+    const bool fuse = whole && op.out != program_.hidden && op.out != program_.logits && !readers.empty() &&
                       std::all_of(readers.begin(), readers.end(), [&](int reader) {
                         return std::holds_alternative<op::Linear>(program_.ops[static_cast<std::size_t>(reader)]);
                       });
@@ -165,6 +168,11 @@ class Fuser {
                    [&](const AttentionStep& s) { read(s.op.q), read(s.op.k), read(s.op.v), write(s.op.out); },
                    [&](const GluStep& s) { read(s.op.gate), read(s.op.up), write(s.op.out); },
                    [&](const AddStep& s) { read(s.op.a), read(s.op.b), write(s.op.out); },
+                   [&](const MoeStep& s) {
+                     read(s.op.in), read(s.op.router);
+                     if (s.op.shared != ValueId::none) read(s.op.shared), read(s.op.shared_gate);
+                     write(s.op.out);
+                   },
                    [&](const SelectStep& s) {
                      for (const ValueId id : s.values) read(id);
                    },

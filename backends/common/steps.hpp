@@ -57,12 +57,16 @@ struct GluStep {
 struct AddStep {
   op::Add op;
 };
+struct MoeStep {
+  op::Moe op;
+};
 /// Past the last attention only the rows that the batch asks for go on: they move to the front of each of these values.
 struct SelectStep {
   std::vector<ValueId> values;
 };
 
-using Step = std::variant<EmbedStep, NormStep, LinearStep, RopeStep, AttentionStep, GluStep, AddStep, SelectStep>;
+using Step =
+    std::variant<EmbedStep, NormStep, LinearStep, RopeStep, AttentionStep, GluStep, AddStep, MoeStep, SelectStep>;
 
 /// Where a value lives: floats [offset, offset + stride) of each row's part of the arena; see Steps::buffers.
 struct Steps {

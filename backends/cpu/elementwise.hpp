@@ -17,6 +17,8 @@ struct ElementwiseKernels {
   /// out = activation(gate) * up, by llminfer::Activation
   void (*glu[3])(const float* gate, const float* up, std::int64_t n, float* out);
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);
+  /// out = a + factor * b, in one rounding
+  void (*add_scaled)(const float* a, float factor, const float* b, std::int64_t n, float* out);
   /// keys // (head_dim, 64), values // (64, padded_dim) -> out // (layout.bytes), and back, with the loss. The padding
   /// of values may become any numbers.
   void (*pack_int4)(const Int4Layout& layout, const float* keys, const float* values, std::uint8_t* out);

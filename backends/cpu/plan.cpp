@@ -1,6 +1,7 @@
 #include "backends/cpu/plan.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -31,6 +32,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   const auto mine = [&](std::int64_t bytes) { return std::exchange(own_bytes, own_bytes + on_line(bytes)); };
   const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
 
+  std::int64_t widest_experts_input = 0, most_experts = 0;
   std::int64_t widest_copied = 0;  // inputs of linear layers that are normed or gathered on the way
   for (const Step& step : steps.steps) {
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
@@ -41,6 +43,14 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
       const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
       tile_rows = std::max({tile_rows, kTileRows, attention->op.heads / group.kv_heads});
       padded_dim = std::max(padded_dim, (group.head_dim + 15) / 16 * 16);
+    } else if (const auto* moe = std::get_if<MoeStep>(&step)) {
+      const std::int64_t ffn = program.weights[static_cast<std::size_t>(moe->op.gate.front())].rows;
+      widest_input = std::max({widest_input, width(moe->op.in), ffn});
+      widest_experts_input = std::max({widest_experts_input, width(moe->op.in), ffn});
+      experts.rows = std::max(experts.rows, std::int64_t{max_rows} * moe->op.used);
+      experts.hidden_stride = std::max(experts.hidden_stride, (ffn + 15) / 16 * 16 + 16);
+      experts.output_stride = std::max(experts.output_stride, (width(moe->op.in) + 15) / 16 * 16 + 16);
+      most_experts = std::max(most_experts, static_cast<std::int64_t>(moe->op.gate.size()));
     }
   }
   for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(shared(float_bytes(stride * max_rows)));
@@ -51,6 +61,18 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   normed = shared(float_bytes(normed_stride * max_rows));
   quantized_stride = quantized_row_groups(widest_input);
   quantized = shared(static_cast<std::int64_t>(quantized_row_bytes(widest_input)) * max_rows);
+  if (experts.rows > 0) {
+    // Rows of floats lie where quantized ones would; an even number of groups keeps them on cache lines.
+    experts.input_stride = std::max(quantized_row_groups(widest_experts_input),
+                                    float_bytes(widest_experts_input) / std::int64_t{sizeof(QuantizedGroup)} + 1);
+    experts.input_stride += experts.input_stride % 2;
+    experts.inputs = shared(experts.rows * experts.input_stride * std::int64_t{sizeof(QuantizedGroup)});
+    experts.hidden = shared(float_bytes(experts.rows * std::max(2 * experts.hidden_stride, experts.output_stride)));
+    for (std::int64_t* part : {&experts.chosen, &experts.factors, &experts.places, &experts.tokens, &experts.experts}) {
+      *part = shared(float_bytes(experts.rows));
+    }
+    experts.begins = shared(float_bytes(most_experts + 1));
+  }
 
   own_normed = mine(float_bytes(normed_stride));
   own_quantized = mine(static_cast<std::int64_t>(quantized_row_bytes(widest_input)));
@@ -104,6 +126,10 @@ Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
   }
   const PlanLayout layout(program, steps, options.max_batch_rows, team->threads());
+  if (layout.experts.rows > std::numeric_limits<std::int32_t>::max()) {
+    return fail(ErrorCode::invalid_argument, "PlanOptions::max_batch_rows is ", options.max_batch_rows,
+                "; that many rows use ", layout.experts.rows, " experts, expected up to 2^31 - 1");
+  }
   std::unique_ptr<CpuPlan> plan(
       new CpuPlan(program, std::move(steps), layout, std::move(weights), options, level, std::move(team)));
   LLMINFER_TRY(plan->bind_weights(exact));
@@ -127,6 +153,10 @@ Result<void> CpuPlan::bind_weights(bool exact) {
       mark(vectors, linear->bias);
     } else if (const auto* norm = std::get_if<op::RmsNorm>(&op)) {
       mark(vectors, norm->weight);
+    } else if (const auto* moe = std::get_if<op::Moe>(&op)) {
+      for (const auto* weights : {&moe->gate, &moe->up, &moe->down}) {
+        for (const WeightId id : *weights) mark(multiplied, id);
+      }
     }
   }
   matrices_.resize(weights_.size());
@@ -289,6 +319,9 @@ void CpuPlan::plan_phases() {
       if (!pass_.write_in_attention) prepare.items = units * group.kv_heads;
       main.items = static_cast<int>(tasks_of(*attention).tasks.size());
       grain = 1;
+    } else if (std::holds_alternative<MoeStep>(step)) {
+      add_expert_phases(step, selected, rows);
+      continue;
     } else if (const auto* select = std::get_if<SelectStep>(&step)) {
       selected = true;
       if (pass_.selected.size() == static_cast<std::size_t>(rows)) continue;

@@ -52,6 +52,17 @@ struct PlanLayout {
   std::int64_t normed_stride = 0;
   std::int64_t quantized = 0;         ///< quantized rows [max_rows, quantized_stride]
   std::int64_t quantized_stride = 0;  ///< in groups
+  /// Memory of mixtures of experts, for `rows` pairs of a token and one of its experts, sorted by expert ("places").
+  struct Experts {
+    std::int64_t rows = 0;                       ///< max_rows * most experts that a token uses; 0: no mixtures
+    std::int64_t inputs = 0, input_stride = 0;   ///< [rows] of so many QuantizedGroups, or of floats in their place
+    std::int64_t hidden = 0, hidden_stride = 0;  ///< floats [2][rows, stride]: gate and up; then the outputs:
+    std::int64_t output_stride = 0;              ///< floats [rows, stride]
+    std::int64_t chosen = 0, factors = 0;        ///< int32 and float [max_rows, used]: experts and their factors
+    std::int64_t places = 0;                     ///< int32 [max_rows, used]
+    std::int64_t tokens = 0, experts = 0;        ///< int32 [rows]: of each place
+    std::int64_t begins = 0;                     ///< int32 [experts + 1]: first place of each expert
+  } experts;
   std::int64_t shared_bytes = 0;
   // Offsets in a thread's own memory.
   std::int64_t own_normed = 0, own_quantized = 0, linear = 0, head = 0, tile = 0;
@@ -78,6 +89,18 @@ class CpuPlan final : public Plan {
   Result<void> wait() override;
 
  private:
+  /// The phases of a mixture of experts, in their order.
+  enum class ExpertStage : std::uint8_t {
+    route,     ///< tokens: choose experts
+    sort,      ///< one item: places of all pairs
+    gather,    ///< places: the token's row as gate reads it
+    gate,      ///< shares of the work: gate, and if it reads the same rows, up and the activation
+    regather,  ///< places: as up reads it, where that differs
+    up,        ///< shares: up and the activation, then
+    narrow,    ///< places: the activations as down reads them
+    down,      ///< shares
+    combine,   ///< tokens: the sum
+  };
   /// A part of a pass during which nothing depends on anything else: `items` of a step, which threads take in chunks.
   struct Phase {
     enum class Kind : std::uint8_t {
@@ -92,6 +115,7 @@ class CpuPlan final : public Plan {
     std::int32_t rows;  ///< that the step works on
     int items = 0;
     std::int32_t blocks = 1;  ///< linear layers: items are units of output features, for each of so many blocks of rows
+    ExpertStage stage = ExpertStage::route;  ///< of a mixture of experts
   };
   /// Rows of a batch by the page that their keys and values are written to, for caches that seal pages.
   struct PageWrites {
@@ -184,6 +208,7 @@ class CpuPlan final : public Plan {
   void run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const GluStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const AddStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const MoeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const SelectStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void give_out() noexcept;
 
@@ -199,6 +224,21 @@ class CpuPlan final : public Plan {
                     Thread& thread) noexcept;
   ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,
                             Thread& thread) noexcept;
+  void quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
+                    const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
+                    Thread& thread) noexcept;
+  /// Of an expert's rows: what the checkpoint has rounded is not rounded again.
+  ActivationCodes codes_of(const Matrix& expert) const noexcept {
+    return expert.input().kind == InputQuantization::Kind::none ? codes_ : kCodes16;
+  }
+  void add_expert_phases(const Step& step, bool selected, std::int32_t rows);
+  void route(const op::Moe& op, std::int32_t token) noexcept;
+  void sort_places(const Step& step, std::int32_t rows) noexcept;
+  void gather(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept;
+  template <class F>
+  void for_share(const std::vector<WeightId>& weights, int share, int shares, const F& f) noexcept;
+  void run_experts(const op::Moe& op, const Phase& phase, int share, Thread& thread) noexcept;
+  void combine(const op::Moe& op, std::int32_t token) noexcept;
   void run_part(const LinearPart& part, std::int32_t first, std::int32_t last, const ActivationView& x,
                 const ActivationView& up_x, std::int32_t row_begin, std::int32_t row_end, bool direct,
                 Thread& thread) noexcept;
@@ -224,6 +264,8 @@ class CpuPlan final : public Plan {
   std::int64_t embed_rows_ = 0;        // tokens that can be looked up
   AlignedBytes memory_;
   std::vector<StepInput> step_inputs_;  // per step; empty for all but linear ones
+  ActivationCodes codes_ = kCodes16;    // of experts' rows
+  std::vector<bool> up_differs_;        // per step: some expert's up reads other rows than its gate
   InputRows input_rows_;
 
   std::vector<Thread> threads_;

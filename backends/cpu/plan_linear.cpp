@@ -53,8 +53,21 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
 
 Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
   step_inputs_.resize(steps_.steps.size());
+  up_differs_.resize(steps_.steps.size());
+  codes_ = codes;
   bool rounds = false, orders = false;
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
+    if (const auto* moe = std::get_if<MoeStep>(&steps_.steps[i])) {
+      for (std::size_t e = 0; e < moe->op.gate.size(); ++e) {
+        const Matrix &gate = matrix(moe->op.gate[e]), &up = matrix(moe->op.up[e]), &down = matrix(moe->op.down[e]);
+        for (const Matrix* weight : {&gate, &up, &down}) {
+          rounds = rounds || weight->input().kind != InputQuantization::Kind::none;
+          orders = orders || weight->order();
+        }
+        up_differs_[i] = up_differs_[i] || gate.form() != up.form() || gate.input() != up.input() ||
+                         !same_order(gate.order(), up.order());
+      }
+    }
     const auto* linear = std::get_if<LinearStep>(&steps_.steps[i]);
     if (!linear) continue;
     StepInput& input = step_inputs_[i];
@@ -126,22 +139,26 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
       x = to;
     }
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
-      const RowForm& form = common.forms[f];
       QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
       QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
-      if (form.form == InputForm::bytes) {
-        level_.linear->quantize_bytes(rounding_of(common.rounding), unrounded, k, to);
-        continue;
-      }
-      const float* from = x;
-      if (form.order) {
-        const std::int32_t* const order = form.order->data();
-        for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
-        from = thread.ordered;
-      }
-      level_.linear->quantize_row(from, k, common.codes, to);
+      quantize_row(common.forms[f], common.rounding, common.codes, unrounded, x, k, to, thread);
     }
   }
+}
+
+/// A row in one of its quantized forms; x: the row after the rounding that the checkpoint declares, if it does.
+void CpuPlan::quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
+                           const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
+                           Thread& thread) noexcept {
+  if (form.form == InputForm::bytes) {
+    return level_.linear->quantize_bytes(rounding_of(rounding), unrounded, k, to);
+  }
+  if (form.order) {
+    const std::int32_t* const order = form.order->data();
+    for (std::int64_t i = 0; i < k; ++i) thread.ordered[i] = x[order[i]];
+    x = thread.ordered;
+  }
+  level_.linear->quantize_row(x, k, codes, to);
 }
 
 /// Where the step's prepared rows lie.

@@ -44,8 +44,11 @@ void CpuPlan::run(const EmbedStep& step, const Phase&, int first, int last, Thre
 }
 
 void CpuPlan::run(const NormStep& step, const Phase&, int first, int last, Thread&) noexcept {
+  const std::int64_t size = program_.weights[static_cast<std::size_t>(step.weight)].cols;
   for (std::int32_t r = first; r < last; ++r) {
-    level_.elementwise->rms_norm(row(step.in, r), vector(step.weight), step.epsilon, width(step.in), row(step.out, r));
+    for (std::int64_t i = 0; i < width(step.in); i += size) {
+      level_.elementwise->rms_norm(row(step.in, r) + i, vector(step.weight), step.epsilon, size, row(step.out, r) + i);
+    }
   }
 }
 

@@ -17,6 +17,13 @@ std::string_view short_name(std::string_view name) {
   return name;
 }
 
+/// The bits that a value takes, e.g. " (4.5)".
+std::string bits_text(std::int64_t bytes, std::int64_t values) {
+  char bits[32];
+  std::snprintf(bits, sizeof bits, " (%.1f)", 8.0 * static_cast<double>(bytes) / static_cast<double>(values));
+  return bits;
+}
+
 }  // namespace
 
 Profiler::Profiler(ProfileCallback callback, const Program& program, const Steps& steps,
@@ -41,12 +48,7 @@ std::string Profiler::label(WeightId id) const {
   const auto i = static_cast<std::size_t>(id);
   const WeightSpec& spec = program_.weights[i];
   std::string text(short_name(spec.name));
-  if (weight_bytes_[i] > 0) {
-    char bits[32];
-    std::snprintf(bits, sizeof bits, " (%.1f)",
-                  8.0 * static_cast<double>(weight_bytes_[i]) / static_cast<double>(spec.rows * spec.cols));
-    text += bits;
-  }
+  if (weight_bytes_[i] > 0) text += bits_text(weight_bytes_[i], spec.rows * spec.cols);
   return text;
 }
 
@@ -112,6 +114,26 @@ void Profiler::describe(const AddStep& step, StepInfo& info) const {
   info.row_operations = value_bytes(step.op.out) / kFloat;
 }
 
+void Profiler::describe(const MoeStep& step, StepInfo& info) const {
+  const op::Moe& o = step.op;
+  info.kind = StepKind::linear;
+  std::int64_t bytes = 0, elements = 0;
+  for (const auto* weights : {&o.gate, &o.up, &o.down}) {
+    for (const WeightId id : *weights) {
+      const auto i = static_cast<std::size_t>(id);
+      bytes += weight_bytes_[i];
+      elements += program_.weights[i].rows * program_.weights[i].cols;
+    }
+  }
+  const auto experts = static_cast<std::int64_t>(o.gate.size());
+  info.expert_bytes = bytes / experts;
+  info.name = "experts";
+  if (bytes > 0) info.name += bits_text(bytes, elements);
+  info.row_operations = 2 * o.used * (elements / experts);
+  info.row_bytes = value_bytes(o.router) + value_bytes(o.in) * o.used + value_bytes(o.out);
+  if (o.shared != ValueId::none) info.row_bytes += value_bytes(o.shared);
+}
+
 void Profiler::describe(const SelectStep& step, StepInfo& info) const {
   info.name = "select rows";
   for (const ValueId id : step.values) info.row_bytes += 2 * value_bytes(id);
@@ -166,7 +188,7 @@ void Profiler::report(const Batch& batch, std::span<const std::int32_t> selected
     profile.kind = info.kind;
     const Clock::time_point end = std::max(begin, Clock::time_point(Clock::duration(ends_[i].load())));
     profile.seconds = std::chrono::duration<double>(end - begin).count();
-    profile.weight_bytes = info.weight_bytes;
+    profile.weight_bytes = info.weight_bytes + info.experts_read * info.expert_bytes;
     profile.activation_bytes = rows * info.row_bytes;
     profile.operations = rows * info.row_operations;
     if (info.attention) count_attention(info, batch, selected, caches, profile);

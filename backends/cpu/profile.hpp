@@ -33,6 +33,8 @@ class Profiler {
     while (end < now && !ends_[step].compare_exchange_weak(end, now, std::memory_order_relaxed)) {
     }
   }
+  /// In the step's turn, on one thread: so many experts have rows.
+  void count_experts(std::size_t step, std::int32_t experts) noexcept { infos_[step].experts_read = experts; }
   /// After the pass. `selected` are the rows that go on past the last attention.
   void report(const Batch& batch, std::span<const std::int32_t> selected, std::span<CpuCache* const> caches,
               int threads) const;
@@ -49,6 +51,8 @@ class Profiler {
     const AttentionStep* attention = nullptr;
     bool after_selection = false;  ///< works on the selected rows alone
     bool logits = false;           ///< works on the rows whose logits are wanted
+    std::int64_t expert_bytes = 0;  ///< prepared, of the weights of one expert of a mixture
+    std::int64_t experts_read = 0;  ///< in this pass
   };
   void describe(const EmbedStep& step, StepInfo& info) const;
   void describe(const NormStep& step, StepInfo& info) const;
@@ -57,6 +61,7 @@ class Profiler {
   void describe(const AttentionStep& step, StepInfo& info) const;
   void describe(const GluStep& step, StepInfo& info) const;
   void describe(const AddStep& step, StepInfo& info) const;
+  void describe(const MoeStep& step, StepInfo& info) const;
   void describe(const SelectStep& step, StepInfo& info) const;
   /// Name of a weight and the bits that a value of it takes, e.g. "ffn_up (4.5)".
   std::string label(WeightId id) const;

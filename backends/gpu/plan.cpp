@@ -82,6 +82,7 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
                 "; expected 1 to ", 1 << 20);
   }
   Steps steps = LLMINFER_TRY(make_steps(program));
+  LLMINFER_TRY(check_steps(program, steps));
   if (weights.size() != program.weights.size()) {
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
   }

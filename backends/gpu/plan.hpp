@@ -37,6 +37,9 @@ struct PlanLayout {
   std::int64_t bytes = 0;
 };
 
+/// That there are kernels for each step. Errors: unsupported, naming the value.
+Result<void> check_steps(const Program& program, const Steps& steps);
+
 class GpuPlan final : public Plan {
  public:
   /// Errors: invalid_argument, shape_mismatch, unsupported, out_of_memory, device_error.
@@ -95,6 +98,7 @@ class GpuPlan final : public Plan {
   Result<void> run(const AttentionStep& step);
   Result<void> run(const GluStep& step);
   Result<void> run(const AddStep& step);
+  Result<void> run(const MoeStep& step);
   Result<void> run(const SelectStep& step);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);

@@ -18,6 +18,16 @@ RoundingArgs rounding_of(const InputQuantization& input) {
 
 }  // namespace
 
+Result<void> check_steps(const Program& program, const Steps& steps) {
+  for (const Step& step : steps.steps) {
+    const auto* moe = std::get_if<MoeStep>(&step);
+    if (!moe) continue;
+    return core::fail(ErrorCode::unsupported, "value ", program.values[static_cast<std::size_t>(moe->op.out)].name,
+                      ": the GPU backends have no kernels for mixtures of experts; the CPU backend has");
+  }
+  return {};
+}
+
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
   const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
   return {memory_.at<float>(layout_.buffers[buffer]), steps_.buffer_strides[buffer]};
@@ -70,9 +80,13 @@ Result<void> GpuPlan::run(const NormStep& step) {
   args.norm = vector(step.weight);
   args.epsilon = step.epsilon;
   args.rows = pass_.current_rows;
-  args.width = static_cast<int>(width(step.in));
+  const std::int64_t size = program_.weights[static_cast<std::size_t>(step.weight)].cols;
+  args.width = static_cast<int>(size);
   args.out = value(step.out);
-  return device_->check(kernels().prepare(device_->stream(), args), "norm");
+  for (std::int64_t i = 0; i < width(step.in); i += size, args.in.data += size, args.out.data += size) {
+    LLMINFER_TRY(device_->check(kernels().prepare(device_->stream(), args), "norm"));
+  }
+  return {};
 }
 
 /// `in` normed, rounded and as halves: what the step's layers read.
@@ -245,6 +259,8 @@ Result<void> GpuPlan::run(const AddStep& step) {
                      static_cast<int>(width(step.op.out))};
   return device_->check(kernels().add(device_->stream(), args), "add");
 }
+
+Result<void> GpuPlan::run(const MoeStep&) { return check_steps(program_, steps_); }  // make() has said so already
 
 Result<void> GpuPlan::run(const SelectStep& step) {
   pass_.current_rows = pass_.selected_rows;

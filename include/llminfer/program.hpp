@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -47,6 +48,8 @@ struct RopeTable {
 };
 
 enum class Activation : std::uint8_t { silu, gelu, gelu_tanh };
+/// What a router's outputs become before experts are chosen by them: softmax over all experts, or sigmoid of each.
+enum class Scoring : std::uint8_t { softmax, sigmoid };
 
 namespace op {
 /// out = table[token id]; rows of the batch that carry an embedding take that instead. Without a table (`none`) all rows
@@ -62,7 +65,8 @@ struct Linear {
   WeightId bias;
   ValueId out;
 };
-/// Root-mean-square norm (Zhang and Sennrich 2019): out = in / sqrt(mean(in^2) + epsilon) * weight
+/// Root-mean-square norm (Zhang and Sennrich 2019): out = in / sqrt(mean(in^2) + epsilon) * weight, for each `cols` of
+/// the weight consecutive elements of `in` (the whole row, or its heads one by one).
 struct RmsNorm {
   ValueId in;
   WeightId weight;
@@ -95,9 +99,26 @@ struct Glu {
 struct Add {
   ValueId a, b, out;
 };
+/// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest
+/// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), and
+///   out = scale * sum of score * expert(in), in ascending order of the experts' index, + sigmoid(shared_gate) *
+///   shared.
+struct Moe {
+  ValueId in;
+  ValueId router;                        ///< [experts]; scored by `scoring`
+  std::vector<WeightId> gate, up, down;  ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
+  std::int32_t used = 1;
+  Scoring scoring = Scoring::softmax;
+  bool normalize = false;  ///< the scores of the chosen experts are divided by their sum
+  float scale = 1.0f;
+  Activation activation = Activation::silu;
+  ValueId shared = ValueId::none;       ///< the output of an expert that all tokens have; none: there is none
+  ValueId shared_gate = ValueId::none;  ///< [1]
+  ValueId out = ValueId::none;
+};
 }  // namespace op
 
-using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add>;
+using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Moe>;
 
 struct Program {
   std::string architecture;
@@ -135,6 +156,7 @@ class LLMINFER_API Builder {
                     float scale, std::string name);
   ValueId glu(ValueId gate, ValueId up, Activation activation, std::string name);
   ValueId add(ValueId a, ValueId b, std::string name);
+  ValueId moe(op::Moe op, std::string name);  ///< op.out is ignored
 
   /// The width of a value; 0 for `none`.
   std::int64_t width(ValueId id) const noexcept;
@@ -144,6 +166,7 @@ class LLMINFER_API Builder {
 
  private:
   Program program_;
+  std::unordered_map<std::string, WeightId> weight_ids_;
   Result<void> first_mistake_;
 };
 

@@ -24,5 +24,9 @@ std::vector<std::string_view> architectures();
 // The descriptions. Each may rely on check_config having passed.
 Result<Program> build_llama(const load::Checkpoint& checkpoint);
 Result<Program> build_qwen2(const load::Checkpoint& checkpoint);
+Result<Program> build_qwen2moe(const load::Checkpoint& checkpoint);
+Result<Program> build_qwen3(const load::Checkpoint& checkpoint);
+Result<Program> build_qwen3moe(const load::Checkpoint& checkpoint);
+Result<Program> build_olmoe(const load::Checkpoint& checkpoint);
 
 }  // namespace llminfer::arch

@@ -49,6 +49,14 @@ Result<void> expect_vector(const Program& program, WeightId id, std::int64_t siz
               "], expected a vector of ", size);
 }
 
+Result<void> expect_matrix(const Program& program, WeightId id, std::int64_t rows, std::int64_t cols,
+                           const std::string& user) {
+  const WeightSpec* weight = LLMINFER_TRY(weight_of(program, id, user));
+  if (weight->rows == rows && weight->cols == cols) return {};
+  return fail(ErrorCode::shape_mismatch, user, ": ", weight->name, " is [", weight->rows, ", ", weight->cols,
+              "], expected [", rows, ", ", cols, "]");
+}
+
 Result<void> expect_width(const std::string& user, const char* what, std::int64_t found, std::int64_t expected) {
   if (found == expected) return {};
   return fail(ErrorCode::shape_mismatch, user, ": ", what, " has width ", found, ", expected ", expected);
@@ -111,17 +119,19 @@ WeightId Builder::weight(std::string name, std::int64_t rows, std::int64_t cols)
     if (rows < 1 || cols < 1 || rows > kMaxSide || cols > kMaxSide) {
       return fail(ErrorCode::invalid_argument, name, ": the shape [", rows, ", ", cols, "] is not in 1 … 2^31");
     }
-    const auto known = std::find_if(program_.weights.begin(), program_.weights.end(),
-                                    [&](const WeightSpec& weight) { return weight.name == name; });
-    if (known == program_.weights.end()) {
-      program_.weights.push_back({std::move(name), rows, cols});
-      return static_cast<WeightId>(program_.weights.size() - 1);
+    const auto entry = weight_ids_.find(name);
+    if (entry == weight_ids_.end()) {
+      const auto id = static_cast<WeightId>(program_.weights.size());
+      program_.weights.push_back({name, rows, cols});  // first: an id without its weight would outlive a bad_alloc
+      weight_ids_.emplace(std::move(name), id);
+      return id;
     }
-    if (known->rows != rows || known->cols != cols) {
-      return fail(ErrorCode::shape_mismatch, name, ": used as [", known->rows, ", ", known->cols, "] and as [", rows,
+    const WeightSpec& known = program_.weights[static_cast<std::size_t>(entry->second)];
+    if (known.rows != rows || known.cols != cols) {
+      return fail(ErrorCode::shape_mismatch, name, ": used as [", known.rows, ", ", known.cols, "] and as [", rows,
                   ", ", cols, "]");
     }
-    return static_cast<WeightId>(known - program_.weights.begin());
+    return entry->second;
   });
 }
 
@@ -170,7 +180,9 @@ ValueId Builder::linear(ValueId in, WeightId weight, std::string name, WeightId 
 ValueId Builder::rms_norm(ValueId in, WeightId weight, float epsilon, std::string name) {
   return attempt<ValueId>(first_mistake_, [&]() -> Result<ValueId> {
     const std::int64_t width = LLMINFER_TRY(width_of(program_, in, name));
-    LLMINFER_TRY(expect_vector(program_, weight, width, name));
+    const WeightSpec* factors = LLMINFER_TRY(weight_of(program_, weight, name));
+    if (width % factors->cols != 0) LLMINFER_TRY(expect_vector(program_, weight, width, name));
+    LLMINFER_TRY(expect_vector(program_, weight, factors->cols, name));
     if (!(epsilon >= 0 && epsilon <= 1)) {
       return fail(ErrorCode::invalid_argument, name, ": epsilon ", epsilon, " is not in 0 … 1");
     }
@@ -233,6 +245,41 @@ ValueId Builder::add(ValueId a, ValueId b, std::string name) {
     const std::int64_t width = LLMINFER_TRY(width_of(program_, a, name));
     LLMINFER_TRY(expect_width(name, "the second summand", LLMINFER_TRY(width_of(program_, b, name)), width));
     return append(program_, std::move(name), width, [&](ValueId out) { return op::Add{a, b, out}; });
+  });
+}
+
+ValueId Builder::moe(op::Moe op, std::string name) {
+  return attempt<ValueId>(first_mistake_, [&]() -> Result<ValueId> {
+    const std::int64_t width = LLMINFER_TRY(width_of(program_, op.in, name));
+    const std::size_t experts = op.gate.size();
+    if (experts == 0 || op.up.size() != experts || op.down.size() != experts) {
+      return fail(ErrorCode::invalid_argument, name, ": ", experts, " gate, ", op.up.size(), " up and ", op.down.size(),
+                  " down matrices; expected as many of each, at least 1");
+    }
+    LLMINFER_TRY(expect_width(name, "the router", LLMINFER_TRY(width_of(program_, op.router, name)),
+                              static_cast<std::int64_t>(experts)));
+    if (op.used < 1 || static_cast<std::size_t>(op.used) > experts) {
+      return fail(ErrorCode::invalid_argument, name, ": ", op.used, " experts used, expected 1 to ", experts);
+    }
+    if (!std::isfinite(op.scale)) return fail(ErrorCode::invalid_argument, name, ": the scale is not finite");
+    const std::int64_t ffn = LLMINFER_TRY(weight_of(program_, op.gate.front(), name))->rows;
+    for (std::size_t e = 0; e < experts; ++e) {
+      LLMINFER_TRY(expect_matrix(program_, op.gate[e], ffn, width, name));
+      LLMINFER_TRY(expect_matrix(program_, op.up[e], ffn, width, name));
+      LLMINFER_TRY(expect_matrix(program_, op.down[e], width, ffn, name));
+    }
+    if ((op.shared == ValueId::none) != (op.shared_gate == ValueId::none)) {
+      return fail(ErrorCode::invalid_argument, name, ": a shared expert needs its gate, and a gate its expert");
+    }
+    if (op.shared != ValueId::none) {
+      LLMINFER_TRY(expect_width(name, "the shared expert", LLMINFER_TRY(width_of(program_, op.shared, name)), width));
+      LLMINFER_TRY(
+          expect_width(name, "the shared expert's gate", LLMINFER_TRY(width_of(program_, op.shared_gate, name)), 1));
+    }
+    return append(program_, std::move(name), width, [&](ValueId out) {
+      op.out = out;
+      return std::move(op);
+    });
   });
 }
 

@@ -30,6 +30,9 @@ constexpr Key kHeads{"num_attention_heads", "attention.head_count"};
 constexpr Key kKvHeads{"num_key_value_heads", "attention.head_count_kv"};
 constexpr Key kHeadDim{"head_dim", "attention.key_length"};
 constexpr Key kRotaryDim{"partial_rotary_factor", "rope.dimension_count"};
+constexpr Key kExpertsUsed{"num_experts_per_tok", "expert_used_count"};
+constexpr Key kExpertFfn{"moe_intermediate_size", "expert_feed_forward_length"};
+constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr Key kSlidingWindow{"sliding_window", "attention.sliding_window"};
 
 /// Several times beyond the largest published models.
@@ -43,6 +46,13 @@ constexpr Bound kBounds[] = {
     {kKvHeads, &load::ModelConfig::kv_heads, 1, 1 << 12},
     {kHeadDim, &load::ModelConfig::head_dim, 2, 1 << 12},
     {kRotaryDim, &load::ModelConfig::rotary_dim, 2, 1 << 12},
+    {{"num_experts", "expert_count"}, &load::ModelConfig::experts, 0, kMaxExperts},
+    {kExpertsUsed, &load::ModelConfig::experts_used, 0, kMaxExperts},
+    {kExpertFfn, &load::ModelConfig::expert_ffn_size, 0, 1 << 22},
+    {{"shared_expert_intermediate_size", "expert_shared_feed_forward_length"},
+     &load::ModelConfig::shared_ffn_size,
+     0,
+     1 << 22},
     {kSlidingWindow, &load::ModelConfig::sliding_window, 0, INT32_MAX},
 };
 
@@ -58,6 +68,18 @@ Result<void> check_config(const load::ModelConfig& config) {
   if (config.heads % config.kv_heads != 0) {
     return fail(ErrorCode::corrupt, name_of(config, kHeads), " is ", config.heads, ", expected a multiple of ",
                 name_of(config, kKvHeads), ", ", config.kv_heads);
+  }
+  if (config.experts > 0 && (config.experts_used < 1 || config.experts_used > config.experts)) {
+    return fail(ErrorCode::corrupt, name_of(config, kExpertsUsed), " is ", config.experts_used, ", expected 1 … ",
+                config.experts, ", the number of experts");
+  }
+  if (config.experts > 0 && config.expert_ffn_size < 1) {
+    return fail(ErrorCode::corrupt, name_of(config, kExpertFfn), " is ", config.expert_ffn_size,
+                ", expected 1 or more");
+  }
+  if (!config.expert_layers.empty() && config.expert_layers.size() != static_cast<std::size_t>(config.layers)) {
+    return fail(ErrorCode::corrupt, name_of(config, {"mlp_only_layers", "expert_count"}), ": ",
+                config.expert_layers.size(), " layers, expected ", config.layers);
   }
   if (config.head_dim % 2 != 0) {
     return fail(ErrorCode::corrupt, name_of(config, kHeadDim), " is ", config.head_dim, ", expected an even number");

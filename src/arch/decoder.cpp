@@ -17,8 +17,8 @@ struct PartName {
   const char* hf;    ///< inside "model.layers.N." for parts of a layer
 };
 
-/// In the order of Part.
-constexpr std::array<PartName, 12> kPartNames = {{
+/// In the order of Part. '#' stands for the number of an expert.
+constexpr std::array<PartName, 26> kPartNames = {{
     {"token_embd", "model.embed_tokens"},
     {"output_norm", "model.norm"},
     {"output", "lm_head"},
@@ -31,6 +31,20 @@ constexpr std::array<PartName, 12> kPartNames = {{
     {"ffn_gate", "mlp.gate_proj"},
     {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"},
+    {"attn_q_norm", "self_attn.q_norm"},
+    {"attn_k_norm", "self_attn.k_norm"},
+    {"ffn_gate_inp", "mlp.gate"},
+    {"ffn_gate_inp_shexp", "mlp.shared_expert_gate"},
+    {"ffn_gate_shexp", "mlp.shared_expert.gate_proj"},
+    {"ffn_up_shexp", "mlp.shared_expert.up_proj"},
+    {"ffn_down_shexp", "mlp.shared_expert.down_proj"},
+    {"ffn_gate.#", "mlp.experts.#.gate_proj"},
+    {"ffn_up.#", "mlp.experts.#.up_proj"},
+    {"ffn_down.#", "mlp.experts.#.down_proj"},
+    {"ffn_gate_inp", "block_sparse_moe.gate"},
+    {"ffn_gate.#", "block_sparse_moe.experts.#.w1"},
+    {"ffn_up.#", "block_sparse_moe.experts.#.w3"},
+    {"ffn_down.#", "block_sparse_moe.experts.#.w2"},
 }};
 
 const PartName& names_of(Part part) { return kPartNames[static_cast<std::size_t>(part)]; }
@@ -106,6 +120,12 @@ std::string Decoder::tensor(Part part, const char* suffix, std::int64_t layer) c
   return name + (config_.hf_names ? names_of(part).hf : names_of(part).gguf) + suffix;
 }
 
+std::string Decoder::expert_tensor(Part part, std::int64_t expert) const {
+  std::string name = tensor(part, ".weight", layer_);
+  const std::size_t number = name.find('#');
+  return name.replace(number, 1, std::to_string(expert));
+}
+
 std::string Decoder::value_name(std::string_view name) const {
   return layer_ < 0 ? std::string(name) : "blk." + std::to_string(layer_) + "." + std::string(name);
 }
@@ -127,8 +147,10 @@ ValueId Decoder::embed() {
       value_name(names_of(Part::embedding).gguf));
 }
 
-ValueId Decoder::norm(ValueId in, Part part) {
-  return builder_.rms_norm(in, builder_.vector(tensor(part, ".weight", layer_), config_.hidden_size),
+ValueId Decoder::norm(ValueId in, Part part) { return norm(in, part, builder_.width(in)); }
+
+ValueId Decoder::norm(ValueId in, Part part, std::int64_t size) {
+  return builder_.rms_norm(in, builder_.vector(tensor(part, ".weight", layer_), size),
                            static_cast<float>(config_.norm_epsilon), value_name(names_of(part).gguf));
 }
 
@@ -152,13 +174,47 @@ ValueId Decoder::attention(ValueId q, ValueId k, ValueId v) {
                             value_name("attention"));
 }
 
-ValueId Decoder::glu(ValueId gate, ValueId up) {
+Activation Decoder::activation() {
   Result<Activation> activation = activation_of(config_.activation);
   if (!activation) mistake(std::move(activation).error());
-  return builder_.glu(gate, up, activation ? *activation : Activation::silu, value_name("ffn_glu"));
+  return activation ? *activation : Activation::silu;
 }
 
+ValueId Decoder::glu(ValueId gate, ValueId up) { return builder_.glu(gate, up, activation(), value_name("ffn_glu")); }
+
 ValueId Decoder::add(ValueId a, ValueId b, std::string_view name) { return builder_.add(a, b, value_name(name)); }
+
+bool Decoder::has_experts() const {
+  return config_.experts > 0 &&
+         (config_.expert_layers.empty() || config_.expert_layers[static_cast<std::size_t>(layer_)] != 0);
+}
+
+ValueId Decoder::experts(ValueId in, bool normalize) {
+  const bool mixtral =
+      config_.hf_names && checkpoint_.by_name.contains(tensor(Part::mixtral_router, ".weight", layer_));
+  const std::int64_t ffn = config_.expert_ffn_size, width = builder_.width(in);
+  op::Moe op;
+  op.in = in;
+  op.router = linear(in, mixtral ? Part::mixtral_router : Part::router, config_.experts);
+  for (std::int64_t e = 0; e < config_.experts; ++e) {
+    const auto matrix = [&](Part part, Part in_mixtral, std::int64_t rows, std::int64_t cols) {
+      return builder_.weight(expert_tensor(mixtral ? in_mixtral : part, e), rows, cols);
+    };
+    op.gate.push_back(matrix(Part::expert_gate, Part::mixtral_gate, ffn, width));
+    op.up.push_back(matrix(Part::expert_up, Part::mixtral_up, ffn, width));
+    op.down.push_back(matrix(Part::expert_down, Part::mixtral_down, width, ffn));
+  }
+  op.used = static_cast<std::int32_t>(config_.experts_used);
+  op.normalize = config_.normalize_experts.value_or(normalize);
+  op.activation = activation();
+  if (config_.shared_ffn_size > 0) {
+    op.shared_gate = linear(in, Part::shared_gate, 1);
+    const ValueId gate = linear(in, Part::shared_expert_gate, config_.shared_ffn_size);
+    const ValueId up = linear(in, Part::shared_expert_up, config_.shared_ffn_size);
+    op.shared = linear(glu(gate, up), Part::shared_expert_down, width);
+  }
+  return builder_.moe(std::move(op), value_name("ffn_moe"));
+}
 
 ValueId Decoder::logits(ValueId hidden) {
   const Part part = tied_ ? Part::embedding : Part::output;

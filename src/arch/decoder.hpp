@@ -30,6 +30,20 @@ enum class Part : std::uint8_t {
   gate,
   up,
   down,  // of a layer
+  q_norm,
+  k_norm,
+  router,
+  shared_gate,  ///< the router of the expert that all tokens have
+  shared_expert_gate,
+  shared_expert_up,
+  shared_expert_down,
+  expert_gate,  ///< the matrices of expert E: its number is a part of the name
+  expert_up,
+  expert_down,
+  mixtral_router,  ///< the names of Mixtral in Hugging Face checkpoints; in GGUF files they are the same
+  mixtral_gate,
+  mixtral_up,
+  mixtral_down,
 };
 
 enum class Bias : std::uint8_t {
@@ -59,6 +73,8 @@ class Decoder {
   std::int32_t rope_table(bool interleaved);
   ValueId embed();
   ValueId norm(ValueId in, Part part);
+  /// Of each `size` elements of `in`.
+  ValueId norm(ValueId in, Part part, std::int64_t size);
   /// in [.., width of in] -> [.., rows]
   ValueId linear(ValueId in, Part part, std::int64_t rows, Bias bias = Bias::none);
   ValueId rope(ValueId in, std::int32_t table, std::string_view name);
@@ -66,6 +82,11 @@ class Decoder {
   ValueId attention(ValueId q, ValueId k, ValueId v);
   ValueId glu(ValueId gate, ValueId up);
   ValueId add(ValueId a, ValueId b, std::string_view name);
+  /// Whether this layer has a mixture of experts.
+  bool has_experts() const;
+  /// The mixture of this layer, of `config().experts` experts; if config says so with one that all tokens have.
+  /// `normalize`: where the checkpoint does not say.
+  ValueId experts(ValueId in, bool normalize);
   ValueId logits(ValueId hidden);
 
   Result<Program> finish(ValueId hidden, ValueId logits) &&;
@@ -78,7 +99,9 @@ class Decoder {
 
   void make_cache_groups();
   std::string tensor(Part part, const char* suffix, std::int64_t layer) const;
+  std::string expert_tensor(Part part, std::int64_t expert) const;
   std::string value_name(std::string_view name) const;
+  Activation activation();
   void mistake(Error error);
 
   const load::Checkpoint& checkpoint_;

@@ -1,4 +1,5 @@
-// Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971), SmolLM2 and Mistral (Jiang et al. 2023, arXiv:2310.06825).
+// Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971), SmolLM2, Mistral (Jiang et al. 2023, arXiv:2310.06825) and
+// Mixtral (Jiang et al. 2024, arXiv:2401.04088), whose feed-forward layers are mixtures of experts.
 #include "arch/arch.hpp"
 #include "arch/decoder.hpp"
 
@@ -19,6 +20,7 @@ ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
 ValueId feed_forward_block(Decoder& d, ValueId x) {
   const load::ModelConfig& c = d.config();
   const ValueId normed = d.norm(x, Part::ffn_norm);                                // [hidden]
+  if (d.has_experts()) return d.experts(normed, /*normalize=*/true);               // [hidden]
   const ValueId gate = d.linear(normed, Part::gate, c.ffn_size, Bias::if_stored);  // [ffn]
   const ValueId up = d.linear(normed, Part::up, c.ffn_size, Bias::if_stored);      // [ffn]
   return d.linear(d.glu(gate, up), Part::down, c.hidden_size, Bias::if_stored);    // [hidden]

@@ -1,5 +1,5 @@
 // Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671): as Llama, with biases on Q, K and V and a sliding window that
-// only some layers may have.
+// only some layers may have. Qwen1.5-MoE and Qwen2-MoE: with mixtures of experts and one expert that all tokens have.
 #include "arch/arch.hpp"
 #include "arch/decoder.hpp"
 
@@ -8,27 +8,27 @@ namespace {
 
 ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
   const load::ModelConfig& c = d.config();
+  const Bias bias = c.experts > 0 ? Bias::if_stored : Bias::required;
   const std::int64_t q_width = c.heads * c.head_dim;
   const std::int64_t kv_width = c.kv_heads * c.head_dim;
-  const ValueId normed = d.norm(x, Part::attention_norm);                                         // [hidden]
-  const ValueId q = d.rope(d.linear(normed, Part::q, q_width, Bias::required), rope, "q_rope");   // [q_width]
-  const ValueId k = d.rope(d.linear(normed, Part::k, kv_width, Bias::required), rope, "k_rope");  // [kv_width]
-  const ValueId v = d.linear(normed, Part::v, kv_width, Bias::required);                          // [kv_width]
-  return d.linear(d.attention(q, k, v), Part::attention_out, c.hidden_size);                      // [hidden]
+  const ValueId normed = d.norm(x, Part::attention_norm);                               // [hidden]
+  const ValueId q = d.rope(d.linear(normed, Part::q, q_width, bias), rope, "q_rope");   // [q_width]
+  const ValueId k = d.rope(d.linear(normed, Part::k, kv_width, bias), rope, "k_rope");  // [kv_width]
+  const ValueId v = d.linear(normed, Part::v, kv_width, bias);                          // [kv_width]
+  return d.linear(d.attention(q, k, v), Part::attention_out, c.hidden_size);            // [hidden]
 }
 
 ValueId feed_forward_block(Decoder& d, ValueId x) {
   const load::ModelConfig& c = d.config();
   const ValueId normed = d.norm(x, Part::ffn_norm);               // [hidden]
+  if (d.has_experts()) return d.experts(normed, /*normalize=*/false);
   const ValueId gate = d.linear(normed, Part::gate, c.ffn_size);  // [ffn]
   const ValueId up = d.linear(normed, Part::up, c.ffn_size);      // [ffn]
   return d.linear(d.glu(gate, up), Part::down, c.hidden_size);    // [hidden]
 }
 
-}  // namespace
-
-Result<Program> build_qwen2(const load::Checkpoint& checkpoint) {
-  Decoder d("qwen2", checkpoint);
+Result<Program> build(const char* architecture, const load::Checkpoint& checkpoint) {
+  Decoder d(architecture, checkpoint);
   const std::int32_t rope = d.rope_table(/*interleaved=*/false);  // in both file formats
 
   ValueId x = d.embed();
@@ -42,5 +42,10 @@ Result<Program> build_qwen2(const load::Checkpoint& checkpoint) {
   const ValueId logits = d.logits(hidden);
   return std::move(d).finish(hidden, logits);
 }
+
+}  // namespace
+
+Result<Program> build_qwen2(const load::Checkpoint& checkpoint) { return build("qwen2", checkpoint); }
+Result<Program> build_qwen2moe(const load::Checkpoint& checkpoint) { return build("qwen2moe", checkpoint); }
 
 }  // namespace llminfer::arch

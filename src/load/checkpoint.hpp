@@ -87,6 +87,13 @@ struct ModelConfig {
   std::int64_t sliding_window = 0;  ///< 0: none
   std::vector<std::uint8_t>
       sliding_layers;  ///< one per layer: 1 where the sliding window applies; empty: in all layers
+  std::int64_t experts = 0;                 ///< of each mixture; 0: the model has none
+  std::int64_t experts_used = 0;            ///< by a token
+  std::int64_t expert_ffn_size = 0;         ///< inner width of an expert
+  std::int64_t shared_ffn_size = 0;         ///< of the expert that all tokens have; 0: there is none
+  std::optional<bool> normalize_experts;    ///< the factors of a token's experts are made to add up to 1; empty: as the
+                                            ///< architecture has it
+  std::vector<std::uint8_t> expert_layers;  ///< one per layer: 1 where it has a mixture; empty: all have
   bool tied_embeddings = false;
   std::string activation = "silu";
 };

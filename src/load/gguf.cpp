@@ -52,8 +52,44 @@ Result<void> add_part(Checkpoint& checkpoint, std::shared_ptr<const core::ByteSo
   return {};
 }
 
+/// Turns "blk.N.ffn_up_exps.weight" [experts, rows, cols] into "blk.N.ffn_up.E.weight" [rows, cols] of each expert E,
+/// as older files have them: each is a part of the stack's bytes.
+Result<void> split_stacks(Checkpoint& checkpoint) {
+  constexpr std::string_view kSuffix = "_exps.weight";
+  const std::int64_t experts = checkpoint.config.experts;
+  std::vector<TensorInfo> tensors;
+  for (TensorInfo& stack : checkpoint.tensors) {
+    if (experts == 0 || !stack.name.ends_with(kSuffix)) {
+      tensors.push_back(std::move(stack));
+      continue;
+    }
+    if (stack.shape.size() != 3 || stack.shape[0] != experts) {
+      return fail(ErrorCode::shape_mismatch, "tensor '", stack.name, "': ", stack.shape.size(), " dimensions, ",
+                  stack.shape.front(), " of them the first; expected 3, the first the number of experts, ", experts);
+    }
+    const std::string name = stack.name.substr(0, stack.name.size() - kSuffix.size()) + ".";
+    for (std::int64_t e = 0; e < experts; ++e) {
+      TensorInfo& expert = tensors.emplace_back(stack);
+      expert.name = name + std::to_string(e) + ".weight";
+      expert.shape = {stack.shape[1], stack.shape[2]};
+      expert.rows = stack.shape[1];
+      expert.bytes = stack.bytes / static_cast<std::uint64_t>(experts);  // whole rows, so no remainder
+      expert.offset += static_cast<std::uint64_t>(e) * expert.bytes;
+    }
+  }
+  checkpoint.tensors = std::move(tensors);
+  checkpoint.by_name.clear();
+  for (std::size_t i = 0; i < checkpoint.tensors.size(); ++i) {
+    const std::string& name = checkpoint.tensors[i].name;
+    if (checkpoint.by_name.emplace(name, i).second) continue;
+    return fail(ErrorCode::corrupt, "tensor '", name, "' is there by itself and in a stack");
+  }
+  return {};
+}
+
 Result<Checkpoint> finish(Checkpoint checkpoint, GgufFile& first) {
-  const auto applied = apply_gguf_metadata(first, checkpoint);
+  auto applied = apply_gguf_metadata(first, checkpoint);
+  if (applied) applied = split_stacks(checkpoint);
   if (!applied) return core::at(checkpoint.path, applied.error());
   return checkpoint;
 }

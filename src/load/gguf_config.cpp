@@ -16,6 +16,7 @@ using core::fail;
 constexpr std::int64_t kMaxLayers = 1 << 14;
 constexpr std::int64_t kMaxHeads = 1 << 16;
 constexpr std::int64_t kMaxWidth = 1 << 24;
+constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr std::int64_t kMaxContext = INT32_MAX;
 
 /// rope_freqs.weight: one divisor per rotary pair.
@@ -84,6 +85,24 @@ Result<void> apply_rope(const GgufMetadata& metadata, const std::string& arch, C
   return {};
 }
 
+Result<void> apply_experts(const GgufMetadata& metadata, const std::string& arch, ModelConfig& config) {
+  config.experts = LLMINFER_TRY(metadata.integer(arch + "expert_count", 0, kMaxExperts)).value_or(0);
+  if (config.experts == 0) return {};
+  config.experts_used = LLMINFER_TRY(metadata.required(arch + "expert_used_count", 1, config.experts));
+  // Older files have the width of all experts that a token uses, or of one.
+  const bool qwen = config.architecture.starts_with("qwen");
+  config.expert_ffn_size = LLMINFER_TRY(metadata.integer(arch + "expert_feed_forward_length", 1, kMaxWidth))
+                               .value_or(qwen ? config.ffn_size / config.experts_used : config.ffn_size);
+  if (config.architecture == "qwen2moe") {
+    config.shared_ffn_size = LLMINFER_TRY(metadata.integer(arch + "expert_shared_feed_forward_length", 1, kMaxWidth))
+                                 .value_or(config.ffn_size);
+  }
+  config.normalize_experts = LLMINFER_TRY(metadata.boolean(arch + "expert_weights_norm"));
+  const double clamp = LLMINFER_TRY(metadata.number(arch + "attention.clamp_kqv")).value_or(0);
+  if (clamp > 0) return fail(ErrorCode::unsupported, "metadata '", arch, "attention.clamp_kqv' is ", clamp);
+  return {};
+}
+
 Result<void> apply_config(const GgufMetadata& metadata, Checkpoint& checkpoint) {
   ModelConfig& config = checkpoint.config;
   auto architecture = LLMINFER_TRY(metadata.string("general.architecture"));
@@ -128,6 +147,7 @@ Result<void> apply_config(const GgufMetadata& metadata, Checkpoint& checkpoint) 
                 " layers");
   }
   config.tied_embeddings = checkpoint.find("output.weight") == nullptr;
+  LLMINFER_TRY(apply_experts(metadata, arch, config));
   return apply_rope(metadata, arch, checkpoint);
 }
 

@@ -19,18 +19,32 @@ struct Family {
   const char* architecture;
   std::int64_t context_length;
   std::int64_t kv_heads;        ///< 0: as many as heads
-  std::int64_t sliding_window;  ///< where the key is absent (null switches the window off)
+  enum class Window : std::uint8_t {
+    none,
+    all,
+    switched
+  } window;                         ///< of which layers; switched: if the config says so
+  std::int64_t sliding_window = 0;  ///< where the key is absent (null switches the window off)
+  std::int64_t head_dim = 0;        ///< where the key is absent; 0: hidden size / heads
+  bool experts = false;
 };
+using Window = Family::Window;
 
 constexpr Family kFamilies[] = {
-    {"llama", "llama", 2048, 0, 0},
-    {"mistral", "llama", 131072, 8, 4096},
-    {"qwen2", "qwen2", 32768, 0, 4096},
+    {"llama", "llama", 2048, 0, Window::none},
+    {"mistral", "llama", 131072, 8, Window::all, 4096},
+    {"mixtral", "llama", 131072, 8, Window::all, 0, 0, true},
+    {"qwen2", "qwen2", 32768, 0, Window::switched, 4096},
+    {"qwen2_moe", "qwen2moe", 32768, 16, Window::switched, 4096, 0, true},
+    {"qwen3", "qwen3", 32768, 32, Window::switched, 4096, 128},
+    {"qwen3_moe", "qwen3moe", 32768, 4, Window::switched, 4096, 0, true},
+    {"olmoe", "olmoe", 4096, 0, Window::none, 0, 0, true},
 };
 
 // Bounds that keep arithmetic on hyperparameters inside an int64.
 constexpr std::int64_t kMaxCount = 1 << 24;
 constexpr std::int64_t kMaxContext = INT32_MAX;
+constexpr std::int64_t kMaxExperts = 1 << 12;
 
 /// The keys of one JSON object, with range checks.
 class Reader {
@@ -155,15 +169,15 @@ Result<void> read_rope(const Reader& config, ModelConfig& model) {
               "\"; expected default, linear, llama3 or yarn");
 }
 
-/// Which layers see a window only. Mistral: all. Qwen2: those that layer_types names, or else those from
-/// max_window_layers on.
+/// Which layers see a window only. Mistral, Mixtral: all. Qwen: those that layer_types names, or else those from
+/// max_window_layers on; where there are experts, that depends on the version of transformers.
 Result<void> read_sliding_window(const Reader& config, const Family& family, ModelConfig& model) {
-  if (family.sliding_window == 0) return {};
+  if (family.window == Window::none) return {};
   if (!config.contains("sliding_window")) model.sliding_window = family.sliding_window;
   if (config.member("sliding_window")) {
     model.sliding_window = LLMINFER_TRY(config.integer("sliding_window", 0, 0, kMaxContext));
   }
-  if (family.model_type != "qwen2") return {};
+  if (family.window != Window::switched) return {};
   if (!LLMINFER_TRY(config.flag("use_sliding_window", false)) || model.sliding_window == 0) {
     model.sliding_window = 0;
     return {};
@@ -172,6 +186,9 @@ Result<void> read_sliding_window(const Reader& config, const Family& family, Mod
   const std::int64_t first = LLMINFER_TRY(config.integer("max_window_layers", 28, 0, kMaxCount));
   if (types && (!types->is_array() || types->size() != static_cast<std::size_t>(model.layers))) {
     return fail(ErrorCode::corrupt, config.name(), ": \"layer_types\" must be a list of ", model.layers, " names");
+  }
+  if (!types && family.experts) {
+    return fail(ErrorCode::unsupported, config.name(), ": \"use_sliding_window\" without \"layer_types\"");
   }
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
     bool slides = layer >= first;
@@ -187,6 +204,48 @@ Result<void> read_sliding_window(const Reader& config, const Family& family, Mod
     model.sliding_layers.push_back(slides ? 1 : 0);
   }
   return {};
+}
+
+/// Which layers have mixtures: every decoder_sparse_step-th one but those of mlp_only_layers.
+Result<void> read_expert_layers(const Reader& config, ModelConfig& model) {
+  const std::int64_t step = LLMINFER_TRY(config.integer("decoder_sparse_step", 1, 1, kMaxCount));
+  const Json* dense = config.member("mlp_only_layers");
+  if (dense && !dense->is_array()) {
+    return fail(ErrorCode::corrupt, config.name(), ": \"mlp_only_layers\" must be a list of layers");
+  }
+  if (step == 1 && (!dense || dense->size() == 0)) return {};
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    model.expert_layers.push_back((layer + 1) % step == 0 ? 1 : 0);
+  }
+  if (!dense) return {};
+  for (const Json& entry : dense->array()) {
+    const std::int64_t layer = entry.integer().value_or(-1);
+    if (layer < 0 || layer >= model.layers) {
+      return fail(ErrorCode::corrupt, config.name(), ": \"mlp_only_layers\" has ", entry.dump(), ", expected 0 … ",
+                  model.layers - 1);
+    }
+    model.expert_layers[static_cast<std::size_t>(layer)] = 0;
+  }
+  return {};
+}
+
+Result<void> read_experts(const Reader& config, const Family& family, ModelConfig& model) {
+  if (!family.experts) return {};
+  const char* count = config.member("num_local_experts") ? "num_local_experts" : "num_experts";
+  model.experts = LLMINFER_TRY(config.required(count, kMaxExperts));
+  model.experts_used = LLMINFER_TRY(config.required("num_experts_per_tok", model.experts));
+  model.expert_ffn_size = model.ffn_size;
+  if (family.model_type == "mixtral") return {};
+  model.normalize_experts = LLMINFER_TRY(config.flag("norm_topk_prob", false));
+  if (family.model_type == "olmoe") {
+    if (!config.member("clip_qkv")) return {};
+    return fail(ErrorCode::unsupported, config.name(), ": \"clip_qkv\" other than null");
+  }
+  model.expert_ffn_size = LLMINFER_TRY(config.required("moe_intermediate_size", kMaxCount));
+  if (family.model_type == "qwen2_moe") {
+    model.shared_ffn_size = LLMINFER_TRY(config.required("shared_expert_intermediate_size", kMaxCount));
+  }
+  return read_expert_layers(config, model);
 }
 
 Result<Json> read_quantization(const Reader& config) {
@@ -208,8 +267,9 @@ Result<HfConfig> parse_hf_config(std::string_view text, std::string_view name) {
   const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
                                     [&](const Family& candidate) { return candidate.model_type == model_type; });
   if (family == std::end(kFamilies)) {
-    return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type,
-                "\"; expected llama, mistral or qwen2");
+    std::string known;
+    for (const Family& candidate : kFamilies) known.append(known.empty() ? "" : ", ").append(candidate.model_type);
+    return fail(ErrorCode::unsupported_architecture, name, ": the model_type \"", model_type, "\"; expected ", known);
   }
 
   HfConfig result;
@@ -227,17 +287,19 @@ Result<HfConfig> parse_hf_config(std::string_view text, std::string_view name) {
   const bool kv_default = family->kv_heads != 0 && !config.contains("num_key_value_heads");
   model.kv_heads =
       LLMINFER_TRY(config.integer("num_key_value_heads", kv_default ? family->kv_heads : model.heads, 1, kMaxCount));
-  if (!config.member("head_dim") && model.hidden_size % model.heads != 0) {
+  if (!config.member("head_dim") && family->head_dim == 0 && model.hidden_size % model.heads != 0) {
     return fail(ErrorCode::corrupt, name, ": \"num_attention_heads\" is ", model.heads,
                 ", which does not divide \"hidden_size\", ", model.hidden_size, ", and there is no \"head_dim\"");
   }
-  model.head_dim = LLMINFER_TRY(config.integer("head_dim", model.hidden_size / model.heads, 1, kMaxCount));
+  const std::int64_t head_dim = family->head_dim != 0 ? family->head_dim : model.hidden_size / model.heads;
+  model.head_dim = LLMINFER_TRY(config.integer("head_dim", head_dim, 1, kMaxCount));
   model.rotary_dim = model.head_dim;
   model.norm_epsilon = LLMINFER_TRY(config.number("rms_norm_eps", 1e-6));
   model.tied_embeddings = LLMINFER_TRY(config.flag("tie_word_embeddings", false));
   model.activation = LLMINFER_TRY(config.text("hidden_act", "silu"));
   LLMINFER_TRY(read_rope(config, model));
   LLMINFER_TRY(read_sliding_window(config, *family, model));
+  LLMINFER_TRY(read_experts(config, *family, model));
 
   result.bos = LLMINFER_TRY(core::json_int(json, "bos_token_id", name));
   result.pad = LLMINFER_TRY(core::json_int(json, "pad_token_id", name));

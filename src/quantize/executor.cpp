@@ -162,15 +162,16 @@ Result<void> LayerRun::apply(const op::Linear& o, const FloatWeights& weights) {
 Result<void> LayerRun::apply(const op::RmsNorm& o, const FloatWeights& weights) {
   make(o.out);
   const float* w = weight(weights, o.weight).data();
+  const auto size = static_cast<std::int64_t>(weight(weights, o.weight).size());  // the row's, or a head's
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t t = first; t < last; ++t) {
-      const float* x = row(o.in, t);
+    for (std::int64_t at = first * width(o.in); at < last * width(o.in); at += size) {
+      const float* x = row(o.in, 0) + at;
       double squares = 0;
-      for (std::int64_t i = 0; i < width(o.in); ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-      const auto scale = static_cast<float>(
-          1 / std::sqrt(squares / static_cast<double>(width(o.in)) + static_cast<double>(o.epsilon)));
-      float* to = row(o.out, t);
-      for (std::int64_t i = 0; i < width(o.in); ++i) to[i] = x[i] * scale * w[i];
+      for (std::int64_t i = 0; i < size; ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+      const auto scale =
+          static_cast<float>(1 / std::sqrt(squares / static_cast<double>(size) + static_cast<double>(o.epsilon)));
+      float* to = row(o.out, 0) + at;
+      for (std::int64_t i = 0; i < size; ++i) to[i] = x[i] * scale * w[i];
     }
   });
 }
@@ -267,6 +268,10 @@ Result<void> LayerRun::apply(const op::Add& o, const FloatWeights&) {
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i) to[i] = a[i] + b[i];
   });
+}
+
+Result<void> LayerRun::apply(const op::Moe& o, const FloatWeights&) {  // open_source() has said so already
+  return core::fail(ErrorCode::unsupported, "value ", program_.values[index(o.out)].name, ": a mixture of experts");
 }
 
 Result<std::vector<float>> gram(core::Team& team, std::span<const float> input, std::int64_t width) {

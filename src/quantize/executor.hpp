@@ -69,6 +69,7 @@ class LayerRun {
   Result<void> apply(const op::Attention& o, const FloatWeights& weights);
   Result<void> apply(const op::Glu& o, const FloatWeights& weights);
   Result<void> apply(const op::Add& o, const FloatWeights& weights);
+  Result<void> apply(const op::Moe& o, const FloatWeights& weights);
   void attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, std::vector<float>& scores);
 
   std::int64_t width(ValueId id) const { return program_.values[static_cast<std::size_t>(id)].width; }
@@ -100,6 +101,7 @@ void for_inputs(const Op& op, const F& f) {
         if constexpr (std::is_same_v<T, op::Attention>) f(o.q), f(o.k), f(o.v);
         if constexpr (std::is_same_v<T, op::Glu>) f(o.gate), f(o.up);
         if constexpr (std::is_same_v<T, op::Add>) f(o.a), f(o.b);
+        if constexpr (std::is_same_v<T, op::Moe>) f(o.router);
       },
       op);
 }

@@ -101,33 +101,36 @@ Result<Json> rope_parameters(const load::ModelConfig& config) {
 /// config.json of a checkpoint that had none.
 Result<Json> make_config(const load::Checkpoint& checkpoint) {
   const load::ModelConfig& c = checkpoint.config;
-  const bool qwen2 = c.architecture == "qwen2", window = c.sliding_window > 0;
-  const char* type = qwen2 ? "qwen2" : window ? "mistral" : "llama";
+  const bool qwen2 = c.architecture == "qwen2", qwen = qwen2 || c.architecture == "qwen3",
+             window = c.sliding_window > 0;
+  const char* type = qwen2 ? "qwen2" : qwen ? "qwen3" : window ? "mistral" : "llama";
+  const char* model = qwen2    ? "Qwen2ForCausalLM"
+                      : qwen   ? "Qwen3ForCausalLM"
+                      : window ? "MistralForCausalLM"
+                               : "LlamaForCausalLM";
   Fields config;
-  config.add("architectures", list_of(qwen2 ? "Qwen2ForCausalLM" : window ? "MistralForCausalLM" : "LlamaForCausalLM"));
+  config.add("architectures", list_of(model));
   config.add("model_type", type).add("vocab_size", c.vocab_size).add("hidden_size", c.hidden_size);
   config.add("intermediate_size", c.ffn_size).add("num_hidden_layers", c.layers).add("num_attention_heads", c.heads);
   config.add("num_key_value_heads", c.kv_heads).add("head_dim", c.head_dim).add("hidden_act", c.activation);
   config.add("max_position_embeddings", c.context_length).add("rms_norm_eps", c.norm_epsilon);
   config.add("tie_word_embeddings", c.tied_embeddings);
-  if (!qwen2) {
-    config.add("attention_bias", checkpoint.find("model.layers.0.self_attn.q_proj.bias") != nullptr);
-    config.add("mlp_bias", checkpoint.find("model.layers.0.mlp.up_proj.bias") != nullptr);
-  }
+  if (!qwen2) config.add("attention_bias", checkpoint.find("model.layers.0.self_attn.q_proj.bias") != nullptr);
+  if (!qwen) config.add("mlp_bias", checkpoint.find("model.layers.0.mlp.up_proj.bias") != nullptr);
   Json rope = LLMINFER_TRY(rope_parameters(c));
   config.add("rope_theta", c.rope_base);  // transformers 4 reads this and the next, 5 the one after it
   if (c.rope_scaling.kind != RopeScaling::Kind::none) config.add("rope_scaling", rope);
   config.add("rope_parameters", std::move(rope));
   if (window) config.add("sliding_window", c.sliding_window);
-  if (qwen2) config.add("use_sliding_window", window);
+  if (qwen) config.add("use_sliding_window", window);
   if (window && !c.sliding_layers.empty()) {
-    if (!qwen2)
+    if (!qwen)
       return fail(ErrorCode::unsupported, "a sliding window in some layers only has no form in Mistral's config.json");
     Json::Array types;
     for (const std::uint8_t slides : c.sliding_layers)
       types.emplace_back(slides ? "sliding_attention" : "full_attention");
     config.add("layer_types", std::move(types));
-  } else if (window && qwen2) {
+  } else if (window && qwen) {
     config.add("max_window_layers", 0);
   }
   const load::VocabularyData& v = checkpoint.vocabulary;

@@ -91,6 +91,10 @@ Result<Source> open_source(const std::string& path, bool hf_names) {
   Source source;
   source.checkpoint = LLMINFER_TRY(load::open_checkpoint(path, true));
   source.program = LLMINFER_TRY(arch::build_program(source.checkpoint));
+  for (const Op& op : source.program.ops) {
+    if (!std::holds_alternative<op::Moe>(op)) continue;
+    return fail(ErrorCode::unsupported, path, ": a model with mixtures of experts, which are not quantized here");
+  }
   Checkpoint& checkpoint = source.checkpoint;
   source.from_hf = checkpoint.config.hf_names;
   if (source.from_hf == hf_names) return source;

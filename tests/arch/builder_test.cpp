@@ -50,6 +50,60 @@ TEST_CASE("Builder: a correct description") {
   CHECK(program->values[static_cast<std::size_t>(program->logits)].name == "logits");
 }
 
+TEST_CASE("Builder: mixtures of experts") {
+  Fixture f;
+  op::Moe moe;
+  moe.in = f.x;
+  moe.router = f.b.linear(f.x, f.b.weight("router", 2, 8), "router");
+  moe.gate = {f.b.weight("gate0", 6, 8), f.b.weight("gate1", 6, 8)};
+  moe.up = {f.b.weight("up0", 6, 8), f.b.weight("up1", 6, 8)};
+  moe.down = {f.b.weight("down0", 8, 6), f.b.weight("down1", 8, 6)};
+  const auto refused = [&](ErrorCode code, const std::string& named) {
+    CHECK(f.b.moe(moe, "mixture") == ValueId::none);
+    f.expect(code, named);
+  };
+  SECTION("a correct one") {
+    CHECK(f.b.width(f.b.moe(moe, "mixture")) == 8);
+    CHECK(f.finish());
+  }
+  SECTION("more used than there are") {
+    moe.used = 3;
+    refused(ErrorCode::invalid_argument, "3 experts used, expected 1 to 2");
+  }
+  SECTION("none used") {
+    moe.used = 0;
+    refused(ErrorCode::invalid_argument, "0 experts used");
+  }
+  SECTION("a matrix too few") {
+    moe.down.pop_back();
+    refused(ErrorCode::invalid_argument, "1 down matrices");
+  }
+  SECTION("no experts") {
+    moe.gate.clear(), moe.up.clear(), moe.down.clear();
+    refused(ErrorCode::invalid_argument, "0 gate");
+  }
+  SECTION("a router of another width") {
+    moe.router = f.x;
+    refused(ErrorCode::shape_mismatch, "the router has width 8, expected 2");
+  }
+  SECTION("an expert of another shape") {
+    moe.up[1] = moe.down[1];
+    refused(ErrorCode::shape_mismatch, "down1 is [8, 6], expected [6, 8]");
+  }
+  SECTION("a shared expert without its gate") {
+    moe.shared = f.x;
+    refused(ErrorCode::invalid_argument, "needs its gate");
+  }
+  SECTION("a gate of another width") {
+    moe.shared = moe.shared_gate = f.x;
+    refused(ErrorCode::shape_mismatch, "gate has width 8, expected 1");
+  }
+  SECTION("a scale that is no number") {
+    moe.scale = std::numeric_limits<float>::quiet_NaN();
+    refused(ErrorCode::invalid_argument, "scale");
+  }
+}
+
 TEST_CASE("Builder: width of a value") {
   Fixture f;
   CHECK(f.b.width(f.k) == 4);

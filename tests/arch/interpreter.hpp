@@ -11,6 +11,7 @@
 #include <llminfer/weight.hpp>
 
 #include "load/checkpoint.hpp"
+#include "tests/arch/mixture.hpp"
 
 namespace llminfer::test {
 
@@ -62,11 +63,13 @@ class Interpreter {
     }
   }
   void apply(const op::RmsNorm& o) {
-    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+    const auto size = static_cast<std::size_t>(program_.weights[index(o.weight)].cols);
+    for (std::size_t at = 0; at < values_[index(o.in)].size(); at += size) {
+      const double* const in = &values_[index(o.in)][at];
       double squares = 0;
-      for (std::size_t i = 0; i < width(o.in); ++i) squares += row(o.in, t)[i] * row(o.in, t)[i];
-      const double scale = 1 / std::sqrt(squares / static_cast<double>(width(o.in)) + static_cast<double>(o.epsilon));
-      for (std::size_t i = 0; i < width(o.in); ++i) row(o.out, t)[i] = row(o.in, t)[i] * scale * weight(o.weight)[i];
+      for (std::size_t i = 0; i < size; ++i) squares += in[i] * in[i];
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(size) + static_cast<double>(o.epsilon));
+      for (std::size_t i = 0; i < size; ++i) values_[index(o.out)][at + i] = in[i] * scale * weight(o.weight)[i];
     }
   }
   void apply(const op::Rope& o) {
@@ -123,16 +126,14 @@ class Interpreter {
       values_[index(o.out)][i] = values_[index(o.a)][i] + values_[index(o.b)][i];
     }
   }
-  static double activate(Activation activation, double x) {
-    switch (activation) {
-      case Activation::silu:
-        return x / (1 + std::exp(-x));
-      case Activation::gelu:
-        return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-      case Activation::gelu_tanh:
-        return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));  // sqrt(2 / pi)
+  void apply(const op::Moe& o) {
+    for (std::size_t t = 0; t < tokens_->size(); ++t) {
+      add_mixture(
+          o, program_, [&](WeightId id) { return weight(id); }, row(o.in, t), row(o.router, t), row(o.out, t));
+      for (std::size_t i = 0; o.shared != ValueId::none && i < width(o.out); ++i) {
+        row(o.out, t)[i] += row(o.shared, t)[i] / (1 + std::exp(-*row(o.shared_gate, t)));
+      }
     }
-    return 0;
   }
 
   const Program& program_;

@@ -52,7 +52,7 @@ struct Model {
 
 TEST_CASE("Programs of the tiny models give the logits of transformers") {
   for (const char* name : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
-                           "qwen2", "qwen2-window"}) {
+                           "qwen2", "qwen2-window", "mixtral", "qwen2-moe", "olmoe", "qwen3", "qwen3-moe"}) {
     INFO(name);
     const Model model(name);
     const auto vocabulary = static_cast<std::ptrdiff_t>(model.last_logits.size());

@@ -1,7 +1,10 @@
 // Architectures: published parameter counts, and what build_program answers to configs and checkpoints that are wrong.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <limits>
+#include <optional>
+#include <stdexcept>
 
 #include "arch/arch.hpp"
 #include "tests/arch/synthetic.hpp"
@@ -10,6 +13,7 @@ using namespace llminfer;
 using Catch::Contains;
 using test::Biases;
 using test::decoder_config;
+using test::mixture_config;
 using test::small_llama;
 using test::synthetic_checkpoint;
 
@@ -51,12 +55,27 @@ TEST_CASE("Parameter counts are the published ones") {
       {"Qwen2.5-0.5B", decoder_config("qwen2", 151936, 896, 4864, 24, 14, 2, true), 494'032'768},
       {"Qwen2.5-1.5B", decoder_config("qwen2", 151936, 1536, 8960, 28, 12, 2, true), 1'543'714'304},
       {"Qwen2.5-7B", decoder_config("qwen2", 152064, 3584, 18944, 28, 28, 4, false), 7'615'616'512},
+      {"Qwen3-0.6B", mixture_config(decoder_config("qwen3", 151936, 1024, 3072, 28, 16, 8, true), 128, 0, 0, 0),
+       596'049'920},
+      {"Qwen3-8B", decoder_config("qwen3", 151936, 4096, 12288, 36, 32, 8, false), 8'190'735'360},
+      {"Mixtral-8x7B", mixture_config(decoder_config("llama", 32000, 4096, 14336, 32, 32, 8, false), 128, 8, 2, 14336),
+       46'702'792'704},
+      {"Mixtral-8x22B", mixture_config(decoder_config("llama", 32000, 6144, 16384, 56, 48, 8, false), 128, 8, 2, 16384),
+       140'620'634'112},
+      {"Qwen1.5-MoE-A2.7B",
+       mixture_config(decoder_config("qwen2moe", 151936, 2048, 5632, 24, 16, 16, false), 128, 60, 4, 1408, 5632),
+       14'315'784'192},
+      {"Qwen3-30B-A3B",
+       mixture_config(decoder_config("qwen3moe", 151936, 2048, 6144, 48, 32, 4, false), 128, 128, 8, 768),
+       30'532'122'624},
+      {"OLMoE-1B-7B", mixture_config(decoder_config("olmoe", 50304, 2048, 1024, 16, 16, 16, false), 128, 64, 8, 1024),
+       6'919'161'856},
   };
   for (Published model : models) {
     for (const bool hf_names : {false, true}) {
       model.config.hf_names = hf_names;
       const load::Checkpoint checkpoint =
-          synthetic_checkpoint(model.config, {.qkv = model.config.architecture == "qwen2"});
+          synthetic_checkpoint(model.config, {.qkv = model.config.architecture.starts_with("qwen2")});
       const Result<Program> program = arch::build_program(checkpoint);
       INFO(model.name << (hf_names ? ", Hugging Face names" : ", GGUF names"));
       REQUIRE(program);
@@ -158,6 +177,65 @@ TEST_CASE("Tensors that do not fit the architecture") {
   }
 }
 
+TEST_CASE("Mixtures of experts that do not fit the architecture") {
+  const load::ModelConfig config = mixture_config(small_llama(), 4, 3, 2, 8);
+  load::Checkpoint checkpoint = synthetic_checkpoint(config);
+  REQUIRE(arch::build_program(checkpoint));
+  SECTION("a missing expert") {
+    test::remove_tensor(checkpoint, "blk.1.ffn_down.2.weight");
+    expect_error(checkpoint, ErrorCode::missing_tensor, "blk.1.ffn_down.2.weight");
+  }
+  SECTION("one expert more") {
+    test::add_tensor(checkpoint, "blk.1.ffn_up.3.weight", 8, 16);
+    expect_error(checkpoint, ErrorCode::unexpected_tensor, "blk.1.ffn_up.3.weight");
+  }
+  SECTION("a router of another size") {
+    checkpoint.tensors[checkpoint.by_name.at("blk.0.ffn_gate_inp.weight")].rows = 4;
+    expect_error(checkpoint, ErrorCode::shape_mismatch, "blk.0.ffn_gate_inp.weight");
+  }
+  SECTION("an expert of another size") {
+    checkpoint.tensors[checkpoint.by_name.at("blk.0.ffn_gate.1.weight")].cols = 17;
+    expect_error(checkpoint, ErrorCode::shape_mismatch, "blk.0.ffn_gate.1.weight");
+  }
+  SECTION("a dense layer in its place") {
+    checkpoint = synthetic_checkpoint(small_llama());
+    checkpoint.config = config;
+    expect_error(checkpoint, ErrorCode::missing_tensor, "blk.0.ffn_gate_inp.weight");
+  }
+  SECTION("a mixture in the place of a dense layer") {
+    checkpoint.config.experts = 0;
+    expect_error(checkpoint, ErrorCode::missing_tensor, "blk.0.ffn_gate.weight");
+  }
+}
+
+TEST_CASE("Layers without a mixture") {
+  load::ModelConfig config = mixture_config(decoder_config("qwen3moe", 32, 16, 24, 3, 4, 2, false), 4, 3, 2, 8);
+  config.expert_layers = {0, 1, 0};
+  config.hf_names = true;
+  const Program program = arch::build_program(synthetic_checkpoint(config)).value();
+  const auto mixtures = std::count_if(program.ops.begin(), program.ops.end(),
+                                      [](const Op& op) { return std::holds_alternative<op::Moe>(op); });
+  CHECK(mixtures == 1);
+}
+
+TEST_CASE("Factors of experts add up to 1 where the architecture or the checkpoint says so") {
+  const auto normalizes = [](const char* architecture, std::optional<bool> said) {
+    load::ModelConfig config = mixture_config(decoder_config(architecture, 32, 16, 24, 1, 4, 2, false), 4, 3, 2, 8);
+    config.normalize_experts = said;
+    const Program program = arch::build_program(synthetic_checkpoint(config, {.qkv = true})).value();
+    for (const Op& op : program.ops) {
+      if (const auto* moe = std::get_if<op::Moe>(&op)) return moe->normalize;
+    }
+    throw std::logic_error("no mixture");
+  };
+  CHECK(normalizes("llama", {}));
+  CHECK(normalizes("qwen3moe", {}));
+  CHECK_FALSE(normalizes("qwen2moe", {}));
+  CHECK_FALSE(normalizes("olmoe", {}));
+  CHECK(normalizes("olmoe", true));
+  CHECK_FALSE(normalizes("qwen3moe", false));
+}
+
 TEST_CASE("Ignored and tied tensors of Hugging Face checkpoints") {
   load::ModelConfig config = small_llama();
   config.hf_names = true;
@@ -235,6 +313,23 @@ TEST_CASE("Hyperparameters out of range") {
   SECTION("heads and KV heads") {
     config.kv_heads = 3;
     expect_config_error(config, "llama.attention.head_count");
+  }
+  SECTION("experts") {
+    config = mixture_config(config, 4, 3, 2, 8);
+    for (const std::int64_t used : {std::int64_t{0}, std::int64_t{4}, std::int64_t{-1}, kHuge}) {
+      config.experts_used = used;
+      expect_config_error(config, "llama.expert_used_count");
+    }
+    config.experts_used = 2;
+    for (const std::int64_t experts : {std::int64_t{-1}, std::int64_t{5000}, kHuge}) {
+      config.experts = experts;
+      expect_config_error(config, "llama.expert_count");
+    }
+    config.experts = 3;
+    for (const std::int64_t size : {std::int64_t{0}, std::int64_t{-1}, kHuge}) {
+      config.expert_ffn_size = size;
+      expect_config_error(config, "llama.expert_feed_forward_length");
+    }
   }
   SECTION("odd head size") {
     config.head_dim = 5;

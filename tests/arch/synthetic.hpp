@@ -56,9 +56,42 @@ inline load::Checkpoint synthetic_checkpoint(const load::ModelConfig& config, co
     linear(layer + (hf ? "self_attn.v_proj" : "attn_v"), kv, hidden, biases.qkv);
     linear(layer + (hf ? "self_attn.o_proj" : "attn_output"), hidden, q, biases.out);
     linear(layer + (hf ? "post_attention_layernorm" : "ffn_norm"), 1, hidden, false);
-    linear(layer + (hf ? "mlp.gate_proj" : "ffn_gate"), config.ffn_size, hidden, biases.mlp);
-    linear(layer + (hf ? "mlp.up_proj" : "ffn_up"), config.ffn_size, hidden, biases.mlp);
-    linear(layer + (hf ? "mlp.down_proj" : "ffn_down"), hidden, config.ffn_size, biases.mlp);
+    if (config.architecture.starts_with("qwen3") || config.architecture == "olmoe") {
+      const bool heads = config.architecture != "olmoe";
+      linear(layer + (hf ? "self_attn.q_norm" : "attn_q_norm"), 1, heads ? config.head_dim : q, false);
+      linear(layer + (hf ? "self_attn.k_norm" : "attn_k_norm"), 1, heads ? config.head_dim : kv, false);
+    }
+    const auto feed_forward = [&](const std::string& gate, const std::string& up, const std::string& down,
+                                  std::int64_t size, bool bias) {
+      linear(layer + gate, size, hidden, bias);
+      linear(layer + up, size, hidden, bias);
+      linear(layer + down, hidden, size, bias);
+    };
+    if (config.experts == 0 || (!config.expert_layers.empty() && !config.expert_layers[static_cast<std::size_t>(i)])) {
+      feed_forward(hf ? "mlp.gate_proj" : "ffn_gate", hf ? "mlp.up_proj" : "ffn_up", hf ? "mlp.down_proj" : "ffn_down",
+                   config.ffn_size, biases.mlp);
+      continue;
+    }
+    const bool mixtral = hf && config.architecture == "llama";
+    linear(layer + (mixtral ? "block_sparse_moe.gate"
+                    : hf    ? "mlp.gate"
+                            : "ffn_gate_inp"),
+           config.experts, hidden, false);
+    for (std::int64_t e = 0; e < config.experts; ++e) {
+      const std::string n = std::to_string(e),
+                        expert = (mixtral ? "block_sparse_moe.experts." : "mlp.experts.") + n + ".";
+      if (hf) {
+        feed_forward(expert + (mixtral ? "w1" : "gate_proj"), expert + (mixtral ? "w3" : "up_proj"),
+                     expert + (mixtral ? "w2" : "down_proj"), config.expert_ffn_size, false);
+      } else {
+        feed_forward("ffn_gate." + n, "ffn_up." + n, "ffn_down." + n, config.expert_ffn_size, false);
+      }
+    }
+    if (config.shared_ffn_size == 0) continue;
+    linear(layer + (hf ? "mlp.shared_expert_gate" : "ffn_gate_inp_shexp"), 1, hidden, false);
+    feed_forward(hf ? "mlp.shared_expert.gate_proj" : "ffn_gate_shexp",
+                 hf ? "mlp.shared_expert.up_proj" : "ffn_up_shexp",
+                 hf ? "mlp.shared_expert.down_proj" : "ffn_down_shexp", config.shared_ffn_size, false);
   }
   return checkpoint;
 }
@@ -78,6 +111,17 @@ inline load::ModelConfig decoder_config(const std::string& architecture, std::in
   config.head_dim = config.rotary_dim = hidden / heads;
   config.context_length = 2048;
   config.tied_embeddings = tied;
+  return config;
+}
+
+/// The same with a mixture of experts in each layer.
+inline load::ModelConfig mixture_config(load::ModelConfig config, std::int64_t head_dim, std::int64_t experts,
+                                        std::int64_t used, std::int64_t ffn, std::int64_t shared = 0) {
+  config.head_dim = config.rotary_dim = head_dim;
+  config.experts = experts;
+  config.experts_used = used;
+  config.expert_ffn_size = ffn;
+  config.shared_ffn_size = shared;
   return config;
 }
 

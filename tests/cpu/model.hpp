@@ -18,6 +18,7 @@
 #include <llminfer/weight.hpp>
 
 #include "core/half.hpp"
+#include "tests/arch/mixture.hpp"
 #include "tests/cpu/same_bits.hpp"
 
 namespace llminfer::test {
@@ -201,12 +202,12 @@ class Oracle {
   void run(const op::RmsNorm& o) {
     auto& out = make(o.out);
     const auto& in = value(o.in);
-    const std::size_t n = width(o.out);
-    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+    const std::size_t n = weight(o.weight).size();
+    for (std::size_t at = 0; at < in.size(); at += n) {
       double sum = 0;
-      for (std::size_t i = 0; i < n; ++i) sum += in[t * n + i] * in[t * n + i];
+      for (std::size_t i = 0; i < n; ++i) sum += in[at + i] * in[at + i];
       const double factor = 1.0 / std::sqrt(sum / static_cast<double>(n) + o.epsilon);
-      for (std::size_t i = 0; i < n; ++i) out[t * n + i] = in[t * n + i] * factor * weight(o.weight)[i];
+      for (std::size_t i = 0; i < n; ++i) out[at + i] = in[at + i] * factor * weight(o.weight)[i];
     }
   }
   void run(const op::Rope& o) {
@@ -272,26 +273,24 @@ class Oracle {
   void run(const op::Glu& o) {
     auto& out = make(o.out);
     const auto &gate = value(o.gate), &up = value(o.up);
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      const double x = gate[i];
-      double y = 0;
-      switch (o.activation) {
-        case Activation::silu:
-          y = x / (1 + std::exp(-x));
-          break;
-        case Activation::gelu:
-          y = 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-          break;
-        case Activation::gelu_tanh:
-          y = 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-          break;
-      }
-      out[i] = y * up[i];
-    }
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = activate(o.activation, gate[i]) * up[i];
   }
   void run(const op::Add& o) {
     auto& out = make(o.out);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = value(o.a)[i] + value(o.b)[i];
+  }
+
+  void run(const op::Moe& o) {
+    auto& out = make(o.out);
+    const std::size_t n = width(o.out);
+    for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      add_mixture(
+          o, m_.program, [&](WeightId id) { return weight(id).data(); }, &value(o.in)[t * n],
+          &value(o.router)[t * width(o.router)], &out[t * n]);
+      for (std::size_t i = 0; o.shared != ValueId::none && i < n; ++i) {
+        out[t * n + i] += value(o.shared)[t * n + i] / (1 + std::exp(-value(o.shared_gate)[t]));
+      }
+    }
   }
 
   const Model& m_;

@@ -1,4 +1,4 @@
-// Runs the Program of a Hugging Face directory on the CPU backend, without an engine.
+// Runs the Program of a checkpoint on the CPU backend, without an engine.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 #include <llminfer/backend.hpp>
 
 #include "arch/arch.hpp"
-#include "load/hf.hpp"
+#include "load/checkpoint.hpp"
 
 namespace llminfer::test {
 
@@ -18,7 +18,7 @@ class Sequence {
  public:
   explicit Sequence(const std::string& model, bool exact = true) : Sequence(model, cpu_backend(exact)) {}
   Sequence(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
-    checkpoint_ = load::open_hf_directory(model, true).value();
+    checkpoint_ = load::open_checkpoint(model, true).value();
     program_ = arch::build_program(checkpoint_).value();
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
     for (const WeightSpec& spec : program_.weights) {

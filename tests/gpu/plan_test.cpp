@@ -336,6 +336,18 @@ TEST_CASE("What the GPU backend cannot hold or run") {
   CHECK(backend->prepare(view).error().code == ErrorCode::invalid_argument);
   view.rows = 0;
   CHECK(backend->prepare(view).error().code == ErrorCode::invalid_argument);
+  Builder mixture("mixture");
+  op::Moe moe;
+  moe.in = mixture.embed(mixture.weight("table", 8, 32), "x");
+  moe.router = mixture.linear(moe.in, mixture.weight("router", 2, 32), "router");
+  moe.gate = moe.up = moe.down = {mixture.weight("a", 32, 32), mixture.weight("b", 32, 32)};
+  const ValueId mixed = mixture.moe(moe, "blk.0.mixture");
+  const ValueId logits = mixture.linear(mixed, mixture.weight("table", 8, 32), "logits");
+  const Program experts = std::move(mixture).finish(mixed, logits).value();
+  const auto refused = backend->supports(experts, std::vector<WeightType>(experts.weights.size(), WeightType::f32));
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == ErrorCode::unsupported);
+  CHECK_THAT(refused.error().message, Catch::Contains("blk.0.mixture"));
   Program wide = model.program;
   wide.cache_groups[0].head_dim = 4000;
   CHECK_FALSE(backend->supports(wide, model.types));

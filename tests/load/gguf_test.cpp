@@ -88,6 +88,48 @@ TEST_CASE("the metadata of a small model") {
   CHECK(row(checkpoint, "token_embd.weight", 2) == std::vector<float>{8, 9, 10, 11});
 }
 
+TEST_CASE("stacks of experts are single matrices") {
+  const auto file_of = [](std::uint32_t experts, std::uint32_t used) {
+    return tiny_file().u32("llama.expert_count", experts).u32("llama.expert_used_count", used);
+  };
+  std::vector<float> values(3 * 2 * 4);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  GgufWriter file = file_of(3, 2);
+  file.f32_tensor("blk.0.ffn_up_exps.weight", {4, 2, 3}, values);
+  const auto checkpoint = opened(file);
+  CHECK(checkpoint.config.experts == 3);
+  CHECK(checkpoint.config.experts_used == 2);
+  CHECK(checkpoint.config.expert_ffn_size == 8);  // as the feed-forward length
+  CHECK_FALSE(checkpoint.find("blk.0.ffn_up_exps.weight"));
+  CHECK(checkpoint.tensors.size() == 5);
+  const load::TensorInfo* last = checkpoint.find("blk.0.ffn_up.2.weight");
+  REQUIRE(last);
+  CHECK(last->shape == std::vector<std::int64_t>{2, 4});
+  CHECK(last->rows == 2);
+  CHECK(last->cols == 4);
+  CHECK(row(checkpoint, "blk.0.ffn_up.0.weight", 0) == std::vector<float>{0, 1, 2, 3});
+  CHECK(row(checkpoint, "blk.0.ffn_up.1.weight", 1) == std::vector<float>{12, 13, 14, 15});
+  CHECK(row(checkpoint, "blk.0.ffn_up.2.weight", 0) == std::vector<float>{16, 17, 18, 19});
+  SECTION("another number of experts") {
+    CHECK(refused(file_of(4, 2).f32_tensor("blk.0.ffn_up_exps.weight", {4, 2, 3}, values), "ffn_up_exps") ==
+          ErrorCode::shape_mismatch);
+    CHECK(refused(file_of(3, 2).f32_tensor("blk.0.ffn_up_exps.weight", {4, 6}, values), "ffn_up_exps") ==
+          ErrorCode::shape_mismatch);
+  }
+  SECTION("an expert that is there twice") {
+    file.f32_tensor("blk.0.ffn_up.1.weight", {4, 2}, std::vector<float>(8));
+    CHECK(refused(file, "blk.0.ffn_up.1.weight") == ErrorCode::corrupt);
+  }
+  SECTION("counts that make no sense") {
+    CHECK(refused(file_of(3, 4), "llama.expert_used_count") == ErrorCode::corrupt);
+    CHECK(refused(file_of(3, 0), "llama.expert_used_count") == ErrorCode::corrupt);
+    CHECK(refused(tiny_file().u32("llama.expert_count", 3), "llama.expert_used_count") == ErrorCode::corrupt);
+    CHECK(refused(file_of(0xffffffff, 2), "llama.expert_count") == ErrorCode::corrupt);
+    CHECK(refused(file_of(3, 2).u32("llama.expert_feed_forward_length", 0), "expert_feed_forward_length") ==
+          ErrorCode::corrupt);
+  }
+}
+
 TEST_CASE("heads, window, rope and output") {
   GgufWriter file = tiny_file();
   file.u32("llama.attention.key_length", 8)

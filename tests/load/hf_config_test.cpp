@@ -141,6 +141,62 @@ TEST_CASE("config.json: sliding windows") {
   CHECK(by_name.sliding_layers == std::vector<std::uint8_t>{1, 0});
 }
 
+TEST_CASE("config.json: mixtures of experts") {
+  const load::ModelConfig mixtral =
+      parse(with(R"({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2,
+        "num_key_value_heads": 2, "sliding_window": null})"));
+  CHECK(mixtral.architecture == "llama");
+  CHECK(mixtral.experts == 8);
+  CHECK(mixtral.experts_used == 2);
+  CHECK(mixtral.expert_ffn_size == 24);
+  CHECK(mixtral.shared_ffn_size == 0);
+  CHECK_FALSE(mixtral.normalize_experts.has_value());
+  CHECK(mixtral.sliding_window == 0);
+  const load::ModelConfig qwen =
+      parse(with(R"({"model_type": "qwen2_moe", "num_experts": 60, "num_experts_per_tok": 4, "num_key_value_heads": 2,
+        "moe_intermediate_size": 8, "shared_expert_intermediate_size": 40, "mlp_only_layers": [0]})"));
+  CHECK(qwen.architecture == "qwen2moe");
+  CHECK(qwen.experts == 60);
+  CHECK(qwen.expert_ffn_size == 8);
+  CHECK(qwen.shared_ffn_size == 40);
+  CHECK(qwen.normalize_experts == false);
+  CHECK(qwen.expert_layers == std::vector<std::uint8_t>{0, 1});
+  const load::ModelConfig qwen3 =
+      parse(with(R"({"model_type": "qwen3_moe", "num_local_experts": 4, "num_experts_per_tok": 4, "head_dim": 32,
+        "num_key_value_heads": 2, "moe_intermediate_size": 8, "norm_topk_prob": true, "decoder_sparse_step": 2})"));
+  CHECK(qwen3.experts == 4);
+  CHECK(qwen3.head_dim == 32);
+  CHECK(qwen3.normalize_experts == true);
+  CHECK(qwen3.expert_layers == std::vector<std::uint8_t>{0, 1});
+  CHECK(parse(with(R"({"model_type": "qwen3", "num_key_value_heads": 2})")).head_dim == 128);
+  const auto refused = [](const char* changes, ErrorCode code, const std::string& named) {
+    Json config = with(R"({"model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 4,
+      "num_key_value_heads": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 40})");
+    parse(config);
+    const Json changed = Json::parse(changes);
+    for (const auto& [key, value] : changed.items()) {
+      if (value == "absent") {
+        config.erase(key);
+      } else {
+        config[key] = value;
+      }
+    }
+    expect_text(config.dump(), code, named);
+  };
+  refused(R"({"num_experts": "absent"})", ErrorCode::corrupt, "num_experts");
+  refused(R"({"num_experts": 0})", ErrorCode::corrupt, "num_experts");
+  refused(R"({"num_experts": 1000000})", ErrorCode::corrupt, "num_experts");
+  refused(R"({"num_experts_per_tok": "absent"})", ErrorCode::corrupt, "num_experts_per_tok");
+  refused(R"({"num_experts_per_tok": 7})", ErrorCode::corrupt, "num_experts_per_tok");
+  refused(R"({"moe_intermediate_size": -1})", ErrorCode::corrupt, "moe_intermediate_size");
+  refused(R"({"shared_expert_intermediate_size": "absent"})", ErrorCode::corrupt, "shared_expert_intermediate_size");
+  refused(R"({"decoder_sparse_step": 0})", ErrorCode::corrupt, "decoder_sparse_step");
+  refused(R"({"mlp_only_layers": 1})", ErrorCode::corrupt, "mlp_only_layers");
+  refused(R"({"mlp_only_layers": [2]})", ErrorCode::corrupt, "mlp_only_layers");
+  refused(R"({"use_sliding_window": true, "sliding_window": 8})", ErrorCode::unsupported, "layer_types");
+  refused(R"({"model_type": "olmoe", "clip_qkv": 8.0})", ErrorCode::unsupported, "clip_qkv");
+}
+
 TEST_CASE("config.json: what is refused") {
   expect(R"({"model_type": "mamba"})", ErrorCode::unsupported_architecture, "mamba");
   expect(R"({"model_type": null})", ErrorCode::unsupported_architecture, "model_type");

@@ -96,7 +96,7 @@ TEST_CASE("round to nearest: GGUF types come back within half a step") {
 TEST_CASE("a directory as GGUF: the same model") {
   const test::TempDir temp;
   for (const char* model :
-       {"tiny-bf16", "llama-biases", "llama3-rope", "linear-rope", "yarn-rope", "qwen2", "qwen2-window"}) {
+       {"tiny-bf16", "llama-biases", "llama3-rope", "linear-rope", "yarn-rope", "qwen2", "qwen2-window", "qwen3"}) {
     CAPTURE(model);
     const std::string there = (temp / std::string(model) + ".gguf"), back = (temp / std::string(model) + "-back");
     quantize_model(kModels + model, there, gguf("F32")).value();
@@ -214,6 +214,17 @@ TEST_CASE("a run that was ended goes on") {
   options.on_progress = {};
   options.symmetric = false;
   CHECK(quantize_model(input, temp / "other", options).value().tensors_resumed == 0);
+}
+
+TEST_CASE("mixtures of experts are refused") {
+  const test::TempDir folder;
+  for (const char* model : {"mixtral", "qwen2-moe"}) {
+    const auto written = quantize_model(kModels + model, folder / "out.gguf", gguf("Q8_0"));
+    REQUIRE_FALSE(written);
+    CHECK(written.error().code == ErrorCode::unsupported);
+    CHECK_THAT(written.error().message, Catch::Contains("experts"));
+    CHECK_FALSE(std::filesystem::exists(folder / "out.gguf"));
+  }
 }
 
 TEST_CASE("bad options of quantize_model are refused") {

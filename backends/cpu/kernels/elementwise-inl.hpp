@@ -85,9 +85,13 @@ static void glu_gelu_tanh(const float* gate, const float* up, std::int64_t n, fl
 static void add(const float* a, const float* b, std::int64_t n, float* out) {
   map2(a, b, n, out, [](Vec x, Vec y) { return x + y; });
 }
+static void add_scaled(const float* a, float factor, const float* b, std::int64_t n, float* out) {
+  const Vec f = broadcast(factor);
+  map2(a, b, n, out, [&](Vec x, Vec y) { return fma(f, y, x); });
+}
 
 const ElementwiseKernels& elementwise_kernels() {
-  static constexpr ElementwiseKernels kKernels{rms_norm, rope,      {glu_silu, glu_gelu, glu_gelu_tanh},
-                                               add,      pack_int4, unpack_int4};
+  static constexpr ElementwiseKernels kKernels{
+      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add, add_scaled, pack_int4, unpack_int4};
   return kKernels;
 }

@@ -9,7 +9,7 @@ model.safetensors and, beside them, reference.json:
   greedy       ids that greedy decoding appends to the prompt
   margins      for each of them the gap between the two best logits
 
-    make_models.py [FOLDER]
+    make_models.py [FOLDER [MODEL…]]
 
 tiny-bf16 is not made here: it was trained for a few minutes on text, with its own byte-level BPE of 1024 tokens, so that its
 logits mean something; its reference.json has the same keys.
@@ -20,7 +20,17 @@ import pathlib
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 VOCAB = 256
 PROMPT = 40
@@ -39,6 +49,12 @@ SHAPE = dict(
     eos_token_id=1,
     pad_token_id=None,
 )
+
+# Mixtures of experts are many matrices, so these are smaller.
+SMALL = {
+    **SHAPE, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}
 
 # The scaled models see wavelengths on both sides of each rule's limits: head size 16, so 8 frequencies.
 MODELS = {
@@ -81,6 +97,25 @@ MODELS = {
         LlamaConfig(**SHAPE, head_dim=32, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
         torch.float32,
     ),
+    "mixtral": (MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2), torch.bfloat16),
+    # A mixture, then a layer without one.
+    "qwen2-moe": (
+        Qwen2MoeConfig(
+            **{**SMALL, "intermediate_size": 32, "num_hidden_layers": 2}, num_experts=5, num_experts_per_tok=3,
+            moe_intermediate_size=8, shared_expert_intermediate_size=16, mlp_only_layers=[1],
+        ),
+        torch.bfloat16,
+    ),
+    "olmoe": (OlmoeConfig(**SMALL, num_experts=5, num_experts_per_tok=2), torch.bfloat16),
+    # Head size 32 although hidden size / heads is 16.
+    "qwen3": (Qwen3Config(**{**SMALL, "intermediate_size": 48}, head_dim=32, tie_word_embeddings=True), torch.bfloat16),
+    "qwen3-moe": (
+        Qwen3MoeConfig(
+            **SMALL, head_dim=32, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True,
+            tie_word_embeddings=True,
+        ),
+        torch.bfloat16,
+    ),
 }
 
 
@@ -102,7 +137,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 def reference(model: torch.nn.Module, seed: int) -> dict:
     generator = torch.Generator().manual_seed(1000 + seed)
-    ids = torch.randint(2, VOCAB, (1, PROMPT), generator=generator)
+    ids = torch.randint(2, model.config.vocab_size, (1, PROMPT), generator=generator)
     with torch.no_grad():
         logits = model(ids).logits[0]
         result = {
@@ -123,6 +158,8 @@ def reference(model: torch.nn.Module, seed: int) -> dict:
 def main() -> None:
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
     for seed, (name, (config, dtype)) in enumerate(MODELS.items()):
+        if len(sys.argv) > 2 and name not in sys.argv[2:]:
+            continue
         config._attn_implementation = "eager"
         model = AutoModelForCausalLM.from_config(config).eval()
         randomize(model, seed)

@@ -92,12 +92,14 @@ class NaivePlan final : public Plan {
   }
 
   void apply(const op::RmsNorm& o, const Batch&, Caches) {
-    for (std::size_t r = 0; r < rows_; ++r) {
+    const std::size_t size = index(program_.weights[index(o.weight)].cols);
+    for (std::size_t at = 0; at < rows_ * width(o.in); at += size) {
+      const float* in = row(o.in, 0) + at;
       double squares = 0;
-      for (std::size_t i = 0; i < width(o.in); ++i) squares += double{row(o.in, r)[i]} * row(o.in, r)[i];
-      const double scale = 1 / std::sqrt(squares / static_cast<double>(width(o.in)) + o.epsilon);
-      for (std::size_t i = 0; i < width(o.in); ++i) {
-        row(o.out, r)[i] = static_cast<float>(row(o.in, r)[i] * scale * weight(o.weight)[i]);
+      for (std::size_t i = 0; i < size; ++i) squares += double{in[i]} * in[i];
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(size) + o.epsilon);
+      for (std::size_t i = 0; i < size; ++i) {
+        (row(o.out, 0) + at)[i] = static_cast<float>(in[i] * scale * weight(o.weight)[i]);
       }
     }
   }
@@ -174,6 +176,43 @@ class NaivePlan final : public Plan {
   void apply(const op::Add& o, const Batch&, Caches) {
     for (std::size_t i = 0; i < rows_ * width(o.out); ++i) {
       values_[index(o.out)][i] = values_[index(o.a)][i] + values_[index(o.b)][i];
+    }
+  }
+
+  void apply(const op::Moe& o, const Batch&, Caches) {
+    const std::size_t experts = o.gate.size(), n = width(o.in), ffn = index(program_.weights[index(o.gate[0])].rows);
+    std::vector<double> scores(experts), hidden(ffn), sum(n);
+    std::vector<std::size_t> order(experts);
+    const auto dot = [](const float* w, const auto* x, std::size_t count) {
+      double total = 0;
+      for (std::size_t i = 0; i < count; ++i) total += double{w[i]} * x[i];
+      return total;
+    };
+    for (std::size_t r = 0; r < rows_; ++r) {
+      double all = 0, chosen = 0;
+      for (std::size_t e = 0; e < experts; ++e) {
+        const double x = row(o.router, r)[e];
+        all += scores[e] = o.scoring == Scoring::softmax ? std::exp(x) : 1 / (1 + std::exp(-x));
+        order[e] = e;
+      }
+      std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
+      for (std::size_t j = 0; j < index(o.used); ++j) chosen += scores[order[j]];
+      const double divisor = o.normalize ? chosen : o.scoring == Scoring::softmax ? all : 1;
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (std::size_t j = 0; j < index(o.used); ++j) {
+        const std::size_t e = order[j];
+        for (std::size_t i = 0; i < ffn; ++i) {
+          hidden[i] = activate(o.activation, dot(weight(o.gate[e]) + i * n, row(o.in, r), n)) *
+                      dot(weight(o.up[e]) + i * n, row(o.in, r), n);
+        }
+        for (std::size_t i = 0; i < n; ++i) {
+          sum[i] += scores[e] / divisor * o.scale * dot(weight(o.down[e]) + i * ffn, hidden.data(), ffn);
+        }
+      }
+      for (std::size_t i = 0; i < n; ++i) {
+        if (o.shared != ValueId::none) sum[i] += row(o.shared, r)[i] / (1 + std::exp(-double{*row(o.shared_gate, r)}));
+        row(o.out, r)[i] = static_cast<float>(sum[i]);
+      }
     }
   }
 

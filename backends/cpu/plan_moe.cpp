@@ -1,0 +1,235 @@
+// Mixtures of experts of a plan. Tokens are gathered by expert, so that each expert's matrices are multiplied with all
+// of its rows by the kernels of linear layers, and matrices of experts that no token chose are not touched. What a
+// token gets depends on that token alone: its choice, its products, and a sum in the order of the experts' index.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backends/cpu/plan.hpp"
+
+namespace llminfer::cpu {
+namespace {
+
+std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+/// What a unit of output features costs beside its rows, in rows: reading and unpacking the weights.
+constexpr std::int64_t kUnitCost = 4;
+
+}  // namespace
+
+void CpuPlan::add_expert_phases(const Step& step, bool selected, std::int32_t rows) {
+  using Stage = ExpertStage;
+  const std::int32_t places = rows * std::get<MoeStep>(step).op.used;
+  const int shares = team_->threads() == 1 ? 1 : 8 * team_->threads();
+  const bool twice = up_differs_[static_cast<std::size_t>(&step - steps_.steps.data())];
+  const auto add = [&](Stage stage, int items, int grain) {
+    Phase phase{Phase::Kind::main, &step, selected, rows, items};
+    phase.stage = stage;
+    add_phase(phase, grain);
+  };
+  add(Stage::route, rows, 0);
+  add(Stage::sort, 1, 0);
+  add(Stage::gather, places, 0);
+  add(Stage::gate, shares, 1);
+  if (twice) add(Stage::regather, places, 0);
+  if (twice) add(Stage::up, shares, 1);
+  add(Stage::narrow, places, 0);
+  add(Stage::down, shares, 1);
+  add(Stage::combine, rows, 0);
+}
+
+void CpuPlan::run(const MoeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
+  const op::Moe& op = step.op;
+  const PlanLayout::Experts& m = layout_.experts;
+  const auto* const tokens = memory_.at<std::int32_t>(m.tokens);
+  const auto* const experts = memory_.at<std::int32_t>(m.experts);
+  for (int i = first; i < last; ++i) {
+    switch (phase.stage) {
+      case ExpertStage::route:
+        route(op, i);
+        break;
+      case ExpertStage::sort:
+        sort_places(*phase.step, phase.rows);
+        break;
+      case ExpertStage::gather:
+        gather(matrix(op.gate[static_cast<std::size_t>(experts[i])]), row(op.in, tokens[i]), i, thread);
+        break;
+      case ExpertStage::regather:
+        gather(matrix(op.up[static_cast<std::size_t>(experts[i])]), row(op.in, tokens[i]), i, thread);
+        break;
+      case ExpertStage::narrow:
+        gather(matrix(op.down[static_cast<std::size_t>(experts[i])]), memory_.at<float>(m.hidden) + i * m.hidden_stride,
+               i, thread);
+        break;
+      case ExpertStage::gate:
+      case ExpertStage::up:
+      case ExpertStage::down:
+        run_experts(op, phase, i, thread);
+        break;
+      case ExpertStage::combine:
+        combine(op, i);
+        break;
+    }
+  }
+}
+
+/// Chooses the token's experts, in ascending order, and their factors. Higher scores are higher outputs of the router.
+void CpuPlan::route(const op::Moe& op, std::int32_t token) noexcept {
+  const float* const logits = row(op.router, token);
+  const auto experts = static_cast<std::int32_t>(op.gate.size());
+  auto* const chosen = memory_.at<std::int32_t>(layout_.experts.chosen) + std::int64_t{token} * op.used;
+  std::int32_t count = 0;
+  for (std::int32_t e = 0; e < experts; ++e) {
+    std::int32_t at = count;
+    while (at > 0 && logits[e] > logits[chosen[at - 1]]) --at;
+    if (at == op.used) continue;
+    if (count < op.used) ++count;
+    std::copy_backward(chosen + at, chosen + count - 1, chosen + count);
+    chosen[at] = e;
+  }
+  const double highest = static_cast<double>(logits[chosen[0]]);
+  const auto score = [&](std::int32_t e) {
+    const auto x = static_cast<double>(logits[e]);
+    return op.scoring == Scoring::sigmoid ? sigmoid(x) : std::exp(x - highest);
+  };
+  std::sort(chosen, chosen + op.used);
+  double sum = 0;
+  if (op.normalize) {
+    for (std::int32_t j = 0; j < op.used; ++j) sum += score(chosen[j]);
+  } else if (op.scoring == Scoring::softmax) {
+    for (std::int32_t e = 0; e < experts; ++e) sum += score(e);
+  } else {
+    sum = 1;
+  }
+  float* const factors = memory_.at<float>(layout_.experts.factors) + std::int64_t{token} * op.used;
+  for (std::int32_t j = 0; j < op.used; ++j) {
+    factors[j] = static_cast<float>(score(chosen[j]) / sum * static_cast<double>(op.scale));
+  }
+}
+
+/// Gives each pair of a token and an expert its place: by expert, then by token.
+void CpuPlan::sort_places(const Step& step, std::int32_t rows) noexcept {
+  const op::Moe& op = std::get<MoeStep>(step).op;
+  const PlanLayout::Experts& m = layout_.experts;
+  const std::size_t count = op.gate.size();
+  const std::int32_t pairs = rows * op.used;
+  const auto* const chosen = memory_.at<std::int32_t>(m.chosen);
+  auto* const places = memory_.at<std::int32_t>(m.places);
+  auto* const begins = memory_.at<std::int32_t>(m.begins);
+  std::fill(begins, begins + count + 1, 0);
+  for (std::int32_t i = 0; i < pairs; ++i) ++begins[chosen[i]];
+  // begins[e] becomes where e ends; then it goes down to where e begins as places are taken from the end.
+  for (std::size_t e = 0, end = 0; e <= count; ++e) {
+    end += static_cast<std::size_t>(begins[e]);
+    begins[e] = static_cast<std::int32_t>(end);
+  }
+  for (std::int32_t i = pairs - 1; i >= 0; --i) {
+    const std::int32_t place = --begins[chosen[i]];
+    places[i] = place;
+    memory_.at<std::int32_t>(m.tokens)[place] = i / op.used;
+    memory_.at<std::int32_t>(m.experts)[place] = chosen[i];
+  }
+  if (!profiler_) return;
+  std::int32_t used = 0;
+  for (std::size_t e = 0; e < count; ++e) used += begins[e + 1] > begins[e];
+  profiler_->count_experts(static_cast<std::size_t>(&step - steps_.steps.data()), used);
+}
+
+/// The row of a place, as the weight reads it.
+void CpuPlan::gather(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept {
+  const PlanLayout::Experts& m = layout_.experts;
+  QuantizedGroup* const to = memory_.at<QuantizedGroup>(m.inputs) + place * m.input_stride;
+  const std::int64_t k = weight.cols();
+  const InputQuantization& rounding = weight.input();
+  const bool floats = weight.form() == InputForm::floats;
+  const float* const unrounded = x;
+  if (rounding.kind != InputQuantization::Kind::none && weight.form() != InputForm::bytes) {
+    float* const rounded = floats ? reinterpret_cast<float*>(to) : thread.rounded;
+    level_.linear->round_row(rounding_of(rounding), x, k, rounded);
+    x = rounded;
+  } else if (floats) {
+    std::memcpy(to, x, float_bytes(k));
+  }
+  if (!floats) quantize_row({weight.form(), weight.order()}, rounding, codes_of(weight), unrounded, x, k, to, thread);
+}
+
+/// Calls f(expert, first unit, last unit, first place, last place) for a share of the work on the experts' matrices.
+template <class F>
+void CpuPlan::for_share(const std::vector<WeightId>& weights, int share, int shares, const F& f) noexcept {
+  const auto* const begins = memory_.at<std::int32_t>(layout_.experts.begins);
+  const std::int64_t units = matrix(weights.front()).units();
+  const auto unit_cost = [&](std::size_t e) {
+    const std::int64_t rows = begins[e + 1] - begins[e];
+    return rows > 0 ? rows + kUnitCost : 0;
+  };
+  std::int64_t all = 0;
+  for (std::size_t e = 0; e < weights.size(); ++e) all += units * unit_cost(e);
+  const std::int64_t begin = all * share / shares, end = all * (share + 1) / shares;
+  std::int64_t before = 0;  // the cost of experts before e
+  for (std::size_t e = 0; e < weights.size() && before < end; ++e) {
+    const std::int64_t cost = unit_cost(e);
+    if (cost == 0) continue;
+    // A unit belongs to the share that its beginning lies in.
+    const auto unit_at = [&](std::int64_t at) {
+      return std::clamp((at - before + cost - 1) / cost, std::int64_t{0}, units);
+    };
+    const std::int64_t first = unit_at(std::max(begin, before)), last = unit_at(end);
+    if (first < last) f(e, static_cast<std::int32_t>(first), static_cast<std::int32_t>(last), begins[e], begins[e + 1]);
+    before += units * cost;
+  }
+}
+
+/// A share of the products of one stage.
+void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thread& thread) noexcept {
+  const PlanLayout::Experts& m = layout_.experts;
+  ActivationView x{};
+  x.f32 = memory_.at<float>(m.inputs);
+  x.stride = m.input_stride * std::int64_t{sizeof(QuantizedGroup) / sizeof(float)};
+  x.groups = memory_.at<QuantizedGroup>(m.inputs);
+  x.group_stride = m.input_stride;
+  float* const hidden = memory_.at<float>(m.hidden);
+  float* const up = hidden + m.rows * m.hidden_stride;
+  const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
+    x.high_only = codes_of(matrix(id)).shift > 0;
+    void* const scratch = thread.at<std::byte>(layout_.linear);
+    matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch);
+  };
+  if (phase.stage == ExpertStage::down) {
+    return for_share(op.down, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
+      multiply(op.down[e], first, last, begin, end, hidden, m.output_stride);
+    });
+  }
+  const bool twice = up_differs_[static_cast<std::size_t>(phase.step - steps_.steps.data())];
+  const auto glu = level_.elementwise->glu[static_cast<int>(op.activation)];
+  for_share(op.gate, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
+    if (phase.stage == ExpertStage::gate) {
+      multiply(op.gate[e], first, last, begin, end, hidden, m.hidden_stride);
+      if (twice) return;
+    }
+    multiply(op.up[e], first, last, begin, end, up, m.hidden_stride);
+    const std::int64_t feature = std::int64_t{first} * kUnitFeatures;
+    const std::int64_t count = std::min(std::int64_t{last} * kUnitFeatures, matrix(op.gate[e]).rows()) - feature;
+    for (std::int32_t place = begin; place < end; ++place) {
+      float* const y = hidden + place * m.hidden_stride + feature;
+      glu(y, up + place * m.hidden_stride + feature, count, y);
+    }
+  });
+}
+
+void CpuPlan::combine(const op::Moe& op, std::int32_t token) noexcept {
+  const PlanLayout::Experts& m = layout_.experts;
+  const std::int64_t n = width(op.out);
+  float* const out = row(op.out, token);
+  std::memset(out, 0, float_bytes(n));
+  for (std::int64_t j = std::int64_t{token} * op.used; j < (std::int64_t{token} + 1) * op.used; ++j) {
+    const float* const y = memory_.at<float>(m.hidden) + memory_.at<std::int32_t>(m.places)[j] * m.output_stride;
+    level_.elementwise->add_scaled(out, memory_.at<float>(m.factors)[j], y, n, out);
+  }
+  if (op.shared == ValueId::none) return;
+  const auto gate = static_cast<float>(sigmoid(static_cast<double>(*row(op.shared_gate, token))));
+  level_.elementwise->add_scaled(out, gate, row(op.shared, token), n, out);
+}
+
+}  // namespace llminfer::cpu

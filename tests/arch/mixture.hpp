@@ -1,0 +1,62 @@
+// The meaning of op::Moe for one token, in double precision.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <vector>
+
+#include <llminfer/program.hpp>
+
+namespace llminfer::test {
+
+inline double activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::gelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));  // sqrt(2 / pi)
+  }
+  return 0;
+}
+
+/// Adds to `out` // (width). `elements(id)` gives a weight's elements, row-major; x // (width), logits // (experts).
+template <class Elements>
+void add_mixture(const op::Moe& o, const Program& program, const Elements& elements, const double* x,
+                 const double* logits, double* out) {
+  const auto width = static_cast<std::size_t>(program.values[static_cast<std::size_t>(o.in)].width);
+  const auto product = [&](WeightId id, const double* input, std::size_t cols) {
+    std::vector<double> y(static_cast<std::size_t>(program.weights[static_cast<std::size_t>(id)].rows));
+    const auto* w = elements(id);
+    for (double& sum : y) {
+      for (std::size_t k = 0; k < cols; ++k) sum += input[k] * static_cast<double>(*w++);
+    }
+    return y;
+  };
+  std::multimap<double, std::size_t, std::greater<>> best;  // equal keys in the order of their insertion
+  double divisor = 0;
+  for (std::size_t e = 0; e < o.gate.size(); ++e) {
+    const double score = o.scoring == Scoring::softmax ? std::exp(logits[e]) : 1 / (1 + std::exp(-logits[e]));
+    divisor += score;
+    best.emplace(score, e);
+  }
+  best.erase(std::next(best.begin(), o.used), best.end());
+  if (o.scoring == Scoring::sigmoid) divisor = 1;
+  if (o.normalize) {
+    divisor = 0;
+    for (const auto& [score, e] : best) divisor += score;
+  }
+  for (const auto& [score, e] : best) {
+    std::vector<double> hidden = product(o.gate[e], x, width);
+    const std::vector<double> up = product(o.up[e], x, width);
+    for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = activate(o.activation, hidden[i]) * up[i];
+    const std::vector<double> y = product(o.down[e], hidden.data(), hidden.size());
+    for (std::size_t i = 0; i < width; ++i) out[i] += score / divisor * static_cast<double>(o.scale) * y[i];
+  }
+}
+
+}  // namespace llminfer::test

@@ -1,0 +1,298 @@
+// Mixtures of experts on the CPU backend: against the double-precision interpreter, bit for bit whatever the batch, the
+// threads and the level, in every weight type, and programs that make no sense.
+#include <catch2/catch.hpp>
+
+#include "tests/cpu/model.hpp"
+#include "tests/cpu/random_weight.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+
+namespace {
+
+struct Mixture {
+  int experts = 5, used = 2, ffn = 64, hidden = 64, layers = 2;
+  Scoring scoring = Scoring::softmax;
+  bool normalize = false, shared = false;
+  float scale = 1.0f;
+  Activation activation = Activation::silu;
+};
+
+/// Attention with norms on the heads of q and k, then a mixture; in each layer.
+Program make_mixture(const Mixture& m) {
+  constexpr int kHeads = 2, kHeadDim = 32, kVocab = 71;
+  Builder b("mixture");
+  const std::int32_t group = b.cache_group({m.layers, 1, kHeadDim, 0});
+  const WeightId table = b.weight("embed", kVocab, m.hidden);
+  ValueId x = b.embed(table, "x");
+  for (int l = 0; l < m.layers; ++l) {
+    const std::string p = "blk." + std::to_string(l) + ".";
+    const auto linear = [&](ValueId in, const std::string& name, int rows) {
+      return b.linear(in, b.weight(p + "w" + name, rows, b.width(in)), p + name);
+    };
+    const ValueId n = b.rms_norm(x, b.vector(p + "norm", m.hidden), 1e-5f, p + "n");
+    const ValueId q = b.rms_norm(linear(n, "q", kHeads * kHeadDim), b.vector(p + "q_norm", kHeadDim), 1e-5f, p + "qn");
+    const ValueId k = b.rms_norm(linear(n, "k", kHeadDim), b.vector(p + "k_norm", kHeadDim), 1e-5f, p + "kn");
+    const ValueId a = b.attention(q, k, linear(n, "v", kHeadDim), group, l, kHeads, 0.2f, p + "a");
+    x = b.add(x, linear(a, "o", m.hidden), p + "x1");
+    op::Moe moe;
+    moe.in = b.rms_norm(x, b.vector(p + "norm2", m.hidden), 1e-5f, p + "m");
+    moe.router = linear(moe.in, "router", m.experts);
+    for (int e = 0; e < m.experts; ++e) {
+      const std::string name = p + std::to_string(e) + ".";
+      moe.gate.push_back(b.weight(name + "gate", m.ffn, m.hidden));
+      moe.up.push_back(b.weight(name + "up", m.ffn, m.hidden));
+      moe.down.push_back(b.weight(name + "down", m.hidden, m.ffn));
+    }
+    moe.used = m.used;
+    moe.scoring = m.scoring;
+    moe.normalize = m.normalize;
+    moe.scale = m.scale;
+    moe.activation = m.activation;
+    if (m.shared) {
+      moe.shared_gate = linear(moe.in, "shared_gate", 1);
+      moe.shared =
+          linear(b.glu(linear(moe.in, "sg", 32), linear(moe.in, "su", 32), m.activation, p + "sh"), "sd", m.hidden);
+    }
+    x = b.add(b.moe(std::move(moe), p + "moe"), x, p + "x2");
+  }
+  const ValueId hidden = b.rms_norm(x, b.vector("norm", m.hidden), 1e-5f, "hidden");
+  return std::move(b).finish(hidden, b.linear(hidden, table, "logits")).value();
+}
+
+/// A model of floats whose experts, but for every seventh matrix, have blocks of `type`.
+Model make_typed(const Mixture& m, WeightType type, std::uint32_t seed) {
+  Model model = make_model(make_mixture(m), WeightType::f32, seed);
+  std::size_t matrices = 0;
+  for (const Op& op : model.program.ops) {
+    const auto* moe = std::get_if<op::Moe>(&op);
+    if (!moe) continue;
+    for (const auto* weights : {&moe->gate, &moe->up, &moe->down}) {
+      for (const WeightId id : *weights) {
+        if (++matrices % 7 == 0) continue;
+        const auto i = static_cast<std::size_t>(id);
+        const WeightSpec& spec = model.program.weights[i];
+        model.types[i] = type;
+        *model.data[i] = random_weight(type, spec.rows, spec.cols, seed + static_cast<unsigned>(i)).bytes;
+        model.set_details(i, {});
+      }
+    }
+  }
+  return model;
+}
+
+BackendOptions options_of(const std::string& level, int threads, bool exact = false) {
+  BackendOptions options;
+  options.threads = threads;
+  options.cpu_level = level;
+  options.exact = exact;
+  return options;
+}
+
+op::Moe& first_mixture(Program& program) {
+  for (Op& op : program.ops) {
+    if (auto* moe = std::get_if<op::Moe>(&op)) return *moe;
+  }
+  throw std::logic_error("no mixture");
+}
+
+}  // namespace
+
+TEST_CASE("mixtures: exact mode equals the interpreter") {
+  const Mixture mixtures[] = {
+      {},
+      {.experts = 8, .used = 3, .ffn = 41, .normalize = true, .shared = true},
+      {.experts = 1, .used = 1, .ffn = 7, .activation = Activation::gelu_tanh},
+      {.experts = 4, .used = 4, .ffn = 33, .hidden = 50, .scoring = Scoring::sigmoid, .scale = 2.5f},
+      {.experts = 33, .used = 6, .ffn = 16, .scoring = Scoring::sigmoid, .normalize = true, .shared = true},
+  };
+  std::uint32_t seed = 1;
+  for (const Mixture& mixture : mixtures) {
+    const Model model = make_model(make_mixture(mixture), WeightType::f32, seed++);
+    const auto tokens = random_tokens(40, model.program.vocab_size);
+    const Oracle oracle(model, tokens);
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(seed, level);
+      Driver exact(model, options_of(level, 2, true), CacheType::f32);
+      CHECK(nmse(exact.feed(tokens, {30, 1}), oracle.logits()) < 1e-10);
+      Driver packed(model, options_of(level, 2), CacheType::f32);
+      CHECK(nmse(packed.feed(tokens, {30, 1}), oracle.logits()) < 1e-10);
+    }
+  }
+}
+
+TEST_CASE("mixtures: of equal scores those of lower index are chosen") {
+  Model model = make_model(make_mixture({.experts = 6, .used = 2}), WeightType::f32, 3);
+  for (std::size_t i = 0; i < model.types.size(); ++i) {
+    if (model.program.weights[i].name.find("wrouter") == std::string::npos) continue;
+    std::fill(model.data[i]->begin(), model.data[i]->end(), std::byte{0});
+    model.set_details(i, {});
+  }
+  const auto tokens = random_tokens(20, model.program.vocab_size);
+  Driver driver(model, options_of(cpu_levels().back(), 2), CacheType::f32);
+  CHECK(nmse(driver.feed(tokens, {20}), Oracle(model, tokens).logits()) < 1e-10);
+}
+
+TEST_CASE("mixtures: batches, chunks, threads and levels do not change a bit") {
+  const Mixture mixture{.experts = 12, .used = 3, .ffn = 96, .shared = true};
+  for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::f32}) {
+    const Model model = make_model(make_mixture(mixture), type);
+    const auto a = random_tokens(50, model.program.vocab_size, 1), b = random_tokens(23, model.program.vocab_size, 2);
+    Driver reference(model, options_of("scalar", 1), CacheType::f16);
+    const auto of_a = reference.feed(a, {50}), of_b = reference.feed(b, {23});
+    for (const std::string& level : cpu_levels()) {
+      for (const int threads : {1, 2, 3}) {
+        CAPTURE(level, threads, weight_type_info(type).name);
+        Driver driver(model, options_of(level, threads), CacheType::f16);
+        CHECK(same_bits(driver.feed(a, {1, 30, 1, 7}), of_a));
+        Sequence first, second;
+        auto both = driver.forward({{&first, a}, {&second, b}});
+        auto expected = of_a;
+        expected.insert(expected.end(), of_b.begin(), of_b.end());
+        CHECK(same_bits(both, expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("mixtures: every weight type, mixed within a layer") {
+  const Mixture mixture{.experts = 4, .used = 2, .ffn = 256, .hidden = 256, .layers = 1, .normalize = true};
+  const std::string level = cpu_levels().back();
+  for (int t = 0; t <= static_cast<int>(WeightType::fp8); ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const Model model = make_typed(mixture, type, 5);
+    const auto tokens = random_tokens(9, model.program.vocab_size);
+    const Oracle dequantized(model, tokens);
+    CAPTURE(weight_type_info(type).name);
+    Driver exact(model, options_of(level, 2, true), CacheType::f32);
+    CHECK(nmse(exact.feed(tokens, {9}), dequantized.logits()) < 1e-10);
+    Driver packed(model, options_of(level, 2), CacheType::f32);
+    CHECK(nmse(packed.feed(tokens, {8, 1}), dequantized.logits()) < 1e-5);
+  }
+}
+
+TEST_CASE("mixtures: columns in an order of their own, and inputs that are rounded") {
+  const Mixture mixture{.experts = 5, .used = 3, .ffn = 64, .layers = 1};
+  Model model = make_model(make_mixture(mixture), WeightType::q8_0, 9);
+  const op::Moe moe = first_mixture(model.program);
+  std::mt19937 random(4);
+  const auto ordered = [&](WeightId id) {
+    const auto i = static_cast<std::size_t>(id);
+    std::vector<std::int32_t> order(static_cast<std::size_t>(model.program.weights[i].cols));
+    for (std::size_t k = 0; k < order.size(); ++k) order[k] = static_cast<std::int32_t>(k);
+    std::shuffle(order.begin(), order.end(), random);
+    WeightDetails details;
+    details.permutation = std::make_shared<const std::vector<std::int32_t>>(order);
+    model.set_details(i, details);
+  };
+  SECTION("orders, other ones for gate and up") {
+    for (std::size_t e = 1; e < 4; ++e) ordered(moe.gate[e]), ordered(moe.up[e]), ordered(moe.down[e]);
+    const auto tokens = random_tokens(20, model.program.vocab_size);
+    const Oracle oracle(model, tokens);
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(level);
+      Driver driver(model, options_of(level, 2), CacheType::f32);
+      CHECK(nmse(driver.feed(tokens, {15, 1}), oracle.logits()) < 1e-6);
+    }
+  }
+  SECTION("rounding changes results, the same ones on all levels and in exact mode") {
+    WeightDetails rounded;
+    rounded.input.kind = InputQuantization::Kind::int8;
+    const auto tokens = random_tokens(20, model.program.vocab_size);
+    const Oracle unrounded(model, tokens);
+    for (const auto* weights : {&moe.gate, &moe.up, &moe.down}) {
+      for (const WeightId id : *weights) model.set_details(static_cast<std::size_t>(id), rounded);
+    }
+    Driver first(model, options_of("scalar", 1), CacheType::f32);
+    const auto expected = first.feed(tokens, {20});
+    const double changed = nmse(expected, unrounded.logits());
+    CHECK(changed > 1e-7);
+    CHECK(changed < 1e-3);
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(level);
+      Driver driver(model, options_of(level, 2), CacheType::f32);
+      CHECK(same_bits(driver.feed(tokens, {3, 1, 16}), expected));
+    }
+    Driver exact(model, options_of(cpu_levels().back(), 2, true), CacheType::f32);
+    CHECK(nmse(exact.feed(tokens, {20}), {expected.begin(), expected.end()}) <
+          1e-4);  // where a rounding goes the other way
+  }
+}
+
+TEST_CASE("mixtures: activations of 8 bits") {
+  const Model model = make_model(make_mixture({.experts = 6, .used = 2, .normalize = true}), WeightType::q8_0, 2);
+  const auto tokens = random_tokens(20, model.program.vocab_size);
+  const Oracle oracle(model, tokens);
+  std::vector<float> expected;
+  for (const std::string& level : cpu_levels()) {
+    CAPTURE(level);
+    BackendOptions options = options_of(level, 2);
+    options.activation_bits = 8;
+    Driver driver(model, options, CacheType::f32);
+    const auto logits = driver.feed(tokens, {13, 1});
+    if (expected.empty()) expected = logits;
+    CHECK(same_bits(logits, expected));
+    CHECK(nmse(logits, oracle.logits()) > 1e-7);  // of 16 bits: below
+    CHECK(nmse(logits, oracle.logits()) < 1e-2);
+  }
+}
+
+TEST_CASE("mixtures: a profile counts the experts that were read") {
+  const Mixture mixture{.experts = 6, .used = 2, .layers = 1};
+  const Model model = make_model(make_mixture(mixture), WeightType::q8_0);
+  std::vector<StepProfile> experts;
+  BackendOptions options = options_of("scalar", 2);
+  options.on_profile = [&](const PassProfile& pass) {
+    for (const StepProfile& step : pass.steps) {
+      if (step.name == "experts (8.5)") experts.push_back(step);
+    }
+  };
+  Driver driver(model, options, CacheType::f16);
+  driver.feed(random_tokens(65, model.program.vocab_size), {64, 1});
+  REQUIRE(experts.size() == 2);
+  const std::int64_t values = 3 * mixture.ffn * mixture.hidden, bytes = values / 32 * 34;
+  CHECK(experts[0].operations == 64 * 2 * 2 * values);
+  CHECK(experts[1].operations == 2 * 2 * values);
+  CHECK(experts[0].weight_bytes == 6 * bytes);  // 128 choices of 6
+  CHECK(experts[1].weight_bytes == 2 * bytes);
+  CHECK(experts[0].kind == StepKind::linear);
+}
+
+TEST_CASE("mixtures: memory that a plan takes is foreseen") {
+  const Program program = make_mixture({.experts = 12, .used = 3, .ffn = 96, .shared = true});
+  const Model model = make_model(program, WeightType::q8_0);
+  for (const std::int32_t rows : {1, 200}) {
+    Driver driver(model, options_of("scalar", 2), CacheType::f16, rows);
+    CHECK(driver.plan->bytes() == driver.backend->plan_bytes(program, {rows}));
+  }
+}
+
+TEST_CASE("mixtures that no Builder made") {
+  const auto backend = make_cpu_backend({}).value();
+  const Program good = make_mixture({.shared = true});
+  const auto refused = [&](const auto& change) {
+    Program program = good;
+    change(program, first_mixture(program));
+    const std::vector<WeightType> types(program.weights.size(), WeightType::f32);
+    const auto answer = backend->supports(program, types);
+    REQUIRE_FALSE(answer);
+    return answer.error().code;
+  };
+  CHECK(backend->supports(good, std::vector<WeightType>(good.weights.size(), WeightType::f32)));
+  using P = Program;
+  using M = op::Moe;
+  CHECK(refused([](P&, M& m) { m.used = 0; }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.used = 6; }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.gate.clear(), m.up.clear(), m.down.clear(); }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.up.pop_back(); }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.gate.pop_back(), m.up.pop_back(), m.down.pop_back(); }) == ErrorCode::shape_mismatch);
+  CHECK(refused([](P&, M& m) { m.gate.resize(5000), m.up.resize(5000), m.down.resize(5000); }) ==
+        ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.down[4] = WeightId{9999}; }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P& p, M& m) { p.weights[static_cast<std::size_t>(m.up[3])].rows = 63; }) ==
+        ErrorCode::shape_mismatch);
+  CHECK(refused([](P&, M& m) { m.shared_gate = ValueId::none; }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { std::swap(m.shared, m.shared_gate); }) == ErrorCode::shape_mismatch);
+  CHECK(refused([](P&, M& m) { m.router = m.in; }) == ErrorCode::shape_mismatch);
+  CHECK(refused([](P&, M& m) { m.scoring = static_cast<Scoring>(7); }) == ErrorCode::unsupported);
+}
