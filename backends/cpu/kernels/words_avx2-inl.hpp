@@ -26,12 +26,12 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   return _mm256_set1_epi32(pair);
 }
 static inline Ints no_products() { return Ints{}; }
-/// sum + the products of each pair
+/// sum + the products of each pair; wraps around where words stand for values that are not numbers
 static inline Ints multiply_add(Ints sum, Words a, Words b) {
 #ifdef __AVXVNNI__
   return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, a, b);
 #else
-  return sum + (Ints)_mm256_madd_epi16(a, b);
+  return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(a, b));
 #endif
 }
 static inline Vec to_floats(Ints a) { return {_mm256_cvtepi32_ps((__m256i)a)}; }

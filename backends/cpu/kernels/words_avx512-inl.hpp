@@ -30,7 +30,7 @@ static inline Ints multiply_add(Ints sum, Words a, Words b) {
 #ifdef __AVX512VNNI__
   return (Ints)_mm512_dpwssd_epi32((__m512i)sum, a, b);
 #else
-  return sum + (Ints)_mm512_madd_epi16(a, b);
+  return (Ints)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(a, b));
 #endif
 }
 static inline Vec to_floats(Ints a) { return {_mm512_cvtepi32_ps((__m512i)a)}; }

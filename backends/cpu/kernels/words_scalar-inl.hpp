@@ -34,9 +34,10 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   return Vec::Int{pair, pair, pair, pair};
 }
 static inline Ints no_products() { return Vec::Int{0, 0, 0, 0}; }
-/// sum + the products of each pair
+/// sum + the products of each pair; wraps around where words stand for values that are not numbers
 static inline Ints multiply_add(Ints sum, Words a, Words b) {
+  typedef std::uint32_t Wrapping __attribute__((vector_size(16)));
   const Vec::Int first = ((a << 16) >> 16) * ((b << 16) >> 16), second = (a >> 16) * (b >> 16);
-  return sum + first + second;
+  return (Ints)((Wrapping)sum + (Wrapping)first + (Wrapping)second);
 }
 static inline Vec to_floats(Ints a) { return {__builtin_convertvector(a, Vec::Type)}; }
