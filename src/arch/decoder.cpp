@@ -216,10 +216,33 @@ ValueId Decoder::experts(ValueId in, bool normalize) {
   return builder_.moe(std::move(op), value_name("ffn_moe"));
 }
 
+ValueId Decoder::feed_forward(ValueId x, bool normalize_experts, Bias bias) {
+  const ValueId normed = norm(x, Part::ffn_norm);                           // [hidden]
+  if (has_experts()) return experts(normed, normalize_experts);             // [hidden]
+  const ValueId gate = linear(normed, Part::gate, config_.ffn_size, bias);  // [ffn]
+  const ValueId up = linear(normed, Part::up, config_.ffn_size, bias);      // [ffn]
+  return linear(glu(gate, up), Part::down, config_.hidden_size, bias);      // [hidden]
+}
+
 ValueId Decoder::logits(ValueId hidden) {
   const Part part = tied_ ? Part::embedding : Part::output;
   return builder_.linear(
       hidden, builder_.weight(tensor(part, ".weight", layer_), config_.vocab_size, config_.hidden_size), "logits");
+}
+
+Result<Program> Decoder::residual_layers(bool interleaved_rope, AttentionBlock attention,
+                                         FeedForwardBlock feed_forward) && {
+  const std::int32_t rope = rope_table(interleaved_rope);
+  ValueId x = embed();
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    enter_layer(layer);
+    x = add(x, attention(*this, x, rope), "attn_residual");
+    x = add(x, feed_forward(*this, x), "ffn_residual");
+  }
+  leave_layers();
+  const ValueId hidden = norm(x, Part::final_norm);
+  const ValueId out = logits(hidden);
+  return std::move(*this).finish(hidden, out);
 }
 
 Result<Program> Decoder::finish(ValueId hidden, ValueId logits) && {

@@ -52,8 +52,8 @@ enum class Bias : std::uint8_t {
   if_stored,  ///< as layer 0 has it: all layers have the bias, or none
 };
 
-/// The name that a tensor of a GGUF file has in a Hugging Face checkpoint (`to_hf`), or the reverse; nothing if it is none of
-/// a decoder's.
+/// The name that a tensor of a GGUF file has in a Hugging Face checkpoint (`to_hf`), or the reverse; nothing if it is
+/// none of a decoder's.
 std::optional<std::string> translated_name(std::string_view name, bool to_hf);
 
 class Decoder {
@@ -87,9 +87,15 @@ class Decoder {
   /// The mixture of this layer, of `config().experts` experts; if config says so with one that all tokens have.
   /// `normalize`: where the checkpoint does not say.
   ValueId experts(ValueId in, bool normalize);
+  /// The usual feed-forward block, normed: a gated unit, or in layers that have one the mixture of experts.
+  ValueId feed_forward(ValueId x, bool normalize_experts, Bias bias = Bias::none);
   ValueId logits(ValueId hidden);
 
-  Result<Program> finish(ValueId hidden, ValueId logits) &&;
+  using AttentionBlock = ValueId (*)(Decoder& d, ValueId x, std::int32_t rope_table);
+  using FeedForwardBlock = ValueId (*)(Decoder& d, ValueId x);
+  /// A model whose layers each add the output of an attention block to the hidden state, and then that of a
+  /// feed-forward block.
+  Result<Program> residual_layers(bool interleaved_rope, AttentionBlock attention, FeedForwardBlock feed_forward) &&;
 
  private:
   /// Where the keys and values of a layer go.
@@ -102,6 +108,7 @@ class Decoder {
   std::string expert_tensor(Part part, std::int64_t expert) const;
   std::string value_name(std::string_view name) const;
   Activation activation();
+  Result<Program> finish(ValueId hidden, ValueId logits) &&;
   void mistake(Error error);
 
   const load::Checkpoint& checkpoint_;

@@ -18,31 +18,15 @@ ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
 }
 
 ValueId feed_forward_block(Decoder& d, ValueId x) {
-  const load::ModelConfig& c = d.config();
-  const ValueId normed = d.norm(x, Part::ffn_norm);                                // [hidden]
-  if (d.has_experts()) return d.experts(normed, /*normalize=*/true);               // [hidden]
-  const ValueId gate = d.linear(normed, Part::gate, c.ffn_size, Bias::if_stored);  // [ffn]
-  const ValueId up = d.linear(normed, Part::up, c.ffn_size, Bias::if_stored);      // [ffn]
-  return d.linear(d.glu(gate, up), Part::down, c.hidden_size, Bias::if_stored);    // [hidden]
+  return d.feed_forward(x, /*normalize_experts=*/true, Bias::if_stored);
 }
 
 }  // namespace
 
 Result<Program> build_llama(const load::Checkpoint& checkpoint) {
-  Decoder d("llama", checkpoint);
   // Converters to GGUF permute the rows of Q and K so that the two halves of a rotary pair are neighbours.
-  const std::int32_t rope = d.rope_table(/*interleaved=*/!d.config().hf_names);
-
-  ValueId x = d.embed();
-  for (std::int64_t layer = 0; layer < d.config().layers; ++layer) {
-    d.enter_layer(layer);
-    x = d.add(x, attention_block(d, x, rope), "attn_residual");
-    x = d.add(x, feed_forward_block(d, x), "ffn_residual");
-  }
-  d.leave_layers();
-  const ValueId hidden = d.norm(x, Part::final_norm);
-  const ValueId logits = d.logits(hidden);
-  return std::move(d).finish(hidden, logits);
+  return Decoder("llama", checkpoint)
+      .residual_layers(/*interleaved_rope=*/!checkpoint.config.hf_names, attention_block, feed_forward_block);
 }
 
 }  // namespace llminfer::arch

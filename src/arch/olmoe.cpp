@@ -18,22 +18,13 @@ ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
   return d.linear(mixed, Part::attention_out, c.hidden_size, Bias::if_stored);                   // [hidden]
 }
 
+ValueId feed_forward_block(Decoder& d, ValueId x) { return d.experts(d.norm(x, Part::ffn_norm), /*normalize=*/false); }
+
 }  // namespace
 
 Result<Program> build_olmoe(const load::Checkpoint& checkpoint) {
-  Decoder d("olmoe", checkpoint);
-  const std::int32_t rope = d.rope_table(/*interleaved=*/false);  // in both file formats
-
-  ValueId x = d.embed();
-  for (std::int64_t layer = 0; layer < d.config().layers; ++layer) {
-    d.enter_layer(layer);
-    x = d.add(x, attention_block(d, x, rope), "attn_residual");
-    x = d.add(x, d.experts(d.norm(x, Part::ffn_norm), /*normalize=*/false), "ffn_residual");
-  }
-  d.leave_layers();
-  const ValueId hidden = d.norm(x, Part::final_norm);
-  const ValueId logits = d.logits(hidden);
-  return std::move(d).finish(hidden, logits);
+  // The halves of a rotary pair lie apart in both file formats.
+  return Decoder("olmoe", checkpoint).residual_layers(/*interleaved_rope=*/false, attention_block, feed_forward_block);
 }
 
 }  // namespace llminfer::arch

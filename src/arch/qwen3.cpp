@@ -19,29 +19,12 @@ ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
   return d.linear(d.attention(q_rope, k_rope, v), Part::attention_out, c.hidden_size, Bias::if_stored);  // [hidden]
 }
 
-ValueId feed_forward_block(Decoder& d, ValueId x) {
-  const load::ModelConfig& c = d.config();
-  const ValueId normed = d.norm(x, Part::ffn_norm);  // [hidden]
-  if (d.has_experts()) return d.experts(normed, /*normalize=*/true);
-  const ValueId gate = d.linear(normed, Part::gate, c.ffn_size);  // [ffn]
-  const ValueId up = d.linear(normed, Part::up, c.ffn_size);      // [ffn]
-  return d.linear(d.glu(gate, up), Part::down, c.hidden_size);    // [hidden]
-}
+ValueId feed_forward_block(Decoder& d, ValueId x) { return d.feed_forward(x, /*normalize_experts=*/true); }
 
 Result<Program> build(const char* architecture, const load::Checkpoint& checkpoint) {
-  Decoder d(architecture, checkpoint);
-  const std::int32_t rope = d.rope_table(/*interleaved=*/false);  // in both file formats
-
-  ValueId x = d.embed();
-  for (std::int64_t layer = 0; layer < d.config().layers; ++layer) {
-    d.enter_layer(layer);
-    x = d.add(x, attention_block(d, x, rope), "attn_residual");
-    x = d.add(x, feed_forward_block(d, x), "ffn_residual");
-  }
-  d.leave_layers();
-  const ValueId hidden = d.norm(x, Part::final_norm);
-  const ValueId logits = d.logits(hidden);
-  return std::move(d).finish(hidden, logits);
+  // The halves of a rotary pair lie apart in both file formats.
+  return Decoder(architecture, checkpoint)
+      .residual_layers(/*interleaved_rope=*/false, attention_block, feed_forward_block);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ static inline GroupScale group_scale(std::uint32_t bits, ActivationCodes codes) 
   return s;
 }
 
-/// All of a group but its codes, whose halves sum up to `sum`.
+/// All of a group but its codes, whose halves sum up to `sum_a` and `sum_b`.
 static inline void finish_group(const GroupScale& s, std::int32_t sum_a, std::int32_t sum_b, QuantizedGroup* out) {
   out->scale = !s.finite ? __builtin_nanf("")
                : s.zero  ? 0.0f
