@@ -34,6 +34,7 @@ struct Options {
   int device = 0;
   bool exact = false;
   int activation_bits = 16;
+  int output_bits = 16;
   bool load_table = false;
   bool profile = false;
   bool no_warmup = false;
@@ -111,6 +112,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--activation-bits", o.activation_bits, "bits of activations that meet quantized weights")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();
+  app.add_option("--output-bits", o.output_bits, "8: an output matrix in floats is rounded to Q8_0")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
   app.add_flag("--load", o.load_table,
                "add a table of load times and peak memory (the other formats always have them)");
   app.add_flag(
@@ -142,6 +146,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.cpu_level = o.cpu_level;
   options.exact = o.exact;
   options.activation_bits = o.activation_bits;
+  options.output_bits = o.output_bits;
   options.cache_type = cache_types().at(o.type_k);
   options.weight_cache = o.weight_cache;
   if (o.split.empty())
@@ -194,6 +199,7 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
     record.cpu_level = o.cpu_level;
     record.exact = o.exact;
     record.activation_bits = o.activation_bits;
+    record.output_bits = o.output_bits;
     record.load_ms = loaded.load_ms;
     record.first_token_ms = loaded.first_token_ms;
     record.peak_rss_bytes = bench::peak_rss_bytes();

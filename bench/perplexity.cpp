@@ -43,6 +43,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("-t,--threads", o.engine.threads, "threads; 0: as many as are useful")->check(CLI::Range(0, 4096));
   app.add_option("--cpu-level", o.engine.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_flag("--exact", o.engine.exact, "float arithmetic and an f32 cache; slow");
+  app.add_option("--output-bits", o.engine.output_bits, "8: an output matrix in floats is rounded to Q8_0")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str();
   app.add_option("--activation-bits", o.engine.activation_bits, "bits of activations that meet quantized weights")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();

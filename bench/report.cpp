@@ -100,6 +100,7 @@ Json to_json(const Record& record) {
       {"cpu_level", record.cpu_level},
       {"exact", record.exact},
       {"activation_bits", record.activation_bits},
+      {"output_bits", record.output_bits},
       {"model_filename", record.model_filename},
       {"model_type", model_type(record)},
       {"model_size", record.model_bytes},

@@ -22,6 +22,7 @@ struct Record {
   std::string cpu_level;  ///< forced level, or empty
   bool exact = false;
   int activation_bits = 16;
+  int output_bits = 16;
   double load_ms = 0;
   double first_token_ms = 0;
   std::int64_t peak_rss_bytes = 0;

@@ -61,6 +61,11 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str()
       ->group(engine);
+  app.add_option("--output-bits", command.output_bits,
+                 "8: an output matrix that the model has in floats is rounded, which makes answers faster")
+      ->check(CLI::IsMember({8, 16}))
+      ->capture_default_str()
+      ->group(engine);
 
   const std::string sampling = "Sampling (default: what the model's makers recommend)";
   app.add_flag("--greedy", command.greedy, "Always the most likely token; the same as --temp 0")->group(sampling);
@@ -117,6 +122,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
   options.cache_type = command.cache_type;
   options.weight_cache = command.weight_cache;
   options.activation_bits = command.activation_bits;
+  options.output_bits = command.output_bits;
   return options;
 }
 

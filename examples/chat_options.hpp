@@ -25,6 +25,7 @@ struct ChatCommand {
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
   std::string weight_cache;
   int activation_bits = 16;
+  int output_bits = 16;
 
   bool greedy = false;
   std::optional<float> temperature, top_p, min_p, typical, xtc_probability, xtc_threshold;

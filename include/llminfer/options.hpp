@@ -54,6 +54,10 @@ struct EngineOptions {
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
   /// further from exact mode (README, "Speed"). A checkpoint that says how to quantize activations is obeyed instead.
   int activation_bits = 16;
+  /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
+  /// loaded, the embedding table with it where both are one: half as many bytes are read for each token and held in
+  /// memory. 16: it stays as it is.
+  int output_bits = 16;
   bool mmap = true;  ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
   /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one,
   /// as large as the weights are in memory, and later loads, with any number of threads and at any CPU level, map it:

@@ -8,6 +8,7 @@
 
 #include "arch/arch.hpp"
 #include "core/error.hpp"
+#include "engine/output_matrix.hpp"
 #include "engine/placement.hpp"
 #include "engine/rank_plan.hpp"
 #include "engine/staged_plan.hpp"
@@ -37,6 +38,9 @@ Result<void> check_options(const EngineOptions& options) {
   }
   if (options.max_sequences < 1 || options.max_sequences > 65536) {
     return out_of_range("max_sequences", options.max_sequences, "1 to 65536");
+  }
+  if (options.output_bits != 8 && options.output_bits != 16) {
+    return out_of_range("output_bits", options.output_bits, "8 or 16");
   }
   if (options.max_queue < 1) return out_of_range("max_queue", options.max_queue, "1 or more");
   return {};
@@ -91,6 +95,7 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
 /// What is known before any weight is read.
 struct Layout {
   Program program;
+  std::unique_ptr<const load::TensorInfo> rounded;  ///< stands for the tensor of its name, if not null
   std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks this one's
   std::vector<std::int32_t> places;  ///< with ranks, see Setup
   std::int32_t context_length = 0;
@@ -145,7 +150,10 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
                             std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
   const auto stage_of = [&](std::size_t share, Stage stage) {
     StageLayout made{backends[share], std::move(stage), {}};
-    for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
+    for (const WeightSpec& weight : made.stage.program.weights) {
+      const bool rounded = layout.rounded && layout.rounded->name == weight.name;
+      made.tensors.push_back(rounded ? layout.rounded.get() : checkpoint.find(weight.name));
+    }
     return made;
   };
   const auto keep = [&](StageLayout stage, MemoryShare share, Prepared* prepared) -> Result<void> {
@@ -199,6 +207,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   Layout layout;
   const auto backends = LLMINFER_TRY(choose_backends(options));
   layout.program = LLMINFER_TRY(arch::build_program(checkpoint));
+  if (options.output_bits == 8) layout.rounded = round_output_matrix(layout.program, checkpoint);
 
   const std::int64_t trained =
       std::min<std::int64_t>(checkpoint.config.context_length, std::numeric_limits<std::int32_t>::max());
