@@ -202,8 +202,7 @@ Result<std::vector<Reply>> Leader::ready() {
       outcome = std::move(message).error();
     }
     if (outcome) {
-      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes,
-                    message->seals_pages != 0};
+      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes, message->seals_pages != 0};
     } else {
       ended_[r] = true;
       if (first_error) first_error = core::at("rank " + std::to_string(rank), std::move(outcome).error());
