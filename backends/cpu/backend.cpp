@@ -157,8 +157,8 @@ class CpuBackend final : public Backend {
       return fail(ErrorCode::invalid_argument, weight.data.size(), " bytes do not fit a ", info.name,
                   " weight of shape [", weight.rows, ", ", weight.cols, "]");
     }
-    std::unique_ptr<PackedWeight> packed =
-        LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details, &arena_));
+    std::unique_ptr<PackedWeight> packed = LLMINFER_TRY(
+        PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details, &arena_, two_of_four(weight)));
     const int panels = packed->panels(), chunks = std::min((panels + 7) / 8, core::Team::kMaxChunks);
     const auto bound = [&](int chunk) { return static_cast<std::int32_t>(std::int64_t{panels} * chunk / chunks); };
     auto body = [&](int, int chunk, int) { packed->pack_panels(weight, bound(chunk), bound(chunk + 1)); };

@@ -30,10 +30,11 @@ enum class InputForm : std::uint8_t {
 class PackedWeight final : public PreparedWeight {
  public:
   /// Panels of zeros, to be filled by pack_panels; in memory of `arena` if it is given. Errors: unsupported (no kernel
-  /// reads the type), invalid_argument (sizes that do not fit the type), out_of_memory.
+  /// reads the type), invalid_argument (sizes that do not fit the type), out_of_memory. `sparse`: the weight is
+  /// two_of_four().
   static Result<std::unique_ptr<PackedWeight>> allocate(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                        const WeightDetails& details = {},
-                                                        WeightArena* arena = nullptr);
+                                                        const WeightDetails& details = {}, WeightArena* arena = nullptr,
+                                                        bool sparse = false);
   /// The weight whose panels these are, as stored() of another gave them. Errors: as allocate; corrupt (bytes that are
   /// not as many, or not on a cache line).
   static Result<std::unique_ptr<PackedWeight>> adopt(const WeightView& weight, std::span<const std::byte> panels,
@@ -66,7 +67,7 @@ class PackedWeight final : public PreparedWeight {
   PackedWeight() = default;
   /// All but the data.
   static Result<std::unique_ptr<PackedWeight>> describe(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                        const WeightDetails& details);
+                                                        const WeightDetails& details, bool sparse);
   PackedWeightView view_{};
   std::uint8_t* panels_ = nullptr;  ///< for pack_panels
   std::shared_ptr<const void> keep_;
@@ -77,7 +78,11 @@ class PackedWeight final : public PreparedWeight {
 /// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
 
-/// Bytes that such a packed weight takes; 0 for a type that cannot be packed.
+/// Whether the weight is of 16-bit floats, of which in each four neighbours of a row at least two are zero. Looks no
+/// further than the first that are not.
+bool two_of_four(const WeightView& weight) noexcept;
+
+/// Bytes that such a packed weight takes, if it is not sparse; 0 for a type that cannot be packed.
 std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details = {}) noexcept;
 

@@ -1,5 +1,6 @@
 // Packing of checkpoint weights into panels, reading rows back, and exact mode. Runs once per weight; knows no SIMD.
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -206,6 +207,26 @@ void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t la
   }
 }
 
+bool is_sparse(PanelKind kind) { return kind == PanelKind::f16_sparse || kind == PanelKind::bf16_sparse; }
+
+/// Packs rows of which at least two of four neighbours are zero.
+void put_sparse(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
+                const PanelLayout& layout, std::uint8_t* panel) {
+  for (std::int64_t quad = 0; quad < cols / 4; ++quad) {
+    std::uint32_t choices[2] = {0, 0};
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      std::uint16_t four[4];
+      std::memcpy(four, rows + lane * row_bytes + quad * 8, sizeof four);
+      for (unsigned column = 0, entry = 0; column < 4 && entry < 2; ++column) {
+        if ((four[column] & 0x7fffu) == 0) continue;
+        put_u16(panel + ((quad * 2 + entry) * kPanelRows + lane) * 2, four[column]);
+        choices[entry++] |= column << 2 * lane;
+      }
+    }
+    std::memcpy(panel + layout.scale + quad * 8, choices, sizeof choices);
+  }
+}
+
 /// Packs rows of FP8 blocks: bytes [cols][16], and the scales.
 void put_fp8(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
              const PanelLayout& layout, std::uint8_t* panel) {
@@ -244,8 +265,10 @@ PanelLayout layout_of(PanelKind kind, WeightType type, std::int64_t cols, const 
   }
   const auto align = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
   PanelLayout layout{};
-  layout.scale = align(cols * kPanelRows * (kind == PanelKind::f32 ? 4 : kind == PanelKind::fp8 ? 1 : 2));
+  const bool byte = kind == PanelKind::fp8 || is_sparse(kind);  // a column, on the average
+  layout.scale = align(cols * kPanelRows * (kind == PanelKind::f32 ? 4 : byte ? 1 : 2));
   layout.bytes = layout.scale;
+  if (is_sparse(kind)) layout.bytes += align(cols / 4 * 8);
   if (kind == PanelKind::fp8) {
     layout.scale_shift = shift;
     layout.bytes += (((cols / kGroupValues - 1) >> shift) + 1) * kPanelRows * 4;
@@ -261,7 +284,9 @@ void put_sums(const PanelLayout& layout, std::int64_t cols, std::uint8_t* panel)
 }
 
 /// One scale for each row of the weight and each row of activations, which is rounded to 8 bits.
-std::optional<PanelKind> kind_of(WeightType type, std::int64_t cols, const WeightDetails& details) {
+std::optional<PanelKind> kind_of(WeightType type, std::int64_t cols, const WeightDetails& details,
+                                 bool sparse = false) {
+  if (sparse) return type == WeightType::f16 ? PanelKind::f16_sparse : PanelKind::bf16_sparse;
   const InputQuantization& input = details.input;
   const bool bytes = type == WeightType::w8_sym && input.kind == InputQuantization::Kind::int8 &&
                      (!input.dynamic || input.group == 0) && details.scale_columns >= cols && !details.permutation &&
@@ -305,6 +330,18 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
   return std::nullopt;
 }
 
+bool two_of_four(const WeightView& weight) noexcept {
+  if ((weight.type != WeightType::f16 && weight.type != WeightType::bf16) || weight.cols % 4 != 0) return false;
+  constexpr std::uint64_t kMagnitudes = 0x7fff7fff7fff7fff;
+  for (std::size_t at = 0; at < weight.data.size(); at += 8) {
+    std::uint64_t four;
+    std::memcpy(&four, weight.data.data() + at, sizeof four);
+    // Adding the largest magnitude carries into the sign of each number that is not zero, and no further.
+    if (std::popcount(((four & kMagnitudes) + kMagnitudes) & ~kMagnitudes) > 2) return false;
+  }
+  return true;
+}
+
 std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details) noexcept {
   const auto kind = kind_of(type, cols, details);
@@ -313,8 +350,8 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                             const WeightDetails& details) {
-  const auto kind = kind_of(type, cols, details);
+                                                             const WeightDetails& details, bool sparse) {
+  const auto kind = kind_of(type, cols, details, sparse);
   if (!kind)
     return core::fail(ErrorCode::unsupported, "the CPU backend has no kernel for weights of type ",
                       weight_type_info(type).name);
@@ -337,8 +374,9 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, st
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, std::int64_t rows, std::int64_t cols,
-                                                             const WeightDetails& details, WeightArena* arena) {
-  auto weight = LLMINFER_TRY(describe(type, rows, cols, details));
+                                                             const WeightDetails& details, WeightArena* arena,
+                                                             bool sparse) {
+  auto weight = LLMINFER_TRY(describe(type, rows, cols, details, sparse));
   std::shared_ptr<std::uint8_t> data = arena ? arena->allocate(weight->bytes_) : zeroed_heap(weight->bytes_);
   if (!data) return core::fail(ErrorCode::out_of_memory, "no memory for a packed weight of ", weight->bytes_, " bytes");
   weight->view_.data = weight->panels_ = data.get();
@@ -348,7 +386,11 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::adopt(const WeightView& weight, std::span<const std::byte> panels,
                                                           std::shared_ptr<const void> keep) {
-  auto packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details));
+  auto packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details, false));
+  const bool half = weight.type == WeightType::f16 || weight.type == WeightType::bf16;
+  if (half && weight.cols % 4 == 0 && static_cast<std::int64_t>(panels.size()) < packed->bytes_) {
+    packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details, true));
+  }
   if (static_cast<std::int64_t>(panels.size()) != packed->bytes_ ||
       reinterpret_cast<std::uintptr_t>(panels.data()) % 64) {
     return core::fail(ErrorCode::corrupt, weight.name, ": ", panels.size(), " stored bytes, expected ", packed->bytes_,
@@ -373,6 +415,8 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
     if (shape.bits == 0) {
       if (view_.kind == PanelKind::fp8) {
         put_fp8(rows, row_bytes, lanes, view_.cols, layout, panel);
+      } else if (is_sparse(view_.kind)) {
+        put_sparse(rows, row_bytes, lanes, view_.cols, layout, panel);
       } else if (format.block_bytes == 4) {
         put_dense<std::uint32_t>(rows, row_bytes, lanes, view_.cols, panel);
       } else {
@@ -392,7 +436,8 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
 
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight) {
   LLMINFER_TRY(check_source(weight));
-  auto packed = LLMINFER_TRY(PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details));
+  auto packed = LLMINFER_TRY(
+      PackedWeight::allocate(weight.type, weight.rows, weight.cols, weight.details, nullptr, two_of_four(weight)));
   packed->pack_panels(weight, 0, packed->panels());
   return packed;
 }

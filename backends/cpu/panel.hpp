@@ -8,7 +8,7 @@
 namespace llminfer::cpu {
 
 /// Changes with the layout of panels, which files of packed weights are written in.
-inline constexpr int kPanelVersion = 1;
+inline constexpr int kPanelVersion = 2;
 
 /// Output rows of a panel. A weight [N, K] is ceil(N / 16) panels; the last one is filled up with zero rows.
 inline constexpr int kPanelRows = 16;
@@ -119,8 +119,10 @@ enum class PanelKind : std::uint8_t {
   fp4_16,
   w8a8,  ///< as grid32 with one scale for a row, multiplied with ByteRows; then [16] the sums of codes less 128, int32
   fp8,   ///< dense bytes, E4M3; a float scale per row and 32 << PanelLayout::scale_shift columns
+  f16_sparse,   ///< f16 of which two of four neighbours are zero
+  bf16_sparse,  ///< likewise
 };
-inline constexpr int kPanelKinds = 28;
+inline constexpr int kPanelKinds = 30;
 /// Most columns of a w8a8 weight: sums of 2 * 128 * 128 * K fit 32 bits.
 inline constexpr std::int64_t kMaxByteCols = 65535;
 
@@ -130,6 +132,8 @@ inline constexpr std::int64_t kMaxByteCols = 65535;
     case PanelKind::f16:
     case PanelKind::bf16:
     case PanelKind::fp8:
+    case PanelKind::f16_sparse:
+    case PanelKind::bf16_sparse:
       return {0, 1, 0, false, false, PanelScale::f32};
     case PanelKind::q4_0:
       return {4, 32, 8, false, false, PanelScale::f16};
@@ -224,7 +228,10 @@ struct PanelLayout {
 }
 
 /// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type; after those of fp8 come, at
-/// layout.scale, the scales.
+/// layout.scale, the scales. Sparse panels have for each four columns a first and a second value of each row, [cols /
+/// 4] [2][16]; at layout.scale follow, [cols / 4][2], words of 32 bits, of which bits 2 * lane and 2 * lane + 1 say
+/// which of the four columns the value belongs to, ascending. A row with fewer than two values has zeros for the
+/// others.
 struct PackedWeightView {
   const std::uint8_t* data;  ///< panel_count panels of layout.bytes each, 64-byte aligned
   std::int64_t rows;         ///< N

@@ -1,15 +1,38 @@
-// Dense weights times float rows, once for all SIMD levels: register tiles of rows x vectors. Included inside the
-// level's namespace after grouped-inl.hpp.
+// Dense and sparse weights times float rows, once for all SIMD levels: register tiles of rows x vectors. Included
+// inside the level's namespace after grouped-inl.hpp.
 
 namespace {
 
-enum class Dense { f32, f16, bf16, fp8 };
+enum class Dense { f32, f16, bf16, fp8, f16_sparse, bf16_sparse };
+constexpr bool sparse(Dense d) { return d == Dense::f16_sparse || d == Dense::bf16_sparse; }
+
 template <Dense D>
 [[gnu::always_inline]] inline Floats load_dense(const std::uint8_t* panel, std::int64_t at) {
   if constexpr (D == Dense::f32) return load_floats(panel + at * 4);
-  if constexpr (D == Dense::f16) return load_halves(panel + at * 2);
-  if constexpr (D == Dense::bf16) return load_bfloats(panel + at * 2);
+  if constexpr (D == Dense::f16 || D == Dense::f16_sparse) return load_halves(panel + at * 2);
+  if constexpr (D == Dense::bf16 || D == Dense::bf16_sparse) return load_bfloats(panel + at * 2);
   if constexpr (D == Dense::fp8) return load_e4m3(panel + at);
+}
+
+/// dense_tile of a sparse kind: each lane takes the inputs of its own columns.
+template <Dense D, int M, int V>
+[[gnu::always_inline]] inline void sparse_tile(const Columns<V>& w, const PanelLayout& layout, const float* x,
+                                               std::int64_t x_stride, std::int64_t cols, Floats (&acc)[M][V]) {
+  for (std::int64_t i = 0; i < cols / 2; ++i) {
+    const float* const quad = x + i / 2 * 4;
+    Floats c[V];
+    Choice choice[V];
+    unroll<V>([&](auto v) __attribute__((always_inline)) {
+      c[v.value] = load_dense<D>(w.panel[v.value], i * kPanelRows + w.lane[v.value]);
+      choice[v.value] = load_choice(w.panel[v.value] + layout.scale + i * 4, w.lane[v.value]);
+    });
+    unroll<M>([&](auto m) __attribute__((always_inline)) {
+      const Floats values = fill_four(quad + m.value * x_stride);
+      unroll<V>([&](auto v) __attribute__((always_inline)) {
+        acc[m.value][v.value] = fma(c[v.value], choose(values, choice[v.value]), acc[m.value][v.value]);
+      });
+    });
+  }
 }
 
 /// acc[m][v] = rows x // (M, cols, stride x_stride) times the weights.
@@ -19,6 +42,7 @@ template <Dense D, int M, int V>
   unroll<M>([&](auto m) __attribute__((always_inline)) {
     unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
   });
+  if constexpr (sparse(D)) return sparse_tile<D, M, V>(w, layout, x, x_stride, cols, acc);
   [[maybe_unused]] Floats scale[V];
   for (std::int64_t k = 0; k < cols; ++k, ++x) {
     if constexpr (D == Dense::fp8) {

@@ -32,6 +32,10 @@ void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
     byte_linear(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::fp8) {
     dense_linear<Dense::fp8>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else if constexpr (kind == PanelKind::f16_sparse) {
+    dense_linear<Dense::f16_sparse>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+  } else if constexpr (kind == PanelKind::bf16_sparse) {
+    dense_linear<Dense::bf16_sparse>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else {
     grouped_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   }

@@ -94,6 +94,17 @@ template <int n>
   const __m128i rest = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(0x3f80));
   return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
 }
+/// Which of four values each lane takes: two bits a lane, from bit 2 * (first + lane) of a word on.
+using Choice = __m256i;
+[[gnu::always_inline]] inline Choice load_choice(const void* p, int first) {
+  const __m256i shift = _mm256_add_epi32(_mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14), _mm256_set1_epi32(2 * first));
+  return _mm256_srlv_epi32(fill_quad(p), shift);  // what is above the two bits does not count
+}
+/// Four values again and again, and of them those that are chosen.
+[[gnu::always_inline]] inline Floats fill_four(const float* p) {
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+}
+[[gnu::always_inline]] inline Floats choose(Floats four, Choice choice) { return _mm256_permutevar_ps(four, choice); }
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
 }

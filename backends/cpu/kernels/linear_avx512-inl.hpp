@@ -93,6 +93,15 @@ template <int n>
   const __m256i rest = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(0x3f80));
   return _mm512_cvtph_ps(_mm256_or_si256(sign, rest));
 }
+/// Which of four values each lane takes: two bits a lane, from bit 2 * lane of a word on.
+using Choice = __m512i;
+[[gnu::always_inline]] inline Choice load_choice(const void* p, int) {
+  const __m512i shift = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_srlv_epi32(fill_quad(p), shift);  // what is above the two bits does not count
+}
+/// Four values again and again, and of them those that are chosen.
+[[gnu::always_inline]] inline Floats fill_four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+[[gnu::always_inline]] inline Floats choose(Floats four, Choice choice) { return _mm512_permutevar_ps(four, choice); }
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }

@@ -80,6 +80,20 @@ template <int n>
   const int16x4_t rest = vand_s16(vshl_n_s16(wide, 7), vdup_n_s16(0x3f80));
   return vcvt_f32_f16(vreinterpret_f16_s16(vorr_s16(sign, rest)));
 }
+/// Which of four values each lane takes, as the places of their bytes: two bits a lane, from bit 2 * (first + lane) of
+/// a word on.
+using Choice = uint8x16_t;
+[[gnu::always_inline]] inline Choice load_choice(const void* p, int first) {
+  std::uint32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  const int32x4_t shift = {0, -2, -4, -6};
+  const uint32x4_t choice = vandq_u32(vshlq_u32(vdupq_n_u32(word >> 2 * first), shift), vdupq_n_u32(3));
+  return vreinterpretq_u8_u32(vmlaq_n_u32(vdupq_n_u32(0x03020100), choice, 0x04040404));
+}
+[[gnu::always_inline]] inline Floats fill_four(const float* p) { return vld1q_f32(p); }
+[[gnu::always_inline]] inline Floats choose(Floats four, Choice choice) {
+  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(four), choice));
+}
 [[gnu::always_inline]] inline Floats load_int8(const void* p) {
   const int8x8_t four = vreinterpret_s8_s32(vget_low_s32(fill_quad(p)));
   return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))));

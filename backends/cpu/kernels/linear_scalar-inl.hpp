@@ -9,7 +9,8 @@
 //   acc  = fma(t, x.scale, acc)
 //   acc  = fma(-minimum, x.scale * sum of x.code, acc)        kinds with minimums only
 // w8a8: float(sum over k of (code - 128) * (x.code - x.zero)) * scale * x.scale, from the left; the sum exact, int32.
-// Dense kinds: acc = fma(w[k], x[k], acc) for ascending k.
+// Dense kinds: acc = fma(w[k], x[k], acc) for ascending k. Sparse kinds: the same without the zeros, which change
+// nothing where x is finite.
 #include "panel_read-inl.hpp"
 //
 #include "row_scale-inl.hpp"
@@ -146,6 +147,19 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
        ++n) {
     const std::uint8_t* const panel = w.data + n / kPanelRows * w.layout.bytes;
     const int lane = static_cast<int>(n % kPanelRows);
+    if (w.kind == PanelKind::f16_sparse || w.kind == PanelKind::bf16_sparse) {
+      for (std::int32_t row = row_begin; row < row_end; ++row) {
+        const float* const in = x.f32 + row * x.stride;
+        float acc = 0.0f;
+        for (std::int64_t i = 0; i < w.cols / 2; ++i) {
+          int column = 0;
+          const float value = panel_sparse(w, panel, i / 2, static_cast<int>(i % 2), lane, &column);
+          acc = __builtin_fmaf(value, in[i / 2 * 4 + column], acc);
+        }
+        out[row * out_stride + n] = acc;
+      }
+      continue;
+    }
     if (shape.bits == 0) {
       for (std::int32_t row = row_begin; row < row_end; ++row) {
         const float* const in = x.f32 + row * x.stride;

@@ -74,8 +74,31 @@ static inline void panel_scale(const PackedWeightView& w, const PanelShape& shap
   }
 }
 
-/// Element (k, lane) of a dense panel.
+static inline float panel_bfloat(const std::uint8_t* p) {
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(p[0] | p[1] << 8) << 16);
+}
+
+/// Value `entry` of row `lane` in the four columns from `quad` * 4 on of a sparse panel, and which of them has it.
+static inline float panel_sparse(const PackedWeightView& w, const std::uint8_t* panel, std::int64_t quad, int entry,
+                                 int lane, int* column) {
+  const std::int64_t at = quad * 2 + entry;
+  std::uint32_t choices;
+  __builtin_memcpy(&choices, panel + w.layout.scale + at * 4, sizeof choices);
+  *column = static_cast<int>(choices >> 2 * lane & 3);
+  const std::uint8_t* const value = panel + (at * kPanelRows + lane) * 2;
+  return w.kind == PanelKind::f16_sparse ? panel_half(value) : panel_bfloat(value);
+}
+
+/// Element (k, lane) of a dense or sparse panel.
 static inline float panel_dense(const PackedWeightView& w, const std::uint8_t* panel, std::int64_t k, int lane) {
+  if (w.kind == PanelKind::f16_sparse || w.kind == PanelKind::bf16_sparse) {
+    for (int entry = 0; entry < 2; ++entry) {
+      int column = 0;
+      const float value = panel_sparse(w, panel, k / 4, entry, lane, &column);
+      if (column == k % 4 && value != 0.0f) return value;
+    }
+    return 0.0f;
+  }
   const std::int64_t at = k * kPanelRows + lane;
   if (w.kind == PanelKind::f32) return panel_float(panel + at * 4);
   if (w.kind == PanelKind::f16) return panel_half(panel + at * 2);
@@ -83,6 +106,5 @@ static inline float panel_dense(const PackedWeightView& w, const std::uint8_t* p
     const std::int64_t scale = (k / kGroupValues >> w.layout.scale_shift) * kPanelRows + lane;
     return panel_e4m3(panel[at]) * (panel_float(panel + w.layout.scale + scale * 4) * 256.0f);
   }
-  const std::uint32_t bits = static_cast<std::uint32_t>(panel[at * 2] | panel[at * 2 + 1] << 8) << 16;
-  return __builtin_bit_cast(float, bits);
+  return panel_bfloat(panel + at * 2);
 }
