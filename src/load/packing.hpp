@@ -134,6 +134,10 @@ Result<void> add_fp8(const core::Json& settings, Layers& layers);
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
 Result<void> add_hqq(const core::Json& settings, Layers& layers);
 
+/// Adds the weights that compressed-tensors stores as sparse-24-bitmask. Errors: missing_tensor (there is none),
+/// unsupported_type (values that are quantized, too), shape_mismatch, corrupt.
+Result<void> add_sparse_24(Layers& layers);
+
 /// Codes of a layer in which groups of columns share scales and zero points: GPTQ, AWQ, pack-quantized.
 struct AffineLayer {
   enum class Order : std::uint8_t {

@@ -278,13 +278,19 @@ class CompressedTensors {
   Layers& layers_;
 };
 
+bool sparse_24(const Json& settings) {
+  const Json* sparsity = settings.find("sparsity_config");
+  const Json* format = sparsity ? sparsity->find("format") : nullptr;
+  return format && format->is_string() && format->string() == "sparse-24-bitmask";
+}
+
 /// Parts of the format that change what weights mean, and that llminfer does not have.
 Result<void> refuse_others(const Json& settings) {
   for (const char* key : {"sparsity_config", "transform_config"}) {
     const Json* found = settings.find(key);
     if (!found || found->is_null() || ((found->is_array() || found->is_object()) && found->size() == 0)) continue;
     const Json* format = found->find("format");
-    if (format && format->is_string() && format->string() == "dense") continue;
+    if (format && format->is_string() && (format->string() == "dense" || sparse_24(settings))) continue;
     return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
   }
   return {};
@@ -296,6 +302,10 @@ Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
   LLMINFER_TRY(refuse_others(settings));
   const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
   const Json* groups = settings.find("config_groups");
+  if (sparse_24(settings)) {
+    LLMINFER_TRY(add_sparse_24(layers));
+    if (!groups || groups->is_null() || groups->size() == 0) return {};  // sparse, but not quantized
+  }
   if (!groups || !groups->is_object() || groups->size() == 0) {
     return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
   }

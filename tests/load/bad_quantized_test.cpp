@@ -248,3 +248,45 @@ TEST_CASE("a GPT-OSS directory is refused by its architecture") {
   CHECK(to_string(checkpoint.error().code) == to_string(ErrorCode::unsupported_architecture));
   CHECK_THAT(checkpoint.error().message, Contains("config.json") && Contains("\"gpt_oss\""));
 }
+
+TEST_CASE("compressed-tensors: two of four weights and a mask") {
+  Layer layer;
+  layer.settings = R"({"quant_method": "compressed-tensors", "format": "dense", "config_groups": {},
+    "sparsity_config": {"format": "sparse-24-bitmask", "sparsity_structure": "2:4"}})";
+  // Columns 0, 3, 5, 6, 8, 9 of row 0; 1, 2, 4, 7, 10, 11 of row 1.
+  layer.tensors = {
+      {"x.shape", {"I64", {2, 1}, bytes_of(std::vector<std::int64_t>{2, 12})}},
+      {"x.compressed", {"F32", {2, 6}, bytes_of(std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}},
+      {"x.bitmask", {"U8", {2, 2}, bytes_of(std::vector<std::uint8_t>{0x69, 0x03, 0x96, 0x0c})}}};
+  SECTION("as numpy.packbits with bitorder little has it") {
+    CHECK(layer.values() ==
+          std::vector<float>{1, 0, 0, 2, 0, 3, 4, 0, 5, 6, 0, 0, 0, 7, 8, 0, 9, 0, 0, 10, 0, 0, 11, 12});
+  }
+  SECTION("a mask of more or fewer columns, or beyond the row") {
+    layer.tensors["x.bitmask"].data[2] = static_cast<char>(GENERATE(0x97, 0x16));
+    layer.expect(ErrorCode::corrupt, "x.bitmask: row 1");
+  }
+  SECTION("bits beyond the row") {
+    layer.tensors["x.bitmask"].data[3] = 0x14;
+    layer.expect(ErrorCode::corrupt, "x.bitmask: row 1");
+  }
+  SECTION("parts that are missing or of another shape") {
+    layer.tensors.erase("x.bitmask");
+    layer.expect(ErrorCode::missing_tensor, "x.bitmask");
+    layer.tensors["x.bitmask"] = raw_bytes("U8", {2, 3}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.bitmask");
+  }
+  SECTION("values that are quantized, too") {
+    layer.tensors["x.compressed"] = raw_bytes("F8_E4M3", {2, 6}, 1);
+    layer.expect(ErrorCode::unsupported_type, "x.compressed");
+  }
+  SECTION("a shape that is none") {
+    layer.tensors["x.shape"].data =
+        bytes_of(std::vector<std::int64_t>{2, GENERATE(as<std::int64_t>{}, 0, -4, 10, std::int64_t{1} << 40)});
+    layer.expect(ErrorCode::corrupt, "x.shape");
+  }
+  SECTION("no such tensors") {
+    layer.tensors = {{"x.weight", floats({2, 12}, 1)}};
+    layer.expect(ErrorCode::missing_tensor, "compressed");
+  }
+}
