@@ -4,6 +4,7 @@
 #include <chrono>
 #include <limits>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "arch/arch.hpp"
@@ -99,15 +100,11 @@ struct Layout {
 };
 
 /// Bytes of a stage. Weights that `prepared` has for the backend count as none, and the others join it.
-using Prepared = std::vector<std::pair<const Backend*, const load::TensorInfo*>>;
+using Prepared = std::set<std::pair<const Backend*, const load::TensorInfo*>>;
 MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std::int32_t pages, Prepared* prepared) {
   MemoryShare memory;
   for (const load::TensorInfo* tensor : layout.tensors) {
-    const std::pair key(const_cast<const Backend*>(layout.backend.get()), tensor);
-    if (prepared) {
-      if (std::find(prepared->begin(), prepared->end(), key) != prepared->end()) continue;
-      prepared->push_back(key);
-    }
+    if (prepared && !prepared->insert({layout.backend.get(), tensor}).second) continue;
     memory.weights += layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
