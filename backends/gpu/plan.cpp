@@ -89,8 +89,8 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
   }
   const PlanLayout layout(program, steps, options.max_batch_rows);
-  std::unique_ptr<GpuPlan> plan(new GpuPlan(program, std::move(steps), layout, std::move(weights),
-                                            options, std::move(device), batch_invariant));
+  std::unique_ptr<GpuPlan> plan(
+      new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), batch_invariant));
   LLMINFER_TRY(plan->bind_weights());
   plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {

@@ -262,7 +262,8 @@ Result<void> GpuPlan::run(const AddStep& step) {
 
 /// The rows go to the host and back: ranks talk to each other there.
 Result<void> GpuPlan::run(const ReduceStep& step) {
-  const std::int64_t n = width(step.op.in), floats = n * pass_.current_rows, bytes = floats * std::int64_t{sizeof(float)};
+  const std::int64_t n = width(step.op.in), floats = n * pass_.current_rows,
+                     bytes = floats * std::int64_t{sizeof(float)};
   if (host_reduced_.bytes() < bytes) host_reduced_ = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, true));
   const RowsArgs packed{memory_.at<float>(layout_.gathered), n};
   const auto width = static_cast<int>(n);

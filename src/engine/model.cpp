@@ -363,8 +363,8 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> s
   }
   RankStage embedding;
   if (stages.size() > 1) embedding = std::move(stages.front());
-  auto plan = std::make_unique<RankPlan>(leader, std::move(embedding), std::move(stages.back()),
-                                         layout.program.vocab_size);
+  auto plan =
+      std::make_unique<RankPlan>(leader, std::move(embedding), std::move(stages.back()), layout.program.vocab_size);
   for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
     CacheStorage* const own = plan->stage().cache(g);
     model.caches.push_back(

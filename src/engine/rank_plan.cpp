@@ -38,8 +38,8 @@ Result<void> RankPlan::submit(const Batch& batch, std::span<CacheStorage* const>
   return core::guarded([&]() -> Result<void> {
     if (batch_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
     const RankStage& first = embedding_.plan ? embedding_ : stage_;
-    LLMINFER_TRY(first.plan->submit(stage_batch_.make(batch, first.groups, {}, rows_of(rows_, batch)),
-                                    first.all_caches()));
+    LLMINFER_TRY(
+        first.plan->submit(stage_batch_.make(batch, first.groups, {}, rows_of(rows_, batch)), first.all_caches()));
     batch_ = &batch;
     return {};
   });

@@ -59,9 +59,9 @@ class RankPlan final : public Plan {
   RankStage embedding_, stage_;
   const std::int64_t vocab_size_;
   StageBatch stage_batch_;
-  std::vector<float> rows_;    ///< that the first plan gives
-  std::vector<float> out_;     ///< of a shard: what it hands on, if there are more stages
-  std::vector<float> logits_;  ///< of a shard, if there are none
+  std::vector<float> rows_;       ///< that the first plan gives
+  std::vector<float> out_;        ///< of a shard: what it hands on, if there are more stages
+  std::vector<float> logits_;     ///< of a shard, if there are none
   const Batch* batch_ = nullptr;  ///< in flight
 };
 

@@ -224,15 +224,16 @@ Result<void> Leader::collect(const Batch& batch, std::int64_t vocab_size, std::s
       if (shards_ > 1) logits_.resize(floats);
       const auto to = shards_ > 1 ? std::span(logits_) : batch.logits;
       Result<void> outcome;
-      LLMINFER_TRY(checked(receive_outcome(*communicator_, rank, outcome,
-                                           {to, shard == 0 ? batch.hidden : std::span<float>()})));
+      LLMINFER_TRY(checked(
+          receive_outcome(*communicator_, rank, outcome, {to, shard == 0 ? batch.hidden : std::span<float>()})));
       if (!outcome && first_error) first_error = std::move(outcome);
       logits = to;
     }
     if (shards_ == 1 || !first_error) continue;
     for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
       const std::int64_t row = static_cast<std::int64_t>(i);
-      std::copy_n(logits.data() + row * tokens.count, tokens.count, batch.logits.data() + row * vocab_size + tokens.first);
+      std::copy_n(logits.data() + row * tokens.count, tokens.count,
+                  batch.logits.data() + row * vocab_size + tokens.first);
     }
   }
   return first_error;

@@ -81,8 +81,9 @@ class Cutter {
   Result<ShardRange> range_of(std::int64_t count, std::int64_t unit, ValueId value, const char* things) const {
     const std::int64_t units = (count + unit - 1) / unit;
     if (units < shards_) {
-      return fail(ErrorCode::unsupported, "EngineOptions::tensor_parallel is ", shards_, ": value ", name(value), " has ",
-                  count, " ", things, ", of which ", unit, " stay together for the blocks of the weight that reads it");
+      return fail(ErrorCode::unsupported, "EngineOptions::tensor_parallel is ", shards_, ": value ", name(value),
+                  " has ", count, " ", things, ", of which ", unit,
+                  " stay together for the blocks of the weight that reads it");
     }
     const ShardRange some = shard_range(units, shard_, shards_);
     const std::int64_t first = some.first * unit;
@@ -298,7 +299,8 @@ class Cutter {
     }
     std::int64_t unit = 1;
     for (const WeightId id : o.down) unit = std::lcm(unit, load::column_unit(*tensors_[index(id)]));
-    const ShardRange range = LLMINFER_TRY(range_of(whole_.weights[index(o.down.front())].cols, unit, o.out, "features"));
+    const ShardRange range =
+        LLMINFER_TRY(range_of(whole_.weights[index(o.down.front())].cols, unit, o.out, "features"));
     for (std::size_t e = 0; e < o.gate.size(); ++e) {
       mine.gate[e] = LLMINFER_TRY(rows_of(o.gate[e], range));
       mine.up[e] = LLMINFER_TRY(rows_of(o.up[e], range));
@@ -314,10 +316,10 @@ class Cutter {
   const Program& whole_;
   const std::span<const load::TensorInfo* const> tensors_;
   const int shard_, shards_;
-  std::vector<Part> parts_;                       // per value of the whole program, as are the next
+  std::vector<Part> parts_;  // per value of the whole program, as are the next
   std::vector<const Op*> writer_;
   std::vector<std::vector<const Op*>> readers_;
-  std::vector<ValueId> values_;                   // the shard's own
+  std::vector<ValueId> values_;  // the shard's own
   Program out_;
   std::vector<load::TensorInfo> out_tensors_;
 };

@@ -73,7 +73,9 @@ Result<TensorInfo> slice_of(const TensorInfo& tensor, const TensorSlice& slice) 
                       ", the values that are stored together");
   }
   TensorInfo part = tensor;
-  const auto range = [](std::int64_t from, std::int64_t to) { return std::to_string(from).append(":").append(std::to_string(to)); };
+  const auto range = [](std::int64_t from, std::int64_t to) {
+    return std::to_string(from).append(":").append(std::to_string(to));
+  };
   part.name.append("[").append(range(slice.first_row, slice.first_row + slice.rows));
   part.name.append(",").append(range(slice.first_col, end)).append("]");
   part.rows = slice.rows;
