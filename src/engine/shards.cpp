@@ -82,8 +82,8 @@ class Cutter {
     const std::int64_t units = (count + unit - 1) / unit;
     if (units < shards_) {
       return fail(ErrorCode::unsupported, "EngineOptions::tensor_parallel is ", shards_, ": value ", name(value),
-                  " has ", count, " ", things, ", of which ", unit,
-                  " stay together for the blocks of the weight that reads it");
+                  " has ", count, " ", things, ", given out by ", unit,
+                  " so that no block or group of the weight that reads them is cut: too few");
     }
     const ShardRange some = shard_range(units, shard_, shards_);
     const std::int64_t first = some.first * unit;
@@ -100,7 +100,7 @@ class Cutter {
         const std::int64_t width = std::int64_t{o.heads} / group.kv_heads * group.head_dim;
         const std::int64_t columns = column_unit(o.out);
         unit = std::lcm(unit, columns / std::gcd(columns, width));
-        some = &o;
+        if (!some) some = &o;
       });
       CacheGroup& mine = out_.cache_groups.emplace_back(group);
       if (!some) continue;

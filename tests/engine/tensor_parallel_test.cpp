@@ -11,10 +11,9 @@
 #include <map>
 #include <thread>
 
-#include "engine/shards.hpp"
 #include "core/file.hpp"
 #include "load/safetensors.hpp"
-#include "tests/engine/default_model.hpp"
+#include "load/slice.hpp"
 #include "tests/engine/split_models.hpp"
 #include "tests/load/safetensors_file.hpp"
 
@@ -448,18 +447,6 @@ TEST_CASE("what cannot be shared by so many ranks is refused, naming what is in 
   EngineOptions alone = options_of({});
   alone.tensor_parallel = 2;
   CHECK(Engine::load(model, alone).error().code == ErrorCode::invalid_argument);
-}
-
-TEST_CASE("the default model on two ranks, with 2 and 1 of its 3 KV heads", "[model]") {
-  const char* const model = default_model();
-  if (!model) return;
-  EngineOptions options = options_of({});
-  CompletionRequest request;
-  request.prompt = "The capital of France is";
-  request.options.max_tokens = 24;
-  const auto expected = Engine::load(model, options).value().complete(request).value();
-  Ranks ranks(model, 2, 2, options);
-  CHECK(ranks.engine()->complete(request).value().text == expected.text);
 }
 
 TEST_CASE("slices of tensors have the values of the whole") {
