@@ -352,13 +352,14 @@ std::vector<std::int64_t> model_numbers(const Layout& layout) {
 }
 
 /// Puts rank 0's stage and the others together, and learns what those hold.
-Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, CacheType cache_type,
-                        Layout& layout, Model& model) {
+Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, Layout& layout, Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
   std::int64_t elsewhere = 0;
+  bool seals = false;
   for (std::size_t rank = 1; rank < replies.size(); ++rank) {
     model.weight_bytes += replies[rank].weight_bytes;
     elsewhere += replies[rank].cache_bytes;
+    seals = seals || replies[rank].seals_pages;
     layout.memory.shares[rank].backend = replies[rank].backend;
   }
   RankStage embedding;
@@ -367,8 +368,7 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> s
       std::make_unique<RankPlan>(leader, std::move(embedding), std::move(stages.back()), layout.program.vocab_size);
   for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
     CacheStorage* const own = plan->stage().cache(g);
-    model.caches.push_back(
-        std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), cache_type == CacheType::int4));
+    model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), seals));
   }
   model.plan = std::move(plan);
   return {};
@@ -428,7 +428,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   }
   model->weight_bytes = loader.bytes();
   if (leader) {
-    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), options.cache_type, layout, *model));
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), layout, *model));
   } else {
     join_stages(std::move(stages), layout.program, *model);
   }

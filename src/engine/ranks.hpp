@@ -40,6 +40,7 @@ struct Reply {
   std::string backend;  ///< its description
   std::int64_t weight_bytes = 0;
   std::int64_t cache_bytes = 0;
+  bool seals_pages = false;  ///< see CacheStorage
 };
 
 /// A stage, or a shard of one, that has been loaded.
