@@ -63,6 +63,7 @@ struct PlanLayout {
     std::int64_t tokens = 0, experts = 0;        ///< int32 [rows]: of each place
     std::int64_t begins = 0;                     ///< int32 [experts + 1]: first place of each expert
   } experts;
+  std::int64_t reduced = 0;  ///< floats [max_rows, widest reduction]
   std::int64_t shared_bytes = 0;
   // Offsets in a thread's own memory.
   std::int64_t own_normed = 0, own_quantized = 0, linear = 0, head = 0, tile = 0;
@@ -132,13 +133,11 @@ class CpuPlan final : public Plan {
     std::vector<AttentionTasks> attention;  ///< per cache group and number of heads
     bool write_in_attention = false;        ///< attention tasks write keys and values: every run is one token
     std::vector<PageWrites> writes;         ///< per cache group
-    AlignedBytes unsealed;                  ///< for each thread kChunkPages pages of a head in floats
-    std::int64_t unsealed_stride = 0;       ///< bytes of a thread's
-    std::vector<std::int32_t> chunk_slots;  ///< per entry of a block table its place there
     std::size_t steps = 0;                  ///< that the pass goes through
     std::vector<Phase> phases;
     std::vector<int> chunks;        ///< per phase
     std::atomic<bool> stop{false};  ///< what is left of the pass is skipped
+    Result<void> reduced;           ///< the error of PlanOptions::reduce; written by the one thread that calls it
   };
   /// What a thread has for itself.
   struct alignas(64) Thread {
@@ -208,6 +207,7 @@ class CpuPlan final : public Plan {
   void run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const GluStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const AddStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const ReduceStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const MoeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const SelectStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void give_out() noexcept;
@@ -217,7 +217,7 @@ class CpuPlan final : public Plan {
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
-                    const AttentionState& state, const AttentionState& more, float* scratch, Thread& thread) noexcept;
+                    const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
   LinearInput linear_input(const Step& step) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
@@ -256,6 +256,7 @@ class CpuPlan final : public Plan {
   const Steps steps_;
   const PlanLayout layout_;
   const std::int32_t max_rows_;
+  const Reduction reduce_;
   const Level level_;
   const std::shared_ptr<core::Team> team_;
   std::vector<std::shared_ptr<const PreparedWeight>> weights_;
