@@ -77,6 +77,9 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   }
   const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
+  const cpu::ActivationCodes codes = !kind.high_only          ? cpu::kCodes16
+                                     : m >= kernels.byte_rows ? cpu::kBytes8
+                                                              : cpu::kCodes8;
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
   for (std::int32_t i = 0; i < m; ++i) {
@@ -84,7 +87,7 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
       kernels.quantize_bytes(cpu::rounding_of(kind.details.input), x.data() + i * cols, cols, to);
     } else {
-      kernels.quantize_row(x.data() + i * cols, cols, kind.high_only ? cpu::kCodes8 : cpu::kCodes16, to);
+      kernels.quantize_row(x.data() + i * cols, cols, codes, to);
     }
   }
   const std::unique_ptr<void, decltype(&std::free)> scratch(
@@ -94,7 +97,7 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
         state.thread_index() + 1 == state.threads() ? panels : pairs * (state.thread_index() + 1) / state.threads() * 2;
-    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride, kind.high_only}, 0, m,
+    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes}, 0, m,
                    out.data(), rows, scratch.get());
     benchmark::ClobberMemory();
   }
