@@ -14,7 +14,11 @@ constexpr int kTileRows = 4;
 #endif
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 #ifdef __AVXVNNI__
-constexpr int slice_rows(PanelShape) { return 9; }
+constexpr int slice_rows(PanelShape s) {
+  if (s.table) return 20;
+  if (s.bits == 8) return kNever;
+  return s.bits == 4 ? 64 : s.bits == 2 ? 12 : 7;
+}
 #else
 constexpr int slice_rows(PanelShape s) {
   if (s.bits == 8) return 24;
