@@ -116,7 +116,7 @@ template <Dense D>
                                     std::int64_t out_stride, std::uint8_t* slice) {
   const std::int32_t rows = row_end - row_begin;
   const float* const in = x.f32 + row_begin * x.stride;
-  const bool slices = D != Dense::f32 && rows >= kDenseSliceRows;
+  const bool slices = D != Dense::f32 && rows >= (w.slice_rows > 0 ? w.slice_rows : kDenseSliceRows);
   const std::int64_t step = slices ? kDenseSliceCols : w.cols;
   const auto sliced = columns_of<kDenseVectors>(slice, kDenseSliceCols * kPanelRows * 4, kDensePanels);
   // Panels go by while the rows' part of a slice stays in a second-level cache.
