@@ -165,6 +165,7 @@ class CpuPlan final : public Plan {
     /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
     std::vector<std::pair<int, int>> of_part;
     bool rounds = false;  ///< in floats, for weights that have no use for bytes
+    bool wide = false;    ///< of a weight with wide_codes()
     ActivationCodes codes = kCodes16;
   };
   /// The same in this pass.

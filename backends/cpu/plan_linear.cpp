@@ -24,6 +24,7 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
   input.rounding = matrix(first).input();
   const auto form_of = [&](WeightId id) {
     if (id == WeightId::none) return -1;
+    input.wide = input.wide || matrix(id).wide_codes();
     const RowForm wanted{matrix(id).form(), matrix(id).order()};
     if (wanted.form == InputForm::floats) {
       input.floats = true;
@@ -111,7 +112,8 @@ CpuPlan::LinearInput CpuPlan::linear_input(const Step& step, std::int32_t rows) 
   LinearInput input;
   input.input = &step_inputs_[static_cast<std::size_t>(&step - steps_.steps.data())];
   input.codes = input.input->codes;
-  if (input.codes.shift > 0 && rows >= level_.linear->byte_rows) input.codes = kBytes8;
+  const std::int32_t byte_rows = level_.linear->byte_rows;
+  if (input.codes.shift > 0 && rows >= byte_rows && (byte_rows == 0 || !input.input->wide)) input.codes = kBytes8;
   input.direct = steps_.logits_direct && &step == &steps_.steps.back();
   input.gather = input.direct && pass_.logit_index.size() != pass_.selected.size();
   input.copy = std::get<LinearStep>(step).norm != WeightId::none || input.gather;
