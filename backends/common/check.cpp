@@ -138,10 +138,11 @@ class ProgramCheck {
     LLMINFER_TRY(expect(o.q, std::int64_t{o.heads} * group.head_dim));
     LLMINFER_TRY(expect(o.k, std::int64_t{group.kv_heads} * group.head_dim));
     LLMINFER_TRY(expect(o.v, std::int64_t{group.kv_heads} * group.head_dim));
+    if (o.sinks != WeightId::none) LLMINFER_TRY(expect_weight(o.sinks, 1, o.heads));
     return expect(o.out, width(o.q));
   }
   Result<void> check(const op::Glu& o) {
-    if (o.activation > Activation::gelu_tanh) {
+    if (o.activation > Activation::clamped_swiglu) {
       return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation));
     }
     LLMINFER_TRY(expect(o.up, width(o.gate)));
@@ -158,7 +159,7 @@ class ProgramCheck {
       return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", o.used, " of ", experts, " experts with ",
                   o.up.size(), " and ", o.down.size(), " other matrices; expected 1 to ", kMaxExperts);
     }
-    if (o.activation > Activation::gelu_tanh || o.scoring > Scoring::sigmoid) {
+    if (o.activation > Activation::clamped_swiglu || o.scoring > Scoring::sigmoid) {
       return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation),
                   ", scoring ", static_cast<int>(o.scoring));
     }
@@ -173,6 +174,16 @@ class ProgramCheck {
       LLMINFER_TRY(expect_weight(o.gate[e], ffn, width(o.in)));
       LLMINFER_TRY(expect_weight(o.up[e], ffn, width(o.in)));
       LLMINFER_TRY(expect_weight(o.down[e], width(o.in), ffn));
+    }
+    const std::size_t biases = o.gate_bias.size();
+    if ((biases != 0 && biases != experts) || o.up_bias.size() != biases || o.down_bias.size() != biases) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", biases, ", ", o.up_bias.size(), " and ",
+                  o.down_bias.size(), " biases of ", experts, " experts");
+    }
+    for (std::size_t e = 0; e < biases; ++e) {
+      LLMINFER_TRY(expect_weight(o.gate_bias[e], 1, ffn));
+      LLMINFER_TRY(expect_weight(o.up_bias[e], 1, ffn));
+      LLMINFER_TRY(expect_weight(o.down_bias[e], 1, width(o.in)));
     }
     if (o.shared != ValueId::none) {
       LLMINFER_TRY(expect(o.shared, width(o.in)));

@@ -208,7 +208,7 @@ ValueId Builder::rope(ValueId in, std::int32_t head_dim, std::int32_t table, std
 }
 
 ValueId Builder::attention(ValueId q, ValueId k, ValueId v, std::int32_t group, std::int32_t layer, std::int32_t heads,
-                           float scale, std::string name) {
+                           float scale, std::string name, WeightId sinks) {
   return attempt<ValueId>(first_mistake_, [&]() -> Result<ValueId> {
     if (!is_index(group, program_.cache_groups.size())) {
       return fail(ErrorCode::invalid_argument, name, ": cache group ", group, " of ", program_.cache_groups.size());
@@ -227,8 +227,9 @@ ValueId Builder::attention(ValueId q, ValueId k, ValueId v, std::int32_t group, 
     LLMINFER_TRY(expect_width(name, "q", LLMINFER_TRY(width_of(program_, q, name)), q_width));
     LLMINFER_TRY(expect_width(name, "k", LLMINFER_TRY(width_of(program_, k, name)), kv_width));
     LLMINFER_TRY(expect_width(name, "v", LLMINFER_TRY(width_of(program_, v, name)), kv_width));
+    if (sinks != WeightId::none) LLMINFER_TRY(expect_vector(program_, sinks, heads, name));
     return append(program_, std::move(name), q_width,
-                  [&](ValueId out) { return op::Attention{q, k, v, group, layer, heads, scale, out}; });
+                  [&](ValueId out) { return op::Attention{q, k, v, group, layer, heads, scale, out, sinks}; });
   });
 }
 
@@ -267,6 +268,16 @@ ValueId Builder::moe(op::Moe op, std::string name) {
       LLMINFER_TRY(expect_matrix(program_, op.gate[e], ffn, width, name));
       LLMINFER_TRY(expect_matrix(program_, op.up[e], ffn, width, name));
       LLMINFER_TRY(expect_matrix(program_, op.down[e], width, ffn, name));
+    }
+    const std::size_t biases = op.gate_bias.size();
+    if ((biases != 0 && biases != experts) || op.up_bias.size() != biases || op.down_bias.size() != biases) {
+      return fail(ErrorCode::invalid_argument, name, ": ", biases, " gate, ", op.up_bias.size(), " up and ",
+                  op.down_bias.size(), " down biases; expected none, or ", experts, " of each");
+    }
+    for (std::size_t e = 0; e < biases; ++e) {
+      LLMINFER_TRY(expect_vector(program_, op.gate_bias[e], ffn, name));
+      LLMINFER_TRY(expect_vector(program_, op.up_bias[e], ffn, name));
+      LLMINFER_TRY(expect_vector(program_, op.down_bias[e], width, name));
     }
     if ((op.shared == ValueId::none) != (op.shared_gate == ValueId::none)) {
       return fail(ErrorCode::invalid_argument, name, ": a shared expert needs its gate, and a gate its expert");
