@@ -23,7 +23,7 @@ TEST_CASE("stacks of experts: gate above up") {
   Layer model;
   model.model = R"("model_type": "qwen3_moe", "vocab_size": 32, "hidden_size": 2, "intermediate_size": 24,
     "num_hidden_layers": 1, "num_attention_heads": 4, "num_experts": 2, "num_experts_per_tok": 1,
-    "moe_intermediate_size": 3)";
+    "head_dim": 2, "moe_intermediate_size": 3)";
   model.tensors = {{kExperts + "gate_up_proj", counted({2, 6, 2})}, {kExperts + "down_proj", counted({2, 2, 3})}};
   CHECK(model.values(kExperts + "0.gate_proj.weight") ==
         std::pair(std::int64_t{3}, std::vector<float>{0, 1, 2, 3, 4, 5}));
