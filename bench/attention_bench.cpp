@@ -13,6 +13,7 @@
 
 #include "backends/cpu/attention_tasks.hpp"
 #include "backends/cpu/cache.hpp"
+#include "backends/cpu/elementwise.hpp"
 #include "backends/cpu/level.hpp"
 
 namespace cpu = llminfer::cpu;
@@ -36,7 +37,16 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
   for (float& x : q) x = normal(random) / std::sqrt(static_cast<float>(c.head_dim));
   if (state.thread_index() == 0) {
     cache = cpu::CpuCache::make({1, 1, c.head_dim, 0}, type, c.pages).value();
-    for (std::int32_t slot = 0; slot < c.pages * cpu::kPageSlots; ++slot) {
+    if (type == CacheType::int4) {
+      const cpu::Int4Layout layout(c.head_dim);
+      std::vector<float> page(static_cast<std::size_t>(layout.floats()));
+      for (float& x : page) x = normal(random);
+      for (std::int32_t p = 0; p < c.pages; ++p) {
+        level.elementwise->pack_int4(layout, page.data(), page.data() + layout.float_keys(),
+                                     cache->sealed_head(p, 0, 0));
+      }
+    }
+    for (std::int32_t slot = 0; slot < c.pages * cpu::kPageSlots && type != CacheType::int4; ++slot) {
       if (slot < 256) {
         for (float& x : k) x = normal(random);
         for (float& x : v) x = normal(random);
@@ -76,8 +86,11 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
 }  // namespace
 
 int main(int argc, char** argv) {
-  static const std::pair<const char*, CacheType> kTypes[] = {
-      {"f16", CacheType::f16}, {"bf16", CacheType::bf16}, {"f32", CacheType::f32}, {"int8", CacheType::int8}};
+  static const std::pair<const char*, CacheType> kTypes[] = {{"f16", CacheType::f16},
+                                                             {"bf16", CacheType::bf16},
+                                                             {"f32", CacheType::f32},
+                                                             {"int8", CacheType::int8},
+                                                             {"int4", CacheType::int4}};
   for (const cpu::Level& level : cpu::runnable_levels()) {
     for (const auto& [type_name, type] : kTypes) {
       for (const std::int32_t dim : {64, 128}) {

@@ -177,12 +177,14 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
   if (o.profile) profile_into(profile, options);
   const bench::Loaded loaded = bench::load(model, options);
   std::mt19937 random(1);
+  bench::Filled filled;
   for (const bench::Test& test : tests) {
     bench::Record record;
     record.test_time = bench::utc_now();
     // A decode test's other passes are those that prefill its sequences.
     const std::int32_t rows = test.n_gen > 0 ? std::max(test.n_parallel, 1) : 0;
-    record.samples = bench::run(loaded.engine, test, o.repetitions, !o.no_warmup, random, [&] { profile.reset(rows); });
+    record.samples =
+        bench::run(loaded.engine, filled, test, o.repetitions, !o.no_warmup, random, [&] { profile.reset(rows); });
     record.test = test;
     record.model_filename = model;
     record.info = loaded.engine.info();

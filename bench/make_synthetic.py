@@ -6,7 +6,7 @@
 
 Speed depends on shapes and formats, not on what the weights say, so such a file measures like the real one; its text is
 noise. The values have a standard deviation of 0.02, which keeps activations in range. --layers cuts the model down for
-quick runs. Which tensor gets which type follows what llama-quantize does without an importance matrix; --pure gives all
+quick runs, --context and --window make one for long contexts. Which tensor gets which type follows what llama-quantize does without an importance matrix; --pure gives all
 the same. The tokenizer is that of another GGUF file with a byte-level BPE vocabulary, cut or padded to the model's size.
 
 Needs the Python packages gguf (0.19) and numpy. Files are written whole or not at all.
@@ -15,7 +15,7 @@ import argparse
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
@@ -41,6 +41,7 @@ class Model:
     llama3_rope: bool = False  # rotary frequencies are stretched, by the factors of Llama 3.1 and later
     experts: int = 0  # in each layer; then `ffn` is the width of one
     used: int = 0
+    window: int = 0  # tokens that each layer sees, its own included; 0: all
 
 
 MODELS = {
@@ -237,6 +238,8 @@ def add_config(writer: gguf.GGUFWriter, name: str, model: Model, file_type: str,
     if model.head_dim * model.heads != model.hidden:
         writer.add_key_length(model.head_dim)
         writer.add_value_length(model.head_dim)
+    if model.window:
+        writer.add_sliding_window(model.window)
     if model.experts:
         writer.add_expert_count(model.experts)
         writer.add_expert_used_count(model.used)
@@ -310,6 +313,8 @@ def main() -> None:
     parser.add_argument("--type", default="Q4_0", help="weight format, or a mix as Q4_K_M")
     parser.add_argument("--tokenizer", help="GGUF file to take the vocabulary from")
     parser.add_argument("--layers", type=int, help="write only so many layers")
+    parser.add_argument("--context", type=int, help="context length, instead of the model's own")
+    parser.add_argument("--window", type=int, help="sliding window of all layers (models of architecture llama)")
     parser.add_argument("--pure", action="store_true", help="all matrices in one format (where their shape allows)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the models and formats")
@@ -326,6 +331,12 @@ def main() -> None:
     layers = model.layers if o.layers is None else o.layers
     if not 1 <= layers <= model.layers:
         parser.error(f"--layers: expected 1 to {model.layers}")
+
+    if o.context is not None and not 1 <= o.context <= 1 << 24:
+        parser.error(f"--context: expected 1 to {1 << 24}")
+    if o.window is not None and (o.window < 1 or model.arch != "llama"):
+        parser.error("--window: expected 1 or more, and a model of architecture llama")
+    model = replace(model, context=o.context or model.context, window=o.window or 0)
 
     partial = o.out + ".partial"
     writer = gguf.GGUFWriter(partial, model.arch)

@@ -134,12 +134,17 @@ Loaded load(const std::string& path, const llminfer::EngineOptions& options) {
   return loaded;
 }
 
-std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int repetitions, bool warmup,
+std::vector<Sample> run(const llminfer::Engine& engine, Filled& filled, const Test& test, int repetitions, bool warmup,
                         std::mt19937& random, const std::function<void()>& on_begin) {
   std::vector<Sample> samples;
-  auto session = engine.new_session().value();
   const bool batched = test.n_parallel > 0;
-  if (!batched && test.n_depth > 0) session.prefill(random_tokens(engine, test.n_depth, true, random)).value();
+  // The sequences of a batched test may need its pages.
+  if (batched || !filled.session || test.n_depth < filled.tokens) filled = {engine.new_session().value(), 0};
+  llminfer::Session& session = *filled.session;
+  if (!batched && test.n_depth > filled.tokens) {
+    session.prefill(random_tokens(engine, test.n_depth - filled.tokens, filled.tokens == 0, random)).value();
+    filled.tokens = test.n_depth;
+  }
   for (int i = warmup ? -1 : 0; i < repetitions; ++i) {
     // A fork, not a truncation: a sliding window may have left pages behind that a shorter sequence needs.
     auto fork = session.fork().value();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -40,10 +41,16 @@ struct Sample {
 /// Loads a model and generates one token. Throws llminfer::Exception.
 Loaded load(const std::string& path, const llminfer::EngineOptions& options);
 
+/// A session that tests fork, so that a deep one costs only the tokens beyond those of the test before it.
+struct Filled {
+  std::optional<llminfer::Session> session;
+  std::int32_t tokens = 0;
+};
+
 /// Runs the test `repetitions` times, after one run that is not counted if `warmup`. Token ids are drawn at random,
 /// ever new ones, so that no prompt is found in a cache. `on_begin` is called before the first repetition that counts.
 /// Throws llminfer::Exception.
-std::vector<Sample> run(const llminfer::Engine& engine, const Test& test, int repetitions, bool warmup,
+std::vector<Sample> run(const llminfer::Engine& engine, Filled& filled, const Test& test, int repetitions, bool warmup,
                         std::mt19937& random, const std::function<void()>& on_begin = {});
 
 /// Tokens that a sequence of this test needs room for.

@@ -6,6 +6,8 @@
 //   floats:   keys [head_dim][64], values [64][padded_dim]
 //   integers: keys [even_dim / 2][64][2], values [32][padded_dim][2], with a scale per token for each. Two factors of
 //             a sum lie together, since instructions multiply integers so; one token is still appended in place.
+//   codes:    as integers, but a word holds those of four pairs in 4 bits each (int4.hpp); packed when the page is
+//   full.
 // Queries and weights are rounded to 16-bit integers, and products of integers are exact: every level, and every way to
 // compute them, has the same bits (docs/adr/0016).
 //
@@ -25,7 +27,8 @@ inline constexpr std::int32_t kPageSlots = 64;
 inline constexpr std::int32_t kChunkPages = 4;
 
 /// How an element of a key or value is stored. The integers have a scale per token, for its key and for its value.
-enum class CacheElement : std::uint8_t { f32, int16, int8 };
+/// Codes have scales and minima instead, per dimension of keys and per token of values.
+enum class CacheElement : std::uint8_t { f32, int16, int8, code4 };
 
 /// The largest magnitude of an element in int16. With kMostSum it keeps sums of products in 32 bits.
 inline constexpr std::int32_t kMostWord = 16383;
@@ -40,7 +43,8 @@ struct AttentionPages {
   std::byte* data;            ///< page 0's keys of this layer and head
   std::int64_t page_stride;   ///< in bytes
   std::int64_t value_offset;  ///< in bytes, from keys to values
-  std::int64_t scale_offset;  ///< in bytes, from keys to the floats [2][64] that scale integer keys and values
+  std::int64_t scale_offset;  ///< in bytes, from keys to the floats [2][64] that scale integer keys and values, or to
+                              ///< the ranges of codes
   std::int32_t head_dim;
   std::int32_t padded_dim;  ///< head_dim, up to a multiple of 16; the padding is zero
   CacheElement element;
@@ -63,7 +67,7 @@ constexpr std::int64_t value_index(CacheElement element, std::int32_t padded_dim
 
 /// Queries that share a KV head: some tokens times the query heads of the group.
 struct AttentionTile {
-  const float* q;             ///< [rows, head_dim], scaled; for pages of floats
+  const float* q;             ///< [rows, head_dim], scaled; for pages of floats and of codes
   const std::int16_t* words;  ///< [rows, query_words(head_dim)], for pages of integers: q as round_queries leaves it
   const float* scales;        ///< [query_runs(head_dim), rows], likewise
   const std::int32_t* first;  ///< [rows] first position that the row sees
@@ -103,9 +107,11 @@ struct AttentionKernels {
   void (*finish)(const float* accumulated, float sum, std::int32_t head_dim, float* out);
 };
 
-/// Scores; for integers also weights in words, their scales, and a page's keys or values in words.
+/// Scores; for integers also weights in words, their scales, and a page's keys or values in words; for codes also the
+/// queries in words, their scales, and two sums per row.
 constexpr std::int64_t attend_scratch_floats(std::int64_t rows, std::int64_t padded_dim) {
-  return rows * kPageSlots + rows * kPageSlots / 2 + (rows + 15) / 16 * 16 + kPageSlots * padded_dim / 2;
+  return rows * kPageSlots + rows * kPageSlots / 2 + 4 * ((rows + 15) / 16 * 16) + kPageSlots * padded_dim / 2 +
+         rows * kRunDims / 2;
 }
 
 namespace isa_scalar {

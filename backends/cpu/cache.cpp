@@ -74,8 +74,9 @@ CacheElement CpuCache::element() const noexcept {
       return CacheElement::int16;
     case CacheType::int8:
       return CacheElement::int8;
-    case CacheType::f32:
     case CacheType::int4:
+      return CacheElement::code4;
+    case CacheType::f32:
       break;
   }
   return CacheElement::f32;
@@ -92,6 +93,11 @@ AttentionPages CpuCache::head(std::int32_t layer, std::int32_t kv_head) const no
   pages.page_stride = page_bytes_;
   pages.value_offset = key_bytes();
   pages.scale_offset = key_bytes() + std::int64_t{kPageSlots} * padded_dim_ * element_bytes_;
+  if (open_) {
+    const Int4Layout layout(group_.head_dim);
+    pages.value_offset = layout.values;
+    pages.scale_offset = layout.key_ranges;
+  }
   pages.head_dim = group_.head_dim;
   pages.padded_dim = padded_dim_;
   pages.element = element();

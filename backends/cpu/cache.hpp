@@ -35,7 +35,7 @@ class CpuCache final : public CacheStorage {
 
   const CacheGroup& group() const noexcept { return group_; }
   std::int32_t pages() const noexcept { return pages_; }
-  /// Where a layer's head lies; not for pages that are sealed, nor for open ones.
+  /// Where a layer's head lies; with int4 in pages that are sealed.
   AttentionPages head(std::int32_t layer, std::int32_t kv_head) const noexcept;
 
   // With int4 only.

@@ -9,18 +9,19 @@
 
 namespace llminfer::cpu {
 
-/// Codes lie 16 to 8 bytes: byte i has element i, and element i + 8 in its high bits. Then come the ranges, a word for
-/// each row of codes: the minimum in the low half, the scale in the high one, both bfloat16. value = scale * code +
-/// minimum.
+/// Codes lie so that words of 16 bits, shifted and masked, are what the integers of other pages are (attention.hpp):
+/// word [k / 8][column][k % 2] has the code of row k in bits 4 * (k / 2 % 4) and on. Rows of keys are dimensions, their
+/// columns the page's slots; rows of values are slots. Then come the ranges, a word for each row of codes: the minimum
+/// in the low half, the scale in the high one, both bfloat16. value = scale * code + minimum.
 struct Int4Layout {
   std::int32_t head_dim, padded_dim;
-  std::int64_t values;        ///< offset of the values' codes [64][padded_dim]; keys' come first, [head_dim][64]
+  std::int64_t values;        ///< offset of the values' codes, [64 / 8][padded_dim][2]; keys' come first
   std::int64_t key_ranges;    ///< [head_dim]
   std::int64_t value_ranges;  ///< [64]
   std::int64_t bytes;
 
   constexpr explicit Int4Layout(std::int32_t dim) : head_dim(dim), padded_dim((dim + 15) / 16 * 16) {
-    values = std::int64_t{head_dim} * kPageSlots / 2;
+    values = std::int64_t{(head_dim + 7) / 8 * 8} * kPageSlots / 2;
     key_ranges = values + std::int64_t{padded_dim} * kPageSlots / 2;
     value_ranges = key_ranges + std::int64_t{head_dim} * 4;
     bytes = (value_ranges + kPageSlots * 4 + 63) / 64 * 64;

@@ -132,9 +132,6 @@ class CpuPlan final : public Plan {
     std::vector<AttentionTasks> attention;  ///< per cache group and number of heads
     bool write_in_attention = false;        ///< attention tasks write keys and values: every run is one token
     std::vector<PageWrites> writes;         ///< per cache group
-    AlignedBytes unsealed;                  ///< for each thread kChunkPages pages of a head in floats
-    std::int64_t unsealed_stride = 0;       ///< bytes of a thread's
-    std::vector<std::int32_t> chunk_slots;  ///< per entry of a block table its place there
     std::size_t steps = 0;                  ///< that the pass goes through
     std::vector<Phase> phases;
     std::vector<int> chunks;        ///< per phase
@@ -217,7 +214,7 @@ class CpuPlan final : public Plan {
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
-                    const AttentionState& state, const AttentionState& more, float* scratch, Thread& thread) noexcept;
+                    const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
   LinearInput linear_input(const Step& step) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,

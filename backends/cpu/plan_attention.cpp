@@ -18,7 +18,6 @@ AttentionTasks& CpuPlan::tasks_of(const AttentionStep& step) noexcept {
 /// have sealed them.
 Result<void> CpuPlan::open_pages() {
   pass_.writes.resize(pass_.caches.size());
-  std::int64_t bytes = 0;
   for (std::size_t g = 0; g < pass_.caches.size(); ++g) {
     PageWrites& writes = pass_.writes[g];
     writes.rows.clear();
@@ -54,17 +53,7 @@ Result<void> CpuPlan::open_pages() {
         if (table[i] < 0 || !open.is_open(table[i])) break;
         if (!std::binary_search(page_of_row.begin(), page_of_row.end(), table[i])) open.close(table[i]);
       }
-      if (pass_.chunk_slots.size() < table.size()) pass_.chunk_slots.resize(table.size());
     }
-    const std::int64_t floats = kChunkPages * Int4Layout(cache.group().head_dim).floats();
-    bytes = std::max(bytes, floats * static_cast<std::int64_t>(sizeof(float)));
-  }
-  for (std::size_t i = 0; i < pass_.chunk_slots.size(); ++i) {
-    pass_.chunk_slots[i] = static_cast<std::int32_t>(i) % kChunkPages;
-  }
-  if (bytes > pass_.unsealed_stride) {
-    pass_.unsealed = AlignedBytes(bytes * team_->threads());
-    pass_.unsealed_stride = bytes;
   }
   return {};
 }
@@ -129,7 +118,7 @@ void CpuPlan::run(const AttentionStep& step, const Phase& phase, int first, int 
 /// in is open, and those before it are sealed; `more` is room for a second state.
 void CpuPlan::attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile,
                            const PageRange& range, const AttentionState& state, const AttentionState& more,
-                           float* scratch, Thread& thread) noexcept {
+                           float* scratch) noexcept {
   const CpuCache& cache = *pass_.caches[static_cast<std::size_t>(step.op.group)];
   const AttentionKernels& kernels = *level_.attention;
   if (!cache.seals_pages()) {
@@ -137,18 +126,8 @@ void CpuPlan::attend_chunk(const AttentionStep& step, std::int32_t kv_head, cons
   }
   const std::int32_t own = tile.last[tile.rows - 1] / kPageTokens, sealed_end = std::min(range.end, own);
   if (range.begin < sealed_end) {
-    const Int4Layout layout(cache.group().head_dim);
-    const auto page_bytes = layout.floats() * static_cast<std::int64_t>(sizeof(float));
-    std::byte* const floats = pass_.unsealed.at<std::byte>((&thread - threads_.data()) * pass_.unsealed_stride);
-    for (std::int32_t p = range.begin; p < sealed_end; ++p) {
-      auto* const keys = reinterpret_cast<float*>(floats + p % kChunkPages * page_bytes);
-      level_.elementwise->unpack_int4(layout, cache.sealed_head(range.table[p], step.op.layer, kv_head), keys,
-                                      keys + layout.float_keys());
-    }
-    AttentionPages pages = cache.open_head(range.table[own], step.op.layer, kv_head);  // the same layout
-    pages.data = floats;
-    pages.page_stride = page_bytes;
-    kernels.attend(pages, tile, {pass_.chunk_slots.data(), range.begin, sealed_end, sealed_end}, state, scratch);
+    kernels.attend(cache.head(step.op.layer, kv_head), tile,
+                   {range.table, range.begin, sealed_end, std::min(range.known, own)}, state, scratch);
   }
   if (own < range.end) {
     const AttentionState& last = range.begin < sealed_end ? more : state;
@@ -210,7 +189,9 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     first[r] = group.window > 0 ? std::max(0, last[r] - group.window + 1) : 0;
   }
 
-  if (pages.element != CacheElement::f32) kernels.round_queries(rows, pages.head_dim, q, words, scales);
+  if (pages.element == CacheElement::int16 || pages.element == CacheElement::int8) {
+    kernels.round_queries(rows, pages.head_dim, q, words, scales);
+  }
   const AttentionTile tile{q, words, scales, first, last, rows};
   const std::span<const std::int32_t> table = run.block_tables[g];
   const auto range = [&](std::int32_t begin, std::int32_t end) {
@@ -222,7 +203,7 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     for (std::int32_t page = task.page_begin; page < task.page_end;) {
       const std::int32_t end = std::min(task.page_end, (page / kChunkPages + 1) * kChunkPages);
       const AttentionState part = page == task.page_begin ? total : state_at(states[1]);
-      attend_chunk(step, task.kv_head, tile, range(page, end), part, state_at(states[2]), scratch, thread);
+      attend_chunk(step, task.kv_head, tile, range(page, end), part, state_at(states[2]), scratch);
       if (page != task.page_begin) kernels.merge(rows, pages.padded_dim, total, part);
       page = end;
     }
@@ -230,7 +211,7 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     const auto t = static_cast<std::size_t>(task.tile);
     float* const partials = tasks.partials.data() + tasks.tiles[t].partials;
     attend_chunk(step, task.kv_head, tile, range(task.page_begin, task.page_end),
-                 state_at(partials + task.chunk * floats), state_at(states[2]), scratch, thread);
+                 state_at(partials + task.chunk * floats), state_at(states[2]), scratch);
     if (tasks.missing[t].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     tasks.missing[t].store(tasks.tiles[t].chunks, std::memory_order_relaxed);  // for the next layer
     total = state_at(partials);

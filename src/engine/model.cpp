@@ -4,6 +4,7 @@
 #include <chrono>
 #include <limits>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "arch/arch.hpp"
@@ -99,15 +100,11 @@ struct Layout {
 };
 
 /// Bytes of a stage. Weights that `prepared` has for the backend count as none, and the others join it.
-using Prepared = std::vector<std::pair<const Backend*, const load::TensorInfo*>>;
+using Prepared = std::set<std::pair<const Backend*, const load::TensorInfo*>>;
 MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std::int32_t pages, Prepared* prepared) {
   MemoryShare memory;
   for (const load::TensorInfo* tensor : layout.tensors) {
-    const std::pair key(const_cast<const Backend*>(layout.backend.get()), tensor);
-    if (prepared) {
-      if (std::find(prepared->begin(), prepared->end(), key) != prepared->end()) continue;
-      prepared->push_back(key);
-    }
+    if (prepared && !prepared->insert({layout.backend.get(), tensor}).second) continue;
     memory.weights += layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
@@ -291,20 +288,20 @@ std::vector<std::int64_t> model_numbers(const Layout& layout) {
 }
 
 /// Puts rank 0's stage and the others together, and learns what those hold.
-Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, CacheType cache_type, Layout& layout,
-                        Model& model) {
+Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout& layout, Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
   std::int64_t elsewhere = 0;
+  bool seals = false;
   for (std::size_t rank = 1; rank < replies.size(); ++rank) {
     model.weight_bytes += replies[rank].weight_bytes;
     elsewhere += replies[rank].cache_bytes;
+    seals = seals || replies[rank].seals_pages;
     layout.memory.shares[rank].backend = replies[rank].backend;
   }
   auto plan = std::make_unique<RankPlan>(leader, std::move(stage));
   for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
     CacheStorage* const own = plan->stage().cache(g);
-    model.caches.push_back(
-        std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), cache_type == CacheType::int4));
+    model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), seals));
   }
   model.plan = std::move(plan);
   return {};
@@ -361,7 +358,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   }
   model->weight_bytes = loader.bytes();
   if (leader) {
-    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), options.cache_type, layout, *model));
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), layout, *model));
   } else {
     join_stages(std::move(stages), layout.program, *model);
   }

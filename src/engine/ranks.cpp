@@ -44,7 +44,7 @@ struct OutcomeMessage {
 
 struct ReplyMessage {
   OutcomeMessage outcome;  ///< of success: the text describes the backend
-  std::int64_t weight_bytes = 0, cache_bytes = 0;
+  std::int64_t weight_bytes = 0, cache_bytes = 0, seals_pages = 0;
 };
 
 struct Command {
@@ -202,7 +202,7 @@ Result<std::vector<Reply>> Leader::ready() {
       outcome = std::move(message).error();
     }
     if (outcome) {
-      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes};
+      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes, message->seals_pages != 0};
     } else {
       ended_[r] = true;
       if (first_error) first_error = core::at("rank " + std::to_string(rank), std::move(outcome).error());
@@ -254,7 +254,10 @@ Result<void> send_reply(Communicator& communicator, const Result<RankStage>& sta
   if (stage) {
     message.outcome.set_text(stage->backend->description());
     message.weight_bytes = stage->weight_bytes;
-    for (const auto& cache : stage->caches) message.cache_bytes += cache->bytes();
+    for (const auto& cache : stage->caches) {
+      message.cache_bytes += cache->bytes();
+      if (cache->seals_pages()) message.seals_pages = 1;
+    }
   } else {
     message.outcome = OutcomeMessage(stage.error());
   }

@@ -34,6 +34,7 @@ struct Reply {
   std::string backend;  ///< its description
   std::int64_t weight_bytes = 0;
   std::int64_t cache_bytes = 0;
+  bool seals_pages = false;  ///< see CacheStorage
 };
 
 /// A stage that has been loaded.

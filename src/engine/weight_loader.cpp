@@ -94,10 +94,8 @@ Result<WeightLoader::Weights> WeightLoader::load(const StageLayout& stage) {
 Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayout& stage, std::size_t i,
                                                                  const std::optional<WeightCache>& cache) {
   const load::TensorInfo& tensor = *stage.tensors[i];
-  for (const Done& done : done_) {
-    if (done.backend == stage.backend.get() && done.tensor == &tensor) return done.weight;
-  }
-  std::shared_ptr<const PreparedWeight> weight;
+  std::shared_ptr<const PreparedWeight>& weight = done_[{stage.backend.get(), &tensor}];
+  if (weight) return weight;
   if (cache && cache->found()) {
     auto restored = restore_weight(*cache, i, tensor, *stage.backend);
     if (restored) weight = std::move(*restored);
@@ -108,7 +106,6 @@ Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayo
     checkpoint_.release(tensor);
   }
   bytes_ += weight->bytes();
-  done_.push_back({stage.backend.get(), &tensor, weight});
   return weight;
 }
 

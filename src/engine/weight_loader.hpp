@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include <llminfer/options.hpp>
@@ -34,18 +36,13 @@ class WeightLoader {
   std::int64_t bytes() const noexcept { return bytes_; }
 
  private:
-  struct Done {
-    const Backend* backend;
-    const load::TensorInfo* tensor;
-    std::shared_ptr<const PreparedWeight> weight;
-  };
   Result<std::shared_ptr<const PreparedWeight>> load(const StageLayout& stage, std::size_t index,
                                                      const std::optional<WeightCache>& cache);
 
   const load::Checkpoint& checkpoint_;
   const EngineOptions& options_;
   std::unique_ptr<core::Team> team_;  ///< converts packed weights
-  std::vector<Done> done_;
+  std::map<std::pair<const Backend*, const load::TensorInfo*>, std::shared_ptr<const PreparedWeight>> done_;
   std::int64_t bytes_ = 0;
   float elements_ = 0, elements_done_ = 0;
 };

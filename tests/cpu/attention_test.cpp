@@ -8,6 +8,7 @@
 
 #include "backends/cpu/attention_tasks.hpp"
 #include "backends/cpu/cache.hpp"
+#include "backends/cpu/elementwise.hpp"
 #include "backends/cpu/level.hpp"
 #include "tests/cpu/model.hpp"
 
@@ -16,7 +17,7 @@ using namespace llminfer::test;
 
 namespace {
 
-constexpr CacheType kTypes[] = {CacheType::f32, CacheType::f16, CacheType::bf16, CacheType::int8};
+constexpr CacheType kTypes[] = {CacheType::f32, CacheType::f16, CacheType::bf16, CacheType::int8, CacheType::int4};
 
 /// `tokens` queries of `ratio` heads at the end of a cache of `length` tokens, in shuffled pages, of one KV head among
 /// others.
@@ -46,12 +47,31 @@ struct Problem {
 
   std::unique_ptr<cpu::CpuCache> cache(const cpu::Level& level, CacheType type) const {
     auto cache = cpu::CpuCache::make({2, 2, head_dim, window}, type, static_cast<std::int32_t>(table.size())).value();
+    if (type == CacheType::int4) {
+      for (std::int32_t begin = 0; begin < length; begin += kPageTokens) pack(level, *cache, begin);
+      return cache;
+    }
     for (std::int32_t t = 0; t < length; ++t) {
       const auto at = static_cast<std::size_t>(t) * static_cast<std::size_t>(head_dim);
       level.attention->write(cache->head(1, 1), table[static_cast<std::size_t>(t / kPageTokens)], t % kPageTokens,
                              k.data() + at, v.data() + at);
     }
     return cache;
+  }
+
+  /// Packs the page of tokens [begin, begin + 64), the last of which may be missing.
+  void pack(const cpu::Level& level, cpu::CpuCache& cache, std::int32_t begin) const {
+    const cpu::Int4Layout layout(head_dim);
+    std::vector<float> page(static_cast<std::size_t>(layout.floats()));
+    for (std::int32_t t = begin; t < std::min(length, begin + kPageTokens); ++t) {
+      for (std::int32_t i = 0; i < head_dim; ++i) {
+        const auto from = static_cast<std::size_t>(t * head_dim + i);
+        page[static_cast<std::size_t>(i * kPageTokens + t - begin)] = k[from];
+        page[static_cast<std::size_t>(layout.float_keys() + (t - begin) * layout.padded_dim + i)] = v[from];
+      }
+    }
+    level.elementwise->pack_int4(layout, page.data(), page.data() + layout.float_keys(),
+                                 cache.sealed_head(table[static_cast<std::size_t>(begin / kPageTokens)], 1, 1));
   }
 
   /// What the kernels give for rows [begin, end), chunk by chunk.
@@ -157,11 +177,15 @@ TEST_CASE("attention equals the reference and has the same bits on every level, 
       CAPTURE(problem.head_dim, problem.ratio, problem.length, problem.window, static_cast<int>(type));
       auto cache = problem.cache(levels.front(), type);
       const auto [keys, values] = problem.held(*cache);
-      const double bound = type == CacheType::f32 ? 0 : type == CacheType::int8 ? 1e-4 : 1e-8;
+      const double bound = type == CacheType::f32    ? 0
+                           : type == CacheType::int4 ? 2e-2
+                           : type == CacheType::int8 ? 1e-4
+                                                     : 1e-8;
       CHECK(error(keys, problem.k) <= bound);
       CHECK(error(values, problem.v) <= bound);
       const std::vector<float> found = problem.run(levels.front(), *cache);
-      CHECK(nmse(found, problem.expected(keys, values)) < (type == CacheType::f32 ? 1e-11 : 2e-7));
+      const double rounding = type == CacheType::f32 ? 1e-11 : type == CacheType::int4 ? 1e-6 : 2e-7;
+      CHECK(nmse(found, problem.expected(keys, values)) < rounding);
       for (const cpu::Level& level : levels.subspan(1)) {
         CAPTURE(level.name);
         CHECK(same_bits(problem.run(level, *problem.cache(level, type)), found));

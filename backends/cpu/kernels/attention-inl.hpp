@@ -19,6 +19,7 @@ struct RowState {
   float& sum;
   float* out;
   std::int32_t dim;
+  float* shift = nullptr;  ///< for codes: what all elements of `out` get at the end
   /// What has been gathered fades where a page brings a new maximum.
   void raise(float new_max, Vec fade) const {
     sum *= first_lane(fade);
@@ -70,26 +71,30 @@ static inline Vec power_of_two(Vec x) {
   return scale_exponent(p, n);
 }
 
-/// A page's scales of integer keys and values // (64) each.
+/// A page's scales of integer keys and values // (64) each; of codes only the values', and their minima.
 struct PageScales {
   const float* keys;
   const float* values;
+  const float* minima;
 };
 
 /// The same for integers: scores, but for the keys' scales, become weights in words. The weights take in the scales of
-/// the values, after they were summed, and are rounded by a scale of their own, which is returned.
+/// the values, after they were summed, and are rounded by a scale of their own, which is returned. Scores of codes lack
+/// `offset`, their queries' products with the keys' minima.
+template <bool kCodes>
 static inline float weigh_words(const float* scores, PageScales scales, Visible visible, const RowState& row,
-                                std::int16_t* words) {
+                                float offset, std::int16_t* words) {
   Vec s[kPageVecs];
   unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
     constexpr int kAt = i.value * Vec::kWidth;
-    s[i.value] = load(scores + kAt) * load(scales.keys + kAt);
+    const Vec score = load(scores + kAt);
+    s[i.value] = kCodes ? score + broadcast(offset) : score * load(scales.keys + kAt);
   });
   const float page_max = mask_scores(s, visible);
   const float new_max = page_max > row.max ? page_max : row.max;
   const Vec center = broadcast(new_max);
   const bool masked = visible.begin > 0 || visible.end < kPageSlots;
-  Vec total[kLaneVecs], scaled[kLaneVecs];
+  Vec total[kLaneVecs], scaled[kLaneVecs], minima[kLaneVecs];
   unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
     constexpr int kAt = i.value * Vec::kWidth, kLane = i.value % kLaneVecs;
     Vec weight = power_of_two(s[i.value] - center);
@@ -97,9 +102,18 @@ static inline float weigh_words(const float* scores, PageScales scales, Visible 
     s[i.value] = weight * load(scales.values + kAt);
     total[kLane] = i.value < kLaneVecs ? weight : total[kLane] + weight;
     scaled[kLane] = i.value < kLaneVecs ? s[i.value] : scaled[kLane] + s[i.value];
+    if constexpr (kCodes) {
+      const Vec minimum = load(scales.minima + kAt);
+      minima[kLane] = i.value < kLaneVecs ? weight * minimum : fma(weight, minimum, minima[kLane]);
+    }
   });
-  if (new_max != row.max) row.raise(new_max, power_of_two(broadcast(row.max - new_max)));
+  if (new_max != row.max) {
+    const Vec fade = power_of_two(broadcast(row.max - new_max));
+    row.raise(new_max, fade);
+    if constexpr (kCodes) *row.shift *= first_lane(fade);
+  }
   row.sum += reduce_lanes(total);
+  if constexpr (kCodes) *row.shift += reduce_lanes(minima);
   const Rounding rounding = rounding_of(scaled);
   const Vec factor = broadcast(rounding.factor);
   unroll<kPageVecs / 2>([&](auto i) __attribute__((always_inline)) {
@@ -184,8 +198,9 @@ static void attend_words(const AttentionPages& pages, const AttentionTile& tile,
                     std::int16_t* const w = weights + r * kPageSlots;
                     const Visible visible = visible_slots(tile, r, base);
                     if (visible.begin < visible.end) {
-                      factors[r] = weigh_words(scores + r * kPageSlots, {scale, scale + kPageSlots}, visible,
-                                               {state.max[r], state.sum[r], state.out + r * dim, dim}, w);
+                      factors[r] =
+                          weigh_words<false>(scores + r * kPageSlots, {scale, scale + kPageSlots, nullptr}, visible,
+                                             {state.max[r], state.sum[r], state.out + r * dim, dim}, 0.0f, w);
                     } else {
                       factors[r] = 0.0f;
                       for (std::int32_t i = 0; i < kPageSlots; ++i) w[i] = 0;
@@ -198,6 +213,93 @@ static void attend_words(const AttentionPages& pages, const AttentionTile& tile,
   for (std::int32_t r = 0; r < tile.rows; ++r) state.max[r] *= 0.693147181f;
 }
 
+/// Ranges of up to 64 rows of codes.
+struct Ranges {
+  float scales[64], minima[64];
+
+  Ranges(const std::byte* from, std::int32_t count) {
+    std::uint32_t bits[64] = {};
+    __builtin_memcpy(bits, from, static_cast<std::size_t>(count) * 4);
+    for (int i = 0; i < 64; ++i) {
+      scales[i] = __builtin_bit_cast(float, bits[i] & 0xffff0000u);
+      minima[i] = __builtin_bit_cast(float, bits[i] << 16);
+    }
+  }
+};
+
+/// A key of codes c is scales * c + minima. So its product with a query is that of c with query * scales, which becomes
+/// words // (rows, 64) with `factors`, and that of the query with the minima, which is added to `offsets`.
+static void round_queries_for(const Ranges& ranges, const AttentionTile& tile, std::int32_t head_dim,
+                              std::int32_t begin, std::int16_t* words, float* factors, float* offsets) {
+  for (std::int32_t r = 0; r < tile.rows; ++r) {
+    float room[kRunDims];
+    const float* const q = run_of_query(tile.q + std::int64_t{r} * head_dim, head_dim, begin, room);
+    Vec scaled[kRunVecs], product[kLaneVecs];
+    unroll<kRunVecs>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kAt = i.value * Vec::kWidth;
+      const Vec x = load(q + kAt), minimum = load(ranges.minima + kAt);
+      Vec& sum = product[i.value % kLaneVecs];
+      sum = i.value < kLaneVecs ? x * minimum : fma(x, minimum, sum);
+      scaled[i.value] = x * load(ranges.scales + kAt);
+    });
+    factors[r] = round_run(scaled, kRunDims, words + std::int64_t{r} * kRunDims);
+    offsets[r] = (begin > 0 ? offsets[r] : 0.0f) + reduce_lanes(product) * 1.44269504f;
+  }
+}
+
+/// Pages of codes, which are full: both products are of words and codes as they lie, and what codes are short of comes
+/// in per row: of a page's scores and of all that is gathered.
+static void attend_codes(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
+                         const AttentionState& state, float* scratch) {
+  const std::int32_t dim = pages.padded_dim;
+  const std::int64_t rows = tile.rows;
+  float* const scores = scratch;                                                      // [rows, 64]
+  auto* const weights = reinterpret_cast<std::int16_t*>(scores + rows * kPageSlots);  // [rows, 64]
+  auto* const words = weights + rows * kPageSlots;                                    // [rows, 64]
+  float* const factors = reinterpret_cast<float*>(words + rows * kRunDims);           // [rows] each
+  const std::int64_t stride = (rows + 15) / 16 * 16;
+  float* const query_factors = factors + stride;
+  float* const offsets = factors + 2 * stride;
+  float* const shifts = factors + 3 * stride;
+  auto* const widened = reinterpret_cast<std::int16_t*>(factors + 4 * stride);
+  for (std::int64_t r = 0; r < rows; ++r) shifts[r] = 0.0f;
+  for_each_page(
+      pages, tile, range, state,
+      [&](const std::byte* keys, const std::byte* values, const std::byte* next, std::int32_t base, std::int32_t)
+          __attribute__((always_inline)) {
+            const std::byte* const ranges = keys + pages.scale_offset;
+            for (std::int32_t begin = 0; begin < pages.head_dim; begin += kRunDims) {
+              const std::int32_t left = pages.head_dim - begin, count = left < kRunDims ? left : kRunDims;
+              const std::int64_t at = std::int64_t{begin} * kPageSlots / 2;  // bytes
+              round_queries_for(Ranges(ranges + begin * 4, count), tile, pages.head_dim, begin, words, query_factors,
+                                offsets);
+              const auto product = begin == 0 ? multiply_page<false, Codes> : multiply_page<true, Codes>;
+              product(tile.rows, words, kRunDims, reinterpret_cast<const Codes*>(keys + at), (count + 7) / 8 * 4,
+                      kPageSlots, scores, kPageSlots, query_factors, widened, values + at);
+            }
+            const Ranges value_ranges(ranges + std::int64_t{pages.head_dim} * 4, kPageSlots);
+            for (std::int32_t r = 0; r < tile.rows; ++r) {
+              std::int16_t* const w = weights + r * kPageSlots;
+              const Visible visible = visible_slots(tile, r, base);
+              if (visible.begin < visible.end) {
+                factors[r] = weigh_words<true>(
+                    scores + r * kPageSlots, {nullptr, value_ranges.scales, value_ranges.minima}, visible,
+                    {state.max[r], state.sum[r], state.out + r * dim, dim, shifts + r}, offsets[r], w);
+              } else {
+                factors[r] = 0.0f;
+                for (std::int32_t i = 0; i < kPageSlots; ++i) w[i] = 0;
+              }
+            }
+            multiply_page<true>(tile.rows, weights, kPageSlots, reinterpret_cast<const Codes*>(values), kPageSlots / 2,
+                                dim, state.out, dim, factors, widened, next);
+          });
+  for (std::int32_t r = 0; r < tile.rows; ++r) {
+    float* const out = state.out + r * dim;
+    for (std::int32_t i = 0; i < dim; i += Vec::kWidth) store(out + i, load(out + i) + broadcast(shifts[r]));
+    state.max[r] *= 0.693147181f;  // back from powers of two, for `merge`
+  }
+}
+
 static void attend(const AttentionPages& pages, const AttentionTile& tile, const PageRange& range,
                    const AttentionState& state, float* scratch) {
   switch (pages.element) {
@@ -207,6 +309,8 @@ static void attend(const AttentionPages& pages, const AttentionTile& tile, const
       return attend_words<std::int16_t>(pages, tile, range, state, scratch);
     case CacheElement::int8:
       return attend_words<std::int8_t>(pages, tile, range, state, scratch);
+    case CacheElement::code4:
+      return attend_codes(pages, tile, range, state, scratch);
   }
 }
 
@@ -242,6 +346,8 @@ static void write(const AttentionPages& pages, std::int32_t page, std::int32_t s
       return write_token<std::int16_t>(pages, keys, values, slot, k, v);
     case CacheElement::int8:
       return write_token<std::int8_t>(pages, keys, values, slot, k, v);
+    case CacheElement::code4:
+      return;  // packed when they are full
   }
 }
 

@@ -84,28 +84,42 @@ static inline Rounding rounding_of(const Vec* lanes) {
   return {kMost / bound, bound * (1.0f / kMost)};
 }
 
-/// The scales make scores binary logarithms.
+/// Elements of a run of a query, which zeros fill up, become `count` words. Their scale, which is returned, makes
+/// scores binary logarithms.
+inline constexpr int kRunVecs = kRunDims / Vec::kWidth;
+static inline float round_run(const Vec* x, std::int32_t count, std::int16_t* words) {
+  Vec sum[kLaneVecs];
+  unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = broadcast(0.0f); });
+  unroll<kRunVecs>([&](auto i) __attribute__((always_inline)) {
+    Vec& lanes = sum[i.value % kLaneVecs];
+    lanes = lanes + max(x[i.value], broadcast(0.0f) - x[i.value]);
+  });
+  const Rounding rounding = rounding_of(sum);
+  const Vec factor = broadcast(rounding.factor);
+  for (std::int32_t i = 0; i < count; i += 2 * Vec::kWidth) {
+    const Vec* const pair = x + i / Vec::kWidth;
+    store_words(words + i, pair[0] * factor, pair[1] * factor);
+  }
+  return rounding.scale * 1.44269504f;
+}
+/// Elements [begin, begin + 64) of a query as floats; `room` is for those that zeros fill up.
+static inline const float* run_of_query(const float* q, std::int32_t head_dim, std::int32_t begin, float* room) {
+  if (begin + kRunDims <= head_dim) return q + begin;
+  for (std::int32_t i = 0; i < kRunDims; ++i) room[i] = begin + i < head_dim ? q[begin + i] : 0.0f;
+  return room;
+}
+
 static void round_queries(std::int32_t rows, std::int32_t head_dim, const float* q, std::int16_t* words,
                           float* scales) {
   for (std::int32_t r = 0; r < rows; ++r, q += head_dim, words += query_words(head_dim)) {
     for (std::int32_t run = 0; run < query_runs(head_dim); ++run) {
-      const std::int32_t begin = run * kRunDims, end = query_words(head_dim);
-      float x[kRunDims] = {};
-      for (std::int32_t i = begin; i < head_dim && i < begin + kRunDims; ++i) x[i - begin] = q[i];
-      Vec sum[kLaneVecs];
-      unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = broadcast(0.0f); });
-      for (std::int32_t i = 0; i < kRunDims; i += 16) {
-        unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) {
-          const Vec value = load(x + i + l.value * Vec::kWidth);
-          sum[l.value] = sum[l.value] + max(value, broadcast(0.0f) - value);
-        });
-      }
-      const Rounding rounding = rounding_of(sum);
-      const Vec factor = broadcast(rounding.factor);
-      for (std::int32_t i = 0; i < kRunDims && begin + i < end; i += 2 * Vec::kWidth) {
-        store_words(words + begin + i, load(x + i) * factor, load(x + i + Vec::kWidth) * factor);
-      }
-      scales[run * rows + r] = rounding.scale * 1.44269504f;
+      const std::int32_t begin = run * kRunDims, left = query_words(head_dim) - begin;
+      float room[kRunDims];
+      const float* const x = run_of_query(q, head_dim, begin, room);
+      Vec elements[kRunVecs];
+      unroll<kRunVecs>([&](auto i)
+                           __attribute__((always_inline)) { elements[i.value] = load(x + i.value * Vec::kWidth); });
+      scales[run * rows + r] = round_run(elements, left < kRunDims ? left : kRunDims, words + begin);
     }
   }
 }

@@ -1,15 +1,13 @@
 // Cache pages in 4 bits: see int4.hpp. Included inside namespace isa_<level>. Every element is computed by itself, and
 // products with codes are exact, so that all levels give the same bits.
 
-using Floats8 = float __attribute__((vector_size(32)));
-using Ints8 = std::int32_t __attribute__((vector_size(32)));
-using Bytes8 = std::uint8_t __attribute__((vector_size(8)));
-
 static inline float float_of_bits(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
-/// Codes of x // (n, then zeros up to a multiple of 16) -> codes // (padded / 2); the row's range is returned. What is
-/// no number is ignored and becomes the minimum.
-static std::uint32_t pack_row(const float* x, std::int32_t n, std::int32_t padded, std::uint8_t* codes) {
+/// Calls put(i, code) for each x // (n, then zeros up to a multiple of 16); the row's range is returned. What is no
+/// number is ignored and becomes the minimum.
+template <class Put>
+[[gnu::always_inline]] static inline std::uint32_t pack_row(const float* x, std::int32_t n, std::int32_t padded,
+                                                            const Put& put) {
   constexpr float kMost = 1e38f;
   float low[16], high[16];
   for (int i = 0; i < 16; ++i) low[i] = kMost, high[i] = -kMost;
@@ -36,52 +34,48 @@ static std::uint32_t pack_row(const float* x, std::int32_t n, std::int32_t padde
   const auto exact = __builtin_bit_cast(std::uint32_t, range / 15.0f);
   const std::uint32_t scale_bits = range < 1e-30f ? 0 : (exact + 0x7fffu + (exact >> 16 & 1)) >> 16;
   const float inverse = scale_bits == 0 ? 0.0f : 1.0f / float_of_bits(scale_bits << 16);
-  for (std::int32_t at = 0; at < padded; at += 16) {
-    std::int32_t code[16];
-    for (int i = 0; i < 16; ++i) {
-      const float c = (x[at + i] - minimum) * inverse;
-      const float bounded = c > 0.0f ? (c < 15.0f ? c : 15.0f) : 0.0f;
-      code[i] = static_cast<std::int32_t>(bounded + 0.5f);
-    }
-    for (int i = 0; i < 8; ++i) codes[at / 2 + i] = static_cast<std::uint8_t>(code[i] | code[i + 8] << 4);
+  for (std::int32_t i = 0; i < padded; ++i) {
+    const float c = (x[i] - minimum) * inverse;
+    const float bounded = c > 0.0f ? (c < 15.0f ? c : 15.0f) : 0.0f;
+    put(i, static_cast<std::int32_t>(bounded + 0.5f));
   }
   return scale_bits << 16 | minimum_bits;
 }
 
-static inline void unpack_row(const std::uint8_t* codes, std::uint32_t bits, std::int32_t padded, float* out) {
-  const float s = float_of_bits(bits & 0xffff0000u), m = float_of_bits(bits << 16);
-  const Floats8 scale = {s, s, s, s, s, s, s, s}, minimum = {m, m, m, m, m, m, m, m};
-  for (std::int32_t at = 0; at < padded; at += 16) {
-    Bytes8 pairs;
-    __builtin_memcpy(&pairs, codes + at / 2, 8);
-    const Floats8 low = __builtin_convertvector(__builtin_convertvector(pairs & 15, Ints8), Floats8) * scale + minimum;
-    const Floats8 high = __builtin_convertvector(__builtin_convertvector(pairs >> 4, Ints8), Floats8) * scale + minimum;
-    __builtin_memcpy(out + at, &low, sizeof low);
-    __builtin_memcpy(out + at + 8, &high, sizeof high);
+/// x // (count, cols), of whose columns `n` count, becomes codes and ranges.
+static void pack_codes(const float* x, std::int32_t count, std::int32_t n, std::int32_t cols, std::uint8_t* codes,
+                       std::uint8_t* ranges) {
+  auto* const words = reinterpret_cast<std::uint16_t*>(codes);
+  __builtin_memset(codes, 0, static_cast<std::size_t>((count + 7) / 8 * cols) * 4);
+  for (std::int32_t k = 0; k < count; ++k) {
+    std::uint16_t* const row = words + k / 8 * cols * 2 + k % 2;
+    const int shift = k / 2 % 4 * 4;
+    const std::uint32_t range = pack_row(x + std::int64_t{k} * cols, n, cols, [&](std::int32_t i, std::int32_t code) {
+      row[2 * i] = static_cast<std::uint16_t>(row[2 * i] | code << shift);
+    });
+    __builtin_memcpy(ranges + k * 4, &range, 4);
+  }
+}
+
+static void unpack_codes(const std::uint8_t* codes, const std::uint8_t* ranges, std::int32_t count, std::int32_t cols,
+                         float* x) {
+  const auto* const words = reinterpret_cast<const std::uint16_t*>(codes);
+  for (std::int32_t k = 0; k < count; ++k, x += cols) {
+    const std::uint16_t* const row = words + k / 8 * cols * 2 + k % 2;
+    const int shift = k / 2 % 4 * 4;
+    std::uint32_t range;
+    __builtin_memcpy(&range, ranges + k * 4, 4);
+    const float scale = float_of_bits(range & 0xffff0000u), minimum = float_of_bits(range << 16);
+    for (std::int32_t i = 0; i < cols; ++i) x[i] = static_cast<float>(row[2 * i] >> shift & 15) * scale + minimum;
   }
 }
 
 static void pack_int4(const Int4Layout& layout, const float* keys, const float* values, std::uint8_t* out) {
-  for (std::int32_t i = 0; i < layout.head_dim; ++i) {
-    const std::uint32_t range = pack_row(keys + i * kPageSlots, kPageSlots, kPageSlots, out + i * (kPageSlots / 2));
-    __builtin_memcpy(out + layout.key_ranges + i * 4, &range, 4);
-  }
-  for (std::int32_t t = 0; t < kPageSlots; ++t) {
-    const std::uint32_t range = pack_row(values + t * layout.padded_dim, layout.head_dim, layout.padded_dim,
-                                         out + layout.values + t * (layout.padded_dim / 2));
-    __builtin_memcpy(out + layout.value_ranges + t * 4, &range, 4);
-  }
+  pack_codes(keys, layout.head_dim, kPageSlots, kPageSlots, out, out + layout.key_ranges);
+  pack_codes(values, kPageSlots, layout.head_dim, layout.padded_dim, out + layout.values, out + layout.value_ranges);
 }
 
 static void unpack_int4(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values) {
-  std::uint32_t range;
-  for (std::int32_t i = 0; i < layout.head_dim; ++i) {
-    __builtin_memcpy(&range, in + layout.key_ranges + i * 4, 4);
-    unpack_row(in + i * (kPageSlots / 2), range, kPageSlots, keys + i * kPageSlots);
-  }
-  for (std::int32_t t = 0; t < kPageSlots; ++t) {
-    __builtin_memcpy(&range, in + layout.value_ranges + t * 4, 4);
-    unpack_row(in + layout.values + t * (layout.padded_dim / 2), range, layout.padded_dim,
-               values + t * layout.padded_dim);
-  }
+  unpack_codes(in, in + layout.key_ranges, layout.head_dim, kPageSlots, keys);
+  unpack_codes(in + layout.values, in + layout.value_ranges, kPageSlots, layout.padded_dim, values);
 }

@@ -79,14 +79,31 @@ struct FloatProduct {
   }
 };
 
-/// c[rows, cols] (+)= scales[rows] * a[rows, 2 pairs] * b[pairs, cols, 2] in words
+/// Of four pairs: see int4.hpp.
+struct Codes {
+  std::int16_t words;
+};
+static inline Words load_words(const Codes* p) { return load_words(&p->words); }
+/// Pairs of factors that lie in one place.
+template <class Element>
+inline constexpr int pairs_of = 1;
+template <>
+inline constexpr int pairs_of<Codes> = 4;
+/// Pairs n of what was loaded.
+template <class Element, int n>
+static inline Words words_of(Words loaded) {
+  if constexpr (pairs_of<Element> == 1) return loaded;
+  if constexpr (pairs_of<Element> == 4) return codes_of<n>(loaded);
+}
+
+/// c[rows, cols] (+)= scales[rows] * a[rows, 2 pairs] * b[pairs / pairs_of, cols, 2] in words
 template <bool kAdd, class Element>
 struct WordProduct {
   const std::int16_t* a;
   std::int64_t lda;
   const Element* b;
-  std::int64_t ldb;  ///< of elements, from pair to pair
-  std::int32_t pairs;
+  std::int64_t ldb;    ///< of elements, from pairs_of pairs to the next
+  std::int32_t pairs;  ///< a multiple of pairs_of
   float* c;
   std::int64_t ldc;
   const float* scales;
@@ -94,7 +111,7 @@ struct WordProduct {
 
   template <int R, int C>
   [[gnu::always_inline]] void run(std::int32_t row, std::int32_t col) const {
-    constexpr int kStep = 2 * Vec::kWidth, kBytes = sizeof(Element);
+    constexpr int kStep = 2 * Vec::kWidth, kBytes = sizeof(Element), kPairs = pairs_of<Element>;
     const std::int16_t* left = a + row * lda;
     const Element* from = b + 2 * col;
     const std::byte* next = row == 0 && ahead != nullptr ? ahead + std::int64_t{2} * col * kBytes : nullptr;
@@ -102,17 +119,22 @@ struct WordProduct {
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       unroll<C>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] = no_products(); });
     });
-    for (std::int32_t i = 0; i < pairs; ++i, from += ldb, left += 2) {
-      Words right[C];
-      unroll<C>([&](auto j) __attribute__((always_inline)) { right[j.value] = load_words(from + j.value * kStep); });
+    for (std::int32_t i = 0; i < pairs; i += kPairs, from += ldb, left += 2 * kPairs) {
+      Words loaded[C];
+      unroll<C>([&](auto j) __attribute__((always_inline)) { loaded[j.value] = load_words(from + j.value * kStep); });
       if (next != nullptr) {
         touch<C * kStep * kBytes>(next);
         next += ldb * kBytes;
       }
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const Words factor = broadcast_pair(left + r.value * lda);
-        unroll<C>([&](auto j) __attribute__((always_inline)) {
-          sum[r.value][j.value] = multiply_add(sum[r.value][j.value], right[j.value], factor);
+      unroll<kPairs>([&](auto n) __attribute__((always_inline)) {
+        Words right[C];
+        unroll<C>([&](auto j)
+                      __attribute__((always_inline)) { right[j.value] = words_of<Element, n.value>(loaded[j.value]); });
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const Words factor = broadcast_pair(left + r.value * lda + 2 * n.value);
+          unroll<C>([&](auto j) __attribute__((always_inline)) {
+            sum[r.value][j.value] = multiply_add(sum[r.value][j.value], right[j.value], factor);
+          });
         });
       });
     }
@@ -128,21 +150,28 @@ struct WordProduct {
   }
 };
 
-/// The product with a page's keys or values; `next` is read after them. Words of narrower elements are made once if
-/// more than one block of rows meets them.
+/// The product with a page's keys or values; `next` is read after them. Words of elements that are none are made once
+/// if more than one block of rows meets them.
 template <bool kAdd, class Element>
 static void multiply_page(std::int32_t rows, const std::int16_t* a, std::int64_t lda, const Element* b,
                           std::int32_t pairs, std::int32_t cols, float* c, std::int64_t ldc, const float* scales,
                           std::int16_t* widened, const std::byte* next) {
   const std::int64_t ldb = 2 * cols;
-  if constexpr (sizeof(Element) < sizeof(std::int16_t)) {
+  constexpr int kPairs = pairs_of<Element>, kStep = 2 * Vec::kWidth;
+  if constexpr (kPairs > 1 || sizeof(Element) < sizeof(std::int16_t)) {
     if (rows > kWordRows) {
-      for (std::int64_t i = 0; i < pairs * ldb; i += 64) {
-        touch<64 * sizeof(Element)>(next + i * static_cast<std::int64_t>(sizeof(Element)));
-        unroll<2 * kLaneVecs>([&](auto l) __attribute__((always_inline)) {
-          constexpr int kAt = l.value * 2 * Vec::kWidth;
-          store_words(widened + i + kAt, load_words(b + i + kAt));
-        });
+      std::int16_t* to = widened;
+      for (std::int32_t p = 0; p < pairs; p += kPairs, b += ldb, to += kPairs * ldb) {
+        for (std::int64_t i = 0; i < ldb; i += kStep) {
+          const Words loaded = load_words(b + i);
+          unroll<kPairs>([&](auto n) __attribute__((always_inline)) {
+            store_words(to + n.value * ldb + i, words_of<Element, n.value>(loaded));
+          });
+        }
+        for (std::int64_t i = 0; i < ldb * static_cast<std::int64_t>(sizeof(Element)); i += 64) {
+          touch<64>(next + i);
+        }
+        next += ldb * static_cast<std::int64_t>(sizeof(Element));
       }
       return in_blocks<kWordRows, kWordCols>(
           rows, cols, WordProduct<kAdd, std::int16_t>{a, lda, widened, ldb, pairs, c, ldc, scales, nullptr});

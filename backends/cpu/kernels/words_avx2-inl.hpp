@@ -25,6 +25,12 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   __builtin_memcpy(&pair, p, sizeof pair);
   return _mm256_set1_epi32(pair);
 }
+/// Codes n of words that hold four.
+template <int n>
+static inline Words codes_of(Words four) {
+  const Words shifted = n > 0 ? _mm256_srli_epi16(four, 4 * n) : four;
+  return n < 3 ? _mm256_and_si256(shifted, _mm256_set1_epi16(15)) : shifted;
+}
 static inline Ints no_products() { return Ints{}; }
 /// sum + the products of each pair; wraps around where words stand for values that are not numbers
 static inline Ints multiply_add(Ints sum, Words a, Words b) {

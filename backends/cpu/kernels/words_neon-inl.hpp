@@ -18,6 +18,15 @@ static inline void store_words(std::int16_t* p, Vec a, Vec b) {
   vst1q_s16(p, vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a.v)), vmovn_s32(vcvtnq_s32_f32(b.v))));
 }
 static inline Words broadcast_pair(const std::int16_t* p) { return vld2_dup_s16(p); }
+/// Codes n of words that hold four.
+template <int n>
+static inline Words codes_of(Words four) {
+  const int16x4_t mask = vdup_n_s16(15), shift = vdup_n_s16(-4 * n);
+  const auto codes = [&](int16x4_t word) __attribute__((always_inline)) {
+    return vand_s16(vshl_s16(word, shift), mask);
+  };
+  return {{codes(four.val[0]), codes(four.val[1])}};
+}
 static inline Ints no_products() { return vdupq_n_s32(0); }
 /// sum + the products of each pair
 static inline Ints multiply_add(Ints sum, Words a, Words b) {

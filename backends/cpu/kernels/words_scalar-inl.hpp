@@ -33,6 +33,11 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   __builtin_memcpy(&pair, p, sizeof pair);
   return Vec::Int{pair, pair, pair, pair};
 }
+/// Codes n of words that hold four.
+template <int n>
+static inline Words codes_of(Words four) {
+  return (four >> (4 * n)) & 0x000f000f;
+}
 static inline Ints no_products() { return Vec::Int{0, 0, 0, 0}; }
 /// sum + the products of each pair; wraps around where words stand for values that are not numbers
 static inline Ints multiply_add(Ints sum, Words a, Words b) {
