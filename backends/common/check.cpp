@@ -1,5 +1,6 @@
 #include "backends/common/check.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -152,6 +153,7 @@ class ProgramCheck {
     LLMINFER_TRY(expect(o.b, width(o.a)));
     return expect(o.out, width(o.a));
   }
+  Result<void> check(const op::Reduce& o) { return expect(o.out, width(o.in)); }
   Result<void> check(const op::Moe& o) {
     const std::size_t experts = o.gate.size();
     if (experts == 0 || experts > static_cast<std::size_t>(kMaxExperts) || o.up.size() != experts ||
@@ -175,16 +177,16 @@ class ProgramCheck {
       LLMINFER_TRY(expect_weight(o.up[e], ffn, width(o.in)));
       LLMINFER_TRY(expect_weight(o.down[e], width(o.in), ffn));
     }
-    const std::size_t biases = o.gate_bias.size();
-    if ((biases != 0 && biases != experts) || o.up_bias.size() != biases || o.down_bias.size() != biases) {
-      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", biases, ", ", o.up_bias.size(), " and ",
-                  o.down_bias.size(), " biases of ", experts, " experts");
+    const auto none_or_all = [&](const std::vector<WeightId>& biases) {
+      return biases.empty() || biases.size() == experts;
+    };
+    if (!none_or_all(o.gate_bias) || o.up_bias.size() != o.gate_bias.size() || !none_or_all(o.down_bias)) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", o.gate_bias.size(), ", ", o.up_bias.size(),
+                  " and ", o.down_bias.size(), " biases of ", experts, " experts");
     }
-    for (std::size_t e = 0; e < biases; ++e) {
-      LLMINFER_TRY(expect_weight(o.gate_bias[e], 1, ffn));
-      LLMINFER_TRY(expect_weight(o.up_bias[e], 1, ffn));
-      LLMINFER_TRY(expect_weight(o.down_bias[e], 1, width(o.in)));
-    }
+    for (const WeightId bias : o.gate_bias) LLMINFER_TRY(expect_weight(bias, 1, ffn));
+    for (const WeightId bias : o.up_bias) LLMINFER_TRY(expect_weight(bias, 1, ffn));
+    for (const WeightId bias : o.down_bias) LLMINFER_TRY(expect_weight(bias, 1, width(o.in)));
     if (o.shared != ValueId::none) {
       LLMINFER_TRY(expect(o.shared, width(o.in)));
       LLMINFER_TRY(expect(o.shared_gate, 1));
@@ -254,6 +256,12 @@ Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, co
 }  // namespace
 
 Result<void> check_program(const Program& program) { return ProgramCheck(program).run(); }
+
+Result<void> check_reduction(const Program& program, const PlanOptions& options) {
+  const auto reduces = [](const Op& op) { return std::holds_alternative<op::Reduce>(op); };
+  if (options.reduce || std::none_of(program.ops.begin(), program.ops.end(), reduces)) return {};
+  return fail(ErrorCode::invalid_argument, "PlanOptions::reduce is empty; the program is one of several shards");
+}
 
 Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits) {
   const std::size_t rows = batch.positions.size();

@@ -103,6 +103,11 @@ struct Glu {
 struct Add {
   ValueId a, b, out;
 };
+/// out = the sum of `in` over all shards of the program, which other ranks compute at the same time: what
+/// PlanOptions::reduce does. No description of an architecture has it; the engine puts it where it cuts weights.
+struct Reduce {
+  ValueId in, out;
+};
 /// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest
 /// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), each product with
 /// its bias if there are any, and
@@ -110,9 +115,10 @@ struct Add {
 ///   shared.
 struct Moe {
   ValueId in;
-  ValueId router;                                       ///< [experts]; scored by `scoring`
-  std::vector<WeightId> gate, up, down;                 ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
-  std::vector<WeightId> gate_bias, up_bias, down_bias;  ///< [experts] each: [ffn], [ffn], [width]; or all empty
+  ValueId router;                            ///< [experts]; scored by `scoring`
+  std::vector<WeightId> gate, up, down;      ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
+  std::vector<WeightId> gate_bias, up_bias;  ///< [experts] each: [ffn]; or both empty
+  std::vector<WeightId> down_bias;           ///< [experts]: [width]; or empty
   std::int32_t used = 1;
   Scoring scoring = Scoring::softmax;
   bool normalize = false;  ///< the scores of the chosen experts are divided by their sum
@@ -124,7 +130,8 @@ struct Moe {
 };
 }  // namespace op
 
-using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Moe>;
+using Op =
+    std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Reduce, op::Moe>;
 
 struct Program {
   std::string architecture;

@@ -269,16 +269,16 @@ ValueId Builder::moe(op::Moe op, std::string name) {
       LLMINFER_TRY(expect_matrix(program_, op.up[e], ffn, width, name));
       LLMINFER_TRY(expect_matrix(program_, op.down[e], width, ffn, name));
     }
-    const std::size_t biases = op.gate_bias.size();
-    if ((biases != 0 && biases != experts) || op.up_bias.size() != biases || op.down_bias.size() != biases) {
-      return fail(ErrorCode::invalid_argument, name, ": ", biases, " gate, ", op.up_bias.size(), " up and ",
-                  op.down_bias.size(), " down biases; expected none, or ", experts, " of each");
+    const auto none_or_all = [&](const std::vector<WeightId>& biases) {
+      return biases.empty() || biases.size() == experts;
+    };
+    if (!none_or_all(op.gate_bias) || op.up_bias.size() != op.gate_bias.size() || !none_or_all(op.down_bias)) {
+      return fail(ErrorCode::invalid_argument, name, ": ", op.gate_bias.size(), " gate, ", op.up_bias.size(),
+                  " up and ", op.down_bias.size(), " down biases; expected none, or ", experts, " of each");
     }
-    for (std::size_t e = 0; e < biases; ++e) {
-      LLMINFER_TRY(expect_vector(program_, op.gate_bias[e], ffn, name));
-      LLMINFER_TRY(expect_vector(program_, op.up_bias[e], ffn, name));
-      LLMINFER_TRY(expect_vector(program_, op.down_bias[e], width, name));
-    }
+    for (const WeightId bias : op.gate_bias) LLMINFER_TRY(expect_vector(program_, bias, ffn, name));
+    for (const WeightId bias : op.up_bias) LLMINFER_TRY(expect_vector(program_, bias, ffn, name));
+    for (const WeightId bias : op.down_bias) LLMINFER_TRY(expect_vector(program_, bias, width, name));
     if ((op.shared == ValueId::none) != (op.shared_gate == ValueId::none)) {
       return fail(ErrorCode::invalid_argument, name, ": a shared expert needs its gate, and a gate its expert");
     }
