@@ -60,7 +60,10 @@ struct Layer {
     std::string length(8, '\0');
     for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
     dir.write("model.safetensors", length + header + data);
-    dir.write("config.json", "{" + model + (settings.empty() ? "" : ", \"quantization_config\": " + settings) + "}");
+    std::string config = "{";
+    config.append(model);
+    if (!settings.empty()) config.append(", \"quantization_config\": ").append(settings);
+    dir.write("config.json", config.append("}"));
   }
   /// Of the layer "x".
   Result<WeightView> read() const {
