@@ -50,7 +50,7 @@ struct Layer {
     std::string header = "{", data;
     for (const auto& [name, tensor] : tensors) {
       std::string shape;
-      for (const auto side : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(side);
+      for (const auto side : tensor.shape) shape.append(shape.empty() ? "" : ",").append(std::to_string(side));
       header += (data.empty() ? "\"" : ",\"") + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + shape +
                 "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
                 std::to_string(data.size() + tensor.data.size()) + "]}";
