@@ -165,6 +165,7 @@ class CpuPlan final : public Plan {
     /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
     std::vector<std::pair<int, int>> of_part;
     bool rounds = false;  ///< in floats, for weights that have no use for bytes
+    bool wide = false;    ///< of a weight with wide_codes()
     ActivationCodes codes = kCodes16;
   };
   /// The same in this pass.
@@ -173,6 +174,7 @@ class CpuPlan final : public Plan {
     bool direct = false;  ///< the step writes Batch::logits
     bool gather = false;  ///< rows are picked from the selected ones
     bool copy = false;    ///< float rows are normed or gathered, not read where they lie
+    ActivationCodes codes = kCodes16;
     bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds; }
   };
   /// Rows of inputs beside those of PlanLayout, where weights need them: [max_rows + threads] of each.
@@ -219,7 +221,7 @@ class CpuPlan final : public Plan {
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
                     const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
-  LinearInput linear_input(const Step& step) const noexcept;
+  LinearInput linear_input(const Step& step, std::int32_t rows) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
                     Thread& thread) noexcept;
   ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,

@@ -24,6 +24,7 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
   input.rounding = matrix(first).input();
   const auto form_of = [&](WeightId id) {
     if (id == WeightId::none) return -1;
+    input.wide = input.wide || matrix(id).wide_codes();
     const RowForm wanted{matrix(id).form(), matrix(id).order()};
     if (wanted.form == InputForm::floats) {
       input.floats = true;
@@ -54,7 +55,7 @@ Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const
 Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
   step_inputs_.resize(steps_.steps.size());
   up_differs_.resize(steps_.steps.size());
-  codes_ = codes;
+  codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
   bool rounds = false, orders = false;
   for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
     if (const auto* moe = std::get_if<MoeStep>(&steps_.steps[i])) {
@@ -107,9 +108,12 @@ QuantizedGroup* CpuPlan::quantized_rows(int form, bool own, const Thread& thread
          ((form - 1) * rows + row) * layout_.quantized_stride;
 }
 
-CpuPlan::LinearInput CpuPlan::linear_input(const Step& step) const noexcept {
+CpuPlan::LinearInput CpuPlan::linear_input(const Step& step, std::int32_t rows) const noexcept {
   LinearInput input;
   input.input = &step_inputs_[static_cast<std::size_t>(&step - steps_.steps.data())];
+  input.codes = input.input->codes;
+  const std::int32_t byte_rows = level_.linear->byte_rows;
+  if (input.codes.shift > 0 && rows >= byte_rows && (byte_rows == 0 || !input.input->wide)) input.codes = kBytes8;
   input.direct = steps_.logits_direct && &step == &steps_.steps.back();
   input.gather = input.direct && pass_.logit_index.size() != pass_.selected.size();
   input.copy = std::get<LinearStep>(step).norm != WeightId::none || input.gather;
@@ -141,7 +145,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
       QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
       QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
-      quantize_row(common.forms[f], common.rounding, common.codes, unrounded, x, k, to, thread);
+      quantize_row(common.forms[f], common.rounding, input.codes, unrounded, x, k, to, thread);
     }
   }
 }
@@ -166,7 +170,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
-  view.high_only = input.input->codes.shift > 0;
+  view.high_only = input.codes.bytes;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_rows_.rounded_stride;
@@ -183,7 +187,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
 
 /// Items are units of all parts in a row, once for each block of rows.
 void CpuPlan::run(const LinearStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
-  const LinearInput input = linear_input(*phase.step);
+  const LinearInput input = linear_input(*phase.step, phase.rows);
   if (phase.kind == Phase::Kind::prepare) return prepare_rows(step, input, first, last, false, thread);
   const bool own = phase.rows == 1;
   if (own && input.prepares() && thread.prepared != &phase) {
