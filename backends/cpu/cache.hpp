@@ -17,6 +17,8 @@ static_assert(kPageSlots == kPageTokens);
 
 /// Bytes of a page of the group, all its layers.
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept;
+/// Bytes that it takes beside these while it is open.
+std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class CpuCache final : public CacheStorage {
  public:
@@ -29,6 +31,9 @@ class CpuCache final : public CacheStorage {
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
   bool seals_pages() const noexcept override { return open_ != nullptr; }
+  void finish_page(std::int32_t page) noexcept override {
+    if (open_) open_->close(page);
+  }
   void forget_page(std::int32_t page) noexcept override {
     if (open_) open_->close(page);
   }

@@ -22,7 +22,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 4;
+inline constexpr int kBackendInterfaceVersion = 5;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -70,6 +70,8 @@ class CacheStorage {
   /// A full page changes once later tokens are computed: a sequence that is to be shorter loses the page it ends in,
   /// and computes it again. Where this is true, tokens [0, n) of a page are copied only while it is not full.
   virtual bool seals_pages() const noexcept { return false; }
+  /// The page is full, and the pass that filled it has succeeded: what was kept to do that again may go.
+  virtual void finish_page([[maybe_unused]] std::int32_t page) noexcept {}
   /// No sequence has the page any more. Called on any thread, but not while a pass uses the page.
   virtual void forget_page([[maybe_unused]] std::int32_t page) noexcept {}
 };
@@ -133,6 +135,10 @@ class Backend {
   virtual std::int64_t plan_bytes(const Program& program, const PlanOptions& options) = 0;
   /// Bytes of one page of a group, all its layers.
   virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
+  /// Bytes that a page takes beside these until it is full and finish_page() was called.
+  virtual std::int64_t open_page_bytes([[maybe_unused]] const CacheGroup& group, [[maybe_unused]] CacheType type) {
+    return 0;
+  }
 
   virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
   /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes.

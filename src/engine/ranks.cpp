@@ -55,15 +55,16 @@ struct Command {
 
 /// A Setup as numbers: whether there is one, its fields, its places.
 std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
-  std::vector<std::int64_t> numbers(5 + kModelNumbers + static_cast<std::size_t>(ranks) + 1);
+  std::vector<std::int64_t> numbers(6 + kModelNumbers + static_cast<std::size_t>(ranks) + 1);
   if (!setup) return numbers;
   numbers[0] = 1;
   numbers[1] = setup->context_length;
   numbers[2] = setup->pages;
   numbers[3] = setup->max_batch_rows;
   numbers[4] = static_cast<std::int64_t>(setup->cache_type);
-  std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + 5);
-  std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + 5 + kModelNumbers);
+  numbers[5] = setup->sequences;
+  std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + 6);
+  std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + 6 + kModelNumbers);
   return numbers;
 }
 
@@ -242,8 +243,9 @@ Result<Setup> receive_setup(Communicator& communicator) {
   setup.pages = static_cast<std::int32_t>(numbers[2]);
   setup.max_batch_rows = static_cast<std::int32_t>(numbers[3]);
   setup.cache_type = static_cast<CacheType>(numbers[4]);
-  setup.model.assign(numbers.begin() + 5, numbers.begin() + 5 + kModelNumbers);
-  for (auto place = numbers.begin() + 5 + kModelNumbers; place != numbers.end(); ++place) {
+  setup.sequences = static_cast<std::int32_t>(numbers[5]);
+  setup.model.assign(numbers.begin() + 6, numbers.begin() + 6 + kModelNumbers);
+  for (auto place = numbers.begin() + 6 + kModelNumbers; place != numbers.end(); ++place) {
     setup.places.push_back(static_cast<std::int32_t>(*place));
   }
   return setup;
