@@ -131,8 +131,9 @@ class Backend {
   /// Bytes that prepare() of such a weight would take.
   virtual std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                                       const WeightDetails& details) = 0;
-  /// Bytes that a Plan would take.
-  virtual std::int64_t plan_bytes(const Program& program, const PlanOptions& options) = 0;
+  /// Bytes that a Plan would take. `weights`: one per weight of the program, without data.
+  virtual std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                                  const PlanOptions& options) = 0;
   /// Bytes of one page of a group, all its layers.
   virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
   /// Bytes that a page takes beside these until it is full and finish_page() was called.

@@ -114,7 +114,11 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
     memory.cache += size.pages_of(group) * layout.backend->page_bytes(group, options.cache_type) +
                     size.open_pages_of(group) * layout.backend->open_page_bytes(group, options.cache_type);
   }
-  memory.activations = layout.backend->plan_bytes(layout.stage.program, {options.max_batch_tokens});
+  std::vector<WeightView> views;
+  for (const load::TensorInfo* tensor : layout.tensors) {
+    views.push_back({tensor->name, tensor->type, tensor->rows, tensor->cols, {}, nullptr, tensor->details});
+  }
+  memory.activations = layout.backend->plan_bytes(layout.stage.program, views, {options.max_batch_tokens});
   return memory;
 }
 
