@@ -306,7 +306,7 @@ TEST_CASE("caches of integers: preemption, sessions and chunks change no result,
   const auto bytes = [](const EngineOptions& o) { return Engine::plan(kModel, o).value().cache; };
   if (type == CacheType::int8) CHECK(bytes(options) == engine.stats().cache_bytes);
   if (type == CacheType::int4) CHECK(bytes(options) >= engine.stats().cache_bytes);  // not all that may be are open
-  options.cache_tokens = half.cache_tokens = 1 << 20;                                // of which few are open
+  options.cache_tokens = half.cache_tokens = 1 << 22;                                // of which few are open
   CHECK(bytes(options) < (type == CacheType::int8 ? 0.7 : 0.34) * static_cast<double>(bytes(half)));
 }
 
