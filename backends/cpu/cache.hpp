@@ -40,6 +40,7 @@ class CpuCache final : public CacheStorage {
 
   const CacheGroup& group() const noexcept { return group_; }
   std::int32_t pages() const noexcept { return pages_; }
+  std::int64_t page_bytes() const noexcept { return page_bytes_; }
   /// Where a layer's head lies; with int4 in pages that are sealed.
   AttentionPages head(std::int32_t layer, std::int32_t kv_head) const noexcept;
 
