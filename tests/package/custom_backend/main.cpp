@@ -1,6 +1,5 @@
-// The backend test, from outside: the naive backend plugs into the engine and chooses the same tokens as the CPU
-// backend and as the model's reference. custom_backend MODEL, where MODEL is a folder with reference.json. Exit status
-// 0: all went well.
+// The backend test, from outside: the naive backend plugs into the engine and chooses the same tokens as the CPU backend and as the
+// model's reference. custom_backend MODEL, where MODEL is a folder with reference.json. Exit status 0: all went well.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>

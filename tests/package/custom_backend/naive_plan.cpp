@@ -17,12 +17,9 @@ std::size_t index(Id id) {
 
 double activate(Activation activation, double x) {
   switch (activation) {
-    case Activation::silu:
-      return x / (1 + std::exp(-x));
-    case Activation::gelu:
-      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::gelu_tanh:
-      return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
   }
   return 0;
 }
@@ -77,8 +74,8 @@ class NaivePlan final : public Plan {
   void apply(const op::Embed& o, const Batch& batch, Caches) {
     for (std::size_t r = 0; r < rows_; ++r) {
       const bool is_token = batch.embeddings.empty() || batch.tokens[r] >= 0;
-      const float* from =
-          is_token ? weight(o.table) + index(batch.tokens[r]) * width(o.out) : &batch.embeddings[r * width(o.out)];
+      const float* from = is_token ? weight(o.table) + index(batch.tokens[r]) * width(o.out)
+                                   : &batch.embeddings[r * width(o.out)];
       std::copy_n(from, width(o.out), row(o.out, r));
     }
   }
@@ -163,8 +160,7 @@ class NaivePlan final : public Plan {
             total += share;
             for (std::size_t d = 0; d < dim; ++d) sums[d] += share * cached(1, token)[kv + d];
           }
-          for (std::size_t d = 0; d < dim; ++d)
-            row(o.out, r)[index(head) * dim + d] = static_cast<float>(sums[d] / total);
+          for (std::size_t d = 0; d < dim; ++d) row(o.out, r)[index(head) * dim + d] = static_cast<float>(sums[d] / total);
         }
       }
     }
