@@ -163,15 +163,16 @@ int print_plan(const ChatCommand& command, const li::EngineOptions& options) {
     return 1;
   }
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  std::printf("%-12s %10s %10s %10s %10s  backend\n", "layers", "weights", "cache", "scratch", "all, MiB");
+  std::printf("%-14s %10s %10s %10s %10s  backend\n", "layers", "weights", "cache", "scratch", "all, MiB");
   const auto row = [&](const std::string& layers, const auto& bytes, const std::string& backend) {
-    std::printf("%-12s %10.1f %10.1f %10.1f %10.1f  %s\n", layers.c_str(), mib(bytes.weights), mib(bytes.cache),
+    std::printf("%-14s %10.1f %10.1f %10.1f %10.1f  %s\n", layers.c_str(), mib(bytes.weights), mib(bytes.cache),
                 mib(bytes.activations), mib(bytes.total()), backend.c_str());
   };
   for (const li::MemoryShare& share : plan->shares) {
     const int last = share.first_layer + share.layers - 1;
-    row(share.layers ? std::to_string(share.first_layer) + " to " + std::to_string(last) : "none", share,
-        share.backend);
+    std::string layers = share.layers ? std::to_string(share.first_layer) + " to " + std::to_string(last) : "none";
+    if (share.shards > 1) layers += ", " + std::to_string(share.shard + 1) + "/" + std::to_string(share.shards);
+    row(layers, share, share.backend);
   }
   row("all", *plan, "");
   return 0;

@@ -43,6 +43,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--split", command.split, kSplitHelp)->group(engine);
 #ifdef LLMINFER_HAS_MPI
   app.add_flag("--mpi", command.mpi, "The processes that mpirun has started share the layers")->group(engine);
+  app.add_option("--tensor-parallel", command.tensor_parallel, "With --mpi: so many processes share each layer")
+      ->capture_default_str()
+      ->group(engine);
 #endif
   app.add_flag("--plan", command.plan, "Print what the model would take in memory, and where, and exit")->group(engine);
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
@@ -109,6 +112,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
     auto communicator = llminfer::make_mpi_communicator();
     if (!communicator) return std::move(communicator).error();
     options.communicator = std::move(*communicator);
+    options.tensor_parallel = command.tensor_parallel;
   }
 #endif
   options.threads = command.threads;

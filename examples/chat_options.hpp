@@ -19,6 +19,7 @@ struct ChatCommand {
   std::string backend = "cpu";
   std::string split;  ///< as parse_split() takes it
   bool mpi = false;
+  int tensor_parallel = 1;
   bool plan = false;
   std::string cpu_level;
   std::int32_t context = 0;

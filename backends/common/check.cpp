@@ -1,5 +1,6 @@
 #include "backends/common/check.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
@@ -151,6 +152,7 @@ class ProgramCheck {
     LLMINFER_TRY(expect(o.b, width(o.a)));
     return expect(o.out, width(o.a));
   }
+  Result<void> check(const op::Reduce& o) { return expect(o.out, width(o.in)); }
   Result<void> check(const op::Moe& o) {
     const std::size_t experts = o.gate.size();
     if (experts == 0 || experts > static_cast<std::size_t>(kMaxExperts) || o.up.size() != experts ||
@@ -243,6 +245,12 @@ Result<void> check_run(const Batch& batch, const Run& run, std::size_t index, co
 }  // namespace
 
 Result<void> check_program(const Program& program) { return ProgramCheck(program).run(); }
+
+Result<void> check_reduction(const Program& program, const PlanOptions& options) {
+  const auto reduces = [](const Op& op) { return std::holds_alternative<op::Reduce>(op); };
+  if (options.reduce || std::none_of(program.ops.begin(), program.ops.end(), reduces)) return {};
+  return fail(ErrorCode::invalid_argument, "PlanOptions::reduce is empty; the program is one of several shards");
+}
 
 Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits) {
   const std::size_t rows = batch.positions.size();

@@ -22,6 +22,7 @@ void for_each_input(const Op& op, F f) {
     void operator()(const op::Attention& o) { f(o.q), f(o.k), f(o.v); }
     void operator()(const op::Glu& o) { f(o.gate), f(o.up); }
     void operator()(const op::Add& o) { f(o.a), f(o.b); }
+    void operator()(const op::Reduce& o) { f(o.in); }
     void operator()(const op::Moe& o) {
       f(o.in), f(o.router);
       if (o.shared != ValueId::none) f(o.shared), f(o.shared_gate);
@@ -37,6 +38,9 @@ inline ValueId output_of(const Op& op) {
 /// Every index in range, every value written once and before it is read, widths that fit.
 /// Errors: invalid_argument, shape_mismatch.
 Result<void> check_program(const Program& program);
+
+/// That PlanOptions::reduce is there if the program needs it. Errors: invalid_argument.
+Result<void> check_reduction(const Program& program, const PlanOptions& options);
 
 /// What a batch must fit beside the program.
 struct BatchLimits {

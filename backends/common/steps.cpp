@@ -66,6 +66,7 @@ class Fuser {
   void emit(const op::Embed& op, int) { push(EmbedStep{op.table, op.out}, op.out); }
   void emit(const op::Glu& op, int) { push(GluStep{op}, op.out); }
   void emit(const op::Add& op, int) { push(AddStep{op}, op.out); }
+  void emit(const op::Reduce& op, int) { push(ReduceStep{op}, op.out); }
   void emit(const op::Moe& op, int) { push(MoeStep{op}, op.out); }
 
   void emit(const op::RmsNorm& op, int) {
@@ -168,6 +169,7 @@ class Fuser {
                    [&](const AttentionStep& s) { read(s.op.q), read(s.op.k), read(s.op.v), write(s.op.out); },
                    [&](const GluStep& s) { read(s.op.gate), read(s.op.up), write(s.op.out); },
                    [&](const AddStep& s) { read(s.op.a), read(s.op.b), write(s.op.out); },
+                   [&](const ReduceStep& s) { read(s.op.in), write(s.op.out); },
                    [&](const MoeStep& s) {
                      read(s.op.in), read(s.op.router);
                      if (s.op.shared != ValueId::none) read(s.op.shared), read(s.op.shared_gate);

@@ -57,6 +57,9 @@ struct GluStep {
 struct AddStep {
   op::Add op;
 };
+struct ReduceStep {
+  op::Reduce op;
+};
 struct MoeStep {
   op::Moe op;
 };
@@ -65,8 +68,8 @@ struct SelectStep {
   std::vector<ValueId> values;
 };
 
-using Step =
-    std::variant<EmbedStep, NormStep, LinearStep, RopeStep, AttentionStep, GluStep, AddStep, MoeStep, SelectStep>;
+using Step = std::variant<EmbedStep, NormStep, LinearStep, RopeStep, AttentionStep, GluStep, AddStep, ReduceStep,
+                          MoeStep, SelectStep>;
 
 /// Where a value lives: floats [offset, offset + stride) of each row's part of the arena; see Steps::buffers.
 struct Steps {

@@ -53,10 +53,16 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
       most_experts = std::max(most_experts, static_cast<std::int64_t>(moe->op.gate.size()));
     }
   }
+  std::int64_t widest_sum = 0;
+  for (const Step& step : steps.steps) {
+    const auto* reduce = std::get_if<ReduceStep>(&step);
+    if (reduce) widest_sum = std::max(widest_sum, width(reduce->op.in));
+  }
   for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(shared(float_bytes(stride * max_rows)));
   for (const RopeTable& table : program.rope_tables) {
     angles.push_back(shared(float_bytes(2 * static_cast<std::int64_t>(table.inverse_frequency.size()) * max_rows)));
   }
+  reduced = shared(float_bytes(widest_sum * max_rows));
   normed_stride = (widest_copied + 15) / 16 * 16 + 16;
   normed = shared(float_bytes(normed_stride * max_rows));
   quantized_stride = quantized_row_groups(widest_input);
@@ -93,6 +99,7 @@ CpuPlan::CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
       steps_(std::move(steps)),
       layout_(layout),
       max_rows_(options.max_batch_rows),
+      reduce_(options.reduce),
       level_(level),
       team_(std::move(team)),
       weights_(std::move(weights)),
@@ -122,6 +129,7 @@ Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
                 "; expected 1 to ", 1 << 20);
   }
   Steps steps = LLMINFER_TRY(make_steps(program));
+  LLMINFER_TRY(check_reduction(program, options));
   if (weights.size() != program.weights.size()) {
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
   }
@@ -206,6 +214,7 @@ Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
     if (profiler_) profiler_->start(pass_.steps);
     auto body = [this](int phase, int chunk, int thread) { run_chunk(phase, chunk, thread); };
     Result<void> ran = team_->run(pass_.chunks, body);
+    if (ran && !pass_.reduced) ran = std::exchange(pass_.reduced, {});
     if (ran && pass_.stop) ran = fail(ErrorCode::cancelled, "the pass was interrupted");
     if (ran && profiler_) profiler_->report(batch, pass_.selected, pass_.caches, team_->threads());
     outcome_ = std::move(ran);
@@ -276,6 +285,7 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
   plan_phases();
   for (Thread& thread : threads_) thread.prepared = nullptr;
   pass_.stop = false;
+  pass_.reduced = {};
   return {};
 }
 
@@ -319,6 +329,8 @@ void CpuPlan::plan_phases() {
       if (!pass_.write_in_attention) prepare.items = units * group.kv_heads;
       main.items = static_cast<int>(tasks_of(*attention).tasks.size());
       grain = 1;
+    } else if (std::holds_alternative<ReduceStep>(step)) {
+      main.items = 1;
     } else if (std::holds_alternative<MoeStep>(step)) {
       add_expert_phases(step, selected, rows);
       continue;

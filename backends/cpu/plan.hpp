@@ -64,6 +64,7 @@ struct PlanLayout {
     std::int64_t tokens = 0, experts = 0;        ///< int32 [rows]: of each place
     std::int64_t begins = 0;                     ///< int32 [experts + 1]: first place of each expert
   } experts;
+  std::int64_t reduced = 0;  ///< floats [max_rows, widest reduction]
   std::int64_t shared_bytes = 0;
   // Offsets in a thread's own memory.
   std::int64_t own_normed = 0, own_quantized = 0, linear = 0, head = 0, tile = 0;
@@ -137,6 +138,7 @@ class CpuPlan final : public Plan {
     std::vector<Phase> phases;
     std::vector<int> chunks;        ///< per phase
     std::atomic<bool> stop{false};  ///< what is left of the pass is skipped
+    Result<void> reduced;           ///< the error of PlanOptions::reduce; written by the one thread that calls it
   };
   /// What a thread has for itself.
   struct alignas(64) Thread {
@@ -181,6 +183,7 @@ class CpuPlan final : public Plan {
   void run(const AttentionStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const GluStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const AddStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
+  void run(const ReduceStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const MoeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void run(const SelectStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
   void give_out() noexcept;
@@ -229,6 +232,7 @@ class CpuPlan final : public Plan {
   const Steps steps_;
   const PlanLayout layout_;
   const std::int32_t max_rows_;
+  const Reduction reduce_;
   const Level level_;
   const std::shared_ptr<core::Team> team_;
   std::vector<std::shared_ptr<const PreparedWeight>> weights_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "backends/cpu/plan.hpp"
+#include "core/error.hpp"
 
 namespace llminfer::cpu {
 namespace {
@@ -75,6 +76,18 @@ void CpuPlan::run(const AddStep& step, const Phase&, int first, int last, Thread
   for (std::int32_t r = first; r < last; ++r) {
     level_.elementwise->add(row(step.op.a, r), row(step.op.b, r), width(step.op.a), row(step.op.out, r));
   }
+}
+
+/// One item, since the other shards expect one call.
+void CpuPlan::run(const ReduceStep& step, const Phase& phase, int, int, Thread&) noexcept {
+  const auto bytes = float_bytes(width(step.op.in));
+  float* const rows = memory_.at<float>(layout_.reduced);
+  const auto at = [&](std::int32_t r) { return rows + r * width(step.op.in); };
+  for (std::int32_t r = 0; r < phase.rows; ++r) std::memcpy(at(r), row(step.op.in, r), bytes);
+  const auto floats = static_cast<std::size_t>(phase.rows * width(step.op.in));
+  pass_.reduced = core::guarded([&] { return reduce_({rows, floats}); });
+  if (!pass_.reduced) pass_.stop.store(true, std::memory_order_relaxed);
+  for (std::int32_t r = 0; r < phase.rows; ++r) std::memcpy(row(step.op.out, r), at(r), bytes);
 }
 
 /// Items are values. A value is moved by one thread, row by row to the front; rows ascend, so no row is overwritten

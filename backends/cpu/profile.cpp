@@ -114,6 +114,12 @@ void Profiler::describe(const AddStep& step, StepInfo& info) const {
   info.row_operations = value_bytes(step.op.out) / kFloat;
 }
 
+void Profiler::describe(const ReduceStep& step, StepInfo& info) const {
+  info.name = "sum over ranks";
+  info.row_bytes = value_bytes(step.op.in) + value_bytes(step.op.out);
+  info.row_operations = value_bytes(step.op.out) / kFloat;
+}
+
 void Profiler::describe(const MoeStep& step, StepInfo& info) const {
   const op::Moe& o = step.op;
   info.kind = StepKind::linear;

@@ -61,6 +61,7 @@ class Profiler {
   void describe(const AttentionStep& step, StepInfo& info) const;
   void describe(const GluStep& step, StepInfo& info) const;
   void describe(const AddStep& step, StepInfo& info) const;
+  void describe(const ReduceStep& step, StepInfo& info) const;
   void describe(const MoeStep& step, StepInfo& info) const;
   void describe(const SelectStep& step, StepInfo& info) const;
   /// Name of a weight and the bits that a value of it takes, e.g. "ffn_up (4.5)".

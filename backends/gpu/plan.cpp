@@ -59,12 +59,13 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
 }
 
 GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
-                 std::vector<std::shared_ptr<const PreparedWeight>> weights, std::int32_t max_rows,
+                 std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
                  std::shared_ptr<Device> device, bool batch_invariant)
     : program_(program),
       steps_(std::move(steps)),
       layout_(layout),
-      max_rows_(max_rows),
+      max_rows_(options.max_batch_rows),
+      reduce_(options.reduce),
       device_(std::move(device)),
       batch_invariant_(batch_invariant),
       owned_(std::move(weights)) {}
@@ -83,12 +84,13 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
   }
   Steps steps = LLMINFER_TRY(make_steps(program));
   LLMINFER_TRY(check_steps(program, steps));
+  LLMINFER_TRY(check_reduction(program, options));
   if (weights.size() != program.weights.size()) {
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());
   }
   const PlanLayout layout(program, steps, options.max_batch_rows);
-  std::unique_ptr<GpuPlan> plan(new GpuPlan(program, std::move(steps), layout, std::move(weights),
-                                            options.max_batch_rows, std::move(device), batch_invariant));
+  std::unique_ptr<GpuPlan> plan(
+      new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), batch_invariant));
   LLMINFER_TRY(plan->bind_weights());
   plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {

@@ -82,7 +82,7 @@ class GpuPlan final : public Plan {
   };
 
   GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
-          std::vector<std::shared_ptr<const PreparedWeight>> weights, std::int32_t max_rows,
+          std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
           std::shared_ptr<Device> device, bool batch_invariant);
   Result<void> bind_weights();
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
@@ -98,6 +98,7 @@ class GpuPlan final : public Plan {
   Result<void> run(const AttentionStep& step);
   Result<void> run(const GluStep& step);
   Result<void> run(const AddStep& step);
+  Result<void> run(const ReduceStep& step);
   Result<void> run(const MoeStep& step);
   Result<void> run(const SelectStep& step);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
@@ -122,6 +123,7 @@ class GpuPlan final : public Plan {
   const Steps steps_;
   const PlanLayout layout_;
   const std::int32_t max_rows_;
+  const Reduction reduce_;
   const std::shared_ptr<Device> device_;
   const bool batch_invariant_;
   std::vector<std::shared_ptr<const PreparedWeight>> owned_;
@@ -132,6 +134,7 @@ class GpuPlan final : public Plan {
   bool rotates_selected_ = false;        ///< a RopeStep comes after the selection
   Buffer words_, host_words_;            ///< Pass::words on the device and on its way there; grow
   Buffer embeddings_, host_embeddings_;  ///< likewise
+  Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< logits and hidden states on their way back; grows
   Pass pass_;
   std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for

@@ -260,6 +260,25 @@ Result<void> GpuPlan::run(const AddStep& step) {
   return device_->check(kernels().add(device_->stream(), args), "add");
 }
 
+/// The rows go to the host and back: ranks talk to each other there.
+Result<void> GpuPlan::run(const ReduceStep& step) {
+  const std::int64_t n = width(step.op.in), floats = n * pass_.current_rows,
+                     bytes = floats * std::int64_t{sizeof(float)};
+  if (host_reduced_.bytes() < bytes) host_reduced_ = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, true));
+  const RowsArgs packed{memory_.at<float>(layout_.gathered), n};
+  const auto width = static_cast<int>(n);
+  const auto gather = [&](const RowsArgs& from, const RowsArgs& to) {
+    const GatherArgs args{from, nullptr, pass_.current_rows, width, to};
+    return device_->check(kernels().gather(device_->stream(), args), "gather");
+  };
+  LLMINFER_TRY(gather(value(step.op.in), packed));
+  LLMINFER_TRY(device_->copy(host_reduced_.at(), packed.data, bytes));
+  LLMINFER_TRY(device_->wait());
+  LLMINFER_TRY(reduce_({host_reduced_.at<float>(), static_cast<std::size_t>(floats)}));
+  LLMINFER_TRY(device_->copy(packed.data, host_reduced_.at(), bytes));
+  return gather(packed, value(step.op.out));
+}
+
 Result<void> GpuPlan::run(const MoeStep&) { return check_steps(program_, steps_); }  // make() has said so already
 
 Result<void> GpuPlan::run(const SelectStep& step) {

@@ -22,7 +22,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 5;
+inline constexpr int kBackendInterfaceVersion = 6;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -112,8 +112,15 @@ class Plan {
   virtual Result<void> wait() = 0;
 };
 
+/// Replaces `rows` by their sum over all shards of a program. Waits for the others, and fails if one of them does.
+using Reduction = std::function<Result<void>(std::span<float> rows)>;
+
 struct PlanOptions {
   std::int32_t max_batch_rows = 512;
+  /// For programs with an op::Reduce. Called once per such operation and pass, in their order, on any thread but on one
+  /// at a time, with the rows of its input without gaps: all rows of the batch, or past the last attention those whose
+  /// logits or hidden states are wanted, and not at all where there are none. Its error is the pass's.
+  Reduction reduce{};
 };
 
 class Backend {

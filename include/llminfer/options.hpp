@@ -47,6 +47,13 @@ struct EngineOptions {
   /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, none with a
   /// memory limit; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no other ranks.
   std::shared_ptr<Communicator> communicator{};
+  /// Ranks that share each layer: so many have some of its attention heads and some features of its feed-forward block
+  /// each, and sum what these give, twice per layer. They read less memory per token each, so this can be faster, where
+  /// splitting by layers alone is not. The number of ranks is a multiple of it; consecutive ranks share the layers that
+  /// otherwise one would have, and `split` has one share for them together. Sums have another order than in one
+  /// process, so logits differ from its by rounding; they are the same each time. Ranks of one process need an
+  /// `executor`, if any, that can run all of them at the same time. 1: each rank has its layers alone.
+  std::int32_t tensor_parallel = 1;
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
@@ -80,6 +87,7 @@ struct MemoryShare {
   std::string backend;           ///< its description of itself
   std::int32_t first_layer = 0;  ///< from 0
   std::int32_t layers = 0;
+  std::int32_t shard = 0, shards = 1;  ///< with EngineOptions::tensor_parallel: which part of those layers
   std::int64_t weights = 0, cache = 0, activations = 0;
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };

@@ -99,6 +99,11 @@ struct Glu {
 struct Add {
   ValueId a, b, out;
 };
+/// out = the sum of `in` over all shards of the program, which other ranks compute at the same time: what
+/// PlanOptions::reduce does. No description of an architecture has it; the engine puts it where it cuts weights.
+struct Reduce {
+  ValueId in, out;
+};
 /// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest
 /// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), and
 ///   out = scale * sum of score * expert(in), in ascending order of the experts' index, + sigmoid(shared_gate) *
@@ -118,7 +123,7 @@ struct Moe {
 };
 }  // namespace op
 
-using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Moe>;
+using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Reduce, op::Moe>;
 
 struct Program {
   std::string architecture;

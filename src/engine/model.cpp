@@ -12,6 +12,7 @@
 #include "engine/cache_size.hpp"
 #include "engine/placement.hpp"
 #include "engine/rank_plan.hpp"
+#include "engine/shards.hpp"
 #include "engine/staged_plan.hpp"
 #include "engine/weight_loader.hpp"
 #include "tok/tokenizer_model.hpp"
@@ -40,6 +41,11 @@ Result<void> check_options(const EngineOptions& options) {
   }
   if (options.max_sequences < 1 || options.max_sequences > 65536) {
     return out_of_range("max_sequences", options.max_sequences, "1 to 65536");
+  }
+  const int ranks = options.communicator ? options.communicator->size() : 1;
+  if (options.tensor_parallel < 1 || ranks % options.tensor_parallel != 0) {
+    return fail(ErrorCode::invalid_argument, "EngineOptions::tensor_parallel is ", options.tensor_parallel,
+                ", expected a divisor of the number of ranks, ", ranks);
   }
   if (options.max_queue < 1) return out_of_range("max_queue", options.max_queue, "1 or more");
   return {};
@@ -73,9 +79,9 @@ int ranks_of(const EngineOptions& options) { return options.communicator ? optio
 Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOptions& options) {
   std::vector<std::shared_ptr<Backend>> backends;
   if (ranks_of(options) > 1) {
-    const auto rank = static_cast<std::size_t>(options.communicator->rank());
-    const bool own = rank < options.split.size() && options.split[rank].backend;
-    const auto backend = LLMINFER_TRY(own ? checked(options.split[rank].backend, "split") : choose_backend(options));
+    const auto stage = static_cast<std::size_t>(options.communicator->rank() / options.tensor_parallel);
+    const bool own = stage < options.split.size() && options.split[stage].backend;
+    const auto backend = LLMINFER_TRY(own ? checked(options.split[stage].backend, "split") : choose_backend(options));
     backends.assign(static_cast<std::size_t>(ranks_of(options)), backend);
     return backends;
   }
@@ -94,7 +100,7 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
 /// What is known before any weight is read.
 struct Layout {
   Program program;
-  std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks this one's
+  std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks see lay_out_ranks
   std::vector<std::int32_t> places;  ///< with ranks, see Setup
   std::int32_t context_length = 0;
   CacheSize cache;
@@ -122,16 +128,17 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   return memory;
 }
 
-/// Where each rank's layers begin: as the split says, or so that all have as many.
+/// Where the layers of each stage of ranks begin: as the split says, or so that all have as many.
 Result<std::vector<std::int32_t>> place_ranks(const EngineOptions& options, std::int32_t layers) {
   std::vector<LayerShare> shares = options.split;
-  const int ranks = ranks_of(options);
+  const int shards = options.tensor_parallel, stages = ranks_of(options) / shards;
   if (shares.empty()) {
-    for (int r = 0; r < ranks; ++r) shares.push_back({nullptr, layers * (r + 1) / ranks - layers * r / ranks});
+    for (int s = 0; s < stages; ++s) shares.push_back({nullptr, layers * (s + 1) / stages - layers * s / stages});
   }
-  if (shares.size() != static_cast<std::size_t>(ranks)) {
+  if (shares.size() != static_cast<std::size_t>(stages)) {
     return fail(ErrorCode::invalid_argument, "EngineOptions::split has ", shares.size(), " shares, the communicator ",
-                ranks, " ranks");
+                ranks_of(options), " ranks", shards > 1 ? ", which tensor_parallel makes " : "",
+                shards > 1 ? std::to_string(stages) + " of" : "");
   }
   for (const LayerShare& share : shares) {
     if (share.memory == 0) continue;
@@ -141,46 +148,55 @@ Result<std::vector<std::int32_t>> place_ranks(const EngineOptions& options, std:
     return std::int64_t{0};
   };
   auto places = LLMINFER_TRY(place_layers(shares, layers, unlimited));
-  if (std::adjacent_find(places.begin(), places.end()) == places.end()) return places;
-  return fail(ErrorCode::invalid_argument, ranks, " ranks for ", layers, " layers: one of them has nothing to do");
+  // Shards have the embedding apart from their layers.
+  const bool idle = std::adjacent_find(places.begin(), places.end()) != places.end() || (shards > 1 && places[1] < 2);
+  if (!idle) return places;
+  return fail(ErrorCode::invalid_argument, ranks_of(options), " ranks for ", layers,
+              " layers: one of them has nothing to do");
 }
 
-/// Cuts the program as the options say, and tells what each backend gets.
+StageLayout stage_of(const load::Checkpoint& checkpoint, std::shared_ptr<Backend> backend, Stage stage) {
+  StageLayout made{std::move(backend), std::move(stage), {}};
+  for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
+  return made;
+}
+
+/// Adds what the stage takes to a share. Errors: unsupported.
+Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
+                       Prepared* prepared, MemoryShare& share) {
+  std::vector<WeightType> types;
+  for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
+  LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
+  const MemoryShare bytes = measure(stage, options, size, prepared);
+  share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
+  return {};
+}
+
+/// Cuts the program as EngineOptions::split says, and tells what each backend gets.
 Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
                             std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
-  const auto stage_of = [&](std::size_t share, Stage stage) {
-    StageLayout made{backends[share], std::move(stage), {}};
-    for (const WeightSpec& weight : made.stage.program.weights) made.tensors.push_back(checkpoint.find(weight.name));
-    return made;
-  };
   const auto keep = [&](StageLayout stage, MemoryShare share, Prepared* prepared) -> Result<void> {
-    std::vector<WeightType> types;
-    for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
-    LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
-    const MemoryShare bytes = measure(stage, options, layout.cache, prepared);
-    share.weights = bytes.weights, share.cache = bytes.cache, share.activations = bytes.activations;
+    LLMINFER_TRY(add_stage(stage, options, layout.cache, prepared, share));
     layout.memory.shares.push_back(std::move(share));
     layout.stages.push_back(std::move(stage));
     return {};
   };
 
   Prepared seen;
-  if (options.split.empty() && ranks_of(options) == 1) {
+  if (options.split.empty()) {
     Stage whole{layout.program, {}};
     whole.groups.resize(layout.program.cache_groups.size());
     std::iota(whole.groups.begin(), whole.groups.end(), std::size_t{0});
     const auto layers = static_cast<std::int32_t>(checkpoint.config.layers);
-    return keep(stage_of(0, std::move(whole)), {backends[0]->description(), 0, layers}, &seen);
+    return keep(stage_of(checkpoint, backends[0], std::move(whole)), {backends[0]->description(), 0, layers}, &seen);
   }
   const Borders borders = LLMINFER_TRY(find_borders(layout.program));
   const auto range_bytes = [&](std::size_t share, std::int32_t first, std::int32_t last) -> Result<std::int64_t> {
     if (first == last) return std::int64_t{0};
     const Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, first, last));
-    return measure(stage_of(share, stage), options, layout.cache, nullptr).total();
+    return measure(stage_of(checkpoint, backends[share], stage), options, layout.cache, nullptr).total();
   };
-  const bool ranks = ranks_of(options) > 1;
-  const std::vector<std::int32_t> places = LLMINFER_TRY(
-      ranks ? place_ranks(options, borders.layers) : place_layers(options.split, borders.layers, range_bytes));
+  const std::vector<std::int32_t> places = LLMINFER_TRY(place_layers(options.split, borders.layers, range_bytes));
   for (std::size_t i = 0; i < backends.size(); ++i) {
     const std::int32_t first = borders.layers_before(places[i]), last = borders.layers_before(places[i + 1]);
     MemoryShare share{backends[i]->description(), first, last - first};
@@ -188,13 +204,45 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
       layout.memory.shares.push_back(std::move(share));
       continue;
     }
-    StageLayout stage = stage_of(i, LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1])));
-    LLMINFER_TRY(keep(std::move(stage), std::move(share), ranks ? nullptr : &seen));
+    Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1]));
+    LLMINFER_TRY(keep(stage_of(checkpoint, backends[i], std::move(stage)), std::move(share), &seen));
   }
-  if (ranks) {  // the others' are measured only
-    std::swap(layout.stages.front(), layout.stages[static_cast<std::size_t>(options.communicator->rank())]);
-    layout.stages.resize(1);
-    layout.places = places;
+  return {};
+}
+
+/// One shard of a stage in its place.
+Result<void> cut_shard(StageLayout& layout, int shard, int shards) {
+  Shard cut = LLMINFER_TRY(make_shard(layout.stage.program, layout.tensors, shard, shards));
+  layout.stage.program = std::move(cut.program);
+  layout.parts = std::make_shared<const std::vector<load::TensorInfo>>(std::move(cut.tensors));
+  layout.tensors.clear();
+  for (const load::TensorInfo& tensor : *layout.parts) layout.tensors.push_back(&tensor);
+  return {};
+}
+
+/// The same for ranks. Others' stages are measured only; of this one's, the last is its part of the layers.
+Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptions& options,
+                           std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
+  const Borders borders = LLMINFER_TRY(find_borders(layout.program));
+  layout.places = LLMINFER_TRY(place_ranks(options, borders.layers));
+  const int shards = options.tensor_parallel;
+  for (int rank = 0; rank < ranks_of(options); ++rank) {
+    const auto r = static_cast<std::size_t>(rank), i = r / static_cast<std::size_t>(shards);
+    const std::int32_t first = borders.layers_before(layout.places[i]);
+    const std::int32_t last = borders.layers_before(layout.places[i + 1]);
+    MemoryShare share{backends[r]->description(), first, last - first, rank % shards, shards};
+    const auto add = [&](std::int32_t from, std::int32_t to, bool whole) -> Result<void> {
+      Stage cut = LLMINFER_TRY(cut_stage(layout.program, borders, from, to));
+      StageLayout stage = stage_of(checkpoint, backends[r], std::move(cut));
+      if (!whole) LLMINFER_TRY(cut_shard(stage, rank % shards, shards));
+      LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
+      if (rank == options.communicator->rank()) layout.stages.push_back(std::move(stage));
+      return {};
+    };
+    if (shards > 1 && rank == 0) LLMINFER_TRY(add(0, 1, true));
+    LLMINFER_TRY(add(shards > 1 ? std::max(layout.places[i], 1) : layout.places[i], layout.places[i + 1], shards == 1));
+    if (shards > 1) share.activations += ShardGroup::bytes(layout.program.hidden_size * options.max_batch_tokens);
+    layout.memory.shares.push_back(std::move(share));
   }
   return {};
 }
@@ -225,7 +273,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
       options.cache_tokens ? options.max_sequences : std::min(options.max_sequences, kDefaultSequences);
   layout.cache.batch_tokens = options.max_batch_tokens;
 
-  LLMINFER_TRY(lay_out_stages(checkpoint, options, backends, layout));
+  LLMINFER_TRY((ranks_of(options) > 1 ? lay_out_ranks : lay_out_stages)(checkpoint, options, backends, layout));
   MemoryPlan& memory = layout.memory;
   for (const MemoryShare& share : memory.shares) {
     memory.weights += share.weights;
@@ -251,20 +299,36 @@ SamplingOptions recommended_sampling(const load::GenerationDefaults& defaults) {
   return sampling;
 }
 
+/// The ranks that sum with this one what the program has to sum.
+std::shared_ptr<ShardGroup> group_of(const Program& program, const EngineOptions& options) {
+  std::int64_t widest = 0;
+  for (const Op& op : program.ops) {
+    const auto* reduce = std::get_if<op::Reduce>(&op);
+    if (reduce) widest = std::max(widest, program.values[static_cast<std::size_t>(reduce->in)].width);
+  }
+  const int shards = options.tensor_parallel, first = options.communicator->rank() / shards * shards;
+  return std::make_shared<ShardGroup>(options.communicator, first, shards, widest * options.max_batch_tokens);
+}
+
 /// A stage with its weights, plan and caches.
-Result<RankStage> load_stage(const StageLayout& layout, const Program& whole, const EngineOptions& options,
-                             const CacheSize& size, WeightLoader& loader) {
+Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
+                             WeightLoader& loader) {
+  const Program& program = layout.stage.program;
   RankStage stage;
   stage.backend = layout.backend;
   stage.groups = layout.stage.groups;
-  stage.hidden_size = whole.hidden_size;
-  stage.vocab_size = whole.vocab_size;
+  stage.hidden_size = program.hidden_size;
+  stage.vocab_size = program.vocab_size;
   stage.max_batch_rows = options.max_batch_tokens;
   const std::int64_t before = loader.bytes();
   auto weights = LLMINFER_TRY(loader.load(layout));
   stage.weight_bytes = loader.bytes() - before;
-  const Program& program = layout.stage.program;
-  stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), {options.max_batch_tokens}));
+  PlanOptions plan{options.max_batch_tokens};
+  if (ranks_of(options) > 1) {
+    stage.group = group_of(program, options);
+    plan.reduce = [group = stage.group](std::span<float> rows) { return group->sum(rows); };
+  }
+  stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), plan));
   for (const CacheGroup& group : program.cache_groups) {
     stage.caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, size.pages_of(group))));
   }
@@ -300,7 +364,7 @@ std::vector<std::int64_t> model_numbers(const Layout& layout) {
 }
 
 /// Puts rank 0's stage and the others together, and learns what those hold.
-Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout& layout, Model& model) {
+Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, Layout& layout, Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
   std::int64_t elsewhere = 0;
   bool seals = false;
@@ -310,7 +374,10 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, RankStage stage, Layout&
     seals = seals || replies[rank].seals_pages;
     layout.memory.shares[rank].backend = replies[rank].backend;
   }
-  auto plan = std::make_unique<RankPlan>(leader, std::move(stage));
+  RankStage embedding;
+  if (stages.size() > 1) embedding = std::move(stages.front());
+  auto plan =
+      std::make_unique<RankPlan>(leader, std::move(embedding), std::move(stages.back()), layout.program.vocab_size);
   for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
     CacheStorage* const own = plan->stage().cache(g);
     model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), seals));
@@ -330,6 +397,9 @@ std::string describe(const Layout& layout) {
     if (share.layers > 0) {
       text +=
           "layers " + std::to_string(share.first_layer) + " to " + std::to_string(share.first_layer + share.layers - 1);
+    }
+    if (share.shards > 1) {
+      text += ", part " + std::to_string(share.shard + 1) + " of " + std::to_string(share.shards) + ",";
     }
     text += " on ";
     if (!layout.places.empty()) text += "rank " + std::to_string(&share - layout.memory.shares.data()) + ", ";
@@ -359,18 +429,19 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
       LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
 
   if (leader) {
-    LLMINFER_TRY(leader->begin({model_numbers(layout), layout.context_length, layout.cache.pages,
-                                layout.cache.sequences, options.max_batch_tokens, options.cache_type, layout.places}));
+    LLMINFER_TRY(
+        leader->begin({model_numbers(layout), layout.context_length, layout.cache.pages, layout.cache.sequences,
+                       options.max_batch_tokens, options.cache_type, options.tensor_parallel, layout.places}));
   }
   WeightLoader loader(checkpoint, options, layout.stages);
   std::vector<RankStage> stages;
   for (const StageLayout& stage : layout.stages) {
-    stages.push_back(LLMINFER_TRY(load_stage(stage, layout.program, options, layout.cache, loader)));
+    stages.push_back(LLMINFER_TRY(load_stage(stage, options, layout.cache, loader)));
     model->backends.push_back(stage.backend);
   }
   model->weight_bytes = loader.bytes();
   if (leader) {
-    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages.front()), layout, *model));
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), layout, *model));
   } else {
     join_stages(std::move(stages), layout.program, *model);
   }
@@ -402,12 +473,13 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
   as_leader.max_sequences = setup.sequences;
   as_leader.max_batch_tokens = setup.max_batch_rows;
   as_leader.cache_type = setup.cache_type;
+  as_leader.tensor_parallel = setup.shards;
   const Layout layout = LLMINFER_TRY(lay_out(checkpoint, as_leader));
   if (model_numbers(layout) != setup.model || layout.places != setup.places) {
     return fail(ErrorCode::invalid_argument, "not the checkpoint or the split of rank 0");
   }
   WeightLoader loader(checkpoint, as_leader, layout.stages);
-  return load_stage(layout.stages.front(), layout.program, as_leader, layout.cache, loader);
+  return load_stage(layout.stages.back(), as_leader, layout.cache, loader);
 }
 
 Result<MemoryPlan> plan_model(const load::Checkpoint& checkpoint, const EngineOptions& options) {

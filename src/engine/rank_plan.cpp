@@ -19,37 +19,69 @@ Result<void> RankCache::import_page(std::int32_t, std::span<const std::byte>) {
   return Error{ErrorCode::unsupported, "import_page: the page's layers lie on several ranks"};
 }
 
-RankPlan::RankPlan(std::shared_ptr<Leader> leader, RankStage stage)
+RankPlan::RankPlan(std::shared_ptr<Leader> leader, RankStage embedding, RankStage stage, std::int64_t vocab_size)
     : leader_(std::move(leader)),
+      embedding_(std::move(embedding)),
       stage_(std::move(stage)),
+      vocab_size_(vocab_size),
       stage_batch_(stage_.max_batch_rows),
-      rows_(static_cast<std::size_t>(stage_.max_batch_rows * stage_.hidden_size)) {}
+      rows_(static_cast<std::size_t>(stage_.max_batch_rows * stage_.hidden_size)) {
+  if (embedding_.plan && stage_.group->count() < leader_->ranks()) out_.resize(rows_.size());
+}
 
 std::int64_t RankPlan::bytes() const noexcept {
-  return stage_.plan->bytes() + static_cast<std::int64_t>(rows_.size() * sizeof(float));
+  return stage_.plan->bytes() + (embedding_.plan ? embedding_.plan->bytes() : 0) +
+         static_cast<std::int64_t>((rows_.size() + out_.size() + logits_.size()) * sizeof(float));
 }
 
 Result<void> RankPlan::submit(const Batch& batch, std::span<CacheStorage* const>) {
   return core::guarded([&]() -> Result<void> {
     if (batch_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
-    const std::size_t floats = batch.positions.size() * static_cast<std::size_t>(stage_.hidden_size);
-    const auto rows = std::span(rows_).first(floats);
-    LLMINFER_TRY(stage_.plan->submit(stage_batch_.make(batch, stage_.groups, {}, rows), stage_.all_caches()));
+    const RankStage& first = embedding_.plan ? embedding_ : stage_;
+    LLMINFER_TRY(
+        first.plan->submit(stage_batch_.make(batch, first.groups, {}, rows_of(rows_, batch)), first.all_caches()));
     batch_ = &batch;
     return {};
   });
 }
 
-/// The others learn of a pass once rank 0's own stage has done its part, so that one that fails there costs them
-/// nothing.
 Result<void> RankPlan::wait() {
   return core::guarded([&]() -> Result<void> {
     if (!batch_) return fail(ErrorCode::invalid_state, "no batch is in flight; call submit() first");
     const Batch& batch = *std::exchange(batch_, nullptr);
-    LLMINFER_TRY(stage_.plan->wait());
-    const std::size_t floats = batch.positions.size() * static_cast<std::size_t>(stage_.hidden_size);
-    return leader_->pass(batch, std::span(rows_).first(floats));
+    return embedding_.plan ? run_shard(batch) : run_stage(batch);
   });
+}
+
+/// The others learn of a pass once rank 0's own stage has done its part, so that one that fails there costs them
+/// nothing.
+Result<void> RankPlan::run_stage(const Batch& batch) {
+  LLMINFER_TRY(stage_.plan->wait());
+  LLMINFER_TRY(leader_->announce(batch));
+  LLMINFER_TRY(leader_->give(1, {}, rows_of(rows_, batch)));
+  return leader_->collect(batch, vocab_size_, {});
+}
+
+/// From where the others learn of the pass they compute with rank 0, so whatever goes wrong here goes through finish().
+Result<void> RankPlan::run_shard(const Batch& batch) {
+  LLMINFER_TRY(embedding_.plan->wait());
+  ShardGroup& group = *stage_.group;
+  const auto in = rows_of(rows_, batch);
+  const bool last = out_.empty();
+  const std::span<float> out = last ? std::span<float>() : rows_of(out_, batch);
+  if (last) logits_.resize(batch.logit_rows.size() * static_cast<std::size_t>(stage_.vocab_size));
+  LLMINFER_TRY(leader_->announce(batch));
+  for (int rank = 1; rank < group.count(); ++rank) LLMINFER_TRY(leader_->give(rank, {}, in));
+  auto outcome = group.finish(core::guarded([&]() -> Result<void> {
+    Batch own = stage_batch_.make(batch, stage_.groups, in, out);
+    if (last) own.logits = logits_;
+    LLMINFER_TRY(stage_.plan->submit(own, stage_.all_caches()));
+    return stage_.plan->wait();
+  }));
+  if (group.broken()) return leader_->lost(*group.broken());
+  if (!last) LLMINFER_TRY(leader_->give(group.count(), outcome, out));
+  auto collected = leader_->collect(batch, vocab_size_, logits_);
+  return outcome ? std::move(collected) : std::move(outcome);
 }
 
 }  // namespace llminfer::inline v0::engine

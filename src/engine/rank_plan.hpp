@@ -39,11 +39,12 @@ class RankCache final : public CacheStorage {
   const bool seals_;
 };
 
-/// Rank 0's stage, then those of the others.
+/// Rank 0's stage, then those of the others. Where stages have several shards, the embedding comes first by itself, and
+/// its rows go to all shards of the first stage.
 class RankPlan final : public Plan {
  public:
-  /// Throws std::bad_alloc.
-  RankPlan(std::shared_ptr<Leader> leader, RankStage stage);
+  /// `embedding`: has no plan unless there are several shards. `vocab_size`: of the whole. Throws std::bad_alloc.
+  RankPlan(std::shared_ptr<Leader> leader, RankStage embedding, RankStage stage, std::int64_t vocab_size);
 
   const RankStage& stage() const noexcept { return stage_; }
   std::int64_t bytes() const noexcept override;
@@ -51,10 +52,19 @@ class RankPlan final : public Plan {
   Result<void> wait() override;
 
  private:
+  Result<void> run_stage(const Batch& batch);
+  Result<void> run_shard(const Batch& batch);
+  std::span<float> rows_of(std::vector<float>& rows, const Batch& batch) const {
+    return std::span(rows).first(batch.positions.size() * static_cast<std::size_t>(stage_.hidden_size));
+  }
+
   const std::shared_ptr<Leader> leader_;
-  RankStage stage_;
+  RankStage embedding_, stage_;
+  const std::int64_t vocab_size_;
   StageBatch stage_batch_;
-  std::vector<float> rows_;
+  std::vector<float> rows_;       ///< that the first plan gives
+  std::vector<float> out_;        ///< of a shard: what it hands on, if there are more stages
+  std::vector<float> logits_;     ///< of a shard, if there are none
   const Batch* batch_ = nullptr;  ///< in flight
 };
 

@@ -6,41 +6,14 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "engine/rank_messages.hpp"
+#include "engine/shards.hpp"
 #include "engine/staged_plan.hpp"
 
 namespace llminfer::inline v0::engine {
 namespace {
 
 using core::fail;
-
-template <class T>
-Result<void> send(Communicator& communicator, int to, const T& message) {
-  return communicator.send(to, std::as_bytes(std::span(&message, 1)));
-}
-template <class T>
-Result<T> receive(Communicator& communicator, int from) {
-  T message;
-  LLMINFER_TRY(communicator.receive(from, std::as_writable_bytes(std::span(&message, 1))));
-  return message;
-}
-
-/// Success, or an error; its text may be cut.
-struct OutcomeMessage {
-  std::int64_t code = -1;  ///< -1: success
-  std::array<char, 504> text{};
-
-  OutcomeMessage() = default;
-  explicit OutcomeMessage(const Error& error) noexcept : code(static_cast<std::int64_t>(error.code)) {
-    set_text(error.message);
-  }
-  void set_text(std::string_view from) noexcept { from.copy(text.data(), text.size() - 1); }
-  std::string text_of() const { return std::string(text.begin(), std::find(text.begin(), text.end(), '\0')); }
-  Result<void> outcome() const {
-    if (code == -1) return {};
-    const bool known = code >= 0 && code <= static_cast<std::int64_t>(ErrorCode::internal);
-    return Error{known ? static_cast<ErrorCode>(code) : ErrorCode::internal, text_of()};
-  }
-};
 
 struct ReplyMessage {
   OutcomeMessage outcome;  ///< of success: the text describes the backend
@@ -53,18 +26,21 @@ struct Command {
   std::array<std::int64_t, 4> numbers{};
 };
 
+constexpr std::size_t kSetupNumbers = 7;
+
 /// A Setup as numbers: whether there is one, its fields, its places.
 std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
-  std::vector<std::int64_t> numbers(6 + kModelNumbers + static_cast<std::size_t>(ranks) + 1);
+  std::vector<std::int64_t> numbers(kSetupNumbers + kModelNumbers + static_cast<std::size_t>(ranks) + 1);
   if (!setup) return numbers;
   numbers[0] = 1;
   numbers[1] = setup->context_length;
   numbers[2] = setup->pages;
   numbers[3] = setup->max_batch_rows;
   numbers[4] = static_cast<std::int64_t>(setup->cache_type);
-  numbers[5] = setup->sequences;
-  std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + 6);
-  std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + 6 + kModelNumbers);
+  numbers[5] = setup->shards;
+  numbers[6] = setup->sequences;
+  std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + kSetupNumbers);
+  std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + kSetupNumbers + kModelNumbers);
   return numbers;
 }
 
@@ -122,7 +98,7 @@ Result<Batch> read_pass(std::span<const std::int32_t> words, std::vector<Run>& r
 /// `outcome`, and after success all of `rows`.
 Result<void> send_outcome(Communicator& communicator, int to, const Result<void>& outcome,
                           std::initializer_list<std::span<const float>> rows) {
-  LLMINFER_TRY(send(communicator, to, outcome ? OutcomeMessage() : OutcomeMessage(outcome.error())));
+  LLMINFER_TRY(send_message(communicator, to, outcome ? OutcomeMessage() : OutcomeMessage(outcome.error())));
   for (const auto& some : rows) {
     if (outcome && !some.empty()) LLMINFER_TRY(communicator.send(to, std::as_bytes(some)));
   }
@@ -132,7 +108,7 @@ Result<void> send_outcome(Communicator& communicator, int to, const Result<void>
 /// The same from the other side: errors are those of the messages, `outcome` what they say.
 Result<void> receive_outcome(Communicator& communicator, int from, Result<void>& outcome,
                              std::initializer_list<std::span<float>> rows) {
-  outcome = LLMINFER_TRY(receive<OutcomeMessage>(communicator, from)).outcome();
+  outcome = LLMINFER_TRY(receive_message<OutcomeMessage>(communicator, from)).outcome();
   for (const auto& some : rows) {
     if (outcome && !some.empty()) LLMINFER_TRY(communicator.receive(from, std::as_writable_bytes(some)));
   }
@@ -162,7 +138,7 @@ Leader::~Leader() {
       if (state_ == State::fresh) {
         (void)communicator_->send(rank, std::as_bytes(std::span(none)));
       } else if (ended_.empty() || !ended_[static_cast<std::size_t>(rank)]) {
-        (void)send(*communicator_, rank, Command{});
+        (void)send_message(*communicator_, rank, Command{});
       }
     }
     return {};
@@ -176,6 +152,7 @@ Result<void> Leader::checked(Result<void> outcome) {
 
 Result<void> Leader::begin(const Setup& setup) {
   const auto numbers = setup_numbers(&setup, ranks());
+  shards_ = setup.shards;
   ended_.assign(static_cast<std::size_t>(ranks()), false);
   state_ = State::begun;
   Result<void> first_error;
@@ -195,7 +172,7 @@ Result<std::vector<Reply>> Leader::ready() {
   for (int rank = 1; rank < ranks(); ++rank) {
     const auto r = static_cast<std::size_t>(rank);
     if (ended_[r]) continue;
-    auto message = receive<ReplyMessage>(*communicator_, rank);
+    auto message = receive_message<ReplyMessage>(*communicator_, rank);
     Result<void> outcome;
     if (message) {
       outcome = message->outcome.outcome();
@@ -216,23 +193,54 @@ Result<std::vector<Reply>> Leader::ready() {
 Result<void> Leader::copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens) {
   if (broken_) return core::copy_of(*broken_);
   const Command command{Command::copy_page, {static_cast<std::int64_t>(group), from, to, tokens}};
-  for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send(*communicator_, rank, command)));
+  for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send_message(*communicator_, rank, command)));
   return {};
 }
 
-Result<void> Leader::pass(const Batch& batch, std::span<const float> rows) {
+Result<void> Leader::announce(const Batch& batch) {
   if (broken_) return core::copy_of(*broken_);
   write_pass(batch, words_);
+  // Memory for collect(), which has to come to its end.
+  if (shards_ > 1) logits_.reserve(batch.logits.size() / static_cast<std::size_t>(shards_) + batch.logit_rows.size());
   const Command command{Command::pass, {static_cast<std::int64_t>(words_.size())}};
   for (int rank = 1; rank < ranks(); ++rank) {
-    LLMINFER_TRY(checked(send(*communicator_, rank, command)));
+    LLMINFER_TRY(checked(send_message(*communicator_, rank, command)));
     LLMINFER_TRY(checked(communicator_->send(rank, std::as_bytes(std::span(words_)))));
   }
-  LLMINFER_TRY(checked(send_outcome(*communicator_, 1, {}, {rows})));
-  Result<void> outcome;
-  LLMINFER_TRY(checked(receive_outcome(*communicator_, ranks() - 1, outcome, {batch.logits, batch.hidden})));
-  return outcome;
+  return {};
 }
+
+Result<void> Leader::give(int rank, const Result<void>& outcome, std::span<const float> rows) {
+  return checked(send_outcome(*communicator_, rank, outcome, {rows}));
+}
+
+Result<void> Leader::collect(const Batch& batch, std::int64_t vocab_size, std::span<const float> own_logits) {
+  Result<void> first_error;
+  for (int shard = 0; shard < shards_; ++shard) {
+    const int rank = ranks() - shards_ + shard;
+    const ShardRange tokens = shard_range(vocab_size, shard, shards_);
+    std::span<const float> logits = own_logits;
+    if (rank > 0) {
+      const std::size_t floats = batch.logit_rows.size() * static_cast<std::size_t>(tokens.count);
+      if (shards_ > 1) logits_.resize(floats);
+      const auto to = shards_ > 1 ? std::span(logits_) : batch.logits;
+      Result<void> outcome;
+      LLMINFER_TRY(checked(
+          receive_outcome(*communicator_, rank, outcome, {to, shard == 0 ? batch.hidden : std::span<float>()})));
+      if (!outcome && first_error) first_error = std::move(outcome);
+      logits = to;
+    }
+    if (shards_ == 1 || !first_error) continue;
+    for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
+      const std::int64_t row = static_cast<std::int64_t>(i);
+      std::copy_n(logits.data() + row * tokens.count, tokens.count,
+                  batch.logits.data() + row * vocab_size + tokens.first);
+    }
+  }
+  return first_error;
+}
+
+Result<void> Leader::lost(const Error& error) { return checked(core::copy_of(error)); }
 
 Result<Setup> receive_setup(Communicator& communicator) {
   auto numbers = setup_numbers(nullptr, communicator.size());
@@ -243,9 +251,14 @@ Result<Setup> receive_setup(Communicator& communicator) {
   setup.pages = static_cast<std::int32_t>(numbers[2]);
   setup.max_batch_rows = static_cast<std::int32_t>(numbers[3]);
   setup.cache_type = static_cast<CacheType>(numbers[4]);
-  setup.sequences = static_cast<std::int32_t>(numbers[5]);
-  setup.model.assign(numbers.begin() + 6, numbers.begin() + 6 + kModelNumbers);
-  for (auto place = numbers.begin() + 6 + kModelNumbers; place != numbers.end(); ++place) {
+  setup.shards = static_cast<std::int32_t>(numbers[5]);
+  setup.sequences = static_cast<std::int32_t>(numbers[6]);
+  if (setup.shards < 1 || communicator.size() % setup.shards != 0) {
+    return fail(ErrorCode::corrupt, "rank 0 says that ", communicator.size(), " ranks make stages of ", setup.shards);
+  }
+  const auto places = numbers.begin() + kSetupNumbers + kModelNumbers;
+  setup.model.assign(numbers.begin() + kSetupNumbers, places);
+  for (auto place = places; place <= places + communicator.size() / setup.shards; ++place) {
     setup.places.push_back(static_cast<std::int32_t>(*place));
   }
   return setup;
@@ -263,7 +276,7 @@ Result<void> send_reply(Communicator& communicator, const Result<RankStage>& sta
   } else {
     message.outcome = OutcomeMessage(stage.error());
   }
-  return send(communicator, 0, message);
+  return send_message(communicator, 0, message);
 }
 
 namespace {
@@ -275,7 +288,7 @@ class Follower {
 
   Result<void> run() {
     while (true) {
-      const Command command = LLMINFER_TRY(receive<Command>(communicator_, 0));
+      const Command command = LLMINFER_TRY(receive_message<Command>(communicator_, 0));
       if (command.kind == Command::stop) return {};
       if (command.kind == Command::copy_page) {
         copy_page(command);
@@ -301,7 +314,9 @@ class Follower {
     words_.resize(words);
     LLMINFER_TRY(communicator_.receive(0, std::as_writable_bytes(std::span(words_))));
     Batch batch = LLMINFER_TRY(read_pass(words_, runs_));
-    const bool last = communicator_.rank() + 1 == communicator_.size();
+    ShardGroup& group = *stage_.group;
+    const int rank = communicator_.rank(), before = group.first() == 0 ? 0 : rank - group.count();
+    const bool last = group.first() + group.count() == communicator_.size(), first_shard = rank == group.first();
     const auto resized = [](std::vector<float>& values, std::size_t rows, std::int64_t width) {
       values.resize(rows * static_cast<std::size_t>(width));
       return std::span(values);
@@ -316,11 +331,17 @@ class Follower {
       out = resized(out_, rows, stage_.hidden_size);
     }
     Result<void> outcome;
-    LLMINFER_TRY(receive_outcome(communicator_, communicator_.rank() - 1, outcome, {in}));
-    if (outcome) outcome = std::exchange(copied_, {});
-    if (outcome) outcome = core::guarded([&] { return compute(batch, in, out); });
-    if (last) return send_outcome(communicator_, 0, outcome, {batch.logits, batch.hidden});
-    return send_outcome(communicator_, communicator_.rank() + 1, outcome, {out});
+    LLMINFER_TRY(receive_outcome(communicator_, before, outcome, {in}));
+    if (outcome) {
+      outcome = std::exchange(copied_, {});
+      if (outcome) outcome = core::guarded([&] { return compute(batch, in, out); });
+      outcome = group.finish(std::move(outcome));
+      if (group.broken()) return core::copy_of(*group.broken());
+    }
+    if (last) {  // hidden states are the same on all shards
+      return send_outcome(communicator_, 0, outcome, {batch.logits, first_shard ? batch.hidden : std::span<float>()});
+    }
+    return send_outcome(communicator_, rank + group.count(), outcome, {out});
   }
 
   Result<void> compute(const Batch& batch, std::span<const float> in, std::span<float> out) {

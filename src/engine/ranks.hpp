@@ -1,9 +1,12 @@
-// Ranks: what the ranks of a Communicator that share a model's layers say to each other. Rank 0, the leader, has the
-// engine; the others, its followers, compute their stages of each pass and hand the rows on, the last one to rank 0.
+// Ranks: what the ranks of a Communicator that share a model say to each other. Rank 0, the leader, has the engine; the
+// others, its followers, compute their part of each pass. Each stage, some layers, has as many ranks as
+// EngineOptions::tensor_parallel says, its shards: rank r has shard r % shards of stage r / shards.
 //
-// leader to each follower:  Setup once, then commands until `stop`
-// follower to leader:       Reply, once it has loaded its stage
-// a rank to the next one:   in each pass an outcome: rows, or the error of whichever rank had one
+// leader to each follower:    Setup once, then commands until `stop`
+// follower to leader:         Reply, once it has loaded its part
+// a rank to that of the next  in each pass an outcome: rows, or the error of whichever rank had one. Those of the first
+//   stage with its shard:     stage have it from the leader, those of the last one give it to the leader
+// shards to one another:      see ShardGroup
 #pragma once
 
 #include <cstdint>
@@ -16,6 +19,8 @@
 #include <llminfer/backend.hpp>
 #include <llminfer/communicator.hpp>
 
+#include "engine/shard_group.hpp"
+
 namespace llminfer::inline v0::engine {
 
 /// What a follower has to know to load its stage.
@@ -25,7 +30,8 @@ struct Setup {
   std::int32_t pages = 0, sequences = 0;  ///< see CacheSize
   std::int32_t max_batch_rows = 0;
   CacheType cache_type = CacheType::f16;
-  std::vector<std::int32_t> places;  ///< [ranks + 1], see Borders
+  std::int32_t shards = 1;           ///< of each stage
+  std::vector<std::int32_t> places;  ///< [stages + 1], see Borders
 };
 inline constexpr std::size_t kModelNumbers = 4;
 
@@ -37,14 +43,16 @@ struct Reply {
   bool seals_pages = false;  ///< see CacheStorage
 };
 
-/// A stage that has been loaded.
+/// A stage, or a shard of one, that has been loaded.
 struct RankStage {
   std::shared_ptr<Backend> backend;
+  std::shared_ptr<ShardGroup> group;  ///< of its shards; null without ranks. The plan's reductions go to it
   std::unique_ptr<Plan> plan;
   std::vector<std::size_t> groups;                    ///< per cache group of the stage its index in the whole program
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< per cache group of the stage
   std::int64_t weight_bytes = 0;
-  std::int64_t hidden_size = 0, vocab_size = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t vocab_size = 0;  ///< that the stage gives logits of
   std::int32_t max_batch_rows = 0;
 
   /// The stage's part of a group of the whole program; null if it has none.
@@ -68,17 +76,27 @@ class Leader {
   Result<std::vector<Reply>> ready();
 
   Result<void> copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens);
-  /// One pass of all followers, after rank 0's own stage gave `rows`. Fills the batch's outputs.
-  Result<void> pass(const Batch& batch, std::span<const float> rows);
+  // A pass, in this order. Rank 0's own stage computes when its turn comes.
+  /// Tells all followers what the pass is.
+  Result<void> announce(const Batch& batch);
+  /// What a rank has to go on with.
+  Result<void> give(int rank, const Result<void>& outcome, std::span<const float> rows);
+  /// Waits for the last stage and fills the batch's outputs. Rank 0, if it is a shard of that stage, has its own part
+  /// of the logits, which has `own_logits` then, and the hidden states.
+  Result<void> collect(const Batch& batch, std::int64_t vocab_size, std::span<const float> own_logits);
+  /// That a message of this rank's shards has failed. Gives the error.
+  Result<void> lost(const Error& error);
 
  private:
   Result<void> checked(Result<void> outcome);
 
   const std::shared_ptr<Communicator> communicator_;
   enum class State : std::uint8_t { fresh, begun, ready } state_ = State::fresh;
+  int shards_ = 1;
   std::vector<bool> ended_;  ///< per rank: a follower that could not load, and does not wait for commands
   std::optional<Error> broken_;
   std::vector<std::int32_t> words_;  ///< of a pass; kept for its memory
+  std::vector<float> logits_;        ///< of another rank; likewise
 };
 
 // The followers' side, in this order.

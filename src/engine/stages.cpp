@@ -31,6 +31,7 @@ struct References {
   void operator()(op::Attention& o) { value(o.q), value(o.k), value(o.v), attention(o), value(o.out); }
   void operator()(op::Glu& o) { value(o.gate), value(o.up), value(o.out); }
   void operator()(op::Add& o) { value(o.a), value(o.b), value(o.out); }
+  void operator()(op::Reduce& o) { value(o.in), value(o.out); }
   void operator()(op::Moe& o) {
     value(o.in), value(o.router);
     for (auto* weights : {&o.gate, &o.up, &o.down}) {

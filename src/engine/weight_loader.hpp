@@ -22,6 +22,8 @@ struct StageLayout {
   std::shared_ptr<Backend> backend;
   Stage stage;
   std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the stage
+  /// Owns those that are parts of a checkpoint's tensors.
+  std::shared_ptr<const std::vector<load::TensorInfo>> parts{};
 };
 
 class WeightLoader {

@@ -270,6 +270,10 @@ Result<void> LayerRun::apply(const op::Add& o, const FloatWeights&) {
   });
 }
 
+Result<void> LayerRun::apply(const op::Reduce& o, const FloatWeights&) {  // no checkpoint's program has one
+  return core::fail(ErrorCode::unsupported, "value ", program_.values[index(o.out)].name, ": a sum over shards");
+}
+
 Result<void> LayerRun::apply(const op::Moe& o, const FloatWeights&) {  // open_source() has said so already
   return core::fail(ErrorCode::unsupported, "value ", program_.values[index(o.out)].name, ": a mixture of experts");
 }

@@ -69,6 +69,7 @@ class LayerRun {
   Result<void> apply(const op::Attention& o, const FloatWeights& weights);
   Result<void> apply(const op::Glu& o, const FloatWeights& weights);
   Result<void> apply(const op::Add& o, const FloatWeights& weights);
+  Result<void> apply(const op::Reduce& o, const FloatWeights& weights);
   Result<void> apply(const op::Moe& o, const FloatWeights& weights);
   void attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, std::vector<float>& scores);
 

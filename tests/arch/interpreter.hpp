@@ -126,6 +126,7 @@ class Interpreter {
       values_[index(o.out)][i] = values_[index(o.a)][i] + values_[index(o.b)][i];
     }
   }
+  void apply(const op::Reduce& o) { values_[index(o.out)] = values_[index(o.in)]; }  // one shard
   void apply(const op::Moe& o) {
     for (std::size_t t = 0; t < tokens_->size(); ++t) {
       add_mixture(

@@ -26,8 +26,11 @@ double activate(Activation activation, double x) {
 
 class NaivePlan final : public Plan {
  public:
-  NaivePlan(const Program& program, std::vector<std::shared_ptr<const PreparedWeight>> weights, std::int32_t max_rows)
-      : program_(program), weights_(std::move(weights)), max_rows_(index(max_rows)) {
+  NaivePlan(const Program& program, std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options)
+      : program_(program),
+        weights_(std::move(weights)),
+        max_rows_(index(options.max_batch_rows)),
+        reduce_(options.reduce) {
     for (const ValueSpec& value : program_.values) values_.emplace_back(max_rows_ * index(value.width));
   }
 
@@ -179,6 +182,11 @@ class NaivePlan final : public Plan {
     }
   }
 
+  void apply(const op::Reduce& o, const Batch&, Caches) {
+    std::copy_n(row(o.in, 0), rows_ * width(o.in), row(o.out, 0));
+    if (outcome_) outcome_ = reduce_({row(o.out, 0), rows_ * width(o.out)});
+  }
+
   void apply(const op::Moe& o, const Batch&, Caches) {
     const std::size_t experts = o.gate.size(), n = width(o.in), ffn = index(program_.weights[index(o.gate[0])].rows);
     std::vector<double> scores(experts), hidden(ffn), sum(n);
@@ -219,6 +227,7 @@ class NaivePlan final : public Plan {
   Program program_;
   std::vector<std::shared_ptr<const PreparedWeight>> weights_;
   std::size_t max_rows_;
+  Reduction reduce_;
   std::size_t rows_ = 0;
   std::vector<std::vector<float>> values_;
   Result<void> outcome_;
@@ -229,7 +238,7 @@ class NaivePlan final : public Plan {
 Result<std::unique_ptr<Plan>> make_plan(const Program& program,
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) {
-  return std::unique_ptr<Plan>(std::make_unique<NaivePlan>(program, std::move(weights), options.max_batch_rows));
+  return std::unique_ptr<Plan>(std::make_unique<NaivePlan>(program, std::move(weights), options));
 }
 
 }  // namespace naive

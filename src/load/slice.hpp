@@ -1,0 +1,26 @@
+// Slices of tensors: the rows and columns of a weight that one rank of several computes with.
+#pragma once
+
+#include <cstdint>
+
+#include <llminfer/result.hpp>
+
+#include "load/checkpoint.hpp"
+
+namespace llminfer::load {
+
+/// Rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of a tensor.
+struct TensorSlice {
+  std::int64_t first_row = 0, rows = 0, first_col = 0, cols = 0;
+  friend bool operator==(const TensorSlice&, const TensorSlice&) = default;
+};
+
+/// Columns of a tensor can be cut at multiples of this: where its blocks end, and its groups with scales of their own.
+std::int64_t column_unit(const TensorInfo& tensor) noexcept;
+
+/// The slice as a tensor of its own; all of the tensor is the tensor itself. Where the tensor is stored as it is, only
+/// the slice is read; packed weights are read and converted whole. `slice` lies within the tensor.
+/// Errors: unsupported, naming the tensor (columns that are no whole units, or that are stored in another order).
+Result<TensorInfo> slice_of(const TensorInfo& tensor, const TensorSlice& slice);
+
+}  // namespace llminfer::load

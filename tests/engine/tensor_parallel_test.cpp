@@ -1,0 +1,484 @@
+// Ranks that share each layer: what one process gives but for rounding, the same each time, and no rank that waits for
+// another when one fails.
+#include <llminfer/llminfer.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <thread>
+
+#include "core/file.hpp"
+#include "load/safetensors.hpp"
+#include "load/slice.hpp"
+#include "tests/engine/split_models.hpp"
+#include "tests/load/safetensors_file.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+
+namespace {
+
+using Shares = std::vector<LayerShare>;
+
+EngineOptions of_rank(std::shared_ptr<Communicator> rank, int shards, const EngineOptions& base) {
+  EngineOptions options = base;
+  options.communicator = std::move(rank);
+  options.tensor_parallel = shards;
+  return options;
+}
+
+/// An engine on so many ranks of this process, `shards` of them to a stage.
+class Ranks {
+ public:
+  Ranks(const std::string& path, int ranks, int shards, EngineOptions base = options_of({}))
+      : Ranks(path, make_thread_communicators(ranks).value(), shards, base) {}
+  Ranks(const std::string& path, std::vector<std::shared_ptr<Communicator>> ranks, int shards, EngineOptions base,
+        std::map<std::size_t, std::shared_ptr<Backend>> backends = {})
+      : outcomes_(ranks.size()) {
+    for (std::size_t r = 1; r < ranks.size(); ++r) {
+      EngineOptions options = of_rank(std::move(ranks[r]), shards, base);
+      if (backends.contains(r)) options.custom_backend = backends[r];
+      threads_.emplace_back([this, r, path, options]() mutable {
+        outcomes_[r] = Engine::serve(path, options);
+        options = {};
+      });
+    }
+    engine_.emplace_back(Engine::load(path, of_rank(std::move(ranks[0]), shards, base)));
+  }
+  ~Ranks() { end(); }
+  Result<Engine>& engine() { return engine_.front(); }
+  /// Of all but rank 0, which ends.
+  const std::vector<Result<void>>& end() {
+    engine_.clear();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    return outcomes_;
+  }
+
+ private:
+  std::vector<Result<void>> outcomes_;
+  std::vector<std::thread> threads_;
+  std::vector<Result<Engine>> engine_;
+};
+
+/// How far `found` is from `expected`, relative to the latter's length; infinite if one is not a number.
+double distance(std::span<const float> found, std::span<const float> expected) {
+  if (found.size() != expected.size()) return HUGE_VAL;
+  double error = 0, power = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    error += std::pow(double{found[i]} - double{expected[i]}, 2);
+    power += std::pow(double{expected[i]}, 2);
+  }
+  return std::isnan(error) ? HUGE_VAL : std::sqrt(error / power);
+}
+
+/// The logits and hidden states of a session that goes on, forks and gets embeddings.
+std::vector<float> some_logits(const Engine& engine) {
+  std::vector<float> all;
+  const auto add = [&](std::span<const float> values) { all.insert(all.end(), values.begin(), values.end()); };
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(100, 1), {.hidden_states = true}).value();
+  add(session.logits());
+  add(session.hidden_states());
+  Session fork = session.fork().value();
+  fork.prefill(some_tokens(3, 2)).value();
+  add(fork.logits());
+  std::vector<float> embeddings(2 * static_cast<std::size_t>(engine.info().hidden_size), 0.25f);
+  session.prefill_embeddings(embeddings).value();
+  add(session.logits());
+  return all;
+}
+
+CompletionRequest some_request(int tokens = 10) {
+  CompletionRequest request;
+  request.tokens = some_tokens(30, 1);
+  request.options.max_tokens = tokens;
+  request.options.ignore_end = true;
+  return request;
+}
+
+/// A folder with a model of 256 tokens, and the tokenizer of WindowModel.
+class ModelFolder {
+ public:
+  ModelFolder() {
+    const WindowModel other;
+    std::filesystem::copy_file(other.path() + "/tokenizer.json", folder_ / "tokenizer.json");
+  }
+  const std::string& path() const { return folder_.path(); }
+  const TempDir& folder() const { return folder_; }
+
+  void add(const std::string& name, std::int64_t rows, std::int64_t cols) {
+    const auto count = static_cast<std::size_t>(rows * cols);
+    for (std::size_t i = 0; i < count; ++i) {
+      const float x = std::normal_distribution<float>(rows == 1 ? 1.0f : 0.0f, rows == 1 ? 0.1f : 0.2f)(random_);
+      data_.append(reinterpret_cast<const char*>(&x), sizeof x);
+    }
+    const std::string shape = rows == 1 ? std::to_string(cols) : std::to_string(rows) + "," + std::to_string(cols);
+    header_ +=
+        (header_.empty() ? "{" : ",") +
+        entry(name, "F32", shape, std::to_string(data_.size() - count * sizeof(float)), std::to_string(data_.size()));
+  }
+  void finish(const std::string& config) {
+    folder_.write("config.json",
+                  "{\"vocab_size\":256,\"hidden_size\":48,\"num_attention_heads\":6,\"rms_norm_eps\":1e-5,"
+                  "\"num_key_value_heads\":3,\"head_dim\":8,\"max_position_embeddings\":512,"
+                  "\"num_hidden_layers\":2,\"hidden_act\":\"silu\"," +
+                      config + "}");
+    folder_.write("model.safetensors", safetensors_file(header_ + "}", data_));
+  }
+
+ private:
+  TempDir folder_;
+  std::mt19937 random_{7};
+  std::string header_, data_;
+};
+
+/// 3 KV heads and 20 features, so that no two ranks have the same; with experts, a mixture in each layer.
+class UnevenModel : public ModelFolder {
+ public:
+  explicit UnevenModel(const std::string& kind);
+};
+
+UnevenModel::UnevenModel(const std::string& kind) {
+  ModelFolder& model = *this;
+  const bool mixture = kind != "llama", qwen = kind == "qwen2_moe";
+  model.add("model.embed_tokens.weight", 256, 48);
+  model.add("model.norm.weight", 1, 48);
+  for (int i = 0; i < 2; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    const auto block = [&](const std::string& prefix, const char* gate, const char* up, const char* down) {
+      model.add(layer + prefix + gate + ".weight", 20, 48);
+      model.add(layer + prefix + up + ".weight", 20, 48);
+      model.add(layer + prefix + down + ".weight", 48, 20);
+    };
+    model.add(layer + "input_layernorm.weight", 1, 48);
+    model.add(layer + "post_attention_layernorm.weight", 1, 48);
+    model.add(layer + "self_attn.q_proj.weight", 48, 48);
+    model.add(layer + "self_attn.k_proj.weight", 24, 48);
+    model.add(layer + "self_attn.v_proj.weight", 24, 48);
+    model.add(layer + "self_attn.o_proj.weight", 48, 48);
+    if (qwen) {
+      model.add(layer + "self_attn.q_proj.bias", 1, 48);
+      model.add(layer + "self_attn.k_proj.bias", 1, 24);
+      model.add(layer + "self_attn.v_proj.bias", 1, 24);
+    }
+    if (kind == "llama") {
+      block("mlp.", "gate_proj", "up_proj", "down_proj");
+      for (const char* biased : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                 "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+        const std::string name = biased;
+        const bool kv = name.ends_with("k_proj") || name.ends_with("v_proj"),
+                   inner = name.ends_with("e_proj") || name.ends_with("up_proj");
+        model.add(layer + name + ".bias", 1, kv ? 24 : inner ? 20 : 48);
+      }
+    }
+    if (mixture) model.add(layer + (qwen ? "mlp.gate.weight" : "block_sparse_moe.gate.weight"), 4, 48);
+    for (int e = 0; e < 4 && mixture; ++e) {
+      const std::string expert = "experts." + std::to_string(e) + ".";
+      if (qwen) block("mlp." + expert, "gate_proj", "up_proj", "down_proj");
+      if (!qwen) block("block_sparse_moe." + expert, "w1", "w3", "w2");
+    }
+    if (qwen) {
+      block("mlp.shared_expert.", "gate_proj", "up_proj", "down_proj");
+      model.add(layer + "mlp.shared_expert_gate.weight", 1, 48);
+    }
+  }
+  if (kind != "llama") model.add("lm_head.weight", 256, 48);
+  const std::string tied = kind == "llama" ? "true" : "false";
+  model.finish("\"tie_word_embeddings\":" + tied + ",\"intermediate_size\":20,\"model_type\":\"" + kind + "\"," +
+               (kind == "llama" ? R"("attention_bias":true,"mlp_bias":true)"
+                : qwen          ? R"("num_experts":4,"num_experts_per_tok":2,"moe_intermediate_size":20,)"
+                                  R"("shared_expert_intermediate_size":20,"decoder_sparse_step":1)"
+                                : R"("num_local_experts":4,"num_experts_per_tok":2)"));
+}
+
+/// Fails when it is asked to compute the n-th time, before or after the sums of the pass.
+class FailingBackend final : public Backend {
+ public:
+  FailingBackend(std::shared_ptr<Backend> inner, int pass, bool late) : inner_(inner), pass_(pass), late_(late) {}
+  std::string_view name() const noexcept override { return inner_->name(); }
+  std::string description() const override { return inner_->description(); }
+  Result<void> supports(const Program& program, std::span<const WeightType> types) override {
+    return inner_->supports(program, types);
+  }
+  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
+                              const WeightDetails& details) override {
+    return inner_->prepared_bytes(type, rows, cols, details);
+  }
+  std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                          const PlanOptions& options) override {
+    return inner_->plan_bytes(program, weights, options);
+  }
+  std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return inner_->page_bytes(group, type); }
+  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return inner_->prepare(weight); }
+  Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                        std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                        const PlanOptions& options) override {
+    struct Failing final : Plan {
+      std::unique_ptr<Plan> inner;
+      int left;
+      bool late;
+      std::int64_t bytes() const noexcept override { return inner->bytes(); }
+      Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
+        if (--left == 0 && !late) return Error{ErrorCode::device_error, "broken"};
+        return inner->submit(batch, caches);
+      }
+      Result<void> wait() override {
+        auto outcome = inner->wait();
+        if (left == 0 && late) return Error{ErrorCode::device_error, "broken"};
+        return outcome;
+      }
+    };
+    auto plan = std::make_unique<Failing>();
+    plan->inner = inner_->compile(program, std::move(weights), options).value();
+    plan->left = pass_;
+    plan->late = late_;
+    return std::unique_ptr<Plan>(std::move(plan));
+  }
+  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                   std::int32_t pages) override {
+    return inner_->make_cache(group, type, pages);
+  }
+
+ private:
+  const std::shared_ptr<Backend> inner_;
+  const int pass_;
+  const bool late_;
+};
+
+}  // namespace
+
+TEST_CASE("ranks that share each layer give the logits of one process, but for rounding") {
+  const WindowModel windows;
+  const UnevenModel uneven("llama"), mixtral("mixtral"), qwen("qwen2_moe");
+  EngineOptions exact = options_of({}), standard = options_of({});
+  exact.exact = true;
+  exact.cache_type = standard.cache_type = CacheType::f32;
+  for (const std::string& model : {path_of("tiny-bf16"), windows.path(), uneven.path(), mixtral.path(), qwen.path()}) {
+    CAPTURE(model);
+    const Engine whole = Engine::load(model, exact).value();
+    const std::vector<float> expected = some_logits(whole);
+    const auto tokens = whole.complete(some_request()).value().tokens;
+    const bool odd = model != path_of("tiny-bf16") && model != windows.path();
+    for (const auto& [ranks, shards] : {std::pair{2, 2}, {4, 2}, {odd ? 3 : 2, odd ? 3 : 2}}) {
+      CAPTURE(ranks, shards);
+      Ranks exactly(model, ranks, shards, exact);
+      CHECK(distance(some_logits(*exactly.engine()), expected) < 2e-6);
+      CHECK(exactly.engine()->complete(some_request()).value().tokens == tokens);
+      for (const auto& outcome : exactly.end()) CHECK(outcome);
+    }
+    Ranks normally(model, 2, 2, standard);
+    CHECK(distance(some_logits(*normally.engine()), expected) <
+          1e-4 + 2 * distance(some_logits(Engine::load(model, standard).value()), expected));
+  }
+}
+
+TEST_CASE("sums of ranks have the same bits each time, whatever the threads and who is first") {
+  const UnevenModel model("llama");
+  EngineOptions options = options_of({});
+  Ranks first(model.path(), 3, 3, options);
+  const std::vector<float> expected = everything(*first.engine());
+  for (const int threads : {1, 2}) {
+    options.threads = threads;
+    Ranks again(model.path(), 3, 3, options);
+    const std::vector<float> found = everything(*again.engine());
+    REQUIRE(found.size() == expected.size());
+    CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0);
+  }
+  options.cache_type = CacheType::int4;
+  CHECK(everything(*Ranks(model.path(), 2, 2, options).engine()).size() == expected.size());
+}
+
+TEST_CASE("quantized weights are cut between ranks where their blocks and groups end") {
+  const std::string golden = LLMINFER_TEST_DATA "/quantized/";
+  EngineOptions options = options_of({});
+  options.exact = true;
+  int cut = 0;
+  std::string refused;
+  for (const auto& file : std::filesystem::directory_iterator(golden)) {
+    const std::string name = file.path().stem().string();
+    if (file.path().extension() != ".safetensors" || name == "base") continue;
+    CAPTURE(name);
+    const ModelFolder model;
+    std::string map;
+    for (const std::string& part : {std::string("base.safetensors"), name + ".safetensors"}) {
+      std::filesystem::copy_file(golden + part, model.folder() / part);
+      const auto source = core::open_file(golden + part, true).value();
+      for (const load::TensorInfo& tensor : load::read_safetensors_header(*source, 0).value()) {
+        map += (map.empty() ? "\"" : ",\"") + tensor.name + "\":\"" + part + "\"";
+      }
+    }
+    model.folder().write("model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
+    std::filesystem::copy_file(golden + name + ".json", model.folder() / "config.json");
+    const std::vector<float> expected = some_logits(Engine::load(model.path(), options).value());
+    Ranks ranks(model.path(), 2, 2, options);
+    if (ranks.engine()) {
+      ++cut;
+      // Activations that are rounded hide their rounding by turns.
+      const bool rounds = name.find("w8a8") != std::string::npos || name.find("fp8") != std::string::npos;
+      CHECK(distance(some_logits(*ranks.engine()), expected) < (rounds ? 1e-2 : 2e-6));
+    } else {
+      CHECK(ranks.engine().error().code == ErrorCode::unsupported);
+      CHECK_THAT(ranks.engine().error().message, Catch::Contains("tensor_parallel"));
+      refused += name + " ";
+    }
+  }
+  CHECK(cut >= 8);
+  INFO(refused);
+  CHECK(refused.find("actorder") != std::string::npos);
+}
+
+TEST_CASE("an error of one rank's part is that of the request, and all go on") {
+  const std::string model = path_of("tiny-bf16");
+  for (const std::size_t broken : {1, 2, 3}) {
+    for (const bool late : {false, true}) {
+      CAPTURE(broken, late);
+      Ranks ranks(model, make_thread_communicators(4).value(), 2, options_of({}),
+                  {{broken, std::make_shared<FailingBackend>(cpu(1), 3, late)}});
+      const Engine& engine = *ranks.engine();
+      int failed = 0, well = 0;
+      for (int i = 0; i < 4; ++i) {
+        const auto result = engine.complete(some_request(3));
+        if (!result) CHECK(result.error().code == ErrorCode::device_error);
+        (result ? well : failed) += 1;
+      }
+      CHECK(failed == 1);
+      CHECK(well == 3);
+      for (const auto& outcome : ranks.end()) CHECK(outcome);
+    }
+  }
+}
+
+TEST_CASE("a prompt that is interrupted on rank 0 ends on all ranks") {
+  EngineOptions options = options_of({});
+  options.context_length = options.cache_tokens = 1024;
+  Ranks ranks(path_of("tiny-bf16"), 2, 2, options);
+  const Engine& engine = *ranks.engine();
+  for (int i = 0; i < 8; ++i) {
+    CompletionRequest request = some_request(100);
+    CancelToken cancel;
+    request.options.cancel = cancel;
+    Completion running = engine.submit(std::move(request)).value();
+    std::this_thread::sleep_for(std::chrono::microseconds(300 * i));
+    cancel.cancel();
+    (void)running.wait();
+  }
+  CHECK(engine.complete(some_request()).value().tokens.size() == 10);
+}
+
+TEST_CASE("a rank that is lost is an error of the requests of those that share its layers") {
+  /// Fails after so many messages, as if the connection were cut.
+  struct Cut final : Communicator {
+    Cut(std::shared_ptr<Communicator> i, int messages) : inner(std::move(i)), left(messages) {}
+    int rank() const noexcept override { return inner->rank(); }
+    int size() const noexcept override { return inner->size(); }
+    Result<void> send(int to, std::span<const std::byte> data) override {
+      if (left-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
+      return inner->send(to, data);
+    }
+    Result<void> receive(int from, std::span<std::byte> data) override {
+      if (left-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
+      return inner->receive(from, data);
+    }
+    std::shared_ptr<Communicator> inner;
+    std::atomic<int> left;
+  };
+  const UnevenModel model("llama");
+  int later = 0;
+  for (int messages = 0; messages < 120; messages += 7) {
+    CAPTURE(messages);
+    auto communicators = make_thread_communicators(3).value();
+    communicators[1] = std::make_shared<Cut>(communicators[1], messages);
+    Ranks ranks(model.path(), std::move(communicators), 3, options_of({}));
+    if (ranks.engine()) {
+      Result<CompletionResult> result = ranks.engine()->complete(some_request());
+      CHECK(result.error().code == ErrorCode::peer_lost);
+      CHECK(ranks.engine()->complete(some_request()).error().code == ErrorCode::peer_lost);
+      ++later;
+    } else {
+      CHECK(ranks.engine().error().code == ErrorCode::peer_lost);
+    }
+    CHECK(ranks.end()[1].error().code == ErrorCode::peer_lost);
+  }
+  CHECK(later > 10);
+}
+
+TEST_CASE("the plan of ranks that share layers tells what each holds, and it comes to be") {
+  const std::string model = path_of("tiny-bf16");
+  const MemoryPlan whole = Engine::plan(model, options_of({})).value();
+  const auto communicators = make_thread_communicators(2).value();
+  const EngineOptions options = of_rank(communicators[0], 2, options_of({}));
+  const MemoryPlan plan = Engine::plan(model, options).value();
+  REQUIRE(plan.shares.size() == 2);
+  for (std::size_t r = 0; r < 2; ++r) {
+    CHECK(plan.shares[r].layers == 3);
+    CHECK(plan.shares[r].shard == static_cast<int>(r));
+    CHECK(plan.shares[r].shards == 2);
+    CHECK(2 * plan.shares[r].cache == whole.cache);
+  }
+  const std::int64_t table = 1024 * 128 * 2;
+  CHECK(plan.shares[0].weights - plan.shares[1].weights == Approx(table).epsilon(0.05));
+  CHECK(plan.weights == Approx(whole.weights).epsilon(0.02));  // the norms lie on both
+  Ranks ranks(model, 2, 2);
+  const EngineStats stats = ranks.engine()->stats();
+  CHECK(stats.weight_bytes == plan.weights);
+  CHECK(stats.cache_bytes == plan.cache);
+  CHECK_THAT(ranks.engine()->info().backend, Catch::Contains("layers 0 to 2, part 2 of 2, on rank 1, cpu"));
+}
+
+TEST_CASE("what cannot be shared by so many ranks is refused, naming what is in the way") {
+  const std::string model = path_of("tiny-bf16");
+  const auto refusal = [](const std::string& path, int ranks, int shards, Shares split = {}) {
+    const auto communicators = make_thread_communicators(ranks).value();
+    auto plan = Engine::plan(path, of_rank(communicators[0], shards, options_of(std::move(split))));
+    REQUIRE_FALSE(plan);
+    return plan.error();
+  };
+  CHECK_THAT(refusal(model, 3, 2).message, Catch::Contains("tensor_parallel is 2") && Catch::Contains("ranks, 3"));
+  CHECK_THAT(refusal(model, 2, 0).message, Catch::Contains("tensor_parallel is 0"));
+  CHECK_THAT(refusal(model, 3, 3).message, Catch::Contains("blk.0.attention") && Catch::Contains("2 KV heads"));
+  CHECK(refusal(model, 3, 3).code == ErrorCode::unsupported);
+  CHECK_THAT(refusal(model, 4, 2, {{{}, 0}, {}}).message, Catch::Contains("nothing to do"));
+  CHECK_THAT(refusal(model, 4, 2, {{}}).message, Catch::Contains("1 shares") && Catch::Contains("2 of"));
+  CHECK_THAT(refusal(path_of("olmoe"), 2, 2).message, Catch::Contains("1 KV heads"));
+  EngineOptions alone = options_of({});
+  alone.tensor_parallel = 2;
+  CHECK(Engine::load(model, alone).error().code == ErrorCode::invalid_argument);
+}
+
+TEST_CASE("slices of tensors have the values of the whole") {
+  const UnevenModel model("llama");
+  for (const bool mapped : {true, false}) {
+    const load::Checkpoint checkpoint = load::open_checkpoint(model.path(), mapped).value();
+    const load::TensorInfo& tensor = *checkpoint.find("model.layers.0.mlp.down_proj.weight");
+    const WeightView whole = checkpoint.read(tensor).value();
+    for (const load::TensorSlice& slice :
+         {load::TensorSlice{3, 7, 0, 20}, {0, 48, 4, 9}, {40, 8, 19, 1}, {0, 48, 0, 20}}) {
+      const load::TensorInfo part = load::slice_of(tensor, slice).value();
+      const WeightView view = checkpoint.read(part).value();
+      REQUIRE(view.rows == slice.rows);
+      REQUIRE(view.cols == slice.cols);
+      for (std::int64_t r = 0; r < slice.rows; ++r) {
+        const auto* const from = whole.data.data() + 4 * ((slice.first_row + r) * 20 + slice.first_col);
+        CHECK(std::memcmp(view.data.data() + 4 * r * slice.cols, from, 4 * static_cast<std::size_t>(slice.cols)) == 0);
+      }
+    }
+  }
+  load::TensorInfo tensor;
+  tensor.name = "some";
+  tensor.type = WeightType::q4_k;
+  tensor.rows = 4, tensor.cols = 1024;
+  CHECK(load::slice_of(tensor, {0, 4, 256, 512}));
+  CHECK_THAT(load::slice_of(tensor, {0, 4, 128, 512}).error().message,
+             Catch::Contains("some") && Catch::Contains("multiples of 256"));
+  tensor.type = WeightType::w4;
+  tensor.details.scale_columns = 128;
+  CHECK(load::column_unit(tensor) == 128);
+  tensor.details.permutation = std::make_shared<std::vector<std::int32_t>>(1024);
+  CHECK(load::slice_of(tensor, {1, 2, 0, 1024}));
+  CHECK_THAT(load::slice_of(tensor, {0, 4, 0, 512}).error().message, Catch::Contains("activation order"));
+}
