@@ -14,10 +14,10 @@
 namespace llminfer::test {
 
 /// One sequence on a compiled Program.
-class Sequence {
+class ProgramRunner {
  public:
-  explicit Sequence(const std::string& model, bool exact = true) : Sequence(model, cpu_backend(exact)) {}
-  Sequence(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
+  explicit ProgramRunner(const std::string& model, bool exact = true) : ProgramRunner(model, cpu_backend(exact)) {}
+  ProgramRunner(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
     checkpoint_ = load::open_checkpoint(model, true).value();
     program_ = arch::build_program(checkpoint_).value();
     std::vector<std::shared_ptr<const PreparedWeight>> weights;

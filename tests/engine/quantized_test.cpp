@@ -19,7 +19,7 @@
 using namespace llminfer;
 using test::divergence;
 using test::relative_error;
-using test::Sequence;
+using test::ProgramRunner;
 
 namespace {
 
@@ -53,7 +53,7 @@ void check_weight(const load::Checkpoint& checkpoint, const std::string& name, c
 
 void check_model(const std::string& path, const nlohmann::json& prompt_ids, const nlohmann::json& reference) {
   INFO(path);
-  Sequence exact(path);
+  ProgramRunner exact(path);
   for (const auto& [key, value] : reference.items()) {
     if (key.compare(0, 7, "layers.") == 0) check_weight(exact.checkpoint(), "model." + key + ".weight", value);
   }
@@ -62,7 +62,7 @@ void check_model(const std::string& path, const nlohmann::json& prompt_ids, cons
   // Dynamic scales: the reference's own noise, docs/adr/0008.
   const bool dynamic = rounding.is_object() && rounding["dynamic"] == true;
   const double noise = !dynamic ? 1e-4 : rounding["type"] == "int" ? 1e-3 : 5e-3;
-  Sequence standard(path, false);
+  ProgramRunner standard(path, false);
   CHECK(exact.plan_bytes() == exact.foreseen_plan_bytes());
   // The order of columns is known only when a weight has been read.
   if (path.find("actorder") == std::string::npos) CHECK(standard.plan_bytes() == standard.foreseen_plan_bytes());
