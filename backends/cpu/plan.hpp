@@ -159,6 +159,7 @@ class CpuPlan final : public Plan {
     bool direct = false;  ///< the step writes Batch::logits
     bool gather = false;  ///< rows are picked from the selected ones
     bool copy = false;    ///< float rows are normed or gathered, not read where they lie
+    ActivationCodes codes = kCodes16;
     bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds; }
   };
   CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
@@ -195,7 +196,7 @@ class CpuPlan final : public Plan {
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
                     const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
-  LinearInput linear_input(const Step& step) const noexcept;
+  LinearInput linear_input(const Step& step, std::int32_t rows) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
                     Thread& thread) noexcept;
   ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,

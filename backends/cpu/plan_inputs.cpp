@@ -22,6 +22,7 @@ Result<void> bind(const Program& program, const LinearStep& step, std::span<cons
   input.rounding = of(first).rounding;
   const auto form_of = [&](WeightId id) {
     if (id == WeightId::none) return -1;
+    input.wide = input.wide || of(id).wide;
     const RowForm wanted{of(id).form, of(id).order};
     if (wanted.form == InputForm::floats) {
       input.floats = true;

@@ -16,6 +16,7 @@ struct WeightInput {
   InputForm form = InputForm::floats;
   const std::vector<std::int32_t>* order = nullptr;  ///< in which columns are taken; null: their own
   InputQuantization rounding{};                      ///< that the checkpoint declares
+  bool wide = false;                                 ///< Matrix::wide_codes; of no matter before weights are prepared
 };
 
 /// One way in which rows of an input are quantized.
@@ -32,6 +33,7 @@ struct StepInput {
   /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
   std::vector<std::pair<int, int>> of_part;
   bool rounds = false;  ///< in floats, for weights that have no use for bytes
+  bool wide = false;    ///< of a weight with wide codes
   ActivationCodes codes = kCodes16;
 };
 

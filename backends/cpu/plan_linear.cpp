@@ -14,9 +14,11 @@ std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(f
 
 /// Finds how the weights read their inputs, and takes memory for what they need.
 Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
-  codes_ = codes;
+  codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
   std::vector<WeightInput> weights;
-  for (const Matrix& weight : matrices_) weights.push_back({weight.form(), weight.order(), weight.input()});
+  for (const Matrix& weight : matrices_) {
+    weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes()});
+  }
   inputs_ = LLMINFER_TRY(PlanInputs::make(program_, steps_, weights, codes));
   input_layout_ = InputRowsLayout(inputs_, layout_.widest_input, layout_.quantized_stride, max_rows_, layout_.threads);
   if (input_layout_.bytes == 0) return {};
@@ -41,7 +43,7 @@ QuantizedGroup* CpuPlan::quantized_rows(int form, bool own, const Thread& thread
   return input_rows_.at<QuantizedGroup>(input_layout_.forms) + ((form - 1) * rows + row) * layout_.quantized_stride;
 }
 
-CpuPlan::LinearInput CpuPlan::linear_input(const Step& step) const noexcept {
+CpuPlan::LinearInput CpuPlan::linear_input(const Step& step, std::int32_t rows) const noexcept {
   LinearInput input;
   input.input = &inputs_.of_step[static_cast<std::size_t>(&step - steps_.steps.data())];
   input.direct = steps_.logits_direct && &step == &steps_.steps.back();
@@ -75,7 +77,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
       QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
       QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
-      quantize_row(common.forms[f], common.rounding, common.codes, unrounded, x, k, to, thread);
+      quantize_row(common.forms[f], common.rounding, input.codes, unrounded, x, k, to, thread);
     }
   }
 }
@@ -100,7 +102,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
-  view.high_only = input.input->codes.shift > 0;
+  view.high_only = input.codes.bytes;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_layout_.rounded_stride;
@@ -117,7 +119,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
 
 /// Items are units of all parts in a row, once for each block of rows.
 void CpuPlan::run(const LinearStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
-  const LinearInput input = linear_input(*phase.step);
+  const LinearInput input = linear_input(*phase.step, phase.rows);
   if (phase.kind == Phase::Kind::prepare) return prepare_rows(step, input, first, last, false, thread);
   const bool own = phase.rows == 1;
   if (own && input.prepares() && thread.prepared != &phase) {

@@ -192,7 +192,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   float* const hidden = memory_.at<float>(m.hidden);
   float* const up = hidden + m.rows * m.hidden_stride;
   const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
-    x.high_only = codes_of(matrix(id)).shift > 0;
+    x.high_only = codes_of(matrix(id)).bytes;
     void* const scratch = thread.at<std::byte>(layout_.linear);
     matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch);
   };

@@ -187,6 +187,7 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 const LinearKernels& linear_kernels() {
   static constexpr LinearKernels kKernels{.level = "scalar",
                                           .form = ActivationForm::bytes,
+                                          .byte_rows = kNever,
                                           .quantize_row = quantize_row,
                                           .round_row = round_row,
                                           .quantize_bytes = quantize_bytes,
