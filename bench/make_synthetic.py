@@ -51,6 +51,7 @@ MODELS = {
     "llama-3.2-3b": Model("llama", 3072, 8192, 28, 24, 8, 128, 128256, 131072, 5e5, 1e-5, True, True),
     "olmoe-1b-7b": Model("olmoe", 2048, 1024, 16, 16, 16, 128, 50304, 4096, 1e4, 1e-5, False, experts=64, used=8),
     "qwen3-30b-a3b": Model("qwen3moe", 2048, 768, 48, 32, 4, 128, 151936, 40960, 1e6, 1e-6, False, experts=128, used=8),
+    "gpt-oss-20b": Model("gpt-oss", 2880, 2880, 24, 64, 8, 64, 201088, 131072, 15e4, 1e-5, False, experts=32, used=4),
     "mistral-7b": Model("llama", 4096, 14336, 32, 32, 8, 128, 32768, 32768, 1e6, 1e-5, False),
 }
 
@@ -81,6 +82,8 @@ def more_bits(layer: int, layers: int) -> bool:
 def tensor_type(file_type: str, model: Model, kind: str, layer: int, columns: int, pure: bool) -> T:
     """The type of a matrix. kind: its GGUF name without "blk.N." and ".weight"."""
     base = MIXES.get(file_type) or T[file_type]
+    if base == T.MXFP4 and not kind.startswith("ffn_"):  # as gpt-oss has it: experts only
+        return T.Q8_0
     if base in (T.F32, T.F16, T.BF16):
         return base
     wide = model.heads // model.kv_heads >= 4  # few value heads: their matrix is small, so more bits cost little
@@ -241,6 +244,11 @@ def add_config(writer: gguf.GGUFWriter, name: str, model: Model, file_type: str,
         writer.add_expert_count(model.experts)
         writer.add_expert_used_count(model.used)
         writer.add_expert_feed_forward_length(model.ffn)
+    if model.arch == "gpt-oss":
+        writer.add_sliding_window(128)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(32.0)
+        writer.add_rope_scaling_orig_ctx_len(4096)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     known = f"MOSTLY_{file_type}"
     if known in gguf.LlamaFileType.__members__:
@@ -261,6 +269,12 @@ def add_tensors(writer: gguf.GGUFWriter, model: Model, file_type: str, layers: i
 
     ones = np.ones(model.hidden, np.float32)
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    gpt_oss = model.arch == "gpt-oss"
+
+    def bias(name: str, *shape: int) -> None:
+        values = weights.random.standard_normal(shape, dtype=np.float32) * np.float32(STD)
+        writer.add_tensor(name, values)
+
     matrix("token_embd.weight", "token_embd", model.vocab, model.hidden)
     writer.add_tensor("output_norm.weight", ones)
     if not model.tied:
@@ -270,7 +284,7 @@ def add_tensors(writer: gguf.GGUFWriter, model: Model, file_type: str, layers: i
     for layer in range(layers):
         b = f"blk.{layer}."
         writer.add_tensor(b + "attn_norm.weight", ones)
-        writer.add_tensor(b + "ffn_norm.weight", ones)
+        writer.add_tensor(b + ("post_attention_norm" if gpt_oss else "ffn_norm") + ".weight", ones)
         for kind, rows, columns in (("attn_q", q, model.hidden), ("attn_k", kv, model.hidden),
                                     ("attn_v", kv, model.hidden), ("attn_output", model.hidden, q),
                                     ("ffn_gate", model.ffn, model.hidden), ("ffn_up", model.ffn, model.hidden),
@@ -281,10 +295,15 @@ def add_tensors(writer: gguf.GGUFWriter, model: Model, file_type: str, layers: i
         if model.arch in ("olmoe", "qwen3moe"):  # norms on all of q and k, or on each head
             for kind, columns in (("attn_q_norm", q), ("attn_k_norm", kv)):
                 writer.add_tensor(b + kind + ".weight", np.ones(columns if model.arch == "olmoe" else model.head_dim, np.float32))
-        if model.arch == "qwen2":
+        if model.arch == "qwen2" or gpt_oss:
             for kind, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
-                bias = weights.random.standard_normal(rows, dtype=np.float32) * np.float32(STD)
-                writer.add_tensor(b + kind + ".bias", bias)
+                bias(b + kind + ".bias", rows)
+        if gpt_oss:
+            bias(b + "attn_output.bias", model.hidden)
+            bias(b + "attn_sinks.weight", model.heads)
+            bias(b + "ffn_gate_inp.bias", model.experts)
+            for kind, rows in (("ffn_gate", model.ffn), ("ffn_up", model.ffn), ("ffn_down", model.hidden)):
+                bias(b + kind + "_exps.bias", model.experts, rows)
 
 
 def main() -> None:

@@ -139,10 +139,11 @@ class ProgramCheck {
     LLMINFER_TRY(expect(o.q, std::int64_t{o.heads} * group.head_dim));
     LLMINFER_TRY(expect(o.k, std::int64_t{group.kv_heads} * group.head_dim));
     LLMINFER_TRY(expect(o.v, std::int64_t{group.kv_heads} * group.head_dim));
+    if (o.sinks != WeightId::none) LLMINFER_TRY(expect_weight(o.sinks, 1, o.heads));
     return expect(o.out, width(o.q));
   }
   Result<void> check(const op::Glu& o) {
-    if (o.activation > Activation::gelu_tanh) {
+    if (o.activation > Activation::clamped_swiglu) {
       return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation));
     }
     LLMINFER_TRY(expect(o.up, width(o.gate)));
@@ -160,7 +161,7 @@ class ProgramCheck {
       return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", o.used, " of ", experts, " experts with ",
                   o.up.size(), " and ", o.down.size(), " other matrices; expected 1 to ", kMaxExperts);
     }
-    if (o.activation > Activation::gelu_tanh || o.scoring > Scoring::sigmoid) {
+    if (o.activation > Activation::clamped_swiglu || o.scoring > Scoring::sigmoid) {
       return fail(ErrorCode::unsupported, "value ", name(o.out), ": activation ", static_cast<int>(o.activation),
                   ", scoring ", static_cast<int>(o.scoring));
     }
@@ -176,6 +177,16 @@ class ProgramCheck {
       LLMINFER_TRY(expect_weight(o.up[e], ffn, width(o.in)));
       LLMINFER_TRY(expect_weight(o.down[e], width(o.in), ffn));
     }
+    const auto none_or_all = [&](const std::vector<WeightId>& biases) {
+      return biases.empty() || biases.size() == experts;
+    };
+    if (!none_or_all(o.gate_bias) || o.up_bias.size() != o.gate_bias.size() || !none_or_all(o.down_bias)) {
+      return fail(ErrorCode::invalid_argument, "value ", name(o.out), ": ", o.gate_bias.size(), ", ", o.up_bias.size(),
+                  " and ", o.down_bias.size(), " biases of ", experts, " experts");
+    }
+    for (const WeightId bias : o.gate_bias) LLMINFER_TRY(expect_weight(bias, 1, ffn));
+    for (const WeightId bias : o.up_bias) LLMINFER_TRY(expect_weight(bias, 1, ffn));
+    for (const WeightId bias : o.down_bias) LLMINFER_TRY(expect_weight(bias, 1, width(o.in)));
     if (o.shared != ValueId::none) {
       LLMINFER_TRY(expect(o.shared, width(o.in)));
       LLMINFER_TRY(expect(o.shared_gate, 1));

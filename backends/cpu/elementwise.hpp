@@ -14,8 +14,8 @@ struct ElementwiseKernels {
   /// out // (head_dim) = scale * the head, with pair i of `pairs` rotated by the angle of cosine[i], sine[i]
   void (*rope)(const float* in, const float* cosine, const float* sine, std::int32_t pairs, bool interleaved,
                std::int32_t head_dim, float scale, float* out);
-  /// out = activation(gate) * up, by llminfer::Activation
-  void (*glu[3])(const float* gate, const float* up, std::int64_t n, float* out);
+  /// out = activation(gate) * up, by llminfer::Activation, which says more of the last one
+  void (*glu[4])(const float* gate, const float* up, std::int64_t n, float* out);
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);
   /// out = a + factor * b, in one rounding
   void (*add_scaled)(const float* a, float factor, const float* b, std::int64_t n, float* out);

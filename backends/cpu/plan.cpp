@@ -165,6 +165,11 @@ Result<void> CpuPlan::bind_weights(bool exact) {
       for (const auto* weights : {&moe->gate, &moe->up, &moe->down}) {
         for (const WeightId id : *weights) mark(multiplied, id);
       }
+      for (const auto* biases : {&moe->gate_bias, &moe->up_bias, &moe->down_bias}) {
+        for (const WeightId id : *biases) mark(vectors, id);
+      }
+    } else if (const auto* attention = std::get_if<op::Attention>(&op)) {
+      mark(vectors, attention->sinks);
     }
   }
   matrices_.resize(weights_.size());

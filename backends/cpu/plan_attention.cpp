@@ -1,5 +1,6 @@
 // Attention of a plan: writes the new tokens' keys and values, then runs the tasks that the batch was cut into.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "backends/cpu/plan.hpp"
@@ -220,7 +221,12 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   }
   for (std::int32_t r = 0; r < rows; ++r) {
     const std::int32_t head = task.kv_head * sharing + r % sharing;
-    kernels.finish(total.out + std::int64_t{r} * pages.padded_dim, total.sum[r], pages.head_dim,
+    float sum = total.sum[r];
+    if (step.op.sinks != WeightId::none) {  // as one more key, whose value is zero
+      const auto above = static_cast<double>(vector(step.op.sinks)[head]) - static_cast<double>(total.max[r]);
+      sum = static_cast<float>(static_cast<double>(sum) + std::exp(std::min(above, 80.0)));
+    }
+    kernels.finish(total.out + std::int64_t{r} * pages.padded_dim, sum, pages.head_dim,
                    row(step.op.out, first_batch_row + r / sharing) + std::int64_t{head} * pages.head_dim);
   }
 }

@@ -213,7 +213,12 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
     const std::int64_t count = std::min(std::int64_t{last} * kUnitFeatures, matrix(op.gate[e]).rows()) - feature;
     for (std::int32_t place = begin; place < end; ++place) {
       float* const y = hidden + place * m.hidden_stride + feature;
-      glu(y, up + place * m.hidden_stride + feature, count, y);
+      float* const u = up + place * m.hidden_stride + feature;
+      if (!op.gate_bias.empty()) {
+        level_.elementwise->add(y, vector(op.gate_bias[e]) + feature, count, y);
+        level_.elementwise->add(u, vector(op.up_bias[e]) + feature, count, u);
+      }
+      glu(y, u, count, y);
     }
   });
 }
@@ -224,7 +229,11 @@ void CpuPlan::combine(const op::Moe& op, std::int32_t token) noexcept {
   float* const out = row(op.out, token);
   std::memset(out, 0, float_bytes(n));
   for (std::int64_t j = std::int64_t{token} * op.used; j < (std::int64_t{token} + 1) * op.used; ++j) {
-    const float* const y = memory_.at<float>(m.hidden) + memory_.at<std::int32_t>(m.places)[j] * m.output_stride;
+    float* const y = memory_.at<float>(m.hidden) + memory_.at<std::int32_t>(m.places)[j] * m.output_stride;
+    if (!op.down_bias.empty()) {
+      const auto e = static_cast<std::size_t>(memory_.at<std::int32_t>(m.chosen)[j]);
+      level_.elementwise->add(y, vector(op.down_bias[e]), n, y);
+    }
     level_.elementwise->add_scaled(out, memory_.at<float>(m.factors)[j], y, n, out);
   }
   if (op.shared == ValueId::none) return;

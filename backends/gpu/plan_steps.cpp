@@ -20,6 +20,11 @@ RoundingArgs rounding_of(const InputQuantization& input) {
 
 Result<void> check_steps(const Program& program, const Steps& steps) {
   for (const Step& step : steps.steps) {
+    if (const auto* attention = std::get_if<AttentionStep>(&step); attention && attention->op.sinks != WeightId::none) {
+      return core::fail(ErrorCode::unsupported, "value ",
+                        program.values[static_cast<std::size_t>(attention->op.out)].name,
+                        ": the GPU backends have no kernels for attention sinks; the CPU backend has");
+    }
     const auto* moe = std::get_if<MoeStep>(&step);
     if (!moe) continue;
     return core::fail(ErrorCode::unsupported, "value ", program.values[static_cast<std::size_t>(moe->op.out)].name,

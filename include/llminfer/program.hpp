@@ -47,13 +47,15 @@ struct RopeTable {
   bool interleaved = false;              ///< pairs are (2i, 2i+1); otherwise (i, i + rotary_dim / 2)
 };
 
-enum class Activation : std::uint8_t { silu, gelu, gelu_tanh };
+/// Of a gated unit: activation(gate) * up, but for the last one, which is
+/// g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7) and u = up within [-7, 7] (gpt-oss, arXiv:2508.10925).
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, clamped_swiglu };
 /// What a router's outputs become before experts are chosen by them: softmax over all experts, or sigmoid of each.
 enum class Scoring : std::uint8_t { softmax, sigmoid };
 
 namespace op {
-/// out = table[token id]; rows of the batch that carry an embedding take that instead. Without a table (`none`) all rows
-/// do: such is the beginning of a stage that goes on where another one ended.
+/// out = table[token id]; rows of the batch that carry an embedding take that instead. Without a table (`none`) all
+/// rows do: such is the beginning of a stage that goes on where another one ended.
 struct Embed {
   WeightId table;
   ValueId out;
@@ -81,7 +83,8 @@ struct Rope {
   ValueId out;
 };
 /// Appends k and v to the cache, then out = softmax(q k^T * scale + mask) v. Query head h reads KV head h * kv_heads /
-/// heads.
+/// heads. With `sinks` e^sinks[h] joins the sum that softmax divides by, so that a head may look at nothing
+/// (Xiao et al. 2024, arXiv:2309.17453).
 struct Attention {
   ValueId q, k, v;
   std::int32_t group;  ///< index of the cache group
@@ -89,8 +92,9 @@ struct Attention {
   std::int32_t heads;
   float scale;
   ValueId out;
+  WeightId sinks = WeightId::none;  ///< [heads]
 };
-/// out = activation(gate) * up
+/// out = activation(gate) * up; see Activation
 struct Glu {
   ValueId gate, up;
   Activation activation;
@@ -105,13 +109,16 @@ struct Reduce {
   ValueId in, out;
 };
 /// Mixture of experts (Shazeer et al. 2017, arXiv:1701.06538). Of each token, the `used` experts with the highest
-/// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), and
+/// scores (of equal ones those of lower index) compute expert(x) = down(activation(gate x) * up x), each product with
+/// its bias if there are any, and
 ///   out = scale * sum of score * expert(in), in ascending order of the experts' index, + sigmoid(shared_gate) *
 ///   shared.
 struct Moe {
   ValueId in;
-  ValueId router;                        ///< [experts]; scored by `scoring`
-  std::vector<WeightId> gate, up, down;  ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
+  ValueId router;                            ///< [experts]; scored by `scoring`
+  std::vector<WeightId> gate, up, down;      ///< [experts] each: [ffn, width], [ffn, width], [width, ffn]
+  std::vector<WeightId> gate_bias, up_bias;  ///< [experts] each: [ffn]; or both empty
+  std::vector<WeightId> down_bias;           ///< [experts]: [width]; or empty
   std::int32_t used = 1;
   Scoring scoring = Scoring::softmax;
   bool normalize = false;  ///< the scores of the chosen experts are divided by their sum
@@ -123,7 +130,8 @@ struct Moe {
 };
 }  // namespace op
 
-using Op = std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Reduce, op::Moe>;
+using Op =
+    std::variant<op::Embed, op::Linear, op::RmsNorm, op::Rope, op::Attention, op::Glu, op::Add, op::Reduce, op::Moe>;
 
 struct Program {
   std::string architecture;
@@ -158,7 +166,7 @@ class LLMINFER_API Builder {
   ValueId rms_norm(ValueId in, WeightId weight, float epsilon, std::string name);
   ValueId rope(ValueId in, std::int32_t head_dim, std::int32_t table, std::string name);
   ValueId attention(ValueId q, ValueId k, ValueId v, std::int32_t group, std::int32_t layer, std::int32_t heads,
-                    float scale, std::string name);
+                    float scale, std::string name, WeightId sinks = WeightId::none);
   ValueId glu(ValueId gate, ValueId up, Activation activation, std::string name);
   ValueId add(ValueId a, ValueId b, std::string name);
   ValueId moe(op::Moe op, std::string name);  ///< op.out is ignored

@@ -19,8 +19,8 @@ struct Architecture {
 };
 
 constexpr Architecture kArchitectures[] = {
-    {"llama", build_llama}, {"qwen2", build_qwen2},       {"qwen2moe", build_qwen2moe},
-    {"qwen3", build_qwen3}, {"qwen3moe", build_qwen3moe}, {"olmoe", build_olmoe},
+    {"llama", build_llama},       {"qwen2", build_qwen2}, {"qwen2moe", build_qwen2moe}, {"qwen3", build_qwen3},
+    {"qwen3moe", build_qwen3moe}, {"olmoe", build_olmoe}, {"gpt-oss", build_gpt_oss},
 };
 
 /// Tensors that checkpoints carry and no Program reads. A '*' in front stands for any beginning.

@@ -28,5 +28,6 @@ Result<Program> build_qwen2moe(const load::Checkpoint& checkpoint);
 Result<Program> build_qwen3(const load::Checkpoint& checkpoint);
 Result<Program> build_qwen3moe(const load::Checkpoint& checkpoint);
 Result<Program> build_olmoe(const load::Checkpoint& checkpoint);
+Result<Program> build_gpt_oss(const load::Checkpoint& checkpoint);
 
 }  // namespace llminfer::arch

@@ -208,7 +208,7 @@ ValueId Builder::rope(ValueId in, std::int32_t head_dim, std::int32_t table, std
 }
 
 ValueId Builder::attention(ValueId q, ValueId k, ValueId v, std::int32_t group, std::int32_t layer, std::int32_t heads,
-                           float scale, std::string name) {
+                           float scale, std::string name, WeightId sinks) {
   return attempt<ValueId>(first_mistake_, [&]() -> Result<ValueId> {
     if (!is_index(group, program_.cache_groups.size())) {
       return fail(ErrorCode::invalid_argument, name, ": cache group ", group, " of ", program_.cache_groups.size());
@@ -227,8 +227,9 @@ ValueId Builder::attention(ValueId q, ValueId k, ValueId v, std::int32_t group, 
     LLMINFER_TRY(expect_width(name, "q", LLMINFER_TRY(width_of(program_, q, name)), q_width));
     LLMINFER_TRY(expect_width(name, "k", LLMINFER_TRY(width_of(program_, k, name)), kv_width));
     LLMINFER_TRY(expect_width(name, "v", LLMINFER_TRY(width_of(program_, v, name)), kv_width));
+    if (sinks != WeightId::none) LLMINFER_TRY(expect_vector(program_, sinks, heads, name));
     return append(program_, std::move(name), q_width,
-                  [&](ValueId out) { return op::Attention{q, k, v, group, layer, heads, scale, out}; });
+                  [&](ValueId out) { return op::Attention{q, k, v, group, layer, heads, scale, out, sinks}; });
   });
 }
 
@@ -268,6 +269,16 @@ ValueId Builder::moe(op::Moe op, std::string name) {
       LLMINFER_TRY(expect_matrix(program_, op.up[e], ffn, width, name));
       LLMINFER_TRY(expect_matrix(program_, op.down[e], width, ffn, name));
     }
+    const auto none_or_all = [&](const std::vector<WeightId>& biases) {
+      return biases.empty() || biases.size() == experts;
+    };
+    if (!none_or_all(op.gate_bias) || op.up_bias.size() != op.gate_bias.size() || !none_or_all(op.down_bias)) {
+      return fail(ErrorCode::invalid_argument, name, ": ", op.gate_bias.size(), " gate, ", op.up_bias.size(),
+                  " up and ", op.down_bias.size(), " down biases; expected none, or ", experts, " of each");
+    }
+    for (const WeightId bias : op.gate_bias) LLMINFER_TRY(expect_vector(program_, bias, ffn, name));
+    for (const WeightId bias : op.up_bias) LLMINFER_TRY(expect_vector(program_, bias, ffn, name));
+    for (const WeightId bias : op.down_bias) LLMINFER_TRY(expect_vector(program_, bias, width, name));
     if ((op.shared == ValueId::none) != (op.shared_gate == ValueId::none)) {
       return fail(ErrorCode::invalid_argument, name, ": a shared expert needs its gate, and a gate its expert");
     }

@@ -18,7 +18,7 @@ struct PartName {
 };
 
 /// In the order of Part. '#' stands for the number of an expert.
-constexpr std::array<PartName, 26> kPartNames = {{
+constexpr std::array<PartName, 29> kPartNames = {{
     {"token_embd", "model.embed_tokens"},
     {"output_norm", "model.norm"},
     {"output", "lm_head"},
@@ -45,6 +45,9 @@ constexpr std::array<PartName, 26> kPartNames = {{
     {"ffn_gate.#", "block_sparse_moe.experts.#.w1"},
     {"ffn_up.#", "block_sparse_moe.experts.#.w3"},
     {"ffn_down.#", "block_sparse_moe.experts.#.w2"},
+    {"ffn_gate_inp", "mlp.router"},
+    {"post_attention_norm", "post_attention_layernorm"},
+    {"attn_sinks", "self_attn.sinks"},
 }};
 
 const PartName& names_of(Part part) { return kPartNames[static_cast<std::size_t>(part)]; }
@@ -120,8 +123,8 @@ std::string Decoder::tensor(Part part, const char* suffix, std::int64_t layer) c
   return name + (config_.hf_names ? names_of(part).hf : names_of(part).gguf) + suffix;
 }
 
-std::string Decoder::expert_tensor(Part part, std::int64_t expert) const {
-  std::string name = tensor(part, ".weight", layer_);
+std::string Decoder::expert_tensor(Part part, const char* suffix, std::int64_t expert) const {
+  std::string name = tensor(part, suffix, layer_);
   const std::size_t number = name.find('#');
   return name.replace(number, 1, std::to_string(expert));
 }
@@ -167,11 +170,15 @@ ValueId Decoder::rope(ValueId in, std::int32_t table, std::string_view name) {
   return builder_.rope(in, static_cast<std::int32_t>(config_.head_dim), table, value_name(name));
 }
 
-ValueId Decoder::attention(ValueId q, ValueId k, ValueId v) {
+ValueId Decoder::attention(ValueId q, ValueId k, ValueId v, WeightId sinks) {
   const CacheSlot& slot = cache_slots_[static_cast<std::size_t>(layer_)];
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(config_.head_dim)));
   return builder_.attention(q, k, v, slot.group, slot.layer, static_cast<std::int32_t>(config_.heads), scale,
-                            value_name("attention"));
+                            value_name("attention"), sinks);
+}
+
+WeightId Decoder::sinks() {
+  return builder_.vector(tensor(Part::sinks, config_.hf_names ? "" : ".weight", layer_), config_.heads);
 }
 
 Activation Decoder::activation() {
@@ -189,24 +196,29 @@ bool Decoder::has_experts() const {
          (config_.expert_layers.empty() || config_.expert_layers[static_cast<std::size_t>(layer_)] != 0);
 }
 
-ValueId Decoder::experts(ValueId in, bool normalize) {
+ValueId Decoder::experts(ValueId in, const Mixture& mixture) {
   const bool mixtral =
       config_.hf_names && checkpoint_.by_name.contains(tensor(Part::mixtral_router, ".weight", layer_));
   const std::int64_t ffn = config_.expert_ffn_size, width = builder_.width(in);
   op::Moe op;
   op.in = in;
-  op.router = linear(in, mixtral ? Part::mixtral_router : Part::router, config_.experts);
+  op.router = linear(in, mixtral ? Part::mixtral_router : mixture.router, config_.experts,
+                     mixture.biases ? Bias::required : Bias::none);
   for (std::int64_t e = 0; e < config_.experts; ++e) {
     const auto matrix = [&](Part part, Part in_mixtral, std::int64_t rows, std::int64_t cols) {
-      return builder_.weight(expert_tensor(mixtral ? in_mixtral : part, e), rows, cols);
+      return builder_.weight(expert_tensor(mixtral ? in_mixtral : part, ".weight", e), rows, cols);
     };
     op.gate.push_back(matrix(Part::expert_gate, Part::mixtral_gate, ffn, width));
     op.up.push_back(matrix(Part::expert_up, Part::mixtral_up, ffn, width));
     op.down.push_back(matrix(Part::expert_down, Part::mixtral_down, width, ffn));
+    if (!mixture.biases) continue;
+    op.gate_bias.push_back(builder_.vector(expert_tensor(Part::expert_gate, ".bias", e), ffn));
+    op.up_bias.push_back(builder_.vector(expert_tensor(Part::expert_up, ".bias", e), ffn));
+    op.down_bias.push_back(builder_.vector(expert_tensor(Part::expert_down, ".bias", e), width));
   }
   op.used = static_cast<std::int32_t>(config_.experts_used);
-  op.normalize = config_.normalize_experts.value_or(normalize);
-  op.activation = activation();
+  op.normalize = config_.normalize_experts.value_or(mixture.normalize);
+  op.activation = mixture.activation ? *mixture.activation : activation();
   if (config_.shared_ffn_size > 0) {
     op.shared_gate = linear(in, Part::shared_gate, 1);
     const ValueId gate = linear(in, Part::shared_expert_gate, config_.shared_ffn_size);
@@ -217,11 +229,11 @@ ValueId Decoder::experts(ValueId in, bool normalize) {
 }
 
 ValueId Decoder::feed_forward(ValueId x, bool normalize_experts, Bias bias) {
-  const ValueId normed = norm(x, Part::ffn_norm);                           // [hidden]
-  if (has_experts()) return experts(normed, normalize_experts);             // [hidden]
-  const ValueId gate = linear(normed, Part::gate, config_.ffn_size, bias);  // [ffn]
-  const ValueId up = linear(normed, Part::up, config_.ffn_size, bias);      // [ffn]
-  return linear(glu(gate, up), Part::down, config_.hidden_size, bias);      // [hidden]
+  const ValueId normed = norm(x, Part::ffn_norm);                               // [hidden]
+  if (has_experts()) return experts(normed, {.normalize = normalize_experts});  // [hidden]
+  const ValueId gate = linear(normed, Part::gate, config_.ffn_size, bias);      // [ffn]
+  const ValueId up = linear(normed, Part::up, config_.ffn_size, bias);          // [ffn]
+  return linear(glu(gate, up), Part::down, config_.hidden_size, bias);          // [hidden]
 }
 
 ValueId Decoder::logits(ValueId hidden) {

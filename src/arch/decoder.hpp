@@ -44,6 +44,9 @@ enum class Part : std::uint8_t {
   mixtral_gate,
   mixtral_up,
   mixtral_down,
+  gpt_oss_router,
+  post_attention_norm,  ///< the name of a feed-forward block's norm in GGUF files of gpt-oss
+  sinks,                ///< of a layer's attention
 };
 
 enum class Bias : std::uint8_t {
@@ -79,14 +82,21 @@ class Decoder {
   ValueId linear(ValueId in, Part part, std::int64_t rows, Bias bias = Bias::none);
   ValueId rope(ValueId in, std::int32_t table, std::string_view name);
   /// Grouped-query attention (Ainslie et al. 2023) with this layer's cache, scaled by 1 / sqrt(head_dim).
-  ValueId attention(ValueId q, ValueId k, ValueId v);
+  ValueId attention(ValueId q, ValueId k, ValueId v, WeightId sinks = WeightId::none);
+  /// The layer's attention sinks [heads].
+  WeightId sinks();
   ValueId glu(ValueId gate, ValueId up);
   ValueId add(ValueId a, ValueId b, std::string_view name);
   /// Whether this layer has a mixture of experts.
   bool has_experts() const;
+  struct Mixture {
+    bool normalize = false;                     ///< where the checkpoint does not say
+    Part router = Part::router;                 ///< but that of Mixtral is found
+    bool biases = false;                        ///< of the router and of all experts
+    std::optional<Activation> activation = {};  ///< empty: as config says
+  };
   /// The mixture of this layer, of `config().experts` experts; if config says so with one that all tokens have.
-  /// `normalize`: where the checkpoint does not say.
-  ValueId experts(ValueId in, bool normalize);
+  ValueId experts(ValueId in, const Mixture& mixture);
   /// The usual feed-forward block, normed: a gated unit, or in layers that have one the mixture of experts.
   ValueId feed_forward(ValueId x, bool normalize_experts, Bias bias = Bias::none);
   ValueId logits(ValueId hidden);
@@ -105,7 +115,7 @@ class Decoder {
 
   void make_cache_groups();
   std::string tensor(Part part, const char* suffix, std::int64_t layer) const;
-  std::string expert_tensor(Part part, std::int64_t expert) const;
+  std::string expert_tensor(Part part, const char* suffix, std::int64_t expert) const;
   std::string value_name(std::string_view name) const;
   Activation activation();
   Result<Program> finish(ValueId hidden, ValueId logits) &&;

@@ -18,7 +18,7 @@ ValueId attention_block(Decoder& d, ValueId x, std::int32_t rope) {
   return d.linear(mixed, Part::attention_out, c.hidden_size, Bias::if_stored);                   // [hidden]
 }
 
-ValueId feed_forward_block(Decoder& d, ValueId x) { return d.experts(d.norm(x, Part::ffn_norm), /*normalize=*/false); }
+ValueId feed_forward_block(Decoder& d, ValueId x) { return d.experts(d.norm(x, Part::ffn_norm), {.normalize = false}); }
 
 }  // namespace
 

@@ -261,6 +261,7 @@ class Cutter {
     mine.v = values_[index(o.v)];
     const CacheGroup& group = whole_.cache_groups[index(o.group)];
     mine.heads = o.heads / group.kv_heads * out_.cache_groups[index(o.group)].kv_heads;
+    mine.sinks = LLMINFER_TRY(columns_of(o.sinks, {parts_[index(o.out)].range.first / group.head_dim, mine.heads}));
     mine.out = made(o.out);
     out_.ops.emplace_back(mine);
     return {};
@@ -305,7 +306,12 @@ class Cutter {
       mine.gate[e] = LLMINFER_TRY(rows_of(o.gate[e], range));
       mine.up[e] = LLMINFER_TRY(rows_of(o.up[e], range));
       mine.down[e] = LLMINFER_TRY(columns_of(o.down[e], range));
+      if (o.gate_bias.empty()) continue;
+      mine.gate_bias[e] = LLMINFER_TRY(columns_of(o.gate_bias[e], range));
+      mine.up_bias[e] = LLMINFER_TRY(columns_of(o.up_bias[e], range));
     }
+    if (shard_ > 0) mine.down_bias.clear();
+    for (WeightId& bias : mine.down_bias) bias = LLMINFER_TRY(all_of(bias));
     sum(o.out, [&](ValueId summand) {
       mine.out = summand;
       out_.ops.emplace_back(std::move(mine));

@@ -28,13 +28,13 @@ struct References {
   void operator()(op::Linear& o) { value(o.in), weight(o.weight), weight(o.bias), value(o.out); }
   void operator()(op::RmsNorm& o) { value(o.in), weight(o.weight), value(o.out); }
   void operator()(op::Rope& o) { value(o.in), table(o.table), value(o.out); }
-  void operator()(op::Attention& o) { value(o.q), value(o.k), value(o.v), attention(o), value(o.out); }
+  void operator()(op::Attention& o) { value(o.q), value(o.k), value(o.v), attention(o), weight(o.sinks), value(o.out); }
   void operator()(op::Glu& o) { value(o.gate), value(o.up), value(o.out); }
   void operator()(op::Add& o) { value(o.a), value(o.b), value(o.out); }
   void operator()(op::Reduce& o) { value(o.in), value(o.out); }
   void operator()(op::Moe& o) {
     value(o.in), value(o.router);
-    for (auto* weights : {&o.gate, &o.up, &o.down}) {
+    for (auto* weights : {&o.gate, &o.up, &o.down, &o.gate_bias, &o.up_bias, &o.down_bias}) {
       for (WeightId& id : *weights) weight(id);
     }
     if (o.shared != ValueId::none) value(o.shared), value(o.shared_gate);

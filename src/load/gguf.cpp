@@ -53,26 +53,31 @@ Result<void> add_part(Checkpoint& checkpoint, std::shared_ptr<const core::ByteSo
 }
 
 /// Turns "blk.N.ffn_up_exps.weight" [experts, rows, cols] into "blk.N.ffn_up.E.weight" [rows, cols] of each expert E,
-/// as older files have them: each is a part of the stack's bytes.
+/// as older files have them, and "blk.N.ffn_up_exps.bias" [experts, rows] likewise: each is a part of the stack's
+/// bytes.
 Result<void> split_stacks(Checkpoint& checkpoint) {
-  constexpr std::string_view kSuffix = "_exps.weight";
+  constexpr std::string_view kStack = "_exps", kWeight = "_exps.weight", kBias = "_exps.bias";
   const std::int64_t experts = checkpoint.config.experts;
   std::vector<TensorInfo> tensors;
   for (TensorInfo& stack : checkpoint.tensors) {
-    if (experts == 0 || !stack.name.ends_with(kSuffix)) {
+    const bool bias = stack.name.ends_with(kBias);
+    if (experts == 0 || (!bias && !stack.name.ends_with(kWeight))) {
       tensors.push_back(std::move(stack));
       continue;
     }
-    if (stack.shape.size() != 3 || stack.shape[0] != experts) {
+    const std::size_t sides = bias ? 2 : 3;
+    if (stack.shape.size() != sides || stack.shape[0] != experts) {
       return fail(ErrorCode::shape_mismatch, "tensor '", stack.name, "': ", stack.shape.size(), " dimensions, ",
-                  stack.shape.front(), " of them the first; expected 3, the first the number of experts, ", experts);
+                  stack.shape.front(), " of them the first; expected ", sides, ", the first the number of experts, ",
+                  experts);
     }
-    const std::string name = stack.name.substr(0, stack.name.size() - kSuffix.size()) + ".";
+    const std::size_t at = stack.name.rfind(kStack);
+    const std::string name = stack.name.substr(0, at) + ".", suffix = stack.name.substr(at + kStack.size());
     for (std::int64_t e = 0; e < experts; ++e) {
       TensorInfo& expert = tensors.emplace_back(stack);
-      expert.name = name + std::to_string(e) + ".weight";
-      expert.shape = {stack.shape[1], stack.shape[2]};
-      expert.rows = stack.shape[1];
+      expert.name = name + std::to_string(e) + suffix;
+      expert.shape.erase(expert.shape.begin());
+      expert.rows = bias ? 1 : stack.shape[1];
       expert.bytes = stack.bytes / static_cast<std::uint64_t>(experts);  // whole rows, so no remainder
       expert.offset += static_cast<std::uint64_t>(e) * expert.bytes;
     }

@@ -69,6 +69,7 @@ Result<void> apply_rope(const GgufMetadata& metadata, const std::string& arch, C
     scaling.kind = RopeScaling::Kind::yarn;
     scaling.beta_fast = LLMINFER_TRY(positive("rope.scaling.yarn_beta_fast", 32.0));
     scaling.beta_slow = LLMINFER_TRY(positive("rope.scaling.yarn_beta_slow", 1.0));
+    scaling.truncate = config.architecture != "gpt-oss";  // no key tells
     // The key holds a multiple of the default.
     const double multiple = LLMINFER_TRY(positive("rope.scaling.attn_factor", 1.0));
     if (multiple != 1.0) scaling.attention_factor = multiple * (0.1 * std::log(scaling.factor) + 1.0);
@@ -145,6 +146,9 @@ Result<void> apply_config(const GgufMetadata& metadata, Checkpoint& checkpoint) 
     return fail(ErrorCode::corrupt, "metadata '", arch,
                 "attention.sliding_window_pattern': ", config.sliding_layers.size(), " entries for ", config.layers,
                 " layers");
+  }
+  if (config.architecture == "gpt-oss" && config.sliding_layers.empty()) {
+    for (std::int64_t layer = 0; layer < config.layers; ++layer) config.sliding_layers.push_back(layer % 2 == 0);
   }
   config.tied_embeddings = checkpoint.find("output.weight") == nullptr;
   LLMINFER_TRY(apply_experts(metadata, arch, config));

@@ -173,6 +173,8 @@ Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap) {
   LLMINFER_TRY(add_texts(path, checkpoint));
   LLMINFER_TRY(add_weights(path, use_mmap, checkpoint));
   LLMINFER_TRY(unpack_quantized(path, std::move(config.quantization), checkpoint));
+  auto split = split_expert_stacks(checkpoint);
+  if (!split) return core::at(path, std::move(split).error());
   return checkpoint;
 }
 

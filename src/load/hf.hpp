@@ -16,4 +16,8 @@ namespace llminfer::load {
 /// corrupt, and those of files and JSON.
 Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap);
 
+/// Makes tensors of single experts of those that hold all experts of a layer (expert_stacks.cpp). Errors:
+/// shape_mismatch, corrupt (an expert's tensor occurs twice).
+Result<void> split_expert_stacks(Checkpoint& checkpoint);
+
 }  // namespace llminfer::load

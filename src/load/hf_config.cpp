@@ -18,12 +18,13 @@ struct Family {
   std::string_view model_type;
   const char* architecture;
   std::int64_t context_length;
-  std::int64_t kv_heads;        ///< 0: as many as heads
+  std::int64_t kv_heads;  ///< 0: as many as heads
   enum class Window : std::uint8_t {
     none,
     all,
-    switched
-  } window;                         ///< of which layers; switched: if the config says so
+    switched,
+    every_other
+  } window;  ///< of which layers; switched: if the config says so; every_other: the first, the third, … unless it does
   std::int64_t sliding_window = 0;  ///< where the key is absent (null switches the window off)
   std::int64_t head_dim = 0;        ///< where the key is absent; 0: hidden size / heads
   bool experts = false;
@@ -39,6 +40,7 @@ constexpr Family kFamilies[] = {
     {"qwen3", "qwen3", 32768, 32, Window::switched, 4096, 128},
     {"qwen3_moe", "qwen3moe", 32768, 4, Window::switched, 4096, 0, true},
     {"olmoe", "olmoe", 4096, 0, Window::none, 0, 0, true},
+    {"gpt_oss", "gpt-oss", 131072, 8, Window::every_other, 128, 64, true},
 };
 
 // Bounds that keep arithmetic on hyperparameters inside an int64.
@@ -170,15 +172,17 @@ Result<void> read_rope(const Reader& config, ModelConfig& model) {
 }
 
 /// Which layers see a window only. Mistral, Mixtral: all. Qwen: those that layer_types names, or else those from
-/// max_window_layers on; where there are experts, that depends on the version of transformers.
+/// max_window_layers on; where there are experts, that depends on the version of transformers. gpt-oss: those that
+/// layer_types names, or else every other one.
 Result<void> read_sliding_window(const Reader& config, const Family& family, ModelConfig& model) {
   if (family.window == Window::none) return {};
   if (!config.contains("sliding_window")) model.sliding_window = family.sliding_window;
   if (config.member("sliding_window")) {
     model.sliding_window = LLMINFER_TRY(config.integer("sliding_window", 0, 0, kMaxContext));
   }
-  if (family.window != Window::switched) return {};
-  if (!LLMINFER_TRY(config.flag("use_sliding_window", false)) || model.sliding_window == 0) {
+  if (family.window == Window::all) return {};
+  const bool every_other = family.window == Window::every_other;
+  if ((!every_other && !LLMINFER_TRY(config.flag("use_sliding_window", false))) || model.sliding_window == 0) {
     model.sliding_window = 0;
     return {};
   }
@@ -187,11 +191,11 @@ Result<void> read_sliding_window(const Reader& config, const Family& family, Mod
   if (types && (!types->is_array() || types->size() != static_cast<std::size_t>(model.layers))) {
     return fail(ErrorCode::corrupt, config.name(), ": \"layer_types\" must be a list of ", model.layers, " names");
   }
-  if (!types && family.experts) {
+  if (!types && family.experts && !every_other) {
     return fail(ErrorCode::unsupported, config.name(), ": \"use_sliding_window\" without \"layer_types\"");
   }
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-    bool slides = layer >= first;
+    bool slides = every_other ? layer % 2 == 0 : layer >= first;
     if (types) {
       const Json& type = types->array()[static_cast<std::size_t>(layer)];
       const auto is = [&](std::string_view name) { return type.is_string() && type.string() == name; };
@@ -229,6 +233,18 @@ Result<void> read_expert_layers(const Reader& config, ModelConfig& model) {
   return {};
 }
 
+/// What the architecture has as it is published, and what has no default here.
+Result<void> check_gpt_oss(const Reader& config) {
+  constexpr std::pair<const char*, double> kNumbers[] = {{"swiglu_limit", 7.0}, {"swiglu_alpha", 1.702}};
+  for (const auto& [key, expected] : kNumbers) {
+    const double value = LLMINFER_TRY(config.number(key, expected));
+    if (value == expected) continue;
+    return fail(ErrorCode::unsupported, config.name(), ": \"", key, "\" is ", value, ", expected ", expected);
+  }
+  if (config.member("rope_parameters") || config.member("rope_scaling")) return {};
+  return fail(ErrorCode::corrupt, config.name(), ": neither \"rope_parameters\" nor \"rope_scaling\"");
+}
+
 Result<void> read_experts(const Reader& config, const Family& family, ModelConfig& model) {
   if (!family.experts) return {};
   const char* count = config.member("num_local_experts") ? "num_local_experts" : "num_experts";
@@ -236,6 +252,7 @@ Result<void> read_experts(const Reader& config, const Family& family, ModelConfi
   model.experts_used = LLMINFER_TRY(config.required("num_experts_per_tok", model.experts));
   model.expert_ffn_size = model.ffn_size;
   if (family.model_type == "mixtral") return {};
+  if (family.model_type == "gpt_oss") return check_gpt_oss(config);
   model.normalize_experts = LLMINFER_TRY(config.flag("norm_topk_prob", false));
   if (family.model_type == "olmoe") {
     if (!config.member("clip_qkv")) return {};

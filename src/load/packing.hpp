@@ -174,6 +174,7 @@ Result<void> add_bytes(const std::string& prefix, ByteLayer layer, const InputQu
 struct NibbleLayer {
   std::int64_t rows = 0, cols = 0, per_scale = 0;
   bool high_first = false;
+  std::int64_t first_row = 0, row_step = 1;  ///< rows first_row + n * row_step of what is stored make up the layer
   TensorInfo weight;
   /// All scales. Those of MXFP4 are powers of two.
   std::function<Result<std::vector<float>>(const Checkpoint&)> read_scales;

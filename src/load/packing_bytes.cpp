@@ -81,7 +81,8 @@ class NibblePacking final : public Packing {
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
     const int first_shift = l.high_first ? 4 : 0;
     const auto convert = [&](std::int64_t n) {
-      const std::uint8_t* from = packed + n * (l.cols / 2);
+      const std::int64_t stored = l.first_row + n * l.row_step;
+      const std::uint8_t* from = packed + stored * (l.cols / 2);
       std::uint8_t* out = blocks.row(n);
       for (std::int64_t k = 0; k < l.cols; k += kBlock, from += kBlock / 2) {
         std::uint8_t codes[kBlock];
@@ -89,7 +90,7 @@ class NibblePacking final : public Packing {
           codes[2 * i] = from[i] >> first_shift & 15;
           codes[2 * i + 1] = from[i] >> (4 - first_shift) & 15;
         }
-        const float* const scale = scales.data() + (n * l.cols + k) / l.per_scale;
+        const float* const scale = scales.data() + (stored * l.cols + k) / l.per_scale;
         if (tensor.type == WeightType::mxfp4) {
           *out++ = static_cast<std::uint8_t>(std::ilogb(*scale) + 127);  // a power of two
           for (int i = 0; i < 16; ++i) *out++ = static_cast<std::uint8_t>(codes[i] | codes[i + 16] << 4);

@@ -11,6 +11,7 @@ using core::fail;
 using enum ElementType;
 
 constexpr const char* kPlace = "quantization_config";
+constexpr std::int64_t kMaxExperts = 1 << 12;
 
 /// A tensor of one number: [] or [1].
 Result<TensorInfo> need_scalar(const std::string& name, const Layers& layers) {
@@ -88,23 +89,51 @@ Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
   return {};
 }
 
-/// Experts of GPT-OSS: NAME_blocks [E, N, K / 32, 16], the lower nibble first, and NAME_scales [E, N, K / 32] are the
-/// weight NAME.weight [E * N, K].
+/// Experts of gpt-oss: NAME_blocks [experts, rows, K / 32, 16], the lower nibble first, and NAME_scales [experts, rows,
+/// K / 32]. They become a weight for each matrix: X.gate_up_proj, whose rows take turns, X.E.gate_proj.weight and
+/// X.E.up_proj.weight, any other X.NAME X.E.NAME.weight.
 Result<void> add_mxfp4(const core::Json&, Layers& layers) {
   const auto prefixes = layers.with("_blocks");
   if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says mxfp4, but no tensor is named *_blocks");
   for (const std::string& prefix : prefixes) {
-    NibbleLayer layer;
-    layer.weight = LLMINFER_TRY(layers.need(prefix + "_blocks", {u8}, {-1, -1, -1, 16}));
-    const std::vector<std::int64_t>& shape = layer.weight.shape;
+    const TensorInfo blocks = LLMINFER_TRY(layers.need(prefix + "_blocks", {u8}, {-1, -1, -1, 16}));
+    const std::vector<std::int64_t>& shape = blocks.shape;
     const TensorInfo scales = LLMINFER_TRY(layers.need(prefix + "_scales", {u8}, {shape[0], shape[1], shape[2]}));
-    layer.rows = shape[0] * shape[1];
-    layer.cols = shape[2] * 32;
-    layer.per_scale = 32;
-    layer.read_scales = [=](const Checkpoint& checkpoint) { return read_floats(checkpoint, scales); };
-    layers.take(layer.weight.name);
+    layers.take(blocks.name);
     layers.take(scales.name);
-    LLMINFER_TRY(add_nibbles(prefix, WeightType::mxfp4, std::move(layer), layers));
+    const std::size_t dot = prefix.rfind('.') + 1;  // 0 where there is none
+    const std::string name = prefix.substr(dot);
+    const bool both = name == "gate_up_proj";
+    if (shape[0] > kMaxExperts) {
+      return fail(ErrorCode::limit_exceeded, "tensor ", blocks.name, " has ", shape[0], " experts, the limit is ",
+                  kMaxExperts);
+    }
+    if (both && shape[1] % 2 != 0) {
+      return fail(ErrorCode::shape_mismatch, "tensor ", blocks.name, " has ", shape[1],
+                  " rows, expected an even number, those of gate and up");
+    }
+    for (std::int64_t e = 0; e < shape[0]; ++e) {
+      const auto slice = [&](TensorInfo stack) {
+        stack.bytes /= static_cast<std::uint64_t>(shape[0]);
+        stack.offset += static_cast<std::uint64_t>(e) * stack.bytes;
+        return stack;
+      };
+      for (std::int64_t part = 0; part < (both ? 2 : 1); ++part) {
+        NibbleLayer layer;
+        layer.weight = slice(blocks);
+        layer.row_step = both ? 2 : 1;
+        layer.first_row = part;
+        layer.rows = shape[1] / layer.row_step;
+        layer.cols = shape[2] * 32;
+        layer.per_scale = 32;
+        layer.read_scales = [of_expert = slice(scales)](const Checkpoint& checkpoint) {
+          return read_floats(checkpoint, of_expert);
+        };
+        const std::string matrix = !both ? name : part == 0 ? "gate_proj" : "up_proj";
+        const std::string expert = prefix.substr(0, dot) + std::to_string(e) + "." + matrix;
+        LLMINFER_TRY(add_nibbles(expert, WeightType::mxfp4, std::move(layer), layers));
+      }
+    }
   }
   return {};
 }

@@ -29,14 +29,19 @@ std::string_view layer_of(std::string_view name) {
   return name.substr(4, name.find('.', 4) - 4);
 }
 
-float activate(Activation activation, float x) {
+/// A gated unit.
+float gated(Activation activation, float x, float up) {
   switch (activation) {
     case Activation::silu:
-      return x / (1 + std::exp(-x));
+      return x / (1 + std::exp(-x)) * up;
     case Activation::gelu:
-      return 0.5f * x * (1 + std::erf(x * 0.70710678f));
+      return 0.5f * x * (1 + std::erf(x * 0.70710678f)) * up;
     case Activation::gelu_tanh:
-      return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+      return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x))) * up;
+    case Activation::clamped_swiglu: {
+      const float gate = std::min(x, 7.0f);
+      return gate / (1 + std::exp(-1.702f * gate)) * (std::clamp(up, -7.0f, 7.0f) + 1);
+    }
   }
   return 0;
 }
@@ -256,7 +261,7 @@ Result<void> LayerRun::apply(const op::Glu& o, const FloatWeights&) {
   float* to = value(o.out).data();
   return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first * width(o.out); i < last * width(o.out); ++i)
-      to[i] = activate(o.activation, gate[i]) * up[i];
+      to[i] = gated(o.activation, gate[i], up[i]);
   });
 }
 

@@ -92,6 +92,9 @@ Result<Source> open_source(const std::string& path, bool hf_names) {
   source.checkpoint = LLMINFER_TRY(load::open_checkpoint(path, true));
   source.program = LLMINFER_TRY(arch::build_program(source.checkpoint));
   for (const Op& op : source.program.ops) {
+    if (const auto* attention = std::get_if<op::Attention>(&op); attention && attention->sinks != WeightId::none) {
+      return fail(ErrorCode::unsupported, path, ": a model with attention sinks, which is not quantized here");
+    }
     if (!std::holds_alternative<op::Moe>(op)) continue;
     return fail(ErrorCode::unsupported, path, ": a model with mixtures of experts, which are not quantized here");
   }

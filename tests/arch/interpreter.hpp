@@ -106,7 +106,7 @@ class Interpreter {
           scores.push_back(dot * static_cast<double>(o.scale));
           best = std::max(best, scores.back());
         }
-        double total = 0;
+        double total = o.sinks == WeightId::none ? 0 : std::exp(weight(o.sinks)[head] - best);
         for (double& score : scores) total += score = std::exp(score - best);
         for (std::size_t s = begin; s <= t; ++s) {
           for (std::size_t i = 0; i < dim; ++i) {
@@ -118,7 +118,7 @@ class Interpreter {
   }
   void apply(const op::Glu& o) {
     for (std::size_t i = 0; i < values_[index(o.out)].size(); ++i) {
-      values_[index(o.out)][i] = activate(o.activation, values_[index(o.gate)][i]) * values_[index(o.up)][i];
+      values_[index(o.out)][i] = gated(o.activation, values_[index(o.gate)][i], values_[index(o.up)][i]);
     }
   }
   void apply(const op::Add& o) {

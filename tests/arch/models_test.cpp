@@ -18,8 +18,7 @@ namespace {
 struct Model {
   explicit Model(const std::string& name)
       : path(LLMINFER_TEST_DATA "/models/" + name), checkpoint(load::open_hf_directory(path, true).value()) {
-    const nlohmann::json reference =
-        nlohmann::json::parse(std::ifstream(path + "/reference.json"));
+    const nlohmann::json reference = nlohmann::json::parse(std::ifstream(path + "/reference.json"));
     prompt = reference["prompt_ids"].get<std::vector<std::int32_t>>();
     last_logits = reference["last_logits"].get<std::vector<double>>();
     argmax = reference["argmax"].get<std::vector<std::int64_t>>();
@@ -52,7 +51,7 @@ struct Model {
 
 TEST_CASE("Programs of the tiny models give the logits of transformers") {
   for (const char* name : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
-                           "qwen2", "qwen2-window", "mixtral", "qwen2-moe", "olmoe", "qwen3", "qwen3-moe"}) {
+                           "qwen2", "qwen2-window", "mixtral", "qwen2-moe", "olmoe", "qwen3", "qwen3-moe", "gpt-oss"}) {
     INFO(name);
     const Model model(name);
     const auto vocabulary = static_cast<std::ptrdiff_t>(model.last_logits.size());
@@ -82,5 +81,7 @@ TEST_CASE("The tiny models' references notice a wrong hyperparameter") {
   CHECK(changed("yarn-rope", [](ModelConfig& config) { config.rope_scaling.attention_factor = 1; }) > 1e-3);
   CHECK(changed("mistral-window", [](ModelConfig& config) { config.sliding_window = 9; }) > 1e-3);
   CHECK(changed("qwen2-window", [](ModelConfig& config) { config.sliding_layers = {1, 1, 1}; }) > 1e-3);
+  CHECK(changed("gpt-oss", [](ModelConfig& config) { config.rope_scaling.truncate = true; }) > 1e-6);
+  CHECK(changed("gpt-oss", [](ModelConfig& config) { config.sliding_layers = {0, 1}; }) > 1e-3);
   CHECK(changed("qwen2", [](ModelConfig& config) { config.rope_base = 1e6; }) > 1e-3);
 }

@@ -28,7 +28,7 @@ struct Shape {
   int hidden = 64;
   int window = 0;
   int rotary_dim = -1;  ///< -1: head_dim
-  bool interleaved = false, bias = false, tied = false;
+  bool interleaved = false, bias = false, tied = false, sinks = false;
   Activation activation = Activation::silu;
   WeightType type = WeightType::f32;
 };
@@ -60,7 +60,8 @@ inline Program make_program(const Shape& s) {
     const ValueId v = b.linear(n, matrix(p + "wv", kv_width, s.hidden), p + "v", bias(p + "bv", kv_width));
     const ValueId qr = b.rope(q, s.head_dim, rope, p + "qr"), kr = b.rope(k, s.head_dim, rope, p + "kr");
     const float scale = static_cast<float>(1.0 / std::sqrt(s.head_dim));
-    const ValueId a = b.attention(qr, kr, v, group, l, s.heads, scale, p + "a");
+    const WeightId sinks = s.sinks ? b.vector(p + "sinks", s.heads) : WeightId::none;
+    const ValueId a = b.attention(qr, kr, v, group, l, s.heads, scale, p + "a", sinks);
     const ValueId o = b.linear(a, matrix(p + "wo", s.hidden, q_width), p + "o");
     x = b.add(x, o, p + "x1");
     const ValueId m = b.rms_norm(x, b.vector(p + "norm2", s.hidden), 1e-5f, p + "m");
@@ -260,6 +261,7 @@ class Oracle {
           p.push_back(dot * o.scale);
           highest = std::max(highest, p.back());
         }
+        if (o.sinks != WeightId::none) total = std::exp(static_cast<double>(weight(o.sinks)[h]) - highest);
         for (double& x : p) total += x = std::exp(x - highest);
         for (std::size_t s = first; s <= t; ++s) {
           const std::vector<double>& values = s < own ? sealed_v : v;
@@ -273,7 +275,7 @@ class Oracle {
   void run(const op::Glu& o) {
     auto& out = make(o.out);
     const auto &gate = value(o.gate), &up = value(o.up);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = activate(o.activation, gate[i]) * up[i];
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = gated(o.activation, gate[i], up[i]);
   }
   void run(const op::Add& o) {
     auto& out = make(o.out);

@@ -13,7 +13,7 @@ namespace {
 struct Mixture {
   int experts = 5, used = 2, ffn = 64, hidden = 64, layers = 2;
   Scoring scoring = Scoring::softmax;
-  bool normalize = false, shared = false;
+  bool normalize = false, shared = false, biases = false;
   float scale = 1.0f;
   Activation activation = Activation::silu;
 };
@@ -43,6 +43,10 @@ Program make_mixture(const Mixture& m) {
       moe.gate.push_back(b.weight(name + "gate", m.ffn, m.hidden));
       moe.up.push_back(b.weight(name + "up", m.ffn, m.hidden));
       moe.down.push_back(b.weight(name + "down", m.hidden, m.ffn));
+      if (!m.biases) continue;
+      moe.gate_bias.push_back(b.vector(name + "gate_bias", m.ffn));
+      moe.up_bias.push_back(b.vector(name + "up_bias", m.ffn));
+      moe.down_bias.push_back(b.vector(name + "down_bias", m.hidden));
     }
     moe.used = m.used;
     moe.scoring = m.scoring;
@@ -105,6 +109,7 @@ TEST_CASE("mixtures: exact mode equals the interpreter") {
       {.experts = 1, .used = 1, .ffn = 7, .activation = Activation::gelu_tanh},
       {.experts = 4, .used = 4, .ffn = 33, .hidden = 50, .scoring = Scoring::sigmoid, .scale = 2.5f},
       {.experts = 33, .used = 6, .ffn = 16, .scoring = Scoring::sigmoid, .normalize = true, .shared = true},
+      {.experts = 6, .used = 2, .ffn = 50, .normalize = true, .biases = true, .activation = Activation::clamped_swiglu},
   };
   std::uint32_t seed = 1;
   for (const Mixture& mixture : mixtures) {
@@ -134,7 +139,7 @@ TEST_CASE("mixtures: of equal scores those of lower index are chosen") {
 }
 
 TEST_CASE("mixtures: batches, chunks, threads and levels do not change a bit") {
-  const Mixture mixture{.experts = 12, .used = 3, .ffn = 96, .shared = true};
+  const Mixture mixture{.experts = 12, .used = 3, .ffn = 96, .shared = true, .biases = true};
   for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::f32}) {
     const Model model = make_model(make_mixture(mixture), type);
     const auto a = random_tokens(50, model.program.vocab_size, 1), b = random_tokens(23, model.program.vocab_size, 2);
@@ -172,7 +177,7 @@ TEST_CASE("mixtures: every weight type, mixed within a layer") {
 }
 
 TEST_CASE("mixtures: columns in an order of their own, and inputs that are rounded") {
-  const Mixture mixture{.experts = 5, .used = 3, .ffn = 64, .layers = 1};
+  const Mixture mixture{.experts = 5, .used = 3, .ffn = 64, .layers = 1, .biases = true};
   Model model = make_model(make_mixture(mixture), WeightType::q8_0, 9);
   const op::Moe moe = first_mixture(model.program);
   std::mt19937 random(4);
@@ -295,6 +300,9 @@ TEST_CASE("mixtures that no Builder made") {
         ErrorCode::shape_mismatch);
   CHECK(refused([](P&, M& m) { m.shared_gate = ValueId::none; }) == ErrorCode::invalid_argument);
   CHECK(refused([](P&, M& m) { std::swap(m.shared, m.shared_gate); }) == ErrorCode::shape_mismatch);
+  CHECK(refused([](P&, M& m) { m.gate_bias = m.gate; }) == ErrorCode::invalid_argument);
+  CHECK(refused([](P&, M& m) { m.gate_bias = m.gate, m.up_bias = m.up, m.down_bias = m.down; }) ==
+        ErrorCode::shape_mismatch);
   CHECK(refused([](P&, M& m) { m.router = m.in; }) == ErrorCode::shape_mismatch);
   CHECK(refused([](P&, M& m) { m.scoring = static_cast<Scoring>(7); }) == ErrorCode::unsupported);
 }

@@ -33,6 +33,7 @@ std::vector<Shape> shapes() {
                  .hidden = 96,
                  .window = 5,
                  .activation = Activation::gelu_tanh});
+  all.push_back({.layers = 1, .window = 70, .sinks = true, .activation = Activation::clamped_swiglu});
   return all;
 }
 
@@ -94,6 +95,32 @@ TEST_CASE("default mode is close to the interpreter") {
       CHECK(error > 0);
     }
   }
+}
+
+TEST_CASE("attention sinks") {
+  const Shape shape{.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 64, .tied = true, .sinks = true};
+  Model model = make_model(make_program(shape), WeightType::q8_0);
+  const auto sinks = static_cast<std::size_t>(std::find_if(model.program.weights.begin(), model.program.weights.end(),
+                                                           [](const auto& w) { return w.name == "blk.0.sinks"; }) -
+                                              model.program.weights.begin());
+  const float values[4] = {-200.0f, 0.5f, 4.0f, 200.0f};  // as if there were none, and the whole sum
+  std::memcpy(model.data[sinks]->data(), values, sizeof values);
+  model.set_details(sinks, {});
+  const auto tokens = random_tokens(600, shape.vocab);
+  const Oracle oracle(model, tokens);
+  for (const auto& [type, bound] : {std::pair{CacheType::f16, 1e-6}, {CacheType::int8, 1e-3}}) {
+    std::vector<float> first;
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(level, static_cast<int>(type));
+      Driver driver(model, options_of(level, false), type);
+      const auto logits = driver.feed(tokens, {250, 1, 250, 99});
+      CHECK(nmse(logits, oracle.logits()) < bound);
+      if (first.empty()) first = logits;
+      CHECK(same_bits(logits, first));
+    }
+  }
+  Driver int4(model, options_of(cpu_levels().back(), false), CacheType::int4);
+  CHECK(nmse(int4.feed(tokens, {250, 1, 250, 99}), Oracle(model, tokens, true).logits()) < 1e-3);
 }
 
 TEST_CASE("weights whose columns are in an order of their own") {

@@ -33,8 +33,7 @@ struct Reference {
 };
 
 Reference read_reference(const std::string& model) {
-  const nlohmann::json json =
-      nlohmann::json::parse(core::read_text_file(model + "/reference.json", 1 << 24).value());
+  const nlohmann::json json = nlohmann::json::parse(core::read_text_file(model + "/reference.json", 1 << 24).value());
   return {json["prompt_ids"].get<std::vector<std::int32_t>>(), json["greedy"].get<std::vector<std::int32_t>>(),
           json["last_logits"].get<std::vector<float>>(), json["margins"].get<std::vector<float>>()};
 }
@@ -46,7 +45,7 @@ std::string replaced(std::string text, std::initializer_list<std::pair<std::stri
   return text;
 }
 
-/// A tiny model of one layer as a GGUF file, the matrices of its experts in stacks.
+/// A tiny model as a GGUF file, the matrices and biases of its experts in stacks.
 std::string as_gguf(const load::Checkpoint& model) {
   const load::ModelConfig& c = model.config;
   test::GgufWriter file;
@@ -64,40 +63,62 @@ std::string as_gguf(const load::Checkpoint& model) {
   u32("expert_count", c.experts);
   u32("expert_used_count", c.experts_used);
   u32("expert_feed_forward_length", c.expert_ffn_size);
+  const bool gpt_oss = c.architecture == "gpt-oss";
+  if (gpt_oss) {
+    const auto f32 = [&](const char* key, double value) {
+      file.f32(c.architecture + "." + key, static_cast<float>(value));
+    };
+    u32("attention.sliding_window", c.sliding_window);
+    file.string("gpt-oss.rope.scaling.type", "yarn");
+    f32("rope.freq_base", c.rope_base);
+    f32("rope.scaling.factor", c.rope_scaling.factor);
+    u32("rope.scaling.original_context_length", static_cast<std::int64_t>(c.rope_scaling.original_context));
+    f32("rope.scaling.yarn_beta_fast", c.rope_scaling.beta_fast);
+  }
   file.f32(c.architecture + ".attention.layer_norm_rms_epsilon", static_cast<float>(c.norm_epsilon));
   std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
   for (std::int64_t i = 3; i < c.vocab_size; ++i) tokens.push_back(std::string("t").append(std::to_string(i)));
   file.string("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", tokens);
   file.array<float>("tokenizer.ggml.scores", load::GgufType::f32, std::vector<float>(tokens.size()));
-  std::map<std::string, std::pair<std::vector<std::uint64_t>, std::string>> stacks;
+  struct Stack {
+    std::vector<std::uint64_t> sides;
+    std::uint32_t type = 0;
+    std::string bytes;
+  };
+  std::map<std::string, Stack> stacks;
   for (const load::TensorInfo& tensor : model.tensors) {
     const WeightView view = model.read(tensor).value();
     const std::string bytes(reinterpret_cast<const char*>(view.data.data()), view.data.size());
-    std::string name = replaced(tensor.name, {{"model.layers.", "blk."},
-                                              {"model.embed_tokens", "token_embd"},
-                                              {"model.norm", "output_norm"},
-                                              {"lm_head", "output"},
-                                              {"input_layernorm", "attn_norm"},
-                                              {"post_attention_layernorm", "ffn_norm"},
-                                              {"self_attn.o_proj", "attn_output"},
-                                              {"self_attn.", "attn_"},
-                                              {"_proj.weight", ".weight"},
-                                              {"mlp.gate.", "ffn_gate_inp."},
-                                              {"mlp.experts.", "ffn_"}});
+    std::string name =
+        replaced(tensor.name, {{"model.layers.", "blk."},
+                               {"model.embed_tokens", "token_embd"},
+                               {"model.norm", "output_norm"},
+                               {"lm_head", "output"},
+                               {"input_layernorm", "attn_norm"},
+                               {"post_attention_layernorm", gpt_oss ? "post_attention_norm" : "ffn_norm"},
+                               {"self_attn.sinks", "attn_sinks.weight"},
+                               {"self_attn.o_proj", "attn_output"},
+                               {"self_attn.", "attn_"},
+                               {"_proj.", "."},
+                               {"mlp.gate.", "ffn_gate_inp."},
+                               {"mlp.router.", "ffn_gate_inp."},
+                               {"mlp.experts.", "ffn_"}});
     std::vector<std::uint64_t> sides(tensor.shape.rbegin(), tensor.shape.rend());
     const std::size_t number = name.find("ffn_") + 4;
+    const std::uint32_t type = view.type == WeightType::mxfp4 ? 39 : 30;  // 30: BF16
     if (tensor.name.find("experts") == std::string::npos) {
-      file.tensor(name, sides, 30, bytes);  // 30: BF16
+      file.tensor(name, sides, type, bytes);
       continue;
     }
     // ffn_3.up.weight is part 3 of ffn_up_exps.weight; fewer than ten, so their order is that of the names.
     name = name.substr(0, number) + name.substr(number + 2);
-    auto& [shape, data] = stacks[name.replace(name.rfind('.'), 0, "_exps")];
+    Stack& stack = stacks[name.replace(name.rfind('.'), 0, "_exps")];
     sides.push_back(static_cast<std::uint64_t>(c.experts));
-    shape = sides;
-    data += bytes;
+    stack.sides = sides;
+    stack.type = type;
+    stack.bytes += bytes;
   }
-  for (const auto& [name, stack] : stacks) file.tensor(name, stack.first, 30, stack.second);
+  for (const auto& [name, stack] : stacks) file.tensor(name, stack.sides, stack.type, stack.bytes);
   return file.bytes();
 }
 
@@ -105,14 +126,14 @@ std::string as_gguf(const load::Checkpoint& model) {
 
 TEST_CASE("Stacks of experts in GGUF files give the bits of single matrices") {
   const test::TempDir folder;
-  for (const char* name : {"olmoe", "qwen3-moe"}) {
+  for (const char* name : {"olmoe", "qwen3-moe", "gpt-oss"}) {
     INFO(name);
     const std::string model = std::string(LLMINFER_TEST_DATA "/models/") + name, gguf = folder / name;
     folder.write(name, as_gguf(load::open_checkpoint(model, true).value()));
     const Reference reference = read_reference(model);
     for (const bool exact : {false, true}) {
       ProgramRunner of_model(model, exact), of_gguf(gguf, exact);
-      CHECK(of_gguf.checkpoint().find("blk.0.ffn_down.4.weight"));
+      CHECK(of_gguf.checkpoint().find("blk.0.ffn_down.3.weight"));
       CHECK(of_gguf.forward(reference.prompt) == of_model.forward(reference.prompt));
     }
   }
@@ -141,7 +162,7 @@ TEST_CASE("Experts in an engine: memory as planned, and files of prepared weight
 
 TEST_CASE("The tiny models on the CPU backend equal transformers") {
   for (const char* name : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
-                           "qwen2", "qwen2-window", "mixtral", "qwen2-moe", "olmoe", "qwen3", "qwen3-moe"}) {
+                           "qwen2", "qwen2-window", "mixtral", "qwen2-moe", "olmoe", "qwen3", "qwen3-moe", "gpt-oss"}) {
     INFO(name);
     const std::string model = std::string(LLMINFER_TEST_DATA "/models/") + name;
     const Reference reference = read_reference(model);

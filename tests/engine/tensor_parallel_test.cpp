@@ -145,7 +145,7 @@ class UnevenModel : public ModelFolder {
 
 UnevenModel::UnevenModel(const std::string& kind) {
   ModelFolder& model = *this;
-  const bool mixture = kind != "llama", qwen = kind == "qwen2_moe";
+  const bool mixture = kind != "llama", qwen = kind == "qwen2_moe", gpt_oss = kind == "gpt_oss";
   model.add("model.embed_tokens.weight", 256, 48);
   model.add("model.norm.weight", 1, 48);
   for (int i = 0; i < 2; ++i) {
@@ -176,11 +176,20 @@ UnevenModel::UnevenModel(const std::string& kind) {
         model.add(layer + name + ".bias", 1, kv ? 24 : inner ? 20 : 48);
       }
     }
-    if (mixture) model.add(layer + (qwen ? "mlp.gate.weight" : "block_sparse_moe.gate.weight"), 4, 48);
+    const char* const router = qwen ? "mlp.gate" : gpt_oss ? "mlp.router" : "block_sparse_moe.gate";
+    if (mixture) model.add(layer + router + ".weight", 4, 48);
+    if (gpt_oss) {
+      model.add(layer + router + ".bias", 1, 4);
+      model.add(layer + "self_attn.sinks", 1, 6);
+    }
     for (int e = 0; e < 4 && mixture; ++e) {
       const std::string expert = "experts." + std::to_string(e) + ".";
-      if (qwen) block("mlp." + expert, "gate_proj", "up_proj", "down_proj");
-      if (!qwen) block("block_sparse_moe." + expert, "w1", "w3", "w2");
+      if (qwen || gpt_oss) block("mlp." + expert, "gate_proj", "up_proj", "down_proj");
+      if (!qwen && !gpt_oss) block("block_sparse_moe." + expert, "w1", "w3", "w2");
+      if (!gpt_oss) continue;
+      model.add(layer + "mlp." + expert + "gate_proj.bias", 1, 20);
+      model.add(layer + "mlp." + expert + "up_proj.bias", 1, 20);
+      model.add(layer + "mlp." + expert + "down_proj.bias", 1, 48);
     }
     if (qwen) {
       block("mlp.shared_expert.", "gate_proj", "up_proj", "down_proj");
@@ -193,6 +202,9 @@ UnevenModel::UnevenModel(const std::string& kind) {
                (kind == "llama" ? R"("attention_bias":true,"mlp_bias":true)"
                 : qwen          ? R"("num_experts":4,"num_experts_per_tok":2,"moe_intermediate_size":20,)"
                                   R"("shared_expert_intermediate_size":20,"decoder_sparse_step":1)"
+                : gpt_oss       ? R"("num_local_experts":4,"num_experts_per_tok":2,"sliding_window":16,)"
+                                  R"("rope_parameters":{"rope_type":"yarn","rope_theta":10000,"factor":4,)"
+                                  R"("original_max_position_embeddings":64,"truncate":false})"
                                 : R"("num_local_experts":4,"num_experts_per_tok":2)"));
 }
 
@@ -254,11 +266,12 @@ class FailingBackend final : public Backend {
 
 TEST_CASE("ranks that share each layer give the logits of one process, but for rounding") {
   const WindowModel windows;
-  const UnevenModel uneven("llama"), mixtral("mixtral"), qwen("qwen2_moe");
+  const UnevenModel uneven("llama"), mixtral("mixtral"), qwen("qwen2_moe"), gpt_oss("gpt_oss");
   EngineOptions exact = options_of({}), standard = options_of({});
   exact.exact = true;
   exact.cache_type = standard.cache_type = CacheType::f32;
-  for (const std::string& model : {path_of("tiny-bf16"), windows.path(), uneven.path(), mixtral.path(), qwen.path()}) {
+  for (const std::string& model :
+       {path_of("tiny-bf16"), windows.path(), uneven.path(), mixtral.path(), qwen.path(), gpt_oss.path()}) {
     CAPTURE(model);
     const Engine whole = Engine::load(model, exact).value();
     const std::vector<float> expected = some_logits(whole);

@@ -35,6 +35,7 @@ std::vector<Shape> shapes() {
                  .window = 5,
                  .activation = Activation::gelu_tanh});
   all.push_back({.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 264, .ffn = 32});
+  all.push_back({.layers = 1, .activation = Activation::clamped_swiglu});
   return all;
 }
 
@@ -348,6 +349,11 @@ TEST_CASE("What the GPU backend cannot hold or run") {
   REQUIRE_FALSE(refused);
   CHECK(refused.error().code == ErrorCode::unsupported);
   CHECK_THAT(refused.error().message, Catch::Contains("blk.0.mixture"));
+  const Program sinks = make_program({.sinks = true});
+  const auto no_sinks = backend->supports(sinks, std::vector<WeightType>(sinks.weights.size(), WeightType::f32));
+  REQUIRE_FALSE(no_sinks);
+  CHECK(no_sinks.error().code == ErrorCode::unsupported);
+  CHECK_THAT(no_sinks.error().message, Catch::Contains("blk.0.a") && Catch::Contains("sinks"));
   Program wide = model.program;
   wide.cache_groups[0].head_dim = 4000;
   CHECK_FALSE(backend->supports(wide, model.types));

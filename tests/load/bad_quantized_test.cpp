@@ -229,22 +229,3 @@ TEST_CASE("bad quantized checkpoints: zero points, orders of columns and packing
     layer.expect(ErrorCode::shape_mismatch, "x.weight");
   }
 }
-
-TEST_CASE("a GPT-OSS directory is refused by its architecture") {
-  Layer layer;
-  layer.settings = R"({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})";
-  layer.tensors = {
-      {"model.layers.0.mlp.experts.gate_up_proj_blocks", raw_bytes("U8", {2, 4, 2, 16}, 0x72)},
-      {"model.layers.0.mlp.experts.gate_up_proj_scales", raw_bytes("U8", {2, 4, 2}, 127)},
-      {"x.weight", floats({1, 1}, 0)},
-  };
-  REQUIRE(layer.read());
-  layer.dir.write("config.json", R"({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "vocab_size": 32,
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_local_experts": 2, "quantization_config": )" +
-                                     layer.settings + "}");
-  const auto checkpoint = load::open_hf_directory(layer.dir.path(), true);
-  REQUIRE_FALSE(checkpoint);
-  CHECK(to_string(checkpoint.error().code) == to_string(ErrorCode::unsupported_architecture));
-  CHECK_THAT(checkpoint.error().message, Contains("config.json") && Contains("\"gpt_oss\""));
-}

@@ -110,6 +110,14 @@ TEST_CASE("stacks of experts are single matrices") {
   CHECK(row(checkpoint, "blk.0.ffn_up.0.weight", 0) == std::vector<float>{0, 1, 2, 3});
   CHECK(row(checkpoint, "blk.0.ffn_up.1.weight", 1) == std::vector<float>{12, 13, 14, 15});
   CHECK(row(checkpoint, "blk.0.ffn_up.2.weight", 0) == std::vector<float>{16, 17, 18, 19});
+  SECTION("biases") {
+    file.f32_tensor("blk.0.ffn_up_exps.bias", {2, 3}, {0, 1, 2, 3, 4, 5});
+    const auto biases = opened(file);
+    CHECK(row(biases, "blk.0.ffn_up.1.bias", 0) == std::vector<float>{2, 3});
+    CHECK(biases.find("blk.0.ffn_up.2.bias")->shape == std::vector<std::int64_t>{2});
+    CHECK(refused(file_of(3, 2).f32_tensor("blk.0.ffn_up_exps.bias", {6}, std::vector<float>(6)), "ffn_up_exps.bias") ==
+          ErrorCode::shape_mismatch);
+  }
   SECTION("another number of experts") {
     CHECK(refused(file_of(4, 2).f32_tensor("blk.0.ffn_up_exps.weight", {4, 2, 3}, values), "ffn_up_exps") ==
           ErrorCode::shape_mismatch);

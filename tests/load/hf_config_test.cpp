@@ -197,6 +197,35 @@ TEST_CASE("config.json: mixtures of experts") {
   refused(R"({"model_type": "olmoe", "clip_qkv": 8.0})", ErrorCode::unsupported, "clip_qkv");
 }
 
+TEST_CASE("config.json: gpt-oss") {
+  const char* const text = R"({"model_type": "gpt_oss", "num_hidden_layers": 3, "num_local_experts": 6,
+    "num_experts_per_tok": 4, "num_attention_heads": 16, "swiglu_limit": 7.0, "rope_theta": 150000,
+    "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false}})";
+  const load::ModelConfig config = parse(with(text));
+  CHECK(config.architecture == "gpt-oss");
+  CHECK(config.kv_heads == 8);
+  CHECK(config.head_dim == 64);
+  CHECK(config.context_length == 131072);
+  CHECK(config.experts == 6);
+  CHECK(config.experts_used == 4);
+  CHECK(config.expert_ffn_size == 24);
+  CHECK(config.sliding_window == 128);
+  CHECK(config.sliding_layers == std::vector<std::uint8_t>{1, 0, 1});
+  CHECK(config.rope_scaling.kind == Kind::yarn);
+  CHECK_FALSE(config.rope_scaling.truncate);
+  Json json = with(text);
+  json["layer_types"] = {"full_attention", "full_attention", "sliding_attention"};
+  CHECK(parse(json).sliding_layers == std::vector<std::uint8_t>{0, 0, 1});
+  json["layer_types"] = {"full_attention", "full_attention", "chunked_attention"};
+  expect_text(json.dump(), ErrorCode::unsupported, "chunked_attention");
+  json = with(text);
+  json["swiglu_limit"] = 8.0;
+  expect_text(json.dump(), ErrorCode::unsupported, "swiglu_limit");
+  json = with(text);
+  json.erase("rope_scaling");
+  expect_text(json.dump(), ErrorCode::corrupt, "rope_scaling");
+}
+
 TEST_CASE("config.json: what is refused") {
   expect(R"({"model_type": "mamba"})", ErrorCode::unsupported_architecture, "mamba");
   expect(R"({"model_type": null})", ErrorCode::unsupported_architecture, "model_type");

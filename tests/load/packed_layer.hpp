@@ -42,13 +42,15 @@ inline Tensor raw_bytes(const char* dtype, std::vector<std::int64_t> shape, char
 struct Layer {
   std::map<std::string, Tensor> tensors;
   std::string settings;
+  std::string model = R"("model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+      "num_hidden_layers": 2, "num_attention_heads": 4)";  ///< of config.json
   TempDir dir;
 
-  Result<WeightView> read() const {
+  void write() const {
     std::string header = "{", data;
     for (const auto& [name, tensor] : tensors) {
       std::string shape;
-      for (const auto side : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(side);
+      for (const auto side : tensor.shape) shape.append(shape.empty() ? "" : ",").append(std::to_string(side));
       header += (data.empty() ? "\"" : ",\"") + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + shape +
                 "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
                 std::to_string(data.size() + tensor.data.size()) + "]}";
@@ -58,14 +60,31 @@ struct Layer {
     std::string length(8, '\0');
     for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
     dir.write("model.safetensors", length + header + data);
-    dir.write("config.json", R"({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
-      "num_hidden_layers": 2, "num_attention_heads": 4, "quantization_config": )" +
-                                 settings + "}");
+    std::string config = "{";
+    config.append(model);
+    if (!settings.empty()) config.append(", \"quantization_config\": ").append(settings);
+    dir.write("config.json", config.append("}"));
+  }
+  /// Of the layer "x".
+  Result<WeightView> read() const {
+    write();
     auto checkpoint = load::open_hf_directory(dir.path(), true);
     if (!checkpoint) return std::move(checkpoint).error();
     const load::TensorInfo* weight = checkpoint->find("x.weight");
     REQUIRE(weight);
     return checkpoint->read(*weight);
+  }
+  /// The elements of any weight, row by row, and its rows.
+  std::pair<std::int64_t, std::vector<float>> values(const std::string& name) const {
+    write();
+    const auto checkpoint = load::open_hf_directory(dir.path(), true).value();
+    const load::TensorInfo* tensor = checkpoint.find(name);
+    INFO(name);
+    REQUIRE(tensor);
+    const WeightView view = checkpoint.read(*tensor).value();
+    std::vector<float> out(static_cast<std::size_t>(view.rows * view.cols));
+    unpack_rows(view, 0, view.rows, out).value();
+    return {view.rows, out};
   }
   std::vector<float> values() const {
     const WeightView view = read().value();

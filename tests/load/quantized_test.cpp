@@ -290,20 +290,48 @@ TEST_CASE("ModelOpt") {
 TEST_CASE("MXFP4 experts") {
   Layer layer;
   layer.settings = R"({"quant_method": "mxfp4"})";
-  layer.tensors = {{"x_blocks", raw_bytes("U8", {2, 3, 2, 16}, 0x72)},                 // 1, then 6
-                   {"x_scales", raw_bytes("U8", {2, 3, 2}, static_cast<char>(128))}};  // 2
-  const auto view = layer.read().value();
-  CHECK(view.rows == 6);
-  CHECK(view.cols == 64);
-  const auto values = layer.values();
-  for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == (i % 2 ? 12.0f : 2.0f));
+  const std::string blocks = "experts.gate_up_proj_blocks", scales = "experts.gate_up_proj_scales";
+  std::string bytes(2 * 4 * 2 * 16, 0x72);  // 1, then 6
+  std::string exponents(2 * 4 * 2, 127);    // 1
+  for (std::size_t row = 0; row < 8; ++row) {
+    if (row % 2 == 1) std::fill_n(exponents.begin() + static_cast<long>(2 * row), 2, static_cast<char>(128));  // 2
+  }
+  bytes[4 * 2 * 16] = 0x11;  // 0.5 and 0.5 in the first block of expert 1
+  layer.tensors = {{blocks, {"U8", {2, 4, 2, 16}, bytes}},
+                   {scales, {"U8", {2, 4, 2}, exponents}},
+                   {"experts.down_proj_blocks", raw_bytes("U8", {2, 3, 1, 16}, 0x11)},
+                   {"experts.down_proj_scales", raw_bytes("U8", {2, 3, 1}, 127)},
+                   {"x.weight", floats({1, 1}, 0)}};
+  const auto read = [&](const std::string& name) { return layer.values(name); };
+  SECTION("each matrix of each expert is a weight") {
+    const auto [rows, gate] = read("experts.0.gate_proj.weight");
+    CHECK(rows == 2);
+    REQUIRE(gate.size() == 2 * 64);
+    for (std::size_t i = 0; i < gate.size(); ++i) CHECK(gate[i] == (i % 2 ? 6.0f : 1.0f));
+    const auto up = read("experts.0.up_proj.weight").second;
+    for (std::size_t i = 0; i < up.size(); ++i) CHECK(up[i] == (i % 2 ? 12.0f : 2.0f));
+    const auto other = read("experts.1.gate_proj.weight").second;
+    for (std::size_t i = 0; i < other.size(); ++i) CHECK(other[i] == (i < 2 ? 0.5f : i % 2 ? 6.0f : 1.0f));
+    CHECK(read("experts.1.down_proj.weight").first == 3);
+    CHECK(read("experts.1.down_proj.weight").second == std::vector(3 * 32, 0.5f));
+  }
+  SECTION("an odd number of rows of gate and up") {
+    layer.tensors[blocks] = raw_bytes("U8", {2, 3, 2, 16}, 0x72);
+    layer.tensors[scales] = raw_bytes("U8", {2, 3, 2}, 127);
+    layer.expect(ErrorCode::shape_mismatch, blocks);
+  }
+  SECTION("more experts than any model has") {
+    layer.tensors[blocks] = raw_bytes("U8", {5000, 2, 1, 16}, 0);
+    layer.tensors[scales] = raw_bytes("U8", {5000, 2, 1}, 0);
+    layer.expect(ErrorCode::limit_exceeded, blocks);
+  }
   SECTION("scales of other blocks") {
-    layer.tensors["x_scales"] = raw_bytes("U8", {2, 3, 1}, 0);
-    layer.expect(ErrorCode::shape_mismatch, "x_scales");
+    layer.tensors[scales] = raw_bytes("U8", {2, 4, 1}, 0);
+    layer.expect(ErrorCode::shape_mismatch, scales);
   }
   SECTION("no scales") {
-    layer.tensors.erase("x_scales");
-    layer.expect(ErrorCode::missing_tensor, "x_scales");
+    layer.tensors.erase(scales);
+    layer.expect(ErrorCode::missing_tensor, scales);
   }
   SECTION("no blocks") {
     layer.tensors = {{"x.weight", floats({1, 1}, 0)}};

@@ -82,6 +82,13 @@ static void glu_gelu(const float* gate, const float* up, std::int64_t n, float* 
 static void glu_gelu_tanh(const float* gate, const float* up, std::int64_t n, float* out) {
   map2(gate, up, n, out, [](Vec g, Vec u) { return gelu_tanh(g) * u; });
 }
+static void glu_clamped_swiglu(const float* gate, const float* up, std::int64_t n, float* out) {
+  const Vec limit = broadcast(7.0f), one = broadcast(1.0f);
+  map2(gate, up, n, out, [&](Vec gate_lanes, Vec up_lanes) {
+    const Vec g = min(gate_lanes, limit), u = min(max(up_lanes, broadcast(-7.0f)), limit);
+    return g / (one + exp(g * broadcast(-1.702f))) * (u + one);
+  });
+}
 static void add(const float* a, const float* b, std::int64_t n, float* out) {
   map2(a, b, n, out, [](Vec x, Vec y) { return x + y; });
 }
@@ -92,6 +99,6 @@ static void add_scaled(const float* a, float factor, const float* b, std::int64_
 
 const ElementwiseKernels& elementwise_kernels() {
   static constexpr ElementwiseKernels kKernels{
-      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh}, add, add_scaled, pack_int4, unpack_int4};
+      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh, glu_clamped_swiglu}, add, add_scaled, pack_int4, unpack_int4};
   return kKernels;
 }

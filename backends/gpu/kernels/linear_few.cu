@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 4) linear_few_kernel(LinearArgs a) {
       float value = sums[f][r] * a.in_scales[r] * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
       if (a.up.rows > 0) {
         const float up = ups[f][r] * a.in_scales[r] * a.up.factors[feature] + (a.up_bias ? a.up_bias[feature] : 0.0f);
-        value = activate(a.activation, value) * up;
+        value = gated(a.activation, value, up);
       }
       if (a.residual.data) value += a.residual.data[r * a.residual.stride + feature];
       a.out.data[r * a.out.stride + feature] = value;

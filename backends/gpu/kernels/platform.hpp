@@ -184,12 +184,16 @@ __device__ __forceinline__ float power_of_two(int n) { return bits_to_float(stat
 /// floor(log2(x)) for a positive normal x
 __device__ __forceinline__ int exponent_of(float x) { return static_cast<int>(float_to_bits(x) >> 23 & 255u) - 127; }
 
-/// llminfer::Activation
-__device__ __forceinline__ float activate(int activation, float x) {
-  if (activation == 0) return x / (1.0f + exp(-x));
-  if (activation == 1) return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+/// A gated unit by llminfer::Activation.
+__device__ __forceinline__ float gated(int activation, float x, float up) {
+  if (activation == 0) return x / (1.0f + exp(-x)) * up;
+  if (activation == 1) return 0.5f * x * (1.0f + erf(x * 0.70710678f)) * up;
+  if (activation == 3) {
+    const float gate = x < 7.0f ? x : 7.0f;
+    return gate / (1.0f + exp(-1.702f * gate)) * ((up < -7.0f ? -7.0f : up < 7.0f ? up : 7.0f) + 1.0f);
+  }
   const float y = 0.7978845608f * (x + 0.044715f * x * x * x);  // 0.5 (1 + tanh y) = 1 / (1 + exp(-2 y))
-  return x / (1.0f + exp(-2.0f * y));
+  return x / (1.0f + exp(-2.0f * y)) * up;
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

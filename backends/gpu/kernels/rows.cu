@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) glu_kernel(GluArgs a) {
   if (item >= static_cast<int64_t>(a.rows) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;
   a.out.data[row * a.out.stride + i] =
-      activate(a.activation, a.gate.data[row * a.gate.stride + i]) * a.up.data[row * a.up.stride + i];
+      gated(a.activation, a.gate.data[row * a.gate.stride + i], a.up.data[row * a.up.stride + i]);
 }
 
 __global__ void __launch_bounds__(kThreads) add_kernel(AddArgs a) {

@@ -20,8 +20,10 @@ import pathlib
 import sys
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -116,6 +118,18 @@ MODELS = {
         ),
         torch.bfloat16,
     ),
+    # A layer with a window, then one of full attention.
+    "gpt-oss": (
+        GptOssConfig(
+            **{**SMALL, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_key_value_heads": 2}, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=64, beta_fast=8.0,
+                beta_slow=1.0, truncate=False,
+            ),
+        ),
+        torch.bfloat16,
+    ),
 }
 
 
@@ -127,12 +141,29 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
                 parameter.copy_(1 + 0.2 * noise)
-            elif name.endswith("bias"):
+            elif name.endswith("bias") or name.endswith("sinks"):
                 parameter.copy_(0.5 * noise)
             elif "embed" in name or "lm_head" in name:
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(2.0 * noise / parameter.shape[-1] ** 0.5)
+
+
+def save_mxfp4(model: torch.nn.Module, folder: pathlib.Path, seed: int) -> None:
+    """Writes a gpt-oss model as it is published: experts of random blocks of MXFP4, E2M1 with powers of two."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if not name.endswith("_proj"):
+            tensors[name] = value.contiguous()
+            continue
+        experts, cols, rows = value.shape
+        blocks = torch.randint(0, 256, (experts, rows, cols // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(123, 127, (experts, rows, cols // 32), generator=generator, dtype=torch.uint8)
+        tensors[name + "_blocks"], tensors[name + "_scales"] = blocks, scales
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    model.config.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def reference(model: torch.nn.Module, seed: int) -> dict:
@@ -164,7 +195,10 @@ def main() -> None:
         model = AutoModelForCausalLM.from_config(config).eval()
         randomize(model, seed)
         model = model.to(dtype)
-        model.save_pretrained(folder / name)
+        if name == "gpt-oss":
+            save_mxfp4(model, folder / name, seed)
+        else:
+            model.save_pretrained(folder / name)
         (folder / name / "generation_config.json").unlink(missing_ok=True)
         # The reference computes in float32 on the numbers that were stored.
         stored = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager")

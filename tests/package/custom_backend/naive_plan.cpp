@@ -15,11 +15,15 @@ std::size_t index(Id id) {
   return static_cast<std::size_t>(id);
 }
 
-double activate(Activation activation, double x) {
+double gated(Activation activation, double x, double up) {
   switch (activation) {
-    case Activation::silu: return x / (1 + std::exp(-x));
-    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case Activation::silu: return x / (1 + std::exp(-x)) * up;
+    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))) * up;
+    case Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))) * up;
+    case Activation::clamped_swiglu: {
+      const double gate = std::min(x, 7.0);
+      return gate / (1 + std::exp(-1.702 * gate)) * (std::clamp(up, -7.0, 7.0) + 1);
+    }
   }
   return 0;
 }
@@ -156,7 +160,7 @@ class NaivePlan final : public Plan {
             scores.push_back(dot * o.scale);
           }
           const double best = *std::max_element(scores.begin(), scores.end());
-          double total = 0;
+          double total = o.sinks == WeightId::none ? 0 : std::exp(weight(o.sinks)[head] - best);
           std::fill(sums.begin(), sums.end(), 0.0);
           for (std::int32_t token = first; token <= last; ++token) {
             const double share = std::exp(scores[index(token - first)] - best);
@@ -172,7 +176,7 @@ class NaivePlan final : public Plan {
   void apply(const op::Glu& o, const Batch&, Caches) {
     for (std::size_t i = 0; i < rows_ * width(o.out); ++i) {
       values_[index(o.out)][i] =
-          static_cast<float>(activate(o.activation, values_[index(o.gate)][i]) * values_[index(o.up)][i]);
+          static_cast<float>(gated(o.activation, values_[index(o.gate)][i], values_[index(o.up)][i]));
     }
   }
 
@@ -191,10 +195,12 @@ class NaivePlan final : public Plan {
     const std::size_t experts = o.gate.size(), n = width(o.in), ffn = index(program_.weights[index(o.gate[0])].rows);
     std::vector<double> scores(experts), hidden(ffn), sum(n);
     std::vector<std::size_t> order(experts);
-    const auto dot = [](const float* w, const auto* x, std::size_t count) {
-      double total = 0;
+    const auto dot = [](const float* w, const auto* x, std::size_t count, double total) {
       for (std::size_t i = 0; i < count; ++i) total += double{w[i]} * x[i];
       return total;
+    };
+    const auto bias = [&](const std::vector<WeightId>& biases, std::size_t e, std::size_t i) {
+      return biases.empty() ? 0.0 : double{weight(biases[e])[i]};
     };
     for (std::size_t r = 0; r < rows_; ++r) {
       double all = 0, chosen = 0;
@@ -210,11 +216,12 @@ class NaivePlan final : public Plan {
       for (std::size_t j = 0; j < index(o.used); ++j) {
         const std::size_t e = order[j];
         for (std::size_t i = 0; i < ffn; ++i) {
-          hidden[i] = activate(o.activation, dot(weight(o.gate[e]) + i * n, row(o.in, r), n)) *
-                      dot(weight(o.up[e]) + i * n, row(o.in, r), n);
+          hidden[i] = gated(o.activation, dot(weight(o.gate[e]) + i * n, row(o.in, r), n, bias(o.gate_bias, e, i)),
+                            dot(weight(o.up[e]) + i * n, row(o.in, r), n, bias(o.up_bias, e, i)));
         }
         for (std::size_t i = 0; i < n; ++i) {
-          sum[i] += scores[e] / divisor * o.scale * dot(weight(o.down[e]) + i * ffn, hidden.data(), ffn);
+          sum[i] += scores[e] / divisor * o.scale *
+                    dot(weight(o.down[e]) + i * ffn, hidden.data(), ffn, bias(o.down_bias, e, i));
         }
       }
       for (std::size_t i = 0; i < n; ++i) {
