@@ -210,7 +210,7 @@ Result<void> CpuPlan::bind_weights(bool exact) {
   return {};
 }
 
-std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes() + input_rows_.bytes; }
+std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes() + input_layout_.bytes; }
 
 Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {

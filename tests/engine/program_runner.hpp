@@ -57,6 +57,16 @@ class ProgramRunner {
   }
 
   const load::Checkpoint& checkpoint() const { return checkpoint_; }
+  std::int64_t plan_bytes() const { return plan_->bytes(); }
+  /// As the backend foresees them before weights are read.
+  std::int64_t foreseen_plan_bytes() const {
+    std::vector<WeightView> views;
+    for (const WeightSpec& spec : program_.weights) {
+      const load::TensorInfo& tensor = *checkpoint_.find(spec.name);
+      views.push_back({tensor.name, tensor.type, tensor.rows, tensor.cols, {}, nullptr, tensor.details});
+    }
+    return backend_->plan_bytes(program_, views, {});
+  }
 
  private:
   static constexpr std::int32_t kPages = 4;

@@ -63,6 +63,9 @@ void check_model(const std::string& path, const nlohmann::json& prompt_ids, cons
   const bool dynamic = rounding.is_object() && rounding["dynamic"] == true;
   const double noise = !dynamic ? 1e-4 : rounding["type"] == "int" ? 1e-3 : 5e-3;
   ProgramRunner standard(path, false);
+  CHECK(exact.plan_bytes() == exact.foreseen_plan_bytes());
+  // The order of columns is known only when a weight has been read.
+  if (path.find("actorder") == std::string::npos) CHECK(standard.plan_bytes() == standard.foreseen_plan_bytes());
   const auto prompt = prompt_ids.get<std::vector<std::int32_t>>();
   std::vector<float> logits = exact.forward(prompt), standard_logits = standard.forward(prompt);
   const double error = relative_error(logits, reference["last_logits"].get<std::vector<float>>());
@@ -94,7 +97,9 @@ TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the re
   const std::string golden = LLMINFER_TEST_DATA "/quantized/";
   const nlohmann::json reference = read_json(golden + "reference.json");
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
-    const test::TempDir dir;
+    const test::TempDir folder;
+    const std::filesystem::path dir = folder / name;
+    std::filesystem::create_directory(dir);
     std::string map;
     for (const std::string& file : {std::string("base.safetensors"), name + ".safetensors"}) {
       std::filesystem::copy_file(golden + file, dir / file);
@@ -103,10 +108,10 @@ TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the re
         map += (map.empty() ? "\"" : ",\"") + tensor.name + "\":\"" + file + "\"";
       }
     }
-    dir.write("model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
+    folder.write(name + "/model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
     std::filesystem::copy_file(golden + name + ".json", dir / "config.json");
     INFO(name);
-    check_model(dir.path(), reference["prompt_ids"], expected);
+    check_model(dir.string(), reference["prompt_ids"], expected);
   }
 }
 
