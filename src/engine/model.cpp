@@ -204,8 +204,7 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
   const auto range_bytes = [&](std::size_t share, std::int32_t first, std::int32_t last) -> Result<std::int64_t> {
     if (first == last) return std::int64_t{0};
     const Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, first, last));
-    return measure(stage_of(checkpoint, backends[share], stage), options, layout.cache, nullptr).total();
-    return measure(stage_of(checkpoint, layout, backends[share], stage), options, layout.pages, nullptr).total();
+    return measure(stage_of(checkpoint, layout, backends[share], stage), options, layout.cache, nullptr).total();
   };
   const std::vector<std::int32_t> places = LLMINFER_TRY(place_layers(options.split, borders.layers, range_bytes));
   for (std::size_t i = 0; i < backends.size(); ++i) {
