@@ -67,7 +67,9 @@ std::shared_ptr<const cpu::PackedWeight> weight(const Kind& kind, std::int64_t r
   return entry;
 }
 
-void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t rows, std::int64_t cols) {
+/// `slice_rows`: PackedWeightView's.
+void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t rows, std::int64_t cols,
+            std::int32_t slice_rows) {
   const auto m = static_cast<std::int32_t>(state.range(0));
   static std::shared_ptr<const cpu::PackedWeight> shared;
   static std::vector<float> out;
@@ -77,6 +79,9 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   }
   const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
+  const cpu::ActivationCodes codes = !kind.high_only          ? cpu::kCodes16
+                                     : m >= kernels.byte_rows ? cpu::kBytes8
+                                                              : cpu::kCodes8;
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
   for (std::int32_t i = 0; i < m; ++i) {
@@ -84,18 +89,20 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
       kernels.quantize_bytes(cpu::rounding_of(kind.details.input), x.data() + i * cols, cols, to);
     } else {
-      kernels.quantize_row(x.data() + i * cols, cols, kind.high_only ? cpu::kCodes8 : cpu::kCodes16, to);
+      kernels.quantize_row(x.data() + i * cols, cols, codes, to);
     }
   }
   const std::unique_ptr<void, decltype(&std::free)> scratch(
       std::aligned_alloc(64, (cpu::linear_scratch_bytes(cols) + 63) / 64 * 64), std::free);
   for (auto _ : state) {
+    cpu::PackedWeightView view = shared->view();
+    view.slice_rows = slice_rows;
     const std::int32_t panels = shared->panels(), pairs = panels / 2;
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
         state.thread_index() + 1 == state.threads() ? panels : pairs * (state.thread_index() + 1) / state.threads() * 2;
-    kernels.linear(shared->view(), begin, end, {x.data(), cols, groups.data(), group_stride, kind.high_only}, 0, m,
-                   out.data(), rows, scratch.get());
+    kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes}, 0, m, out.data(), rows,
+                   scratch.get());
     benchmark::ClobberMemory();
   }
   // Each thread counts its share; rates add up over the threads.
@@ -161,7 +168,7 @@ int main(int argc, char** argv) {
       // Batch 1 reads 80 MB and more; prompts use a layer's own size.
       // Weights that no cache holds, as when decoding; then layers of real models, some of which a cache holds.
       for (const int threads : {1, 2}) {
-        benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, kind, 98304, 1536)
+        benchmark::RegisterBenchmark((name + "/stream").c_str(), linear, table, kind, 98304, 1536, 0)
             ->Arg(1)
             ->Arg(2)
             ->Arg(4)
@@ -170,10 +177,17 @@ int main(int argc, char** argv) {
             ->UseRealTime()
             ->Unit(benchmark::kMillisecond);
       }
+      // The two ways of grouped weights, whose crossovers docs/adr/0022 has.
+      for (const auto& [way, slice_rows] : {std::pair{"registers", cpu::kNever}, {"slices", 1}}) {
+        auto* const bench =
+            benchmark::RegisterBenchmark((name + "/" + way).c_str(), linear, table, kind, 1536, 1536, slice_rows);
+        for (const int m : {4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96}) bench->Arg(m);
+        bench->UseRealTime()->Unit(benchmark::kMillisecond);
+      }
       for (const auto& [rows, cols] : {std::pair{1536, 576}, {4864, 896}, {1536, 8960}, {1535, 1536}}) {
         if (cols % llminfer::weight_type_info(kind.type).block_values != 0) continue;
         const std::string shape = std::to_string(rows) + "x" + std::to_string(cols);
-        benchmark::RegisterBenchmark((name + "/" + shape).c_str(), linear, table, kind, rows, cols)
+        benchmark::RegisterBenchmark((name + "/" + shape).c_str(), linear, table, kind, rows, cols, 0)
             ->Arg(1)
             ->Arg(2)
             ->Arg(3)

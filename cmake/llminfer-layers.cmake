@@ -27,7 +27,7 @@ function(llminfer_compile_settings target)
   target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
   if(LLMINFER_SANITIZE)
-    target_compile_options(${target} PUBLIC -fsanitize=${LLMINFER_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    target_compile_options(${target} PUBLIC -fsanitize=${LLMINFER_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
     target_link_options(${target} PUBLIC -fsanitize=${LLMINFER_SANITIZE})
   endif()
   if(BUILD_SHARED_LIBS)

@@ -64,15 +64,26 @@ class CpuBackend final : public Backend {
     return exact_ ? 0 : packed_bytes(packed_type(type), rows, cols, details);
   }
 
-  std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
+  std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                          const PlanOptions& options) override {
     const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
       const Steps steps = LLMINFER_TRY(make_steps(program));
-      return PlanLayout(program, steps, std::max(1, options.max_batch_rows), team_->threads()).bytes();
+      const std::int32_t rows = std::max(1, options.max_batch_rows);
+      const PlanLayout layout(program, steps, rows, team_->threads());
+      std::vector<WeightInput> inputs;
+      for (const WeightView& weight : weights) inputs.push_back(input_of(weight));
+      inputs.resize(program.weights.size());
+      const PlanInputs plan = LLMINFER_TRY(PlanInputs::make(program, steps, inputs, codes_));
+      const InputRowsLayout more(plan, layout.widest_input, layout.quantized_stride, rows, team_->threads());
+      return layout.bytes() + more.bytes;
     });
     return bytes ? *bytes : 0;
   }
 
   std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return cache_page_bytes(group, type); }
+  std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) override {
+    return cpu::open_page_bytes(group, type);
+  }
 
   Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
@@ -117,6 +128,18 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  /// As Matrix will tell it of the prepared weight.
+  WeightInput input_of(const WeightView& weight) const {
+    if (weight.rows == 1) return {};
+    WeightInput input{InputForm::floats, nullptr, weight.details.input};
+    if (exact_) return input;
+    const bool ordered = weight.details.permutation != nullptr;
+    if (ordered && quant::format(weight.type).shape.bits == 0) return input;
+    input.form = packed_form(packed_type(weight.type), weight.cols, weight.details);
+    if (panel_kind(weight.type)) input.order = weight.details.permutation.get();
+    return input;
+  }
+
   /// Types that no kernel reads are packed as floats.
   static WeightType packed_type(WeightType type) { return panel_kind(type) ? type : WeightType::f32; }
 

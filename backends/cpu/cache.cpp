@@ -37,6 +37,12 @@ std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept 
          ((key_dim_of(group, type) + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
 }
 
+std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
+  if (type != CacheType::int4) return 0;
+  const std::int64_t floats = std::int64_t{group.layers} * group.kv_heads * Int4Layout(group.head_dim).floats();
+  return floats * static_cast<std::int64_t>(sizeof(float));
+}
+
 Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, 1 << 12));
   std::unique_ptr<CpuCache> cache(new CpuCache);
@@ -57,8 +63,7 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
   if (type == CacheType::int4) {
-    const std::int64_t floats = std::int64_t{group.layers} * group.kv_heads * Int4Layout(group.head_dim).floats();
-    cache->open_ = std::make_unique<OpenPages>(pages, floats);
+    cache->open_ = std::make_unique<OpenPages>(pages, open_page_bytes(group, type));
   }
   const auto address = reinterpret_cast<std::uintptr_t>(cache->memory_.get());
   cache->data_ = static_cast<std::byte*>(cache->memory_.get()) + (alignment - address % alignment) % alignment;

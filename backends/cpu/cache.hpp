@@ -17,6 +17,8 @@ static_assert(kPageSlots == kPageTokens);
 
 /// Bytes of a page of the group, all its layers.
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept;
+/// Bytes that it takes beside these while it is open.
+std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class CpuCache final : public CacheStorage {
  public:
@@ -29,12 +31,16 @@ class CpuCache final : public CacheStorage {
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
   bool seals_pages() const noexcept override { return open_ != nullptr; }
+  void finish_page(std::int32_t page) noexcept override {
+    if (open_) open_->close(page);
+  }
   void forget_page(std::int32_t page) noexcept override {
     if (open_) open_->close(page);
   }
 
   const CacheGroup& group() const noexcept { return group_; }
   std::int32_t pages() const noexcept { return pages_; }
+  std::int64_t page_bytes() const noexcept { return page_bytes_; }
   /// Where a layer's head lies; with int4 in pages that are sealed.
   AttentionPages head(std::int32_t layer, std::int32_t kv_head) const noexcept;
 

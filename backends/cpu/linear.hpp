@@ -26,6 +26,11 @@ enum class InputForm : std::uint8_t {
   bytes,   ///< the same, as quantize_bytes makes them
 };
 
+constexpr InputForm form_of(PanelKind kind) {
+  if (kind == PanelKind::w8a8) return InputForm::bytes;
+  return panel_shape(kind).bits != 0 ? InputForm::groups : InputForm::floats;
+}
+
 /// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
 class PackedWeight final : public PreparedWeight {
  public:
@@ -44,10 +49,7 @@ class PackedWeight final : public PreparedWeight {
   std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
   PanelKind kind() const noexcept { return view_.kind; }
   /// Which activations linear reads.
-  InputForm form() const noexcept {
-    if (view_.kind == PanelKind::w8a8) return InputForm::bytes;
-    return panel_shape(view_.kind).bits != 0 ? InputForm::groups : InputForm::floats;
-  }
+  InputForm form() const noexcept { return form_of(view_.kind); }
   const PackedWeightView& view() const noexcept { return view_; }
   std::int64_t bytes() const noexcept override { return bytes_; }
   std::span<const std::byte> stored() const noexcept override {
@@ -80,6 +82,9 @@ Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
 /// Bytes that such a packed weight takes; 0 for a type that cannot be packed.
 std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details = {}) noexcept;
+
+/// The form of such a packed weight; floats for a type that cannot be packed.
+InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details) noexcept;
 
 /// The kind of panels that a type is packed into, if any; w8_sym is w8a8 instead where that fits the details.
 std::optional<PanelKind> panel_kind(WeightType type) noexcept;

@@ -11,8 +11,7 @@ void OpenPages::open(std::int32_t page) {
   const std::lock_guard lock(mutex_);
   if (unused_.empty()) {
     unused_.reserve(made_ + 1);
-    const std::int64_t bytes = (floats_ * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
-    Memory memory(static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes))));
+    Memory memory(static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>((page_bytes_ + 63) / 64 * 64))));
     if (!memory) throw std::bad_alloc();
     unused_.push_back(std::move(memory));
     ++made_;
@@ -29,7 +28,7 @@ void OpenPages::close(std::int32_t page) noexcept {
 
 std::int64_t OpenPages::bytes() const noexcept {
   const std::lock_guard lock(mutex_);
-  return static_cast<std::int64_t>(made_) * floats_ * static_cast<std::int64_t>(sizeof(float));
+  return static_cast<std::int64_t>(made_) * page_bytes_;
 }
 
 }  // namespace llminfer::cpu

@@ -14,7 +14,8 @@ namespace llminfer::cpu {
 class OpenPages {
  public:
   /// Throws std::bad_alloc.
-  OpenPages(std::int32_t pages, std::int64_t floats) : floats_(floats), memory_(static_cast<std::size_t>(pages)) {}
+  OpenPages(std::int32_t pages, std::int64_t page_bytes)
+      : page_bytes_(page_bytes), memory_(static_cast<std::size_t>(pages)) {}
 
   /// The page has memory from now on; what it held before is kept. Throws std::bad_alloc.
   void open(std::int32_t page);
@@ -30,7 +31,7 @@ class OpenPages {
   };
   using Memory = std::unique_ptr<float, Free>;
 
-  const std::int64_t floats_;
+  const std::int64_t page_bytes_;
   std::vector<Memory> memory_;  ///< per page
   mutable std::mutex mutex_;    ///< guards what follows
   std::vector<Memory> unused_;  ///< has room for all there are

@@ -312,6 +312,11 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
   return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, type, cols, details).bytes;
 }
 
+InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details) noexcept {
+  const auto kind = kind_of(type, cols, details);
+  return kind ? form_of(*kind) : InputForm::floats;
+}
+
 Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,
                                                              const WeightDetails& details) {
   const auto kind = kind_of(type, cols, details);

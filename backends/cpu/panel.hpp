@@ -27,11 +27,15 @@ enum class ActivationForm : std::uint8_t {
 struct ActivationCodes {
   std::int32_t limit;
   std::int32_t shift;
+  bool bytes;  ///< low bytes, which are 0, may be left out: see kBytes8
 };
 /// 16 bits; the largest code is that whose high byte, when the low one is signed, is 127.
-inline constexpr ActivationCodes kCodes16{127 * 257, 0};
+inline constexpr ActivationCodes kCodes16{127 * 257, 0, false};
 /// 8 bits, with low bytes of 0, so that kernels may do without them and still give the same bits.
-inline constexpr ActivationCodes kCodes8{127, 8};
+inline constexpr ActivationCodes kCodes8{127, 8, false};
+/// The same numbers, for LinearKernels::byte_rows rows and more. Levels of ActivationForm::words that have kernels for
+/// them store high [32], signed, in their place; others store what they store of kCodes8.
+inline constexpr ActivationCodes kBytes8{127, 8, true};
 
 /// One group of 32 values of an activation row: x ~ scale * code, |code| <= kCodes16.limit. The sums serve the zero
 /// points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
@@ -231,7 +235,8 @@ struct PackedWeightView {
   std::int64_t cols;         ///< K
   PanelLayout layout;
   PanelKind kind;
-  std::uint8_t table[16];  ///< table[code] + 128 for kinds with a table
+  std::uint8_t table[16];   ///< table[code] + 128 for kinds with a table
+  std::int32_t slice_rows;  ///< from so many rows on, slices; 0: as measured for the level. Changes no bit
 };
 
 /// The rows that a linear kernel multiplies: quantized for grouped kinds, float for dense ones.
@@ -240,13 +245,14 @@ struct ActivationView {
   std::int64_t stride;           ///< in floats
   const QuantizedGroup* groups;  ///< [rows, group_stride]; w8a8: a ByteRow at the start of each row
   std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
-  bool high_only;                ///< all codes are of kCodes8
+  bool high_only;                ///< all codes are of kBytes8
 };
 
 /// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
 struct LinearKernels {
   const char* level;
   ActivationForm form;
+  std::int32_t byte_rows;  ///< from so many rows of 8 bits on, kBytes8 is multiplied faster than kCodes8; or kNever
   /// x // (k) -> out // (ceil(k / 32)); the tail counts as zeros. A group whose values are not all finite gets a NaN
   /// scale.
   void (*quantize_row)(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out);

@@ -210,7 +210,7 @@ Result<void> CpuPlan::bind_weights(bool exact) {
   return {};
 }
 
-std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes() + input_rows_.bytes; }
+std::int64_t CpuPlan::bytes() const noexcept { return layout_.bytes() + input_layout_.bytes; }
 
 Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {
@@ -319,7 +319,7 @@ void CpuPlan::plan_phases() {
     Phase prepare{Kind::prepare, &step, selected, rows}, main{Kind::main, &step, selected, rows, rows};
     int grain = 0;
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
-      const LinearInput input = linear_input(step);
+      const LinearInput input = linear_input(step, rows);
       if (input.direct) prepare.rows = main.rows = static_cast<std::int32_t>(pass_.logit_index.size());
       // A single row is prepared by every thread for itself, which is quicker than a phase.
       if (input.prepares() && prepare.rows > 1) prepare.items = prepare.rows;

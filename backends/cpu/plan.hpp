@@ -15,6 +15,7 @@
 #include "backends/cpu/attention_tasks.hpp"
 #include "backends/cpu/cache.hpp"
 #include "backends/cpu/matrix.hpp"
+#include "backends/cpu/plan_inputs.hpp"
 #include "backends/cpu/profile.hpp"
 #include "core/parallel.hpp"
 
@@ -142,7 +143,7 @@ class CpuPlan final : public Plan {
   /// What a thread has for itself.
   struct alignas(64) Thread {
     std::byte* memory = nullptr;
-    float* rounded = nullptr;         ///< its row of InputRows::rounded, if there are any
+    float* rounded = nullptr;         ///< its row of rounded floats, if there are any
     float* ordered = nullptr;         ///< room to bring a row into another order, if that happens
     const Phase* prepared = nullptr;  ///< the phase whose only input row it has normed and quantized
 
@@ -152,46 +153,22 @@ class CpuPlan final : public Plan {
     }
   };
 
-  /// One way in which rows of an input are quantized.
-  struct RowForm {
-    InputForm form = InputForm::groups;
-    const std::vector<std::int32_t>* order = nullptr;  ///< in which columns are taken; null: their own
-  };
-  /// How a linear step reads its input in any pass.
-  struct StepInput {
-    InputQuantization rounding;  ///< that the checkpoint declares, of all weights
-    bool floats = false;         ///< some weights read float rows
-    std::vector<RowForm> forms;  ///< that the others read
-    /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
-    std::vector<std::pair<int, int>> of_part;
-    bool rounds = false;  ///< in floats, for weights that have no use for bytes
-    ActivationCodes codes = kCodes16;
-  };
-  /// The same in this pass.
+  /// How a linear step reads its input in this pass.
   struct LinearInput {
     const StepInput* input = nullptr;
     bool direct = false;  ///< the step writes Batch::logits
     bool gather = false;  ///< rows are picked from the selected ones
     bool copy = false;    ///< float rows are normed or gathered, not read where they lie
+    ActivationCodes codes = kCodes16;
     bool prepares() const noexcept { return copy || !input->forms.empty() || input->rounds; }
   };
-  /// Rows of inputs beside those of PlanLayout, where weights need them: [max_rows + threads] of each.
-  struct InputRows {
-    AlignedBytes memory;
-    std::int64_t rounded_stride = 0;  ///< floats of a rounded row; 0: there are none
-    std::int64_t more_forms = 0;      ///< quantized forms of an input beside the first
-    std::int64_t forms = 0;           ///< where they begin: [more_forms][rows] of quantized_stride groups
-    std::int64_t bytes = 0;
-  };
-
   CpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
   Result<void> bind_inputs(ActivationCodes codes);
-  Result<void> bind_input(const LinearStep& step, StepInput& input) const;
   float* rounded_row(std::int64_t row) const noexcept {
-    return input_rows_.memory.at<float>(0) + row * input_rows_.rounded_stride;
+    return input_rows_.at<float>(0) + row * input_layout_.rounded_stride;
   }
   QuantizedGroup* quantized_rows(int form, bool own, const Thread& thread) const noexcept;
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
@@ -219,7 +196,7 @@ class CpuPlan final : public Plan {
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
                     const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
   void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
-  LinearInput linear_input(const Step& step) const noexcept;
+  LinearInput linear_input(const Step& step, std::int32_t rows) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
                     Thread& thread) noexcept;
   ActivationView view_input(const LinearStep& step, const LinearInput& input, int form, bool own,
@@ -264,10 +241,10 @@ class CpuPlan final : public Plan {
   std::vector<const float*> vectors_;  // per weight, nullptr for matrices
   std::int64_t embed_rows_ = 0;        // tokens that can be looked up
   AlignedBytes memory_;
-  std::vector<StepInput> step_inputs_;  // per step; empty for all but linear ones
-  ActivationCodes codes_ = kCodes16;    // of experts' rows
-  std::vector<bool> up_differs_;        // per step: some expert's up reads other rows than its gate
-  InputRows input_rows_;
+  PlanInputs inputs_;
+  ActivationCodes codes_ = kCodes16;  // of experts' rows
+  InputRowsLayout input_layout_;
+  AlignedBytes input_rows_;
 
   std::vector<Thread> threads_;
   Pass pass_;

@@ -8,90 +8,27 @@
 namespace llminfer::cpu {
 namespace {
 
-using core::fail;
-
 std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
-
-bool same_order(const std::vector<std::int32_t>* a, const std::vector<std::int32_t>* b) {
-  return a == b || (a && b && *a == *b);
-}
 
 }  // namespace
 
-/// Finds the forms in which the step's weights read their input; they share those that are equal.
-Result<void> CpuPlan::bind_input(const LinearStep& step, StepInput& input) const {
-  const WeightId first = step.parts.front().weight;
-  input.rounding = matrix(first).input();
-  const auto form_of = [&](WeightId id) {
-    if (id == WeightId::none) return -1;
-    const RowForm wanted{matrix(id).form(), matrix(id).order()};
-    if (wanted.form == InputForm::floats) {
-      input.floats = true;
-      return -1;
-    }
-    const auto same = [&](const RowForm& f) { return f.form == wanted.form && same_order(f.order, wanted.order); };
-    const auto found = std::find_if(input.forms.begin(), input.forms.end(), same);
-    const auto index = static_cast<int>(found - input.forms.begin());
-    if (found == input.forms.end()) input.forms.push_back(wanted);
-    return index;
-  };
-  for (const LinearPart& part : step.parts) {
-    for (const WeightId id : {part.weight, part.up_weight}) {
-      if (id == WeightId::none || matrix(id).input() == input.rounding) continue;
-      return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
-                  " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
-                  ", which reads the same");
-    }
-    const int form = form_of(part.weight);
-    input.of_part.emplace_back(form, form_of(part.up_weight));
-  }
-  const auto reads_floats = [](const RowForm& form) { return form.form != InputForm::bytes; };
-  input.rounds = input.rounding.kind != InputQuantization::Kind::none &&
-                 (input.floats || std::any_of(input.forms.begin(), input.forms.end(), reads_floats));
-  return {};
-}
-
+/// Finds how the weights read their inputs, and takes memory for what they need.
 Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
-  step_inputs_.resize(steps_.steps.size());
-  up_differs_.resize(steps_.steps.size());
-  codes_ = codes;
-  bool rounds = false, orders = false;
-  for (std::size_t i = 0; i < steps_.steps.size(); ++i) {
-    if (const auto* moe = std::get_if<MoeStep>(&steps_.steps[i])) {
-      for (std::size_t e = 0; e < moe->op.gate.size(); ++e) {
-        const Matrix &gate = matrix(moe->op.gate[e]), &up = matrix(moe->op.up[e]), &down = matrix(moe->op.down[e]);
-        for (const Matrix* weight : {&gate, &up, &down}) {
-          rounds = rounds || weight->input().kind != InputQuantization::Kind::none;
-          orders = orders || weight->order();
-        }
-        up_differs_[i] = up_differs_[i] || gate.form() != up.form() || gate.input() != up.input() ||
-                         !same_order(gate.order(), up.order());
-      }
-    }
-    const auto* linear = std::get_if<LinearStep>(&steps_.steps[i]);
-    if (!linear) continue;
-    StepInput& input = step_inputs_[i];
-    LLMINFER_TRY(bind_input(*linear, input));
-    // What the checkpoint has rounded is not rounded again.
-    if (input.rounding.kind == InputQuantization::Kind::none) input.codes = codes;
-    rounds = rounds || input.rounds;
-    for (const RowForm& form : input.forms) orders = orders || form.order;
-    input_rows_.more_forms = std::max(input_rows_.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);
+  codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
+  std::vector<WeightInput> weights;
+  for (const Matrix& weight : matrices_) {
+    weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes()});
   }
-  const std::int64_t rows = std::int64_t{max_rows_} + layout_.threads;
-  const std::int64_t stride = (layout_.widest_input + 15) / 16 * 16 + 16;
-  const auto size = [&](std::int64_t count) { return static_cast<std::int64_t>(float_bytes(stride)) * count; };
-  if (rounds) input_rows_.rounded_stride = stride;
-  const std::int64_t ordered = rounds ? size(rows) : 0;
-  input_rows_.forms = ordered + (orders ? size(layout_.threads) : 0);
-  input_rows_.bytes = input_rows_.forms + input_rows_.more_forms * rows * layout_.quantized_stride *
-                                              static_cast<std::int64_t>(sizeof(QuantizedGroup));
-  if (input_rows_.bytes == 0) return {};
-  input_rows_.memory = AlignedBytes(input_rows_.bytes);
+  inputs_ = LLMINFER_TRY(PlanInputs::make(program_, steps_, weights, codes));
+  input_layout_ = InputRowsLayout(inputs_, layout_.widest_input, layout_.quantized_stride, max_rows_, layout_.threads);
+  if (input_layout_.bytes == 0) return {};
+  input_rows_ = AlignedBytes(input_layout_.bytes);
   for (std::size_t i = 0; i < threads_.size(); ++i) {
     const auto t = static_cast<std::int64_t>(i);
-    if (rounds) threads_[i].rounded = rounded_row(max_rows_ + t);
-    if (orders) threads_[i].ordered = input_rows_.memory.at<float>(ordered) + t * stride;
+    if (inputs_.rounds) threads_[i].rounded = rounded_row(max_rows_ + t);
+    if (inputs_.orders) {
+      threads_[i].ordered = input_rows_.at<float>(input_layout_.ordered) + t * input_layout_.ordered_stride;
+    }
   }
   return {};
 }
@@ -103,13 +40,15 @@ QuantizedGroup* CpuPlan::quantized_rows(int form, bool own, const Thread& thread
   }
   const std::int64_t row = own ? max_rows_ + (&thread - threads_.data()) : 0;
   const std::int64_t rows = std::int64_t{max_rows_} + layout_.threads;
-  return input_rows_.memory.at<QuantizedGroup>(input_rows_.forms) +
-         ((form - 1) * rows + row) * layout_.quantized_stride;
+  return input_rows_.at<QuantizedGroup>(input_layout_.forms) + ((form - 1) * rows + row) * layout_.quantized_stride;
 }
 
-CpuPlan::LinearInput CpuPlan::linear_input(const Step& step) const noexcept {
+CpuPlan::LinearInput CpuPlan::linear_input(const Step& step, std::int32_t rows) const noexcept {
   LinearInput input;
-  input.input = &step_inputs_[static_cast<std::size_t>(&step - steps_.steps.data())];
+  input.input = &inputs_.of_step[static_cast<std::size_t>(&step - steps_.steps.data())];
+  input.codes = input.input->codes;
+  const std::int32_t byte_rows = level_.linear->byte_rows;
+  if (input.codes.shift > 0 && rows >= byte_rows && (byte_rows == 0 || !input.input->wide)) input.codes = kBytes8;
   input.direct = steps_.logits_direct && &step == &steps_.steps.back();
   input.gather = input.direct && pass_.logit_index.size() != pass_.selected.size();
   input.copy = std::get<LinearStep>(step).norm != WeightId::none || input.gather;
@@ -141,7 +80,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
       QuantizedGroup* const rows = quantized_rows(static_cast<int>(f), own, thread);
       QuantizedGroup* const to = own ? rows : rows + r * layout_.quantized_stride;
-      quantize_row(common.forms[f], common.rounding, common.codes, unrounded, x, k, to, thread);
+      quantize_row(common.forms[f], common.rounding, input.codes, unrounded, x, k, to, thread);
     }
   }
 }
@@ -166,10 +105,10 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
                                    Thread& thread) noexcept {
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
-  view.high_only = input.input->codes.shift > 0;
+  view.high_only = input.codes.bytes;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
-    view.stride = input_rows_.rounded_stride;
+    view.stride = input_layout_.rounded_stride;
   } else if (input.copy) {
     view.f32 = own ? thread.at<float>(layout_.own_normed) : memory_.at<float>(layout_.normed);
     view.stride = layout_.normed_stride;
@@ -183,7 +122,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
 
 /// Items are units of all parts in a row, once for each block of rows.
 void CpuPlan::run(const LinearStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
-  const LinearInput input = linear_input(*phase.step);
+  const LinearInput input = linear_input(*phase.step, phase.rows);
   if (phase.kind == Phase::Kind::prepare) return prepare_rows(step, input, first, last, false, thread);
   const bool own = phase.rows == 1;
   if (own && input.prepares() && thread.prepared != &phase) {

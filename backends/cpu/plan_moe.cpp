@@ -23,7 +23,7 @@ void CpuPlan::add_expert_phases(const Step& step, bool selected, std::int32_t ro
   using Stage = ExpertStage;
   const std::int32_t places = rows * std::get<MoeStep>(step).op.used;
   const int shares = team_->threads() == 1 ? 1 : 8 * team_->threads();
-  const bool twice = up_differs_[static_cast<std::size_t>(&step - steps_.steps.data())];
+  const bool twice = inputs_.up_differs[static_cast<std::size_t>(&step - steps_.steps.data())];
   const auto add = [&](Stage stage, int items, int grain) {
     Phase phase{Phase::Kind::main, &step, selected, rows, items};
     phase.stage = stage;
@@ -192,7 +192,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   float* const hidden = memory_.at<float>(m.hidden);
   float* const up = hidden + m.rows * m.hidden_stride;
   const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
-    x.high_only = codes_of(matrix(id)).shift > 0;
+    x.high_only = codes_of(matrix(id)).bytes;
     void* const scratch = thread.at<std::byte>(layout_.linear);
     matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch);
   };
@@ -201,7 +201,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
       multiply(op.down[e], first, last, begin, end, hidden, m.output_stride);
     });
   }
-  const bool twice = up_differs_[static_cast<std::size_t>(phase.step - steps_.steps.data())];
+  const bool twice = inputs_.up_differs[static_cast<std::size_t>(phase.step - steps_.steps.data())];
   const auto glu = level_.elementwise->glu[static_cast<int>(op.activation)];
   for_share(op.gate, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
     if (phase.stage == ExpertStage::gate) {

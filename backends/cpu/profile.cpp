@@ -174,8 +174,7 @@ void Profiler::count_attention(const StepInfo& info, const Batch& batch, std::sp
     const std::int64_t end = run.first_position + run.rows;
     tokens += run.rows + (group.window > 0 ? std::min<std::int64_t>(end, group.window - 1 + run.rows) : end);
   }
-  const std::int64_t page_tokens = std::int64_t{kPageTokens} * std::max(1, caches[g]->pages()) * group.layers;
-  profile.cache_bytes = tokens * (caches[g]->bytes() / page_tokens);
+  profile.cache_bytes = tokens * (caches[g]->page_bytes() / (std::int64_t{kPageTokens} * group.layers));
 }
 
 void Profiler::report(const Batch& batch, std::span<const std::int32_t> selected, std::span<CpuCache* const> caches,

@@ -47,7 +47,7 @@ class GpuBackend final : public Backend {
     return GpuWeight::bytes_of(type, rows, cols, details.permutation != nullptr);
   }
 
-  std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
+  std::int64_t plan_bytes(const Program& program, std::span<const WeightView>, const PlanOptions& options) override {
     const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
       const Steps steps = LLMINFER_TRY(make_steps(program));
       return PlanLayout(program, steps, std::max(1, options.max_batch_rows)).bytes;

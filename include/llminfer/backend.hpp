@@ -70,6 +70,8 @@ class CacheStorage {
   /// A full page changes once later tokens are computed: a sequence that is to be shorter loses the page it ends in,
   /// and computes it again. Where this is true, tokens [0, n) of a page are copied only while it is not full.
   virtual bool seals_pages() const noexcept { return false; }
+  /// The page is full, and the pass that filled it has succeeded: what was kept to do that again may go.
+  virtual void finish_page([[maybe_unused]] std::int32_t page) noexcept {}
   /// No sequence has the page any more. Called on any thread, but not while a pass uses the page.
   virtual void forget_page([[maybe_unused]] std::int32_t page) noexcept {}
 };
@@ -136,10 +138,15 @@ class Backend {
   /// Bytes that prepare() of such a weight would take.
   virtual std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                                       const WeightDetails& details) = 0;
-  /// Bytes that a Plan would take.
-  virtual std::int64_t plan_bytes(const Program& program, const PlanOptions& options) = 0;
+  /// Bytes that a Plan would take. `weights`: one per weight of the program, without data.
+  virtual std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                                  const PlanOptions& options) = 0;
   /// Bytes of one page of a group, all its layers.
   virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
+  /// Bytes that a page takes beside these until it is full and finish_page() was called.
+  virtual std::int64_t open_page_bytes([[maybe_unused]] const CacheGroup& group, [[maybe_unused]] CacheType type) {
+    return 0;
+  }
 
   virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
   /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes.

@@ -69,10 +69,11 @@ struct EngineOptions {
   std::string weight_cache{};
   /// Tokens of one sequence at most, up to the model's own context length, past which it was not trained; 0: that.
   std::int32_t context_length = 0;
-  /// int4 has beside its pages one of floats for each sequence, which MemoryPlan does not count.
+  /// int4 keeps the last page of each sequence, and those that a pass writes to, in floats as well. MemoryPlan counts
+  /// them for max_sequences sequences (four, if cache_tokens is 0); idle sessions beyond these add one page each.
   CacheType cache_type = CacheType::f16;
-  /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 4096 tokens, and
-  /// one of context_length.
+  /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 2048 tokens, and
+  /// one of context_length. Layers with a sliding window hold no more than max_sequences windows (four, if this is 0).
   std::int64_t cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most

@@ -18,8 +18,10 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
       max_batch_tokens_(options.max_batch_tokens),
       max_sequences_(options.max_sequences),
       max_queue_(options.max_queue) {
-  for (std::size_t group = 0; group < model_->caches.size(); ++group) pools_.emplace_back(model_->pages);
-  stats_.pages_total = model_->pages * static_cast<std::int32_t>(pools_.size());
+  for (const std::int32_t pages : model_->pages) {
+    pools_.emplace_back(pages);
+    stats_.pages_total += pages;
+  }
   stats_.weight_bytes = model_->weight_bytes;
   stats_.load_seconds = model_->load_seconds;
   running_.reserve(static_cast<std::size_t>(max_sequences_));  // so that admitting a request takes no memory
@@ -277,7 +279,13 @@ void EngineCore::commit(std::span<const Share> shares) {
     ++stats_.forward_passes;
     for (const Share& share : shares) {
       Sequence& sequence = *share.request->sequence;
+      const auto first = static_cast<std::size_t>(sequence.cached / kPageTokens);
       sequence.cached += share.rows;
+      for (std::size_t group = 0; group < pools_.size(); ++group) {
+        for (std::size_t i = first; i < static_cast<std::size_t>(sequence.cached / kPageTokens); ++i) {
+          model_->caches[group]->finish_page(sequence.pages[group][i]);
+        }
+      }
       sequence.last_used = ++use_counter_;
       (share.request->result.tokens.empty() ? stats_.prefill_tokens : stats_.decode_tokens) += share.rows;
     }

@@ -12,6 +12,7 @@
 
 #include <llminfer/engine.hpp>
 
+#include "engine/cache_size.hpp"
 #include "engine/model.hpp"
 #include "engine/page_pool.hpp"
 #include "engine/request.hpp"

@@ -9,6 +9,7 @@
 
 #include "arch/arch.hpp"
 #include "core/error.hpp"
+#include "engine/cache_size.hpp"
 #include "engine/placement.hpp"
 #include "engine/rank_plan.hpp"
 #include "engine/shards.hpp"
@@ -21,7 +22,8 @@ namespace {
 
 using core::fail;
 
-/// Sequences of this many tokens, four at a time, fit the cache unless the options say otherwise.
+/// So many sequences of so many tokens fit the cache unless the options say otherwise.
+constexpr std::int32_t kDefaultSequences = 4;
 constexpr std::int64_t kDefaultSequenceTokens = 2048;
 
 Error out_of_range(const char* option, std::int64_t value, const char* range) {
@@ -101,22 +103,28 @@ struct Layout {
   std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks see lay_out_ranks
   std::vector<std::int32_t> places;  ///< with ranks, see Setup
   std::int32_t context_length = 0;
-  std::int32_t pages = 0;
+  CacheSize cache;
   MemoryPlan memory;
 };
 
 /// Bytes of a stage. Weights that `prepared` has for the backend count as none, and the others join it.
 using Prepared = std::set<std::pair<const Backend*, const load::TensorInfo*>>;
-MemoryShare measure(const StageLayout& layout, const EngineOptions& options, std::int32_t pages, Prepared* prepared) {
+MemoryShare measure(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
+                    Prepared* prepared) {
   MemoryShare memory;
   for (const load::TensorInfo* tensor : layout.tensors) {
     if (prepared && !prepared->insert({layout.backend.get(), tensor}).second) continue;
     memory.weights += layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
-    memory.cache += pages * layout.backend->page_bytes(group, options.cache_type);
+    memory.cache += size.pages_of(group) * layout.backend->page_bytes(group, options.cache_type) +
+                    size.open_pages_of(group) * layout.backend->open_page_bytes(group, options.cache_type);
   }
-  memory.activations = layout.backend->plan_bytes(layout.stage.program, {options.max_batch_tokens});
+  std::vector<WeightView> views;
+  for (const load::TensorInfo* tensor : layout.tensors) {
+    views.push_back({tensor->name, tensor->type, tensor->rows, tensor->cols, {}, nullptr, tensor->details});
+  }
+  memory.activations = layout.backend->plan_bytes(layout.stage.program, views, {options.max_batch_tokens});
   return memory;
 }
 
@@ -154,12 +162,12 @@ StageLayout stage_of(const load::Checkpoint& checkpoint, std::shared_ptr<Backend
 }
 
 /// Adds what the stage takes to a share. Errors: unsupported.
-Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, std::int32_t pages, Prepared* prepared,
-                       MemoryShare& share) {
+Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
+                       Prepared* prepared, MemoryShare& share) {
   std::vector<WeightType> types;
   for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
   LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
-  const MemoryShare bytes = measure(stage, options, pages, prepared);
+  const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
   return {};
 }
@@ -168,7 +176,7 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, s
 Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
                             std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
   const auto keep = [&](StageLayout stage, MemoryShare share, Prepared* prepared) -> Result<void> {
-    LLMINFER_TRY(add_stage(stage, options, layout.pages, prepared, share));
+    LLMINFER_TRY(add_stage(stage, options, layout.cache, prepared, share));
     layout.memory.shares.push_back(std::move(share));
     layout.stages.push_back(std::move(stage));
     return {};
@@ -186,7 +194,7 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
   const auto range_bytes = [&](std::size_t share, std::int32_t first, std::int32_t last) -> Result<std::int64_t> {
     if (first == last) return std::int64_t{0};
     const Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, first, last));
-    return measure(stage_of(checkpoint, backends[share], stage), options, layout.pages, nullptr).total();
+    return measure(stage_of(checkpoint, backends[share], stage), options, layout.cache, nullptr).total();
   };
   const std::vector<std::int32_t> places = LLMINFER_TRY(place_layers(options.split, borders.layers, range_bytes));
   for (std::size_t i = 0; i < backends.size(); ++i) {
@@ -227,7 +235,7 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
       Stage cut = LLMINFER_TRY(cut_stage(layout.program, borders, from, to));
       StageLayout stage = stage_of(checkpoint, backends[r], std::move(cut));
       if (!whole) LLMINFER_TRY(cut_shard(stage, rank % shards, shards));
-      LLMINFER_TRY(add_stage(stage, options, layout.pages, nullptr, share));
+      LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
       if (rank == options.communicator->rank()) layout.stages.push_back(std::move(stage));
       return {};
     };
@@ -254,12 +262,16 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   }
   layout.context_length = static_cast<std::int32_t>(context);
   const std::int64_t cache_tokens =
-      options.cache_tokens ? options.cache_tokens : std::max(context, 4 * std::min(context, kDefaultSequenceTokens));
+      options.cache_tokens ? options.cache_tokens
+                           : std::max(context, kDefaultSequences * std::min(context, kDefaultSequenceTokens));
   if (cache_tokens < context) {
     return fail(ErrorCode::invalid_argument, "EngineOptions::cache_tokens is ", cache_tokens,
                 ", expected at least the context length, ", context);
   }
-  layout.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
+  layout.cache.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
+  layout.cache.sequences =
+      options.cache_tokens ? options.max_sequences : std::min(options.max_sequences, kDefaultSequences);
+  layout.cache.batch_tokens = options.max_batch_tokens;
 
   LLMINFER_TRY((ranks_of(options) > 1 ? lay_out_ranks : lay_out_stages)(checkpoint, options, backends, layout));
   MemoryPlan& memory = layout.memory;
@@ -299,7 +311,7 @@ std::shared_ptr<ShardGroup> group_of(const Program& program, const EngineOptions
 }
 
 /// A stage with its weights, plan and caches.
-Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& options, std::int32_t pages,
+Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
                              WeightLoader& loader) {
   const Program& program = layout.stage.program;
   RankStage stage;
@@ -318,7 +330,7 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   }
   stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), plan));
   for (const CacheGroup& group : program.cache_groups) {
-    stage.caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, pages)));
+    stage.caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, size.pages_of(group))));
   }
   return stage;
 }
@@ -417,13 +429,14 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
       LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
 
   if (leader) {
-    LLMINFER_TRY(leader->begin({model_numbers(layout), layout.context_length, layout.pages, options.max_batch_tokens,
-                                options.cache_type, options.tensor_parallel, layout.places}));
+    LLMINFER_TRY(
+        leader->begin({model_numbers(layout), layout.context_length, layout.cache.pages, layout.cache.sequences,
+                       options.max_batch_tokens, options.cache_type, options.tensor_parallel, layout.places}));
   }
   WeightLoader loader(checkpoint, options, layout.stages);
   std::vector<RankStage> stages;
   for (const StageLayout& stage : layout.stages) {
-    stages.push_back(LLMINFER_TRY(load_stage(stage, options, layout.pages, loader)));
+    stages.push_back(LLMINFER_TRY(load_stage(stage, options, layout.cache, loader)));
     model->backends.push_back(stage.backend);
   }
   model->weight_bytes = loader.bytes();
@@ -447,7 +460,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   info.layers = static_cast<std::int32_t>(checkpoint.config.layers);
   info.context_length = layout.context_length;
   info.has_chat_template = !checkpoint.chat_template.empty();
-  model->pages = layout.pages;
+  for (const CacheGroup& group : layout.program.cache_groups) model->pages.push_back(layout.cache.pages_of(group));
   model->program = std::move(layout.program);
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return model;
@@ -457,6 +470,7 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
   EngineOptions as_leader = options;
   as_leader.context_length = setup.context_length;
   as_leader.cache_tokens = std::int64_t{setup.pages} * kPageTokens;
+  as_leader.max_sequences = setup.sequences;
   as_leader.max_batch_tokens = setup.max_batch_rows;
   as_leader.cache_type = setup.cache_type;
   as_leader.tensor_parallel = setup.shards;
@@ -465,7 +479,7 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
     return fail(ErrorCode::invalid_argument, "not the checkpoint or the split of rank 0");
   }
   WeightLoader loader(checkpoint, as_leader, layout.stages);
-  return load_stage(layout.stages.back(), as_leader, layout.pages, loader);
+  return load_stage(layout.stages.back(), as_leader, layout.cache, loader);
 }
 
 Result<MemoryPlan> plan_model(const load::Checkpoint& checkpoint, const EngineOptions& options) {

@@ -23,7 +23,7 @@ struct Model {
   Program program;
   std::unique_ptr<Plan> plan;
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< one per cache group
-  std::int32_t pages = 0;                             ///< per cache group
+  std::vector<std::int32_t> pages;                    ///< per cache group
   std::int64_t weight_bytes = 0;
   double load_seconds = 0;
 };

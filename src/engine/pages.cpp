@@ -8,9 +8,6 @@
 namespace llminfer::inline v0::engine {
 namespace {
 
-/// Tokens by which a sequence can be rewound although a sliding window has given pages back.
-constexpr std::int32_t kRewindTokens = kPageTokens;
-
 /// The first page that a sequence of `tokens` tokens needs for its last token and those after it. Pages before it are
 /// -1 once they were given back: entries of a block table keep their places.
 std::size_t first_needed(const CacheGroup& group, std::int32_t tokens) {

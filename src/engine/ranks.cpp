@@ -26,7 +26,7 @@ struct Command {
   std::array<std::int64_t, 4> numbers{};
 };
 
-constexpr std::size_t kSetupNumbers = 6;
+constexpr std::size_t kSetupNumbers = 7;
 
 /// A Setup as numbers: whether there is one, its fields, its places.
 std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
@@ -38,6 +38,7 @@ std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
   numbers[3] = setup->max_batch_rows;
   numbers[4] = static_cast<std::int64_t>(setup->cache_type);
   numbers[5] = setup->shards;
+  numbers[6] = setup->sequences;
   std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + kSetupNumbers);
   std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + kSetupNumbers + kModelNumbers);
   return numbers;
@@ -251,6 +252,7 @@ Result<Setup> receive_setup(Communicator& communicator) {
   setup.max_batch_rows = static_cast<std::int32_t>(numbers[3]);
   setup.cache_type = static_cast<CacheType>(numbers[4]);
   setup.shards = static_cast<std::int32_t>(numbers[5]);
+  setup.sequences = static_cast<std::int32_t>(numbers[6]);
   if (setup.shards < 1 || communicator.size() % setup.shards != 0) {
     return fail(ErrorCode::corrupt, "rank 0 says that ", communicator.size(), " ranks make stages of ", setup.shards);
   }

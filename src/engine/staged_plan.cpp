@@ -59,6 +59,10 @@ bool StagedCache::seals_pages() const noexcept {
   return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.storage->seals_pages(); });
 }
 
+void StagedCache::finish_page(std::int32_t page) noexcept {
+  for (const Part& part : parts_) part.storage->finish_page(page);
+}
+
 void StagedCache::forget_page(std::int32_t page) noexcept {
   for (const Part& part : parts_) part.storage->forget_page(page);
 }

@@ -27,6 +27,7 @@ class StagedCache final : public CacheStorage {
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
   bool seals_pages() const noexcept override;
+  void finish_page(std::int32_t page) noexcept override;
   void forget_page(std::int32_t page) noexcept override;
 
  private:

@@ -11,6 +11,7 @@ using core::fail;
 using enum ElementType;
 
 constexpr const char* kPlace = "quantization_config";
+constexpr std::int64_t kMaxExperts = 1 << 12;
 
 /// A tensor of one number: [] or [1].
 Result<TensorInfo> need_scalar(const std::string& name, const Layers& layers) {
@@ -103,6 +104,10 @@ Result<void> add_mxfp4(const core::Json&, Layers& layers) {
     const std::size_t dot = prefix.rfind('.') + 1;  // 0 where there is none
     const std::string name = prefix.substr(dot);
     const bool both = name == "gate_up_proj";
+    if (shape[0] > kMaxExperts) {
+      return fail(ErrorCode::limit_exceeded, "tensor ", blocks.name, " has ", shape[0], " experts, the limit is ",
+                  kMaxExperts);
+    }
     if (both && shape[1] % 2 != 0) {
       return fail(ErrorCode::shape_mismatch, "tensor ", blocks.name, " has ", shape[1],
                   " rows, expected an even number, those of gate and up");

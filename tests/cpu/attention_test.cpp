@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <span>
 
@@ -243,5 +244,35 @@ TEST_CASE("keys and values in integers: the error is at most half a step, and a 
     REQUIRE(cache->import_page(1, std::as_bytes(std::span(page))));
     REQUIRE(cache->export_page(1, std::as_writable_bytes(std::span(again))));
     CHECK(same_bits(page, again));
+  }
+}
+
+TEST_CASE("a sliding window costs its pages only, however many tokens are before it") {
+  const CacheGroup group{1, 3, 64, 1000}, whole{1, 3, 64, 0};
+  const auto pages_of = [](const CacheGroup& g, std::int32_t position, std::int32_t rows, int threads) {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(rows));
+    std::iota(positions.begin(), positions.end(), position);
+    Run run;
+    run.rows = rows;
+    run.first_position = position;
+    Batch batch;
+    batch.positions = positions;
+    batch.runs = {&run, 1};
+    cpu::AttentionTasks tasks(0, 9);
+    tasks.build(batch, g, 64, threads, false);
+    std::int64_t pages = 0;
+    for (const cpu::AttentionTask& task : tasks.tasks) pages += task.page_end - task.page_begin;
+    return pages;
+  };
+  for (const int threads : {1, 2}) {
+    for (const std::int32_t rows : {1, 7, 512}) {
+      CAPTURE(threads, rows);
+      const std::int64_t pages = pages_of(group, 1024, rows, threads);
+      CHECK(pages_of(group, 32768, rows, threads) == pages);
+      CHECK(pages_of(group, 1 << 20, rows, threads) == pages);
+      const std::int64_t tiles = 3 * ((rows + 15) / 16);  // tokens of 3 heads, 48 rows
+      CHECK(pages <= tiles * ((1000 + 16 + 63) / 64 + 1));
+      CHECK(pages_of(whole, 32768, rows, threads) >= tiles * 512);
+    }
   }
 }

@@ -375,7 +375,9 @@ TEST_CASE("what the backend cannot hold or run") {
   CHECK(backend->supports(model.program, model.types));
   CHECK(backend->compile(model.program, weights, {0}).error().code == ErrorCode::invalid_argument);
   const auto plan = backend->compile(model.program, weights, {33}).value();
-  CHECK(plan->bytes() == backend->plan_bytes(model.program, {33}));
+  std::vector<WeightView> views;
+  for (std::size_t i = 0; i < model.types.size(); ++i) views.push_back(model.view(i));
+  CHECK(plan->bytes() == backend->plan_bytes(model.program, views, {33}));
   std::swap(weights[1], weights[2]);
   CHECK(backend->compile(model.program, weights, {}).error().code == ErrorCode::shape_mismatch);
   weights[1] = nullptr;

@@ -33,7 +33,7 @@ TEST_CASE("activations are quantized alike on all levels") {
   x[192] = kNan;
   x[224] = std::numeric_limits<float>::max();
   x[256 + 17] = -std::numeric_limits<float>::max();
-  for (const cpu::ActivationCodes codes : {cpu::kCodes16, cpu::kCodes8}) {
+  for (const cpu::ActivationCodes codes : {cpu::kCodes16, cpu::kCodes8, cpu::kBytes8}) {
     std::vector<cpu::QuantizedGroup> expected(13);
     levels()[0]->quantize_row(x.data(), static_cast<std::int64_t>(x.size()), codes, expected.data());
 
@@ -43,7 +43,7 @@ TEST_CASE("activations are quantized alike on all levels") {
       int sum[2] = {0, 0};
       float absmax = 0.0f;
       for (std::size_t i = 0; i < 32; ++i) {
-        sum[i / 16] += code_of(q, levels()[0]->form, i);
+        sum[i / 16] += code_of(q, *levels()[0], codes, i);
         const float value = g * 32 + i < x.size() ? x[g * 32 + i] : 0.0f;
         absmax = std::isfinite(value) ? std::max(absmax, std::abs(value)) : kInf;
         if (absmax == kInf) break;
@@ -53,9 +53,9 @@ TEST_CASE("activations are quantized alike on all levels") {
         continue;
       }
       REQUIRE(q.scale == (absmax < 1e-30f ? 0.0f : absmax / static_cast<float>(codes.limit << codes.shift)));
-      for (std::size_t i = 0; i < 32; ++i) REQUIRE(code_of(q, levels()[0]->form, i) % (1 << codes.shift) == 0);
+      for (std::size_t i = 0; i < 32; ++i) REQUIRE(code_of(q, *levels()[0], codes, i) % (1 << codes.shift) == 0);
       for (std::size_t i = 0; i < 32 && g * 32 + i < x.size(); ++i) {
-        REQUIRE(std::abs(static_cast<double>(code_of(q, levels()[0]->form, i)) * q.scale - x[g * 32 + i]) <=
+        REQUIRE(std::abs(static_cast<double>(code_of(q, *levels()[0], codes, i)) * q.scale - x[g * 32 + i]) <=
                 (0.51 * (1 << codes.shift)) * q.scale + 1e-30);
       }
       REQUIRE(q.minus_half_sum[0] == -sum[0]);
@@ -72,7 +72,7 @@ TEST_CASE("activations are quantized alike on all levels") {
       for (std::size_t g = 0; g < got.size(); ++g) {
         INFO("group " << g);
         for (std::size_t i = 0; i < 32; ++i) {
-          REQUIRE(code_of(got[g], level->form, i) == code_of(expected[g], levels()[0]->form, i));
+          REQUIRE(code_of(got[g], *level, codes, i) == code_of(expected[g], *levels()[0], codes, i));
         }
         if (std::isnan(expected[g].scale)) {
           REQUIRE(std::isnan(got[g].scale));

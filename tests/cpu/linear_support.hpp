@@ -74,12 +74,17 @@ inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, con
   for (std::int32_t i = 0; i < rows; ++i) {
     kernels.quantize_row(r.f32.data() + i * stride, cols, codes, r.groups.data() + i * group_stride);
   }
-  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.shift > 0};
+  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.bytes};
   return r;
 }
 
-/// The i-th code of a group that was quantized for kernels that want this form.
-inline std::int32_t code_of(const cpu::QuantizedGroup& group, cpu::ActivationForm form, std::size_t i) {
+/// The i-th code of a group that was quantized for these kernels.
+inline std::int32_t code_of(const cpu::QuantizedGroup& group, const cpu::LinearKernels& kernels,
+                            cpu::ActivationCodes codes, std::size_t i) {
+  const cpu::ActivationForm form = kernels.form;
+  if (form == cpu::ActivationForm::words && codes.bytes && kernels.byte_rows != cpu::kNever) {
+    return static_cast<std::int8_t>(group.codes[i]) * (1 << codes.shift);
+  }
   if (form == cpu::ActivationForm::words) {
     constexpr std::size_t kPlace[4] = {0, 2, 1, 3};
     std::int16_t code = 0;

@@ -81,8 +81,7 @@ TEST_CASE("all levels give the bits of the scalar kernels") {
   }
 }
 
-TEST_CASE(
-    "activations of 8 bits: the bits of the scalar kernels on all levels, which need not use that low bytes are 0") {
+TEST_CASE("activations of 8 bits: the bits of the scalar kernels on all levels, in both forms") {
   const auto& scalar = *levels()[0];
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
@@ -90,13 +89,39 @@ TEST_CASE(
     const auto packed = pack(random_weight(type, 50, cols, 25));
     const auto expected = multiply(scalar, *packed, random_rows(33, cols, 26, scalar, cpu::kCodes8), 33);
     for (const auto* level : levels()) {
-      Rows x = random_rows(33, cols, 26, *level, cpu::kCodes8);
-      for (const bool high_only : {true, false}) {
-        x.view.high_only = high_only;
+      for (const cpu::ActivationCodes codes : {cpu::kCodes8, cpu::kBytes8}) {
+        const Rows x = random_rows(33, cols, 26, *level, codes);
         for (const std::int32_t m : {1, 7, 8, 9, 33}) {
-          INFO(llminfer::weight_type_info(type).name << " on " << level->level << ", M = " << m);
+          INFO(llminfer::weight_type_info(type).name << " on " << level->level << ", M = " << m
+                                                     << (codes.bytes ? ", bytes" : ""));
           const std::vector<float> first(expected.begin(), expected.begin() + m * (50 + 5));
           REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("where slices begin changes no bit") {
+  const auto& scalar = *levels()[0];
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const std::int64_t cols = at_least_a_block(type, 288);
+    const auto packed = pack(random_weight(type, 35, cols, 27));
+    for (const cpu::ActivationCodes codes : {cpu::kCodes16, cpu::kBytes8}) {
+      const auto expected = multiply(scalar, *packed, random_rows(17, cols, 28, scalar, codes), 17);
+      for (const auto* level : levels()) {
+        const Rows x = random_rows(17, cols, 28, *level, codes);
+        for (const std::int32_t slice_rows : {1, cpu::kNever}) {
+          cpu::PackedWeightView view = packed->view();
+          view.slice_rows = slice_rows;
+          for (const std::int32_t m : {1, 3, 8, 17}) {
+            INFO(llminfer::weight_type_info(type).name << " on " << level->level << ", M = " << m);
+            std::vector<float> out(static_cast<std::size_t>(m * 40), kUntouched);
+            const auto scratch = aligned(cpu::linear_scratch_bytes(cols));
+            level->linear(view, 0, packed->panels(), x.view, 0, m, out.data(), 40, scratch.get());
+            REQUIRE(same_bits(out, std::vector<float>(expected.begin(), expected.begin() + m * 40)));
+          }
         }
       }
     }
@@ -141,9 +166,10 @@ TEST_CASE("kernels compute the product that the quantized operands define") {
       for (std::int32_t m = 0; m < rows; ++m) {
         for (std::int64_t k = 0; k < cols; ++k) {
           const cpu::QuantizedGroup& g = x.groups[static_cast<std::size_t>(m * x.view.group_stride + k / 32)];
-          in(m, k) = packed->form() == cpu::InputForm::groups
-                         ? static_cast<double>(g.scale) * code_of(g, scalar.form, static_cast<std::size_t>(k % 32))
-                         : static_cast<double>(x.f32[static_cast<std::size_t>(m * x.view.stride + k)]);
+          in(m, k) =
+              packed->form() == cpu::InputForm::groups
+                  ? static_cast<double>(g.scale) * code_of(g, scalar, cpu::kCodes16, static_cast<std::size_t>(k % 32))
+                  : static_cast<double>(x.f32[static_cast<std::size_t>(m * x.view.stride + k)]);
         }
       }
       const std::vector<float> weights = read_back(*packed);
@@ -183,7 +209,7 @@ TEST_CASE("extreme codes do not overflow the integer dots") {
       }
       const auto packed = pack(w);
       for (const auto& [sign, codes] :
-           {std::pair{1.0f, cpu::kCodes16}, {-1.0f, cpu::kCodes16}, {-1.0f, cpu::kCodes8}}) {
+           {std::pair{1.0f, cpu::kCodes16}, {-1.0f, cpu::kCodes16}, {-1.0f, cpu::kBytes8}}) {
         std::vector<float> expected;
         for (const auto* level : levels()) {
           Rows x = random_rows(9, cols, 10, *level, codes);

@@ -21,7 +21,7 @@
 
 using namespace llminfer;
 using test::relative_error;
-using test::Sequence;
+using test::ProgramRunner;
 
 namespace {
 
@@ -132,8 +132,8 @@ TEST_CASE("Stacks of experts in GGUF files give the bits of single matrices") {
     folder.write(name, as_gguf(load::open_checkpoint(model, true).value()));
     const Reference reference = read_reference(model);
     for (const bool exact : {false, true}) {
-      Sequence of_model(model, exact), of_gguf(gguf, exact);
-      CHECK(of_gguf.checkpoint().find("blk.0.ffn_down.4.weight"));
+      ProgramRunner of_model(model, exact), of_gguf(gguf, exact);
+      CHECK(of_gguf.checkpoint().find("blk.0.ffn_down.3.weight"));
       CHECK(of_gguf.forward(reference.prompt) == of_model.forward(reference.prompt));
     }
   }
@@ -168,7 +168,7 @@ TEST_CASE("The tiny models on the CPU backend equal transformers") {
     const Reference reference = read_reference(model);
     REQUIRE(reference.greedy.size() == reference.margins.size());
 
-    Sequence whole(model);
+    ProgramRunner whole(model);
     std::vector<float> logits = whole.forward(reference.prompt);
     REQUIRE(logits.size() == reference.last_logits.size());
     CHECK(relative_error(logits, reference.last_logits) < 1e-6);
@@ -185,7 +185,7 @@ TEST_CASE("The tiny models on the CPU backend equal transformers") {
     }
     CHECK(decided * 2 > reference.greedy.size());
 
-    Sequence pieces(model);
+    ProgramRunner pieces(model);
     for (std::size_t begin = 0; begin < reference.prompt.size(); begin += 7) {
       const std::size_t end = std::min(begin + 7, reference.prompt.size());
       logits = pieces.forward({reference.prompt.begin() + static_cast<std::ptrdiff_t>(begin),

@@ -14,10 +14,10 @@
 namespace llminfer::test {
 
 /// One sequence on a compiled Program.
-class Sequence {
+class ProgramRunner {
  public:
-  explicit Sequence(const std::string& model, bool exact = true) : Sequence(model, cpu_backend(exact)) {}
-  Sequence(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
+  explicit ProgramRunner(const std::string& model, bool exact = true) : ProgramRunner(model, cpu_backend(exact)) {}
+  ProgramRunner(const std::string& model, std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {
     checkpoint_ = load::open_checkpoint(model, true).value();
     program_ = arch::build_program(checkpoint_).value();
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
@@ -57,6 +57,16 @@ class Sequence {
   }
 
   const load::Checkpoint& checkpoint() const { return checkpoint_; }
+  std::int64_t plan_bytes() const { return plan_->bytes(); }
+  /// As the backend foresees them before weights are read.
+  std::int64_t foreseen_plan_bytes() const {
+    std::vector<WeightView> views;
+    for (const WeightSpec& spec : program_.weights) {
+      const load::TensorInfo& tensor = *checkpoint_.find(spec.name);
+      views.push_back({tensor.name, tensor.type, tensor.rows, tensor.cols, {}, nullptr, tensor.details});
+    }
+    return backend_->plan_bytes(program_, views, {});
+  }
 
  private:
   static constexpr std::int32_t kPages = 4;

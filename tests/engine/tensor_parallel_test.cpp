@@ -221,8 +221,9 @@ class FailingBackend final : public Backend {
                               const WeightDetails& details) override {
     return inner_->prepared_bytes(type, rows, cols, details);
   }
-  std::int64_t plan_bytes(const Program& program, const PlanOptions& options) override {
-    return inner_->plan_bytes(program, options);
+  std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                          const PlanOptions& options) override {
+    return inner_->plan_bytes(program, weights, options);
   }
   std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return inner_->page_bytes(group, type); }
   Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return inner_->prepare(weight); }

@@ -31,7 +31,7 @@ void check_model(const std::string& name, std::shared_ptr<Backend> backend) {
   const auto json = reference_of(name);
   const auto greedy = json["greedy"].get<std::vector<std::int32_t>>();
   const auto margins = json["margins"].get<std::vector<float>>();
-  test::Sequence sequence(path_of(name), std::move(backend));
+  test::ProgramRunner sequence(path_of(name), std::move(backend));
   std::vector<float> logits = sequence.forward(json["prompt_ids"].get<std::vector<std::int32_t>>());
   CHECK(relative_error(logits, json["last_logits"].get<std::vector<float>>()) < 1e-5);
   std::size_t decided = 0;

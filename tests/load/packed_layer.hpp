@@ -50,7 +50,7 @@ struct Layer {
     std::string header = "{", data;
     for (const auto& [name, tensor] : tensors) {
       std::string shape;
-      for (const auto side : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(side);
+      for (const auto side : tensor.shape) shape.append(shape.empty() ? "" : ",").append(std::to_string(side));
       header += (data.empty() ? "\"" : ",\"") + name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + shape +
                 "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
                 std::to_string(data.size() + tensor.data.size()) + "]}";
@@ -60,7 +60,10 @@ struct Layer {
     std::string length(8, '\0');
     for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
     dir.write("model.safetensors", length + header + data);
-    dir.write("config.json", "{" + model + (settings.empty() ? "" : ", \"quantization_config\": " + settings) + "}");
+    std::string config = "{";
+    config.append(model);
+    if (!settings.empty()) config.append(", \"quantization_config\": ").append(settings);
+    dir.write("config.json", config.append("}"));
   }
   /// Of the layer "x".
   Result<WeightView> read() const {

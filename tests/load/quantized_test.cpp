@@ -320,6 +320,11 @@ TEST_CASE("MXFP4 experts") {
     layer.tensors[scales] = raw_bytes("U8", {2, 3, 2}, 127);
     layer.expect(ErrorCode::shape_mismatch, blocks);
   }
+  SECTION("more experts than any model has") {
+    layer.tensors[blocks] = raw_bytes("U8", {5000, 2, 1, 16}, 0);
+    layer.tensors[scales] = raw_bytes("U8", {5000, 2, 1}, 0);
+    layer.expect(ErrorCode::limit_exceeded, blocks);
+  }
   SECTION("scales of other blocks") {
     layer.tensors[scales] = raw_bytes("U8", {2, 4, 1}, 0);
     layer.expect(ErrorCode::shape_mismatch, scales);

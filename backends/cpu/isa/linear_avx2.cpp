@@ -16,6 +16,8 @@ constexpr const char* kLevelName = "avx2";
 #include "backends/cpu/kernels/dot_words-inl.hpp"
 //
 #include "backends/cpu/kernels/linear-inl.hpp"
+//
+#include "backends/cpu/kernels/byte_pairs-inl.hpp"
 
 const LinearKernels& linear_kernels() { return kLinearKernels; }
 

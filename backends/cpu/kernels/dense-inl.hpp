@@ -12,21 +12,23 @@ template <Dense D>
   if constexpr (D == Dense::fp8) return load_e4m3(panel + at);
 }
 
-/// acc[m][v] = rows x // (M, cols, stride x_stride) times the weights.
+/// Of the fp8 weights of vector v in column k, which load_dense gives divided by 2^8.
+template <int V>
+[[gnu::always_inline]] inline Floats dense_scale(const Columns<V>& w, const PanelLayout& layout, std::int64_t k,
+                                                 int v) {
+  const std::int64_t at = (k / kGroupValues >> layout.scale_shift) * kPanelRows + w.lane[v];
+  return multiply(load_floats(w.panel[v] + layout.scale + at * 4), fill_float(256.0f));
+}
+
+/// acc[m][v] += rows x // (M, cols, stride x_stride) times the weights.
 template <Dense D, int M, int V>
 [[gnu::always_inline]] inline void dense_tile(const Columns<V>& w, const PanelLayout& layout, const float* x,
                                               std::int64_t x_stride, std::int64_t cols, Floats (&acc)[M][V]) {
-  unroll<M>([&](auto m) __attribute__((always_inline)) {
-    unroll<V>([&](auto v) __attribute__((always_inline)) { acc[m.value][v.value] = zero_floats(); });
-  });
   [[maybe_unused]] Floats scale[V];
   for (std::int64_t k = 0; k < cols; ++k, ++x) {
     if constexpr (D == Dense::fp8) {
       if (k % kGroupValues == 0) {
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          const std::int64_t at = (k / kGroupValues >> layout.scale_shift) * kPanelRows + w.lane[v.value];
-          scale[v.value] = multiply(load_floats(w.panel[v.value] + layout.scale + at * 4), fill_float(256.0f));
-        });
+        unroll<V>([&](auto v) __attribute__((always_inline)) { scale[v.value] = dense_scale(w, layout, k, v.value); });
       }
     }
     Floats c[V];
@@ -46,37 +48,92 @@ template <Dense D, int M, int V>
 /// Vectors of a dense tile: enough independent sums to hide the latency of fma with a single row.
 constexpr int kDenseVectors = 4;
 
+/// Rows of a dense tile.
+constexpr int kDenseRows = kLanes == 16 ? 4 : 2;
+/// From so many rows on, weights that a load alone does not turn into floats are turned once, in slices.
+constexpr int kDenseSliceRows = 4 * kDenseRows;
+constexpr int kDensePanels = kDenseVectors * kLanes / kPanelRows;
+/// Columns of a slice, which is [kDensePanels][kDenseSliceCols][16 rows] floats: panels of type f32.
+constexpr std::int64_t kDenseSliceCols = kSliceBytes / (kDensePanels * kPanelRows * 4) / kGroupValues * kGroupValues;
+static_assert(kDenseSliceCols > 0);
+
+/// With `resume` the output holds the sums of the columns before.
 template <Dense D, int M>
 [[gnu::noinline]] void dense_rows(const Columns<kDenseVectors>& columns, const PanelLayout& layout, const float* x,
-                                  std::int64_t x_stride, std::int64_t cols, const Output& out) {
+                                  std::int64_t x_stride, std::int64_t cols, const Output& out, bool resume) {
   Floats acc[M][kDenseVectors];
+  if (resume) {
+    load_tile<M, kDenseVectors>(acc, out);
+  } else {
+    unroll<M * kDenseVectors>([&](auto i) __attribute__((always_inline)) {
+      acc[i.value / kDenseVectors][i.value % kDenseVectors] = zero_floats();
+    });
+  }
   dense_tile<D, M, kDenseVectors>(columns, layout, x, x_stride, cols, acc);
   store_tile<M, kDenseVectors>(acc, out);
 }
 
 template <Dense D>
+void dense_all_rows(const Columns<kDenseVectors>& columns, const PanelLayout& layout, const float* x,
+                    std::int64_t x_stride, std::int64_t cols, std::int32_t rows, Output out, bool resume) {
+  while (rows > 0) {
+    const std::int32_t taken = kDenseRows == 4 && rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    if (taken == 4) {
+      if constexpr (kDenseRows == 4) dense_rows<D, 4>(columns, layout, x, x_stride, cols, out, resume);
+    } else if (taken == 2) {
+      dense_rows<D, 2>(columns, layout, x, x_stride, cols, out, resume);
+    } else {
+      dense_rows<D, 1>(columns, layout, x, x_stride, cols, out, resume);
+    }
+    rows -= taken;
+    x += taken * x_stride;
+    out.data += taken * out.stride;
+  }
+}
+
+/// Columns [begin, begin + cols) of the weights as floats; `begin` is a multiple of 32.
+template <Dense D>
+[[gnu::noinline]] void fill_dense_slice(const Columns<kDenseVectors>& w, const PanelLayout& layout, std::int64_t begin,
+                                        std::int64_t cols, std::uint8_t* to) {
+  unroll<kDenseVectors>([&](auto v) __attribute__((always_inline)) {
+    auto* out = reinterpret_cast<float*>(to) + v.value * kLanes / kPanelRows * kDenseSliceCols * kPanelRows +
+                v.value * kLanes % kPanelRows;
+    [[maybe_unused]] Floats scale = zero_floats();
+    for (std::int64_t k = begin; k < begin + cols; ++k, out += kPanelRows) {
+      if constexpr (D == Dense::fp8) {
+        if (k % kGroupValues == 0) scale = dense_scale(w, layout, k, v.value);
+      }
+      Floats c = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
+      if constexpr (D == Dense::fp8) c = multiply(c, scale);
+      store_floats(out, c);
+    }
+  });
+}
+
+template <Dense D>
 [[gnu::noinline]] void dense_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                                     const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
-                                    std::int64_t out_stride) {
-  constexpr int kPanels = kDenseVectors * kLanes / kPanelRows;
-  for (std::int32_t p = panel_begin; p < panel_end; p += kPanels) {
-    const std::int32_t panels = panel_end - p < kPanels ? panel_end - p : kPanels;
-    const auto columns = columns_of<kDenseVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
-    const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-    Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows};
-    for (std::int32_t row = row_begin; row < row_end;) {
-      const std::int32_t left = row_end - row;
-      const float* const in = x.f32 + row * x.stride;
-      const std::int32_t taken = kLanes == 16 && left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      if (taken == 4) {
-        if constexpr (kLanes == 16) dense_rows<D, 4>(columns, w.layout, in, x.stride, w.cols, to);
-      } else if (taken == 2) {
-        dense_rows<D, 2>(columns, w.layout, in, x.stride, w.cols, to);
-      } else {
-        dense_rows<D, 1>(columns, w.layout, in, x.stride, w.cols, to);
+                                    std::int64_t out_stride, std::uint8_t* slice) {
+  const std::int32_t rows = row_end - row_begin;
+  const float* const in = x.f32 + row_begin * x.stride;
+  const bool slices = D != Dense::f32 && rows >= (w.slice_rows > 0 ? w.slice_rows : kDenseSliceRows);
+  const std::int64_t step = slices ? kDenseSliceCols : w.cols;
+  const auto sliced = columns_of<kDenseVectors>(slice, kDenseSliceCols * kPanelRows * 4, kDensePanels);
+  // Panels go by while the rows' part of a slice stays in a second-level cache.
+  for (std::int64_t k = 0; k < w.cols; k += step) {
+    for (std::int32_t p = panel_begin; p < panel_end; p += kDensePanels) {
+      const std::int32_t panels = panel_end - p < kDensePanels ? panel_end - p : kDensePanels;
+      const auto columns = columns_of<kDenseVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+      const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
+      const Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows,
+                      end < w.rows ? end : w.rows};
+      if (!slices) {
+        dense_all_rows<D>(columns, w.layout, in, x.stride, w.cols, rows, to, false);
+        continue;
       }
-      row += taken;
-      to.data += taken * out_stride;
+      const std::int64_t some = w.cols - k < step ? w.cols - k : step;
+      fill_dense_slice<D>(columns, w.layout, k, some, slice);
+      dense_all_rows<Dense::f32>(sliced, w.layout, in + k, x.stride, some, rows, to, k > 0);
     }
   }
 }

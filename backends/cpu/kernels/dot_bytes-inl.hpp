@@ -5,6 +5,7 @@
 namespace {
 
 constexpr ActivationForm kForm = ActivationForm::bytes;
+constexpr int kByteRows = 0;   ///< the two forms are one
 constexpr int kSteps = 8;      ///< of a group of 32: a quad each
 constexpr int kCodeParts = 1;  ///< both multiplications of a step take the same codes
 
@@ -34,7 +35,7 @@ template <int P>
 struct Dot {
   Ints high, low;
   [[gnu::always_inline]] void start(Ints at) { high = zero_ints(), low = at; }
-  template <int P>
+  template <int I, int P>
   [[gnu::always_inline]] void add(Bytes codes, Ints x) {
     if constexpr (P == 0) high = dot_bytes(high, codes, x);
     if constexpr (P == 1) low = dot_bytes(low, codes, x);

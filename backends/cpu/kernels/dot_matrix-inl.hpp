@@ -6,6 +6,7 @@ namespace {
 
 constexpr ActivationForm kForm = ActivationForm::pairs;
 constexpr bool kSignedCodes = false;
+constexpr int kByteRows = kNever;
 constexpr int kSteps = 4;  ///< of a group of 32: two quads each
 constexpr int kCodeParts = 2;
 
@@ -28,7 +29,7 @@ template <int P>
 struct Dot {
   Ints rows[2];
   [[gnu::always_inline]] void start(Ints at) { rows[0] = rows[1] = low_lanes(at); }
-  template <int P>
+  template <int I, int P>
   [[gnu::always_inline]] void add(Bytes codes, Ints x) {
     rows[P] = dot_matrix(rows[P], codes, x);
   }

@@ -34,7 +34,7 @@ template <int P>
 struct Dot {
   WordSums sum;
   [[gnu::always_inline]] void start(Ints at) { sum = start_words(at); }
-  template <int P>
+  template <int I, int P>
   [[gnu::always_inline]] void add(Bytes codes, Ints x) {
     sum = dot_words(sum, codes, x);
   }

@@ -13,11 +13,6 @@ struct Columns {
   int lane[V];  ///< first lane of the vector in its panel, a multiple of kLanes
 };
 
-/// The second of a step's two multiplications is that of the low bytes.
-constexpr bool kHighParts = kForm == ActivationForm::bytes;
-/// From so many rows of 8-bit activations on, weights are unpacked into slices.
-constexpr int kHighSliceRows = 8;
-
 constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
 static_assert(kTilePanels >= 1);
 
@@ -125,11 +120,11 @@ constexpr PanelShape slice_shape(PanelShape s) {
 
 /// Weights from a slice that fill_slice has unpacked: per group the codes quad by quad, then scales, then minimums.
 /// `s` is a slice_shape, whose quads are taken in order.
-template <PanelShape s>
+template <PanelShape s, int kParts = kCodeParts>
 struct SliceReader {
   static constexpr int V = kTileVectors;
   static constexpr std::int64_t kVector = sizeof(Bytes);
-  static constexpr std::int64_t kCodes = kSteps * kCodeParts * V * kVector;
+  static constexpr std::int64_t kCodes = kSteps * kParts * V * kVector;
   static constexpr std::int64_t kScales = halves(s) * V * kVector;
   static constexpr std::int64_t kGroup = kCodes + kScales * (s.minimum ? 2 : 1);
   static_assert(kSliceGroups * kGroup <= kSliceBytes);
@@ -139,7 +134,7 @@ struct SliceReader {
   [[gnu::always_inline]] void enter() {}
   template <int I, int P>
   [[gnu::always_inline]] Bytes code(int v) const {
-    return load_bytes(at + ((I * kCodeParts + P % kCodeParts) * V + v) * kVector);
+    return load_bytes(at + ((I * kParts + P % kParts) * V + v) * kVector);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     return load_floats(at + kCodes + (half * V + v) * kVector);
@@ -152,6 +147,19 @@ struct SliceReader {
     at += kGroup;
   }
 };
+
+/// The scales and minimums of the group that `from` is in.
+template <class Slice, PanelShape s>
+[[gnu::always_inline]] inline void fill_scales(const PanelReader<s>& from, std::uint8_t* to) {
+  constexpr int V = kTileVectors;
+  unroll<halves(s) * V>([&](auto n) __attribute__((always_inline)) {
+    std::uint8_t* const scale = to + Slice::kCodes + n.value * Slice::kVector;
+    store_floats(reinterpret_cast<float*>(scale), from.scale(n.value % V, n.value / V));
+    if constexpr (s.minimum) {
+      store_floats(reinterpret_cast<float*>(scale + Slice::kScales), from.minimum(n.value % V, n.value / V));
+    }
+  });
+}
 
 template <PanelShape s>
 [[gnu::noinline]] void fill_slice(PanelReader<s> from, int groups, std::uint8_t* to) {
@@ -168,26 +176,34 @@ template <PanelShape s>
         });
       });
     });
-    unroll<halves(s) * V>([&](auto n) __attribute__((always_inline)) {
-      std::uint8_t* const scale = to + Slice::kCodes + n.value * Slice::kVector;
-      store_floats(reinterpret_cast<float*>(scale), from.scale(n.value % V, n.value / V));
-      if constexpr (s.minimum) {
-        store_floats(reinterpret_cast<float*>(scale + Slice::kScales), from.minimum(n.value % V, n.value / V));
-      }
-    });
+    fill_scales<Slice>(from, to);
     from.template leave<2>();
   }
 }
 
-/// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group. kHigh: low bytes of
-/// activations are 0, and are not multiplied.
-template <PanelShape s, int M, bool kHigh, class Reader>
+/// What a step multiplies of activations in the level's form.
+struct Products {
+  static constexpr int kParts = 2;
+  template <PanelShape s>
+  using Sum = Dot;
+  template <PanelShape s, int I, int P>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
+    return step_activations<s, I, P>(x);
+  }
+};
+/// Of ActivationForm::bytes, without the low ones, which are 0.
+struct HighProducts : Products {
+  static constexpr int kParts = 1;
+};
+
+/// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group.
+template <PanelShape s, int M, class Way, class Reader>
 [[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
                                                 std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
   constexpr int V = kTileVectors, H = halves(s), kHalfSteps = kSteps / H;
   for (; groups > 0; --groups, ++x) {
     w.enter();
-    Dot dot[M][V];
+    typename Way::template Sum<s> dot[M][V];
     Floats sum[M][V];
     unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
       constexpr int kHalf = i.value / kHalfSteps;
@@ -201,14 +217,14 @@ template <PanelShape s, int M, bool kHigh, class Reader>
           unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value].start(start); });
         });
       }
-      unroll<kHigh ? 1 : 2>([&](auto p) __attribute__((always_inline)) {
+      unroll<Way::kParts>([&](auto p) __attribute__((always_inline)) {
         Bytes c[V];
         unroll<V>([&](auto v)
                       __attribute__((always_inline)) { c[v.value] = w.template code<i.value, p.value>(v.value); });
         unroll<M>([&](auto m) __attribute__((always_inline)) {
-          const Ints part = step_activations<s, i.value, p.value>(x[m.value * x_stride]);
+          const Ints part = Way::template activations<s, i.value, p.value>(x[m.value * x_stride]);
           unroll<V>([&](auto v) __attribute__((always_inline)) {
-            dot[m.value][v.value].template add<p.value>(c[v.value], part);
+            dot[m.value][v.value].template add<i.value, p.value>(c[v.value], part);
           });
         });
       });
@@ -284,7 +300,7 @@ template <int M, int V>
 }
 
 /// One tile over some groups; with `resume` the output holds the sums of the groups before.
-template <PanelShape s, int M, bool kHigh, class Reader>
+template <PanelShape s, int M, class Way, class Reader>
 [[gnu::noinline]] void grouped_rows(Reader w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                                     const Output& out, bool resume) {
   Floats acc[M][kTileVectors];
@@ -295,19 +311,19 @@ template <PanelShape s, int M, bool kHigh, class Reader>
       acc[i.value / kTileVectors][i.value % kTileVectors] = zero_floats();
     });
   }
-  grouped_tile<s, M, kHigh>(w, groups, x, x_stride, acc);
+  grouped_tile<s, M, Way>(w, groups, x, x_stride, acc);
   store_tile<M, kTileVectors>(acc, out);
 }
 
 /// All rows, in tiles of nearly equal height.
-template <PanelShape s, bool kHigh, class Reader>
+template <PanelShape s, class Way, class Reader>
 void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                       std::int32_t rows, Output out, bool resume) {
   for (std::int32_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
     const std::int32_t height = (rows + tiles - 1) / tiles;
     unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
       constexpr int M = m.value + 1;
-      if (height == M) grouped_rows<s, M, kHigh, Reader>(w, groups, x, x_stride, out, resume);
+      if (height == M) grouped_rows<s, M, Way, Reader>(w, groups, x, x_stride, out, resume);
     });
     rows -= height;
     x += height * x_stride;
@@ -317,46 +333,5 @@ void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup
 
 /// Rows whose activations stay in a second-level cache while panel after panel passes by.
 constexpr std::int64_t kRowBlockBytes = 512 << 10;
-
-template <PanelShape s>
-[[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
-                                      const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
-                                      std::int64_t out_stride, std::uint8_t* slice) {
-  const std::int64_t groups = w.cols / kGroupValues;
-  const std::int32_t rows = row_end - row_begin;
-  const bool high = kHighParts && x.high_only;
-  const QuantizedGroup* const first_row = x.groups + row_begin * x.group_stride;
-  const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
-  const std::int32_t block = fit < 32 ? 32 : fit;
-  // Prefetch the same place of the next tile's panels where that is near, else further down in these.
-  const std::int64_t next = kTilePanels * w.layout.bytes;
-  const std::int64_t ahead = next <= 16384 ? next : 4096;
-  for (std::int32_t begin = 0; begin < rows; begin += block) {
-    const std::int32_t count = rows - begin < block ? rows - begin : block;
-    const QuantizedGroup* const in = first_row + begin * x.group_stride;
-    for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
-      const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
-      const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-      const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
-      const Output to{out + (row_begin + begin) * out_stride, out_stride, std::int64_t{p} * kPanelRows,
-                      end < w.rows ? end : w.rows};
-      if (rows < (high ? kHighSliceRows : slice_rows(s))) {
-        grouped_all_rows<s, false>(PanelReader<s>(w, columns, 0, ahead), groups, in, x.group_stride, count, to, false);
-        continue;
-      }
-      constexpr PanelShape kShape = slice_shape(s);
-      const SliceReader<kShape> reader{slice};
-      for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
-        const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
-        fill_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-        if (high) {
-          grouped_all_rows<kShape, kHighParts>(reader, some, in + g, x.group_stride, count, to, g > 0);
-        } else {
-          grouped_all_rows<kShape, false>(reader, some, in + g, x.group_stride, count, to, g > 0);
-        }
-      }
-    }
-  }
-}
 
 }  // namespace

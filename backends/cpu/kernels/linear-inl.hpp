@@ -6,6 +6,8 @@
 //
 #include "grouped-inl.hpp"
 //
+#include "grouped_linear-inl.hpp"
+//
 #include "byte_result-inl.hpp"
 //
 #include "bytes-inl.hpp"
@@ -23,15 +25,15 @@ void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
                     const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
                     std::int64_t out_stride, std::uint8_t* slice) {
   if constexpr (kind == PanelKind::f32) {
-    dense_linear<Dense::f32>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+    dense_linear<Dense::f32>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::f16) {
-    dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+    dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::bf16) {
-    dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+    dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::w8a8) {
     byte_linear(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::fp8) {
-    dense_linear<Dense::fp8>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
+    dense_linear<Dense::fp8>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else {
     grouped_linear<panel_shape(kind)>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   }
@@ -64,6 +66,7 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 
 constexpr LinearKernels kLinearKernels{.level = kLevelName,
                                        .form = kForm,
+                                       .byte_rows = kByteRows,
                                        .quantize_row = quantize_row,
                                        .round_row = round_row,
                                        .quantize_bytes = quantize_bytes,

@@ -12,8 +12,19 @@ constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of 
 #else
 constexpr int kTileRows = 4;
 #endif
-/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
-constexpr int slice_rows(PanelShape) { return 9; }
+/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
+#ifdef __AVXVNNI__
+constexpr int slice_rows(PanelShape s) {
+  if (s.table) return 20;
+  if (s.bits == 8) return kNever;
+  return s.bits == 4 ? 64 : s.bits == 2 ? 12 : 7;
+}
+#else
+constexpr int slice_rows(PanelShape s) {
+  if (s.bits == 8) return 24;
+  return !s.table && (s.bits == 4 || s.bits == 2) ? 13 : 8;
+}
+#endif
 
 using Bytes = __m256i;  // 32 codes: [8 rows][4 values]
 using Ints = __m256i;
@@ -119,16 +130,26 @@ template <int n>
 }
 constexpr bool kSignedCodes = false;
 #else
+/// Below, unpacking into slices takes longer than multiplying words.
+constexpr int kByteRows = 8;
+/// Sums of two products of unsigned with signed bytes, in words; callers see to it that they fit.
+[[gnu::always_inline]] inline Bytes multiply_pairs(Bytes codes, Bytes x) { return _mm256_maddubs_epi16(codes, x); }
+/// The same of signed codes and x above -128, of which the sign goes over to x.
+[[gnu::always_inline]] inline Bytes multiply_signed_pairs(Bytes codes, Bytes x) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+}
+[[gnu::always_inline]] inline Bytes add_words(Bytes a, Bytes b) { return _mm256_add_epi16(a, b); }
 [[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
   return _mm256_add_epi16(v, _mm256_set1_epi16(static_cast<short>(n)));
 }
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi16(255)); }
 [[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return _mm256_srli_epi16(v, 8); }
+[[gnu::always_inline]] inline Ints fill_word(int v) { return _mm256_set1_epi16(static_cast<short>(v)); }
 using WordSums = Ints;
 [[gnu::always_inline]] inline WordSums start_words(Ints at) { return at; }
 [[gnu::always_inline]] inline Ints total_words(WordSums sum) { return sum; }
 /// sum + the dot products of 16-bit words, two to a lane. Two vpmaddubsw on the halves of the activation codes would
-/// multiply as much, but what they add up to fits 16 bits for few codes only.
+/// multiply as much, and what they add up to fits 16 bits for narrow codes only.
 [[gnu::always_inline]] inline WordSums dot_words(WordSums sum, Bytes codes, Ints x) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
 }
@@ -161,11 +182,11 @@ void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) 
   }
   auto* const to = reinterpret_cast<__m256i*>(out->codes);
   // Packing works within 128-bit halves; the permutations restore the order.
-#ifdef __AVXVNNI__
   const auto pack = [](const __m256i(&v)[4]) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
     return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   };
+#ifdef __AVXVNNI__
   __m256i high[4], low[4];
   for (int i = 0; i < 4; ++i) {
     high[i] = _mm256_srai_epi32(_mm256_add_epi32(code[i], _mm256_set1_epi32(128)), 8);
@@ -174,9 +195,16 @@ void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) 
   _mm256_storeu_si256(to, pack(high));
   _mm256_storeu_si256(to + 1, pack(low));
 #else
-  for (int i = 0; i < 2; ++i) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(code[2 * i], code[2 * i + 1]), 0xd8);
-    _mm256_storeu_si256(to + i, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8));
+  if (codes.bytes) {
+    __m256i high[4];
+    for (int i = 0; i < 4; ++i) high[i] = _mm256_srai_epi32(code[i], 8);
+    _mm256_storeu_si256(to, pack(high));
+    _mm256_storeu_si256(to + 1, _mm256_setzero_si256());
+  } else {
+    for (int i = 0; i < 2; ++i) {
+      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(code[2 * i], code[2 * i + 1]), 0xd8);
+      _mm256_storeu_si256(to + i, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8));
+    }
   }
 #endif
   const std::int32_t sum_a = sum_of(_mm256_add_epi32(code[0], code[1]));

@@ -8,11 +8,13 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;
 constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
-/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
+/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {
-  const bool cheap = (s.bits == 4 && s.scale != PanelScale::two_level) || s.bits == 8;
-  return cheap && !s.table && s.group == 32 ? kNever : 9;
+  if (s.table) return 32;
+  if (s.bits == 8) return kNever;
+  if (s.bits == 4) return s.scale == PanelScale::two_level ? 96 : kNever;
+  return s.bits == 5 ? 48 : s.bits == 3 ? 14 : 24;
 }
 #else
 constexpr int slice_rows(PanelShape) { return 9; }
@@ -115,6 +117,7 @@ template <int n>
 }
 constexpr bool kSignedCodes = false;
 #else
+constexpr int kByteRows = kNever;
 [[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
   return _mm512_add_epi16(v, _mm512_set1_epi16(static_cast<short>(n)));
 }

@@ -130,6 +130,7 @@ template <int Half>
 }
 constexpr bool kSignedCodes = true;
 #else
+constexpr int kByteRows = kNever;
 [[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
   return vreinterpretq_u8_s16(vaddq_s16(vreinterpretq_s16_u8(v), vdupq_n_s16(static_cast<std::int16_t>(n))));
 }

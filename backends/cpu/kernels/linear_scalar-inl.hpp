@@ -18,6 +18,8 @@
 
 namespace {
 
+constexpr float kNearest = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+
 void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) {
   std::uint32_t bits = 0;
   for (int i = 0; i < kGroupValues; ++i) {
@@ -27,8 +29,7 @@ void quantize_group(const float* x, ActivationCodes codes, QuantizedGroup* out) 
   const GroupScale s = group_scale(bits, codes);
   std::int32_t half[2] = {0, 0};
   for (int i = 0; i < kGroupValues; ++i) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
-    const std::int32_t nearest = s.zero ? 0 : static_cast<std::int32_t>((x[i] * s.inverse + kRound) - kRound);
+    const std::int32_t nearest = s.zero ? 0 : static_cast<std::int32_t>((x[i] * s.inverse + kNearest) - kNearest);
     const std::int32_t code = nearest * (1 << codes.shift);
     out->codes[i] = static_cast<std::uint8_t>((code + 128) >> 8);
     out->codes[kGroupValues + i] = static_cast<std::uint8_t>(code);
@@ -57,8 +58,6 @@ float largest(const float* x, std::int64_t n) {
   }
   return most + invalid;
 }
-
-constexpr float kNearest = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
 
 float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
@@ -188,6 +187,7 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 const LinearKernels& linear_kernels() {
   static constexpr LinearKernels kKernels{.level = "scalar",
                                           .form = ActivationForm::bytes,
+                                          .byte_rows = kNever,
                                           .quantize_row = quantize_row,
                                           .round_row = round_row,
                                           .quantize_bytes = quantize_bytes,

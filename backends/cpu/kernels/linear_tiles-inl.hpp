@@ -264,6 +264,7 @@ void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t strid
 
 constexpr LinearKernels kLinearKernels{.level = kLevelName,
                                        .form = ActivationForm::bytes,
+                                       .byte_rows = 0,
                                        .quantize_row = quantize_row,
                                        .round_row = round_row,
                                        .quantize_bytes = quantize_bytes,

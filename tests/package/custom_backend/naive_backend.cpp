@@ -70,7 +70,7 @@ std::int64_t Backend::prepared_bytes(WeightType, std::int64_t rows, std::int64_t
   return rows * cols * static_cast<std::int64_t>(sizeof(float));
 }
 
-std::int64_t Backend::plan_bytes(const Program& program, const PlanOptions& options) {
+std::int64_t Backend::plan_bytes(const Program& program, std::span<const WeightView>, const PlanOptions& options) {
   std::int64_t width = 0;
   for (const ValueSpec& value : program.values) width += value.width;
   return width * options.max_batch_rows * static_cast<std::int64_t>(sizeof(float));

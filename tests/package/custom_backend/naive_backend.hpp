@@ -44,7 +44,8 @@ class Backend : public llminfer::Backend {
                                   std::span<const llminfer::WeightType> types) override;
   std::int64_t prepared_bytes(llminfer::WeightType type, std::int64_t rows, std::int64_t cols,
                               const llminfer::WeightDetails& details) override;
-  std::int64_t plan_bytes(const llminfer::Program& program, const llminfer::PlanOptions& options) override;
+  std::int64_t plan_bytes(const llminfer::Program& program, std::span<const llminfer::WeightView> weights,
+                          const llminfer::PlanOptions& options) override;
   std::int64_t page_bytes(const llminfer::CacheGroup& group, llminfer::CacheType type) override;
   llminfer::Result<std::unique_ptr<llminfer::PreparedWeight>> prepare(const llminfer::WeightView& weight) override;
   llminfer::Result<std::unique_ptr<llminfer::Plan>> compile(

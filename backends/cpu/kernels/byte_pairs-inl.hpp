@@ -1,0 +1,73 @@
+// Many rows of 8-bit activations (kBytes8) on levels that multiply words: products of bytes that are added in pairs fit
+// 16 bits, and of narrow codes so do sums of several. These take half of the multiplications that words take.
+// Included inside the level's namespace after linear-inl.hpp. Sums are exact, so bits are those of all levels.
+
+namespace {
+
+/// What the weights of all shapes are in these slices: signed codes (8 bits), or unsigned ones of few widths.
+constexpr PanelShape pair_shape(PanelShape s) {
+  const int bits = s.bits == 8 || s.table ? 8 : s.bits == 6 ? 6 : s.bits == 5 || s.group == 16 ? 5 : 4;
+  return {bits, s.group, bits == 8 || s.minimum ? 0 : 1 << (bits - 1), false, s.minimum, PanelScale::f32};
+}
+
+/// The sum of a group or half: words take the quads of a run, then integers take the words.
+template <PanelShape s>
+struct PairSum {
+  static constexpr int kRun = s.bits == 8 ? 1 : s.bits == 6 ? 2 : s.bits == 5 ? 4 : 8;  ///< quads
+  static constexpr int kLargest = s.bits == 8 ? 128 : (1 << s.bits) - 1;
+  static_assert(kRun * 2 * kLargest * kBytes8.limit <= 32767 && kRun * 4 <= s.group);
+  Bytes words;
+  WordSums total;
+
+  [[gnu::always_inline]] void start(Ints at) { total = start_words(at); }
+  template <int I, int P>
+  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+    Bytes pairs;
+    if constexpr (s.bits == 8) pairs = multiply_signed_pairs(codes, x);
+    if constexpr (s.bits != 8) pairs = multiply_pairs(codes, x);
+    words = I % kRun == 0 ? pairs : add_words(words, pairs);
+    // A code of an activation is 256 times its byte.
+    if constexpr (I % kRun == kRun - 1) total = dot_words(total, words, fill_word(1 << kBytes8.shift));
+  }
+  [[gnu::always_inline]] Ints result() const { return total_words(total); }
+};
+
+struct PairProducts {
+  static constexpr int kParts = 1;
+  template <PanelShape s>
+  using Sum = PairSum<s>;
+  template <PanelShape s, int I, int P>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
+    return fill_quad(x.codes + I * 4);
+  }
+};
+
+template <PanelShape s>
+[[gnu::noinline]] void fill_byte_slice(PanelReader<s> from, int groups, std::uint8_t* to) {
+  using Slice = SliceReader<pair_shape(s), 1>;
+  constexpr int V = kTileVectors, kUp = pair_shape(s).zero - s.zero;  // of signed codes the zero is 0
+  for (; groups > 0; --groups, to += Slice::kGroup) {
+    from.enter();
+    unroll<kSteps * V>([&](auto n) __attribute__((always_inline)) {
+      constexpr int q = n.value / V, v = n.value % V;
+      const Bytes codes = unpack_quad<s, q>(from.codes[v], from.table);
+      store_bytes(to + n.value * Slice::kVector, kUp == 0 ? codes : add_bytes(codes, fill_bytes(kUp)));
+    });
+    fill_scales<Slice>(from, to);
+    from.template leave<2>();
+  }
+}
+
+template <PanelShape s>
+void multiply_byte_pairs(const PackedWeightView& w, const Columns<kTileVectors>& columns, const QuantizedGroup* x,
+                         std::int64_t x_stride, std::int32_t rows, const Output& out, std::uint8_t* slice) {
+  const std::int64_t groups = w.cols / kGroupValues;
+  const SliceReader<pair_shape(s), 1> reader{slice};
+  for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
+    const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
+    fill_byte_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+    grouped_all_rows<pair_shape(s), PairProducts>(reader, some, x + g, x_stride, rows, out, g > 0);
+  }
+}
+
+}  // namespace

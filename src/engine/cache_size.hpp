@@ -1,0 +1,36 @@
+// How many pages of each cache group an engine makes. Knows nothing of backends.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <llminfer/program.hpp>
+
+namespace llminfer::inline v0::engine {
+
+/// Tokens by which a sequence can be rewound although a sliding window has given pages back.
+constexpr std::int32_t kRewindTokens = kPageTokens;
+
+struct CacheSize {
+  std::int32_t pages = 0;      ///< of a group whose layers see all tokens
+  std::int32_t sequences = 0;  ///< that the cache is meant for at once
+  std::int32_t batch_tokens = 0;
+
+  /// A sequence keeps its window, what it may be rewound by (where pages are sealed, to the begin of a page), and parts
+  /// of pages at both ends; all sequences together get one batch of new tokens, and one page to copy on write.
+  std::int32_t pages_of(const CacheGroup& group) const noexcept {
+    if (group.window == 0) return pages;
+    const std::int64_t kept = std::int64_t{group.window} + kRewindTokens + kPageTokens;
+    const std::int64_t all = sequences * ((kept + kPageTokens - 1) / kPageTokens + 2) + batch_tokens / kPageTokens + 1;
+    return static_cast<std::int32_t>(std::min<std::int64_t>(pages, all));
+  }
+
+  /// Pages of a group that are open at once (CacheStorage::seals_pages): the last one of each sequence, and those that
+  /// a batch writes to.
+  std::int32_t open_pages_of(const CacheGroup& group) const noexcept {
+    const std::int64_t all = (std::int64_t{batch_tokens} + std::int64_t{2 * kPageTokens - 2} * sequences) / kPageTokens;
+    return static_cast<std::int32_t>(std::min<std::int64_t>(pages_of(group), all));
+  }
+};
+
+}  // namespace llminfer::inline v0::engine
