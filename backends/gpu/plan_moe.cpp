@@ -1,39 +1,13 @@
 // Mixtures of experts on a device. The host learns of each layer's routing, which is a stop per layer, and launches the
 // linear kernels once for each expert that has rows.
-#include <algorithm>
-#include <cmath>
 #include <numeric>
+#include <vector>
 
+#include "backends/common/experts.hpp"
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
 
 namespace llminfer::gpu {
-namespace {
-
-/// The token's `used` experts in ascending order, and their factors. Higher scores are higher outputs of the router.
-void choose(const op::Moe& op, const float* logits, std::int32_t* chosen, float* factors) {
-  std::vector<std::int32_t> order(op.gate.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto logit = [&](std::int32_t e) { return logits[static_cast<std::size_t>(e)]; };
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return logit(a) > logit(b); });
-  const auto highest = static_cast<double>(logit(order.front()));
-  const auto score = [&](std::int32_t e) {
-    const auto x = static_cast<double>(logit(e));
-    return op.scoring == Scoring::sigmoid ? 1 / (1 + std::exp(-x)) : std::exp(x - highest);
-  };
-  double sum = 1;
-  if (op.normalize || op.scoring == Scoring::softmax) {
-    const auto end = op.normalize ? order.begin() + op.used : order.end();
-    sum = std::accumulate(order.begin(), end, 0.0, [&](double all, std::int32_t e) { return all + score(e); });
-  }
-  std::copy_n(order.begin(), op.used, chosen);
-  std::sort(chosen, chosen + op.used);
-  for (std::int32_t j = 0; j < op.used; ++j) {
-    factors[j] = static_cast<float>(score(chosen[j]) / sum * static_cast<double>(op.scale));
-  }
-}
-
-}  // namespace
 
 Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   const std::size_t rows = static_cast<std::size_t>(pass_.current_rows), experts = op.gate.size();
@@ -55,7 +29,9 @@ Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   std::int32_t* const places = tokens + pairs;
   auto* const factors = host_experts_.at<float>(static_cast<std::int64_t>(logit_bytes + 2 * pairs * sizeof(float)));
   std::vector<std::int32_t> chosen(pairs), begins(experts + 1, 0);
-  for (std::size_t r = 0; r < rows; ++r) choose(op, logits + r * experts, &chosen[r * used], factors + r * used);
+  for (std::size_t r = 0; r < rows; ++r) {
+    backend::choose_experts(op, logits + r * experts, &chosen[r * used], factors + r * used);
+  }
   for (const std::int32_t e : chosen) ++begins[static_cast<std::size_t>(e) + 1];
   std::partial_sum(begins.begin(), begins.end(), begins.begin());
   std::vector<std::int32_t> next(begins.begin(), begins.end() - 1);

@@ -81,7 +81,8 @@ TEST_CASE("A plan with mixtures takes what was said, and none whose experts quan
   REQUIRE(backend->supports(model.program, model.types));
   std::vector<std::shared_ptr<const PreparedWeight>> weights;
   for (std::size_t i = 0; i < model.types.size(); ++i) weights.push_back(backend->prepare(model.view(i)).value());
-  CHECK(backend->compile(model.program, weights, {17}).value()->bytes() == backend->plan_bytes(model.program, {17}));
+  CHECK(backend->compile(model.program, weights, {17}).value()->bytes() ==
+        backend->plan_bytes(model.program, {}, {17}));
   WeightView view = model.view(3);
   view.details.input.kind = InputQuantization::Kind::int8;
   weights[3] = backend->prepare(view).value();
