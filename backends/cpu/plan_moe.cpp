@@ -5,14 +5,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/common/experts.hpp"
 #include "backends/cpu/plan.hpp"
 
 namespace llminfer::cpu {
 namespace {
 
 std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(floats) * sizeof(float); }
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 /// What a unit of output features costs beside its rows, in rows: reading and unpacking the weights.
 constexpr std::int64_t kUnitCost = 4;
@@ -75,38 +74,11 @@ void CpuPlan::run(const MoeStep& step, const Phase& phase, int first, int last, 
   }
 }
 
-/// Chooses the token's experts, in ascending order, and their factors. Higher scores are higher outputs of the router.
+/// Chooses the token's experts and their factors.
 void CpuPlan::route(const op::Moe& op, std::int32_t token) noexcept {
-  const float* const logits = row(op.router, token);
-  const auto experts = static_cast<std::int32_t>(op.gate.size());
-  auto* const chosen = memory_.at<std::int32_t>(layout_.experts.chosen) + std::int64_t{token} * op.used;
-  std::int32_t count = 0;
-  for (std::int32_t e = 0; e < experts; ++e) {
-    std::int32_t at = count;
-    while (at > 0 && logits[e] > logits[chosen[at - 1]]) --at;
-    if (at == op.used) continue;
-    if (count < op.used) ++count;
-    std::copy_backward(chosen + at, chosen + count - 1, chosen + count);
-    chosen[at] = e;
-  }
-  const double highest = static_cast<double>(logits[chosen[0]]);
-  const auto score = [&](std::int32_t e) {
-    const auto x = static_cast<double>(logits[e]);
-    return op.scoring == Scoring::sigmoid ? sigmoid(x) : std::exp(x - highest);
-  };
-  std::sort(chosen, chosen + op.used);
-  double sum = 0;
-  if (op.normalize) {
-    for (std::int32_t j = 0; j < op.used; ++j) sum += score(chosen[j]);
-  } else if (op.scoring == Scoring::softmax) {
-    for (std::int32_t e = 0; e < experts; ++e) sum += score(e);
-  } else {
-    sum = 1;
-  }
-  float* const factors = memory_.at<float>(layout_.experts.factors) + std::int64_t{token} * op.used;
-  for (std::int32_t j = 0; j < op.used; ++j) {
-    factors[j] = static_cast<float>(score(chosen[j]) / sum * static_cast<double>(op.scale));
-  }
+  const std::int64_t first = std::int64_t{token} * op.used;
+  backend::choose_experts(op, row(op.router, token), memory_.at<std::int32_t>(layout_.experts.chosen) + first,
+                          memory_.at<float>(layout_.experts.factors) + first);
 }
 
 /// Gives each pair of a token and an expert its place: by expert, then by token.
@@ -237,7 +209,7 @@ void CpuPlan::combine(const op::Moe& op, std::int32_t token) noexcept {
     level_.elementwise->add_scaled(out, memory_.at<float>(m.factors)[j], y, n, out);
   }
   if (op.shared == ValueId::none) return;
-  const auto gate = static_cast<float>(sigmoid(static_cast<double>(*row(op.shared_gate, token))));
+  const auto gate = static_cast<float>(backend::sigmoid(static_cast<double>(*row(op.shared_gate, token))));
   level_.elementwise->add_scaled(out, gate, row(op.shared, token), n, out);
 }
 

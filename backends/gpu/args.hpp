@@ -195,6 +195,18 @@ struct GatherArgs {
   RowsArgs out;
 };
 
+/// out[row] = sum over j of factors[row, j] * in[places[row, j]], + sigmoid(shared_gate[row]) * shared[row].
+struct CombineArgs {
+  RowsArgs in;
+  const int32_t* places;  ///< [rows, used]
+  const float* factors;   ///< [rows, used]
+  int used;
+  RowsArgs shared;  ///< data null: none
+  RowsArgs shared_gate;
+  int rows, width;
+  RowsArgs out;
+};
+
 /// Launches on a stream; each gives the runtime's error code, 0 for success.
 struct KernelTable {
   int (*probe)(void* stream);  ///< does nothing, but fails where there is no code for the device
@@ -210,6 +222,7 @@ struct KernelTable {
   int (*glu)(void* stream, const GluArgs& args);
   int (*add)(void* stream, const AddArgs& args);
   int (*gather)(void* stream, const GatherArgs& args);
+  int (*combine)(void* stream, const CombineArgs& args);
 };
 
 }  // namespace llminfer::gpu

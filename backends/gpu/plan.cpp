@@ -47,6 +47,10 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
       const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
       query_width = std::max(query_width, width(attention->op.q));
       part_floats = std::max(part_floats, std::int64_t{attention->op.heads} * (group.head_dim + 2));
+    } else if (const auto* moe = std::get_if<MoeStep>(&step)) {
+      experts.places = std::max(experts.places, std::int64_t{max_rows} * moe->op.used);
+      experts.width = std::max(experts.width, width(moe->op.in));
+      experts.ffn = std::max(experts.ffn, program.weights[static_cast<std::size_t>(moe->op.gate.front())].rows);
     }
   }
   halves = place(2 * padded_input * max_rows);
@@ -55,6 +59,14 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   part_floats *= std::max(max_rows, 256);
   parts = place(float_bytes(part_floats));
   gathered = place(float_bytes(widest * max_rows));
+  if (experts.places > 0) {
+    const std::int64_t padded = (std::max(experts.width, experts.ffn) + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
+    experts.rows = place(float_bytes(experts.places * experts.width));
+    experts.hidden = place(float_bytes(2 * experts.places * experts.ffn));
+    experts.halves = place(2 * experts.places * padded);
+    experts.scales = place(float_bytes(experts.places));
+    experts.words = place(float_bytes(3 * experts.places));
+  }
   logits = place(steps.logits_direct ? float_bytes(program.vocab_size * std::min(max_rows, kLogitRows)) : 0);
 }
 
@@ -128,6 +140,17 @@ Result<void> GpuPlan::bind_weights() {
     const auto* embed = std::get_if<op::Embed>(&op);
     if (embed && embed->table != WeightId::none)
       embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
+  }
+  for (const Op& op : program_.ops) {
+    const auto* moe = std::get_if<op::Moe>(&op);
+    if (!moe) continue;
+    for (const auto* matrices : {&moe->gate, &moe->up, &moe->down}) {
+      for (const WeightId id : *matrices) {
+        if (kind_of(weight(id)) == InputQuantization::Kind::none) continue;
+        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
+                    " quantizes its input, which the GPU backends' experts do not; the CPU backend's do");
+      }
+    }
   }
   bool rounds = false;
   for (const Step& step : steps_.steps) {

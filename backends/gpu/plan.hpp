@@ -34,6 +34,14 @@ struct PlanLayout {
   std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
   std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
   std::int64_t logits = 0;                  ///< floats [kLogitRows, vocab_size], if the last layer writes them
+  /// Memory of mixtures of experts, for `places` pairs of a token and one of its experts, sorted by expert.
+  struct Experts {
+    std::int64_t places = 0;              ///< max_rows * most experts that a token uses; 0: no mixtures
+    std::int64_t rows = 0, width = 0;     ///< floats [places, width]: inputs, then outputs
+    std::int64_t hidden = 0, ffn = 0;     ///< floats [2][places, ffn]: gate and up
+    std::int64_t halves = 0, scales = 0;  ///< the same as a linear layer's
+    std::int64_t words = 0;               ///< [3][places]: tokens of places; places and factors of pairs
+  } experts;
   std::int64_t bytes = 0;
 };
 
@@ -101,6 +109,10 @@ class GpuPlan final : public Plan {
   Result<void> run(const ReduceStep& step);
   Result<void> run(const MoeStep& step);
   Result<void> run(const SelectStep& step);
+  /// Places of a batch's pairs of a token and an expert: expert e has [begins[e], begins[e + 1]).
+  Result<std::vector<std::int32_t>> route(const op::Moe& op);
+  Result<void> prepare_places(const RowsArgs& in, const GpuWeight& weight, std::int32_t places);
+  Result<void> run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count, bool down);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
@@ -134,6 +146,7 @@ class GpuPlan final : public Plan {
   bool rotates_selected_ = false;        ///< a RopeStep comes after the selection
   Buffer words_, host_words_;            ///< Pass::words on the device and on its way there; grow
   Buffer embeddings_, host_embeddings_;  ///< likewise
+  Buffer host_experts_;                  ///< outputs of routers, and what is made of them
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< logits and hidden states on their way back; grows
   Pass pass_;

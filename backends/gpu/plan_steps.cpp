@@ -25,10 +25,6 @@ Result<void> check_steps(const Program& program, const Steps& steps) {
                         program.values[static_cast<std::size_t>(attention->op.out)].name,
                         ": the GPU backends have no kernels for attention sinks; the CPU backend has");
     }
-    const auto* moe = std::get_if<MoeStep>(&step);
-    if (!moe) continue;
-    return core::fail(ErrorCode::unsupported, "value ", program.values[static_cast<std::size_t>(moe->op.out)].name,
-                      ": the GPU backends have no kernels for mixtures of experts; the CPU backend has");
   }
   return {};
 }
@@ -118,12 +114,14 @@ Result<void> GpuPlan::run(const LinearStep& step) {
   return {};
 }
 
-/// out = prepared rows * weight^T + bias + residual, by the kernel for so many rows.
+/// out = `in`, or the prepared rows, * weight^T + bias + residual, by the kernel for so many rows.
 Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
   args.weight = weight(id).matrix();
   args.bias = vector(bias);
-  args.in = memory_.at<std::uint16_t>(layout_.halves);
-  args.in_scales = memory_.at<float>(layout_.scales);
+  if (!args.in) {
+    args.in = memory_.at<std::uint16_t>(layout_.halves);
+    args.in_scales = memory_.at<float>(layout_.scales);
+  }
   const bool few = args.rows <= kFewRows && !batch_invariant_;
   const int error = (few ? kernels().linear_few : kernels().linear_many)(device_->stream(), args);
   return device_->check(error, few ? "linear_few" : "linear_many");
@@ -283,8 +281,6 @@ Result<void> GpuPlan::run(const ReduceStep& step) {
   LLMINFER_TRY(device_->copy(packed.data, host_reduced_.at(), bytes));
   return gather(packed, value(step.op.out));
 }
-
-Result<void> GpuPlan::run(const MoeStep&) { return check_steps(program_, steps_); }  // make() has said so already
 
 Result<void> GpuPlan::run(const SelectStep& step) {
   pass_.current_rows = pass_.selected_rows;

@@ -17,6 +17,7 @@ int attend_tiles(void* stream, const AttendTilesArgs& args);
 int glu(void* stream, const GluArgs& args);
 int add(void* stream, const AddArgs& args);
 int gather(void* stream, const GatherArgs& args);
+int combine(void* stream, const CombineArgs& args);
 
 /// The kernels of this target.
 const KernelTable& kernel_table();

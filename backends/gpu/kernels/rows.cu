@@ -140,6 +140,21 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(GatherArgs a) {
   a.out.data[row * a.out.stride + i] = a.in.data[(a.indices ? a.indices[row] : row) * a.in.stride + i];
 }
 
+__global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= static_cast<int64_t>(a.rows) * a.width) return;
+  const int64_t row = item / a.width, i = item % a.width;
+  float sum = 0.0f;
+  for (int j = 0; j < a.used; ++j) {
+    sum += a.factors[row * a.used + j] * a.in.data[a.places[row * a.used + j] * a.in.stride + i];
+  }
+  if (a.shared.data) {
+    const float gate = a.shared_gate.data[row * a.shared_gate.stride];
+    sum += a.shared.data[row * a.shared.stride + i] / (1.0f + exp(-gate));
+  }
+  a.out.data[row * a.out.stride + i] = sum;
+}
+
 Grid blocks_of(int64_t items) { return {static_cast<unsigned>((items + kThreads - 1) / kThreads)}; }
 
 }  // namespace
@@ -163,6 +178,9 @@ int glu(void* stream, const GluArgs& args) {
 }
 int add(void* stream, const AddArgs& args) {
   return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, add_kernel, args);
+}
+int combine(void* stream, const CombineArgs& args) {
+  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, combine_kernel, args);
 }
 int gather(void* stream, const GatherArgs& args) {
   return launch(stream, blocks_of(int64_t{args.count} * args.width), kThreads, gather_kernel, args);

@@ -13,7 +13,7 @@ int probe(void* stream) { return launch(stream, {}, 32, probe_kernel, Nothing())
 
 const KernelTable& kernel_table() {
   static constexpr KernelTable table = {probe, embed,  prepare,      linear_few, linear_many, angles, rotate,
-                                        store, attend, attend_tiles, glu,        add,         gather};
+                                        store, attend, attend_tiles, glu,        add,         gather, combine};
   return table;
 }
 
