@@ -79,9 +79,9 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   }
   const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
-  const cpu::ActivationCodes codes = !kind.high_only          ? cpu::kCodes16
-                                     : m >= kernels.byte_rows ? cpu::kBytes8
-                                                              : cpu::kCodes8;
+  const cpu::PanelKind panels = cpu::PackedWeight::allocate(kind.type, 1, cols, kind.details).value()->kind();
+  const bool bytes = m >= kernels.byte_rows && (kernels.byte_rows == 0 || !cpu::wide_codes(cpu::panel_shape(panels)));
+  const cpu::ActivationCodes codes = !kind.high_only ? cpu::kCodes16 : bytes ? cpu::kBytes8 : cpu::kCodes8;
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
   for (std::int32_t i = 0; i < m; ++i) {
@@ -97,10 +97,10 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   for (auto _ : state) {
     cpu::PackedWeightView view = shared->view();
     view.slice_rows = slice_rows;
-    const std::int32_t panels = shared->panels(), pairs = panels / 2;
+    const std::int32_t all = shared->panels(), pairs = all / 2;
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
-        state.thread_index() + 1 == state.threads() ? panels : pairs * (state.thread_index() + 1) / state.threads() * 2;
+        state.thread_index() + 1 == state.threads() ? all : pairs * (state.thread_index() + 1) / state.threads() * 2;
     kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes}, 0, m, out.data(), rows,
                    scratch.get());
     benchmark::ClobberMemory();

@@ -36,11 +36,7 @@ class Matrix {
   /// Which activations multiply() reads.
   InputForm form() const noexcept { return packed_ ? packed_->form() : InputForm::floats; }
   /// Whether codes have 8 bits once they are unpacked: those that levels multiplying words have no quicker way for.
-  bool wide_codes() const noexcept {
-    if (!packed_) return false;
-    const PanelShape shape = panel_shape(packed_->kind());
-    return shape.bits == 8 || shape.table;
-  }
+  bool wide_codes() const noexcept { return packed_ && cpu::wide_codes(panel_shape(packed_->kind())); }
   /// The order in which it wants their columns; null: their own.
   const std::vector<std::int32_t>* order() const noexcept { return packed_ ? packed_->order() : nullptr; }
   /// How the checkpoint rounds the input.

@@ -34,7 +34,8 @@ inline constexpr ActivationCodes kCodes16{127 * 257, 0, false};
 /// 8 bits, with low bytes of 0, so that kernels may do without them and still give the same bits.
 inline constexpr ActivationCodes kCodes8{127, 8, false};
 /// The same numbers, for LinearKernels::byte_rows rows and more. Levels of ActivationForm::words that have kernels for
-/// them store high [32], signed, in their place; others store what they store of kCodes8.
+/// them store high [32], signed, in their place, which cannot be multiplied with wide_codes(); others store what they
+/// store of kCodes8.
 inline constexpr ActivationCodes kBytes8{127, 8, true};
 
 /// One group of 32 values of an activation row: x ~ scale * code, |code| <= kCodes16.limit. The sums serve the zero
@@ -129,6 +130,9 @@ enum class PanelKind : std::uint8_t {
 inline constexpr int kPanelKinds = 30;
 /// Most columns of a w8a8 weight: sums of 2 * 128 * 128 * K fit 32 bits.
 inline constexpr std::int64_t kMaxByteCols = 65535;
+
+/// Whether codes have 8 bits once they are unpacked.
+[[gnu::always_inline]] constexpr bool wide_codes(const PanelShape& shape) { return shape.bits == 8 || shape.table; }
 
 [[gnu::always_inline]] constexpr PanelShape panel_shape(PanelKind kind) {
   switch (kind) {

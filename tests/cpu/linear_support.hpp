@@ -78,6 +78,12 @@ inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, con
   return r;
 }
 
+/// Whether these kernels multiply such activations with the weight.
+inline bool can_multiply(const cpu::LinearKernels& kernels, const cpu::PackedWeight& w, cpu::ActivationCodes codes) {
+  const bool pairs = kernels.form == cpu::ActivationForm::words && kernels.byte_rows != cpu::kNever;
+  return !(codes.bytes && pairs && cpu::wide_codes(cpu::panel_shape(w.kind())));
+}
+
 /// The i-th code of a group that was quantized for these kernels.
 inline std::int32_t code_of(const cpu::QuantizedGroup& group, const cpu::LinearKernels& kernels,
                             cpu::ActivationCodes codes, std::size_t i) {

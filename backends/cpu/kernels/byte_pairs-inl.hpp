@@ -4,27 +4,24 @@
 
 namespace {
 
-/// What the weights of all shapes are in these slices: signed codes (8 bits), or unsigned ones of few widths.
+/// What the weights of all shapes but those of wide_codes() are in these slices: codes of few widths.
 constexpr PanelShape pair_shape(PanelShape s) {
-  const int bits = s.bits == 8 || s.table ? 8 : s.bits == 6 ? 6 : s.bits == 5 || s.group == 16 ? 5 : 4;
-  return {bits, s.group, bits == 8 || s.minimum ? 0 : 1 << (bits - 1), false, s.minimum, PanelScale::f32};
+  const int bits = s.bits == 6 ? 6 : s.bits == 5 || s.group == 16 ? 5 : 4;
+  return {bits, s.group, s.minimum ? 0 : 1 << (bits - 1), false, s.minimum, PanelScale::f32};
 }
 
 /// The sum of a group or half: words take the quads of a run, then integers take the words.
 template <PanelShape s>
 struct PairSum {
-  static constexpr int kRun = s.bits == 8 ? 1 : s.bits == 6 ? 2 : s.bits == 5 ? 4 : 8;  ///< quads
-  static constexpr int kLargest = s.bits == 8 ? 128 : (1 << s.bits) - 1;
-  static_assert(kRun * 2 * kLargest * kBytes8.limit <= 32767 && kRun * 4 <= s.group);
+  static constexpr int kRun = s.bits == 6 ? 2 : s.bits == 5 ? 4 : 8;  ///< quads
+  static_assert(kRun * 2 * ((1 << s.bits) - 1) * kBytes8.limit <= 32767 && kRun * 4 <= s.group);
   Bytes words;
   WordSums total;
 
   [[gnu::always_inline]] void start(Ints at) { total = start_words(at); }
   template <int I, int P>
   [[gnu::always_inline]] void add(Bytes codes, Ints x) {
-    Bytes pairs;
-    if constexpr (s.bits == 8) pairs = multiply_signed_pairs(codes, x);
-    if constexpr (s.bits != 8) pairs = multiply_pairs(codes, x);
+    const Bytes pairs = multiply_pairs(codes, x);
     words = I % kRun == 0 ? pairs : add_words(words, pairs);
     // A code of an activation is 256 times its byte.
     if constexpr (I % kRun == kRun - 1) total = dot_words(total, words, fill_word(1 << kBytes8.shift));
@@ -45,7 +42,7 @@ struct PairProducts {
 template <PanelShape s>
 [[gnu::noinline]] void fill_byte_slice(PanelReader<s> from, int groups, std::uint8_t* to) {
   using Slice = SliceReader<pair_shape(s), 1>;
-  constexpr int V = kTileVectors, kUp = pair_shape(s).zero - s.zero;  // of signed codes the zero is 0
+  constexpr int V = kTileVectors, kUp = pair_shape(s).zero - s.zero;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
     unroll<kSteps * V>([&](auto n) __attribute__((always_inline)) {

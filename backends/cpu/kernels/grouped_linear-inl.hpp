@@ -34,7 +34,7 @@ template <PanelShape s>
       const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
       const Output to{out + (row_begin + begin) * out_stride, out_stride, std::int64_t{p} * kPanelRows,
                       end < w.rows ? end : w.rows};
-      if constexpr (kForm == ActivationForm::words && kByteRows != kNever) {
+      if constexpr (kForm == ActivationForm::words && kByteRows != kNever && !wide_codes(s)) {
         if (x.high_only) {
           multiply_byte_pairs<s>(w, columns, in, x.group_stride, count, to, slice);
           continue;

@@ -145,10 +145,6 @@ constexpr bool kSignedCodes = false;
 constexpr int kByteRows = 8;
 /// Sums of two products of unsigned with signed bytes, in words; callers see to it that they fit.
 [[gnu::always_inline]] inline Bytes multiply_pairs(Bytes codes, Bytes x) { return _mm256_maddubs_epi16(codes, x); }
-/// The same of signed codes and x above -128, of which the sign goes over to x.
-[[gnu::always_inline]] inline Bytes multiply_signed_pairs(Bytes codes, Bytes x) {
-  return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
-}
 [[gnu::always_inline]] inline Bytes add_words(Bytes a, Bytes b) { return _mm256_add_epi16(a, b); }
 [[gnu::always_inline]] inline Bytes add_words(Bytes v, int n) {
   return _mm256_add_epi16(v, _mm256_set1_epi16(static_cast<short>(n)));
