@@ -332,6 +332,7 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
 
 bool two_of_four(const WeightView& weight) noexcept {
   if ((weight.type != WeightType::f16 && weight.type != WeightType::bf16) || weight.cols % 4 != 0) return false;
+  if (weight.cols < 8) return false;  // panels of either kind would have one size, by which adopt() tells them apart
   constexpr std::uint64_t kMagnitudes = 0x7fff7fff7fff7fff;
   for (std::size_t at = 0; at < weight.data.size(); at += 8) {
     std::uint64_t four;

@@ -300,11 +300,14 @@ void GpuPlan::lay_out(const Batch& batch) {
   }
 }
 
+Result<void> GpuPlan::grow(Buffer& buffer, std::int64_t bytes, bool host) {
+  if (buffer.bytes() >= bytes) return {};
+  LLMINFER_TRY(device_->wait());
+  buffer = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, host));
+  return {};
+}
+
 Result<void> GpuPlan::upload(const Batch& batch) {
-  const auto grow = [&](Buffer& buffer, std::int64_t bytes, bool host) -> Result<void> {
-    if (buffer.bytes() < bytes) buffer = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, host));
-    return {};
-  };
   const auto send = [&](Buffer& to, Buffer& through, const void* from, std::size_t size) -> Result<void> {
     const auto bytes = static_cast<std::int64_t>(size);
     LLMINFER_TRY(grow(to, bytes, false));

@@ -95,6 +95,8 @@ class GpuPlan final : public Plan {
   Result<void> bind_weights();
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
+  /// Makes room for so many bytes, once the device no longer uses what is there. What was in it is lost.
+  Result<void> grow(Buffer& buffer, std::int64_t bytes, bool host);
   Result<void> upload(const Batch& batch);
   Result<void> enqueue(const Batch& batch);
   Result<void> fetch_outputs();

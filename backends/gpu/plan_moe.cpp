@@ -14,10 +14,7 @@ Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   const auto used = static_cast<std::size_t>(op.used), pairs = rows * used;
   const std::size_t logit_bytes = rows * experts * sizeof(float), word_bytes = 3 * pairs * sizeof(std::int32_t);
   const auto bytes = static_cast<std::int64_t>(logit_bytes + word_bytes);
-  if (host_experts_.bytes() < bytes) {
-    LLMINFER_TRY(device_->wait());  // it may still read what is there
-    host_experts_ = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, true));
-  }
+  LLMINFER_TRY(grow(host_experts_, bytes, true));
   const RowsArgs packed{memory_.at<float>(layout_.gathered), static_cast<std::int64_t>(experts)};
   const GatherArgs gather{value(op.router), nullptr, pass_.current_rows, static_cast<int>(experts), packed};
   LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), gather), "gather"));

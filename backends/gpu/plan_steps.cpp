@@ -267,7 +267,7 @@ Result<void> GpuPlan::run(const AddStep& step) {
 Result<void> GpuPlan::run(const ReduceStep& step) {
   const std::int64_t n = width(step.op.in), floats = n * pass_.current_rows,
                      bytes = floats * std::int64_t{sizeof(float)};
-  if (host_reduced_.bytes() < bytes) host_reduced_ = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, true));
+  LLMINFER_TRY(grow(host_reduced_, bytes, true));
   const RowsArgs packed{memory_.at<float>(layout_.gathered), n};
   const auto width = static_cast<int>(n);
   const auto gather = [&](const RowsArgs& from, const RowsArgs& to) {

@@ -69,7 +69,8 @@ class LLMINFER_API Engine {
   static Result<Engine> load_reader(std::uint64_t size, ReadCallback read, const EngineOptions& options = {});
   /// Computes the layers of this rank of EngineOptions::communicator, which is not rank 0, for the engine that rank 0
   /// loads, and returns when that engine is gone. The checkpoint and the options are the same as there, but for those
-  /// of threads and backends. Errors: those of a load, on any rank; peer_lost.
+  /// of threads and backends. Errors: those of a load, on any rank; peer_lost, corrupt or out_of_memory, after which the
+  /// other ranks wait until this one's Communicator is destroyed.
   static Result<void> serve(const std::string& path, const EngineOptions& options);
   /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only.
   static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});

@@ -59,7 +59,7 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (README, "Speed"). A checkpoint that says how to quantize activations is obeyed instead.
+  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed instead.
   int activation_bits = 16;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
   /// loaded, the embedding table with it where both are one: half as many bytes are read for each token and held in
@@ -77,7 +77,7 @@ struct EngineOptions {
   /// them for max_sequences sequences (four, if cache_tokens is 0); idle sessions beyond these add one page each.
   CacheType cache_type = CacheType::f16;
   /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 2048 tokens, and
-  /// one of context_length. Layers with a sliding window hold no more than max_sequences windows (four, if this is 0).
+  /// one of context_length. Layers with a sliding window hold no more than max_sequences windows.
   std::int64_t cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
@@ -103,7 +103,7 @@ struct MemoryPlan {
   std::int64_t activations = 0;  ///< scratch of one forward pass
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
-  /// Of each backend: one, or as many as EngineOptions::split has. The rest of `activations` is for what goes from one
+  /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of `activations` is for what goes from one
   /// to the next.
   std::vector<MemoryShare> shares{};
   std::int64_t total() const noexcept { return weights + cache + activations; }

@@ -66,6 +66,16 @@ Result<void> check_tensors(const Program& program, const load::Checkpoint& check
   return {};
 }
 
+/// A Program names each expert's tensors, so a file that claims many experts must have as many tensors.
+Result<void> check_expert_count(const load::Checkpoint& checkpoint) {
+  const load::ModelConfig& config = checkpoint.config;
+  const auto dense = std::count(config.expert_layers.begin(), config.expert_layers.end(), 0);
+  const std::int64_t layers = config.layers - dense;
+  if (config.experts * layers <= static_cast<std::int64_t>(checkpoint.tensors.size())) return {};
+  return fail(ErrorCode::missing_tensor, checkpoint.tensors.size(), " tensors cannot be those of ", config.experts,
+              " experts in each of ", layers, " layers");
+}
+
 Result<Program> build_and_check(const load::Checkpoint& checkpoint) {
   const std::string& name = checkpoint.config.architecture;
   const auto* row = std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
@@ -77,6 +87,7 @@ Result<Program> build_and_check(const load::Checkpoint& checkpoint) {
     return fail(ErrorCode::unsupported_architecture, "the architecture \"", name, "\"; known are ", known);
   }
   LLMINFER_TRY(check_config(checkpoint.config));
+  LLMINFER_TRY(check_expert_count(checkpoint));
   Program program = LLMINFER_TRY(row->build(checkpoint));
   LLMINFER_TRY(check_tensors(program, checkpoint));
   return program;

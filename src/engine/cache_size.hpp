@@ -13,7 +13,8 @@ constexpr std::int32_t kRewindTokens = kPageTokens;
 
 struct CacheSize {
   std::int32_t pages = 0;      ///< of a group whose layers see all tokens
-  std::int32_t sequences = 0;  ///< that the cache is meant for at once
+  std::int32_t windows = 0;    ///< of a group whose layers see a window only
+  std::int32_t sequences = 0;  ///< whose last pages are counted as open
   std::int32_t batch_tokens = 0;
 
   /// A sequence keeps its window, what it may be rewound by (where pages are sealed, to the begin of a page), and parts
@@ -21,7 +22,7 @@ struct CacheSize {
   std::int32_t pages_of(const CacheGroup& group) const noexcept {
     if (group.window == 0) return pages;
     const std::int64_t kept = std::int64_t{group.window} + kRewindTokens + kPageTokens;
-    const std::int64_t all = sequences * ((kept + kPageTokens - 1) / kPageTokens + 2) + batch_tokens / kPageTokens + 1;
+    const std::int64_t all = windows * ((kept + kPageTokens - 1) / kPageTokens + 2) + batch_tokens / kPageTokens + 1;
     return static_cast<std::int32_t>(std::min<std::int64_t>(pages, all));
   }
 

@@ -280,6 +280,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
                 ", expected at least the context length, ", context);
   }
   layout.cache.pages = static_cast<std::int32_t>((cache_tokens + kPageTokens - 1) / kPageTokens);
+  layout.cache.windows = options.max_sequences;
   layout.cache.sequences =
       options.cache_tokens ? options.max_sequences : std::min(options.max_sequences, kDefaultSequences);
   layout.cache.batch_tokens = options.max_batch_tokens;
@@ -367,11 +368,16 @@ void join_stages(std::vector<RankStage> stages, const Program& program, Model& m
   model.plan = std::make_unique<StagedPlan>(std::move(plans), program.hidden_size, rows);
 }
 
-/// Numbers that tell a model from most others.
-std::vector<std::int64_t> model_numbers(const Layout& layout) {
+/// Numbers that tell a model, and how it is computed, from most others.
+std::vector<std::int64_t> model_numbers(const Layout& layout, const EngineOptions& options) {
   const Program& program = layout.program;
-  return {static_cast<std::int64_t>(program.weights.size()), static_cast<std::int64_t>(program.ops.size()),
-          program.parameter_count(), layout.memory.file};
+  return {static_cast<std::int64_t>(program.weights.size()),
+          static_cast<std::int64_t>(program.ops.size()),
+          program.parameter_count(),
+          layout.memory.file,
+          options.exact,
+          options.activation_bits,
+          options.output_bits};
 }
 
 /// Puts rank 0's stage and the others together, and learns what those hold.
@@ -441,7 +447,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
 
   if (leader) {
     LLMINFER_TRY(
-        leader->begin({model_numbers(layout), layout.context_length, layout.cache.pages, layout.cache.sequences,
+        leader->begin({model_numbers(layout, options), layout.context_length, layout.cache.pages, layout.cache.windows,
                        options.max_batch_tokens, options.cache_type, options.tensor_parallel, layout.places}));
   }
   WeightLoader loader(checkpoint, options, layout.stages);
@@ -481,13 +487,13 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
   EngineOptions as_leader = options;
   as_leader.context_length = setup.context_length;
   as_leader.cache_tokens = std::int64_t{setup.pages} * kPageTokens;
-  as_leader.max_sequences = setup.sequences;
+  as_leader.max_sequences = setup.windows;
   as_leader.max_batch_tokens = setup.max_batch_rows;
   as_leader.cache_type = setup.cache_type;
   as_leader.tensor_parallel = setup.shards;
   const Layout layout = LLMINFER_TRY(lay_out(checkpoint, as_leader));
-  if (model_numbers(layout) != setup.model || layout.places != setup.places) {
-    return fail(ErrorCode::invalid_argument, "not the checkpoint or the split of rank 0");
+  if (model_numbers(layout, as_leader) != setup.model || layout.places != setup.places) {
+    return fail(ErrorCode::invalid_argument, "not the checkpoint, the split or the arithmetic of rank 0");
   }
   WeightLoader loader(checkpoint, as_leader, layout.stages);
   return load_stage(layout.stages.back(), as_leader, layout.cache, loader);

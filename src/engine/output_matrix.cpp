@@ -80,7 +80,7 @@ std::unique_ptr<const TensorInfo> round_output_matrix(const Program& program, co
     const auto* linear = std::get_if<op::Linear>(&op);
     if (!linear || linear->out != program.logits) continue;
     const TensorInfo* tensor = checkpoint.find(program.weights[static_cast<std::size_t>(linear->weight)].name);
-    if (!tensor || tensor->type > WeightType::bf16 ||
+    if (!tensor || tensor->packing || tensor->type > WeightType::bf16 ||
         tensor->cols % quant::format(WeightType::q8_0).block_values != 0) {
       return nullptr;
     }

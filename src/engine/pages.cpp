@@ -11,7 +11,8 @@ namespace {
 /// The first page that a sequence of `tokens` tokens needs for its last token and those after it. Pages before it are
 /// -1 once they were given back: entries of a block table keep their places.
 std::size_t first_needed(const CacheGroup& group, std::int32_t tokens) {
-  return group.window > 0 ? static_cast<std::size_t>(std::max(0, tokens - group.window) / kPageTokens) : 0;
+  if (group.window == 0) return 0;
+  return static_cast<std::size_t>(std::max(std::int64_t{0}, std::int64_t{tokens} - group.window) / kPageTokens);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
   numbers[3] = setup->max_batch_rows;
   numbers[4] = static_cast<std::int64_t>(setup->cache_type);
   numbers[5] = setup->shards;
-  numbers[6] = setup->sequences;
+  numbers[6] = setup->windows;
   std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + kSetupNumbers);
   std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + kSetupNumbers + kModelNumbers);
   return numbers;
@@ -225,8 +225,10 @@ Result<void> Leader::collect(const Batch& batch, std::int64_t vocab_size, std::s
       if (shards_ > 1) logits_.resize(floats);
       const auto to = shards_ > 1 ? std::span(logits_) : batch.logits;
       Result<void> outcome;
-      LLMINFER_TRY(checked(
-          receive_outcome(*communicator_, rank, outcome, {to, shard == 0 ? batch.hidden : std::span<float>()})));
+      const auto hidden = shard == 0 ? batch.hidden : std::span<float>();
+      LLMINFER_TRY(checked(core::guarded([&] {
+        return receive_outcome(*communicator_, rank, outcome, {to, hidden});
+      })));
       if (!outcome && first_error) first_error = std::move(outcome);
       logits = to;
     }
@@ -252,7 +254,7 @@ Result<Setup> receive_setup(Communicator& communicator) {
   setup.max_batch_rows = static_cast<std::int32_t>(numbers[3]);
   setup.cache_type = static_cast<CacheType>(numbers[4]);
   setup.shards = static_cast<std::int32_t>(numbers[5]);
-  setup.sequences = static_cast<std::int32_t>(numbers[6]);
+  setup.windows = static_cast<std::int32_t>(numbers[6]);
   if (setup.shards < 1 || communicator.size() % setup.shards != 0) {
     return fail(ErrorCode::corrupt, "rank 0 says that ", communicator.size(), " ranks make stages of ", setup.shards);
   }
@@ -336,12 +338,15 @@ class Follower {
       outcome = std::exchange(copied_, {});
       if (outcome) outcome = core::guarded([&] { return compute(batch, in, out); });
       outcome = group.finish(std::move(outcome));
-      if (group.broken()) return core::copy_of(*group.broken());
     }
+    auto sent = Result<void>();
     if (last) {  // hidden states are the same on all shards
-      return send_outcome(communicator_, 0, outcome, {batch.logits, first_shard ? batch.hidden : std::span<float>()});
+      sent = send_outcome(communicator_, 0, outcome, {batch.logits, first_shard ? batch.hidden : std::span<float>()});
+    } else {
+      sent = send_outcome(communicator_, rank + group.count(), outcome, {out});
     }
-    return send_outcome(communicator_, rank + group.count(), outcome, {out});
+    if (group.broken()) return core::copy_of(*group.broken());
+    return sent;
   }
 
   Result<void> compute(const Batch& batch, std::span<const float> in, std::span<float> out) {

@@ -27,13 +27,13 @@ namespace llminfer::inline v0::engine {
 struct Setup {
   std::vector<std::int64_t> model;  ///< numbers that tell models apart
   std::int32_t context_length = 0;
-  std::int32_t pages = 0, sequences = 0;  ///< see CacheSize
+  std::int32_t pages = 0, windows = 0;  ///< see CacheSize
   std::int32_t max_batch_rows = 0;
   CacheType cache_type = CacheType::f16;
   std::int32_t shards = 1;           ///< of each stage
   std::vector<std::int32_t> places;  ///< [stages + 1], see Borders
 };
-inline constexpr std::size_t kModelNumbers = 4;
+inline constexpr std::size_t kModelNumbers = 7;
 
 /// What a follower holds.
 struct Reply {

@@ -30,25 +30,29 @@ Result<void> ShardGroup::finish(Result<void> own) {
 }
 
 /// Pairs of ranks meet in ascending order of the pair, lower rank sending first, so that none waits in a circle even
-/// where sending waits for the receiver.
+/// where sending waits for the receiver. A rank that has lost one tells those that it meets after.
 Result<void> ShardGroup::exchange(const Result<void>& own, std::span<float> rows) {
   const int self = communicator_->rank() - first_;
   Result<void> first_error;
   const auto messages = [&]() -> Result<void> {
     sum_.resize(rows.size());
+    Result<void> lost;
     for (int other = 0; other < count_; ++other) {
       Result<void> theirs;
+      const Result<void>& mine = lost ? own : lost;
+      const auto meet = [&]() -> Result<void> {
+        if (other > self) LLMINFER_TRY(send(first_ + other, mine, rows));
+        LLMINFER_TRY(receive(first_ + other, theirs, mine.has_value(), rows.size()));
+        return other < self ? send(first_ + other, mine, rows) : Result<void>();
+      };
       if (other == self) {
         if (!own) theirs = core::copy_of(own.error());
-      } else if (other < self) {
-        LLMINFER_TRY(receive(first_ + other, theirs, own.has_value(), rows.size()));
-        LLMINFER_TRY(send(first_ + other, own, rows));
-      } else {
-        LLMINFER_TRY(send(first_ + other, own, rows));
-        LLMINFER_TRY(receive(first_ + other, theirs, own.has_value(), rows.size()));
+      } else if (auto met = meet(); !met) {
+        if (lost) lost = std::move(met);
+        continue;
       }
       if (!theirs && first_error) first_error = std::move(theirs);
-      if (!first_error || !own) continue;
+      if (!first_error || !own || !lost) continue;
       const float* const x = other == self ? rows.data() : received_.data();
       if (other == 0) {
         std::copy_n(x, rows.size(), sum_.data());
@@ -56,7 +60,7 @@ Result<void> ShardGroup::exchange(const Result<void>& own, std::span<float> rows
         for (std::size_t i = 0; i < rows.size(); ++i) sum_[i] += x[i];
       }
     }
-    return {};
+    return lost;
   };
   auto exchanged = core::guarded(messages);
   if (!exchanged) {

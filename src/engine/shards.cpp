@@ -12,6 +12,11 @@ namespace {
 
 using core::fail;
 
+/// The least common multiple; limit + 1 where that is more than `limit`.
+std::int64_t common_unit(std::int64_t a, std::int64_t b, std::int64_t limit) {
+  return a <= limit && b <= limit && a / std::gcd(a, b) <= limit / b ? std::lcm(a, b) : limit + 1;
+}
+
 template <class Id>
 std::size_t index(Id id) {
   return static_cast<std::size_t>(id);
@@ -71,7 +76,8 @@ class Cutter {
     std::int64_t unit = 1;
     for (const Op* op : readers_[index(value)]) {
       if (const auto* linear = std::get_if<op::Linear>(op)) {
-        unit = std::lcm(unit, load::column_unit(*tensors_[index(linear->weight)]));
+        unit =
+            common_unit(unit, load::column_unit(*tensors_[index(linear->weight)]), whole_.values[index(value)].width);
       }
     }
     return unit;
@@ -99,7 +105,7 @@ class Cutter {
       for_attentions(g, [&](const op::Attention& o) {
         const std::int64_t width = std::int64_t{o.heads} / group.kv_heads * group.head_dim;
         const std::int64_t columns = column_unit(o.out);
-        unit = std::lcm(unit, columns / std::gcd(columns, width));
+        unit = common_unit(unit, columns / std::gcd(columns, width), group.kv_heads);
         if (!some) some = &o;
       });
       CacheGroup& mine = out_.cache_groups.emplace_back(group);
@@ -299,9 +305,9 @@ class Cutter {
       mine.shared_gate = LLMINFER_TRY(uncut(o.shared_gate));
     }
     std::int64_t unit = 1;
-    for (const WeightId id : o.down) unit = std::lcm(unit, load::column_unit(*tensors_[index(id)]));
-    const ShardRange range =
-        LLMINFER_TRY(range_of(whole_.weights[index(o.down.front())].cols, unit, o.out, "features"));
+    const std::int64_t features = whole_.weights[index(o.down.front())].cols;
+    for (const WeightId id : o.down) unit = common_unit(unit, load::column_unit(*tensors_[index(id)]), features);
+    const ShardRange range = LLMINFER_TRY(range_of(features, unit, o.out, "features"));
     for (std::size_t e = 0; e < o.gate.size(); ++e) {
       mine.gate[e] = LLMINFER_TRY(rows_of(o.gate[e], range));
       mine.up[e] = LLMINFER_TRY(rows_of(o.up[e], range));

@@ -78,6 +78,10 @@ class Splitter {
       tensors_.push_back(std::move(tensor));
       return {};
     }
+    if (++stacks_ > 4 * config_.layers) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor.name, " is one stack of experts too many for ", config_.layers,
+                  " layers");
+    }
     const std::int64_t width = config_.hidden_size, ffn = config_.expert_ffn_size;
     const std::int64_t rows = gate_up ? 2 * ffn : width, cols = gate_up ? width : ffn;
     std::vector<std::int64_t> shape = {config_.experts, rows};
@@ -135,6 +139,7 @@ class Splitter {
   const bool gpt_oss_;
   Checkpoint& checkpoint_;
   std::vector<TensorInfo> tensors_;
+  std::int64_t stacks_ = 0;
 };
 
 }  // namespace

@@ -241,8 +241,12 @@ Result<void> check_gpt_oss(const Reader& config) {
     if (value == expected) continue;
     return fail(ErrorCode::unsupported, config.name(), ": \"", key, "\" is ", value, ", expected ", expected);
   }
-  if (config.member("rope_parameters") || config.member("rope_scaling")) return {};
-  return fail(ErrorCode::corrupt, config.name(), ": neither \"rope_parameters\" nor \"rope_scaling\"");
+  if (!config.member("rms_norm_eps")) return fail(ErrorCode::corrupt, config.name(), ": no \"rms_norm_eps\"");
+  const Json* rope = config.member("rope_parameters");
+  if (!rope) rope = config.member("rope_scaling");
+  if (!rope) return fail(ErrorCode::corrupt, config.name(), ": neither \"rope_parameters\" nor \"rope_scaling\"");
+  if (config.member("rope_theta") || rope->find("rope_theta")) return {};
+  return fail(ErrorCode::corrupt, config.name(), ": no \"rope_theta\"");
 }
 
 Result<void> read_experts(const Reader& config, const Family& family, ModelConfig& model) {

@@ -286,11 +286,12 @@ bool sparse_24(const Json& settings) {
 
 /// Parts of the format that change what weights mean, and that llminfer does not have.
 Result<void> refuse_others(const Json& settings) {
-  for (const char* key : {"sparsity_config", "transform_config"}) {
+  for (const std::string_view key : {"sparsity_config", "transform_config"}) {
     const Json* found = settings.find(key);
     if (!found || found->is_null() || ((found->is_array() || found->is_object()) && found->size() == 0)) continue;
     const Json* format = found->find("format");
-    if (format && format->is_string() && (format->string() == "dense" || sparse_24(settings))) continue;
+    const bool dense = format && format->is_string() && format->string() == "dense";
+    if (key == "sparsity_config" && (dense || sparse_24(settings))) continue;
     return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
   }
   return {};

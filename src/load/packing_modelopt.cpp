@@ -11,7 +11,6 @@ using core::fail;
 using enum ElementType;
 
 constexpr const char* kPlace = "quantization_config";
-constexpr std::int64_t kMaxExperts = 1 << 12;
 
 /// A tensor of one number: [] or [1].
 Result<TensorInfo> need_scalar(const std::string& name, const Layers& layers) {
@@ -95,6 +94,11 @@ Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
 Result<void> add_mxfp4(const core::Json&, Layers& layers) {
   const auto prefixes = layers.with("_blocks");
   if (prefixes.empty()) return fail(ErrorCode::missing_tensor, kPlace, " says mxfp4, but no tensor is named *_blocks");
+  const ModelConfig& config = layers.checkpoint().config;
+  if (static_cast<std::int64_t>(prefixes.size()) > 2 * config.layers) {
+    return fail(ErrorCode::corrupt, prefixes.size(), " tensors are named *_blocks, expected 2 in each of ",
+                config.layers, " layers");
+  }
   for (const std::string& prefix : prefixes) {
     const TensorInfo blocks = LLMINFER_TRY(layers.need(prefix + "_blocks", {u8}, {-1, -1, -1, 16}));
     const std::vector<std::int64_t>& shape = blocks.shape;
@@ -104,9 +108,9 @@ Result<void> add_mxfp4(const core::Json&, Layers& layers) {
     const std::size_t dot = prefix.rfind('.') + 1;  // 0 where there is none
     const std::string name = prefix.substr(dot);
     const bool both = name == "gate_up_proj";
-    if (shape[0] > kMaxExperts) {
-      return fail(ErrorCode::limit_exceeded, "tensor ", blocks.name, " has ", shape[0], " experts, the limit is ",
-                  kMaxExperts);
+    if (shape[0] != config.experts) {
+      return fail(ErrorCode::shape_mismatch, "tensor ", blocks.name, " has ", shape[0], " experts, expected ",
+                  config.experts);
     }
     if (both && shape[1] % 2 != 0) {
       return fail(ErrorCode::shape_mismatch, "tensor ", blocks.name, " has ", shape[1],

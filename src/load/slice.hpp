@@ -19,7 +19,7 @@ struct TensorSlice {
 std::int64_t column_unit(const TensorInfo& tensor) noexcept;
 
 /// The slice as a tensor of its own; all of the tensor is the tensor itself. Where the tensor is stored as it is, only
-/// the slice is read; packed weights are read and converted whole. `slice` lies within the tensor.
+/// its rows are read; packed weights are read and converted whole. `slice` lies within the tensor.
 /// Errors: unsupported, naming the tensor (columns that are no whole units, or that are stored in another order).
 Result<TensorInfo> slice_of(const TensorInfo& tensor, const TensorSlice& slice);
 

@@ -189,6 +189,10 @@ TEST_CASE("Mixtures of experts that do not fit the architecture") {
     test::add_tensor(checkpoint, "blk.1.ffn_up.3.weight", 8, 16);
     expect_error(checkpoint, ErrorCode::unexpected_tensor, "blk.1.ffn_up.3.weight");
   }
+  SECTION("more experts than the file can have") {
+    checkpoint.config.experts = 4096;
+    expect_error(checkpoint, ErrorCode::missing_tensor, "4096 experts in each of ");
+  }
   SECTION("a router of another size") {
     checkpoint.tensors[checkpoint.by_name.at("blk.0.ffn_gate_inp.weight")].rows = 4;
     expect_error(checkpoint, ErrorCode::shape_mismatch, "blk.0.ffn_gate_inp.weight");

@@ -42,6 +42,10 @@ TEST_CASE("stacks of experts: gate above up") {
     model.tensors[kExperts + "gate_up_proj"] = counted({3, 6, 2});
     refused(ErrorCode::shape_mismatch, kExperts + "gate_up_proj is [3, 6, 2], expected [2, 6, 2]");
   }
+  SECTION("more stacks than the layers have") {
+    for (int i = 0; i < 4; ++i) model.tensors["x" + std::to_string(i) + ".experts.down_proj"] = counted({2, 2, 3});
+    refused(ErrorCode::corrupt, "is one stack of experts too many for 1 layers");
+  }
   SECTION("transposed") {
     model.tensors[kExperts + "down_proj"] = counted({2, 3, 2});
     refused(ErrorCode::shape_mismatch, kExperts + "down_proj");
@@ -56,6 +60,7 @@ TEST_CASE("stacks of experts: gpt-oss, transposed, gate and up in turn, with bia
   Layer model;
   model.model = R"("model_type": "gpt_oss", "vocab_size": 32, "hidden_size": 2, "intermediate_size": 3,
     "num_hidden_layers": 1, "num_attention_heads": 8, "num_local_experts": 2, "num_experts_per_tok": 1,
+    "rms_norm_eps": 1e-5, "rope_theta": 150000,
     "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096})";
   model.tensors = {{kExperts + "gate_up_proj", counted({2, 2, 6})},
                    {kExperts + "gate_up_proj_bias", counted({2, 6})},

@@ -199,7 +199,7 @@ TEST_CASE("config.json: mixtures of experts") {
 
 TEST_CASE("config.json: gpt-oss") {
   const char* const text = R"({"model_type": "gpt_oss", "num_hidden_layers": 3, "num_local_experts": 6,
-    "num_experts_per_tok": 4, "num_attention_heads": 16, "swiglu_limit": 7.0, "rope_theta": 150000,
+    "num_experts_per_tok": 4, "num_attention_heads": 16, "swiglu_limit": 7.0, "rope_theta": 150000, "rms_norm_eps": 1e-5,
     "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false}})";
   const load::ModelConfig config = parse(with(text));
   CHECK(config.architecture == "gpt-oss");
@@ -224,6 +224,11 @@ TEST_CASE("config.json: gpt-oss") {
   json = with(text);
   json.erase("rope_scaling");
   expect_text(json.dump(), ErrorCode::corrupt, "rope_scaling");
+  for (const char* const required : {"rope_theta", "rms_norm_eps"}) {
+    json = with(text);
+    json.erase(required);
+    expect_text(json.dump(), ErrorCode::corrupt, required);
+  }
 }
 
 TEST_CASE("config.json: what is refused") {

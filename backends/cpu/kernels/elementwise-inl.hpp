@@ -85,7 +85,8 @@ static void glu_gelu_tanh(const float* gate, const float* up, std::int64_t n, fl
 static void glu_clamped_swiglu(const float* gate, const float* up, std::int64_t n, float* out) {
   const Vec limit = broadcast(7.0f), one = broadcast(1.0f);
   map2(gate, up, n, out, [&](Vec gate_lanes, Vec up_lanes) {
-    const Vec g = min(gate_lanes, limit), u = min(max(up_lanes, broadcast(-7.0f)), limit);
+    // Where one is not a number, the second operand counts.
+    const Vec g = min(limit, gate_lanes), u = min(limit, max(broadcast(-7.0f), up_lanes));
     return g / (one + exp(g * broadcast(-1.702f))) * (u + one);
   });
 }

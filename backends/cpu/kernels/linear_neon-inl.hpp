@@ -9,7 +9,7 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kTileVectors = 4;
 constexpr int kTileRows = 2;  // 2 x 4 pairs of sums and as many floats, of 32 registers
-/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0001).
+/// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 constexpr int slice_rows(PanelShape) { return 9; }
 
 using Bytes = uint8x16_t;  // 16 codes: [4 rows][4 values]

@@ -189,8 +189,8 @@ __device__ __forceinline__ float gated(int activation, float x, float up) {
   if (activation == 0) return x / (1.0f + exp(-x)) * up;
   if (activation == 1) return 0.5f * x * (1.0f + erf(x * 0.70710678f)) * up;
   if (activation == 3) {
-    const float gate = x < 7.0f ? x : 7.0f;
-    return gate / (1.0f + exp(-1.702f * gate)) * ((up < -7.0f ? -7.0f : up < 7.0f ? up : 7.0f) + 1.0f);
+    const float gate = x > 7.0f ? 7.0f : x;
+    return gate / (1.0f + exp(-1.702f * gate)) * ((up < -7.0f ? -7.0f : up > 7.0f ? 7.0f : up) + 1.0f);
   }
   const float y = 0.7978845608f * (x + 0.044715f * x * x * x);  // 0.5 (1 + tanh y) = 1 / (1 + exp(-2 y))
   return x / (1.0f + exp(-2.0f * y)) * up;
