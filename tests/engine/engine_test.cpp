@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
@@ -251,6 +252,10 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
     }
     if (type != CacheType::int4) CHECK(small.stats().cache_bytes == Engine::plan(folder.path(), options).value().cache);
   }
+  config["sliding_window"] = std::numeric_limits<std::int32_t>::max();
+  folder.write("config.json", config.dump());
+  const Engine unlimited = Engine::load(folder.path()).value();
+  CHECK(unlimited.new_session().value().prefill(some_tokens(100, 5)));
 }
 
 TEST_CASE("the open pages of an int4 cache are planned for") {
