@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -136,7 +137,18 @@ TEST_CASE("a full cache preempts, recomputes and changes no result") {
     request.options = sampled(60, static_cast<std::uint64_t>(i));
     return request;
   };
-  for (int i = 0; i < 6; ++i) running.push_back(engine.submit(request(i)).value());
+  std::promise<void> all;  // until they are queued, the first one gets no further than its first token
+  for (int i = 0; i < 6; ++i) {
+    CompletionRequest next = request(i);
+    if (i == 0) {
+      next.options.on_token = [queued = all.get_future().share()](const GeneratedToken&) {
+        queued.wait();
+        return true;
+      };
+    }
+    running.push_back(engine.submit(std::move(next)).value());
+  }
+  all.set_value();
   for (int i = 0; i < 6; ++i) {
     CHECK(running[static_cast<std::size_t>(i)].wait().value().tokens == roomy.complete(request(i)).value().tokens);
   }
