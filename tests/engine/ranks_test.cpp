@@ -2,7 +2,6 @@
 // lost.
 #include <llminfer/llminfer.hpp>
 
-#include <atomic>
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <thread>
@@ -45,26 +44,6 @@ class Followers {
  private:
   std::vector<Result<void>> outcomes_;
   std::vector<std::thread> threads_;
-};
-
-/// Fails after so many messages, as if the connection were cut.
-class Failing final : public Communicator {
- public:
-  Failing(std::shared_ptr<Communicator> inner, int messages) : inner_(std::move(inner)), left_(messages) {}
-  int rank() const noexcept override { return inner_->rank(); }
-  int size() const noexcept override { return inner_->size(); }
-  Result<void> send(int to, std::span<const std::byte> data) override {
-    if (left_-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
-    return inner_->send(to, data);
-  }
-  Result<void> receive(int from, std::span<std::byte> data) override {
-    if (left_-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
-    return inner_->receive(from, data);
-  }
-
- private:
-  const std::shared_ptr<Communicator> inner_;
-  std::atomic<int> left_;
 };
 
 CompletionRequest some_request() {
@@ -171,7 +150,7 @@ TEST_CASE("a rank that is lost is an error of the requests, and the engine ends 
     CAPTURE(messages);
     auto ranks = make_thread_communicators(3).value();
     const auto rank0 = ranks[0];
-    ranks[1] = std::make_shared<Failing>(ranks[1], messages);
+    ranks[1] = std::make_shared<FailingCommunicator>(ranks[1], messages);
     Followers followers(std::move(ranks), path_of("tiny-bf16"));
     {
       const auto engine = Engine::load(path_of("tiny-bf16"), of_rank(rank0));

@@ -1,10 +1,12 @@
-// Tiny models whose layers are split, and all that an engine gives, to be compared bit for bit.
+// Tiny models whose layers are split, ranks that fail, and all that an engine gives, to be compared bit for bit.
 #pragma once
 
 #include <llminfer/llminfer.hpp>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -94,6 +96,26 @@ class WindowModel {
 
  private:
   TempDir folder_;
+};
+
+/// Fails after so many messages, as if the connection were cut.
+class FailingCommunicator final : public Communicator {
+ public:
+  FailingCommunicator(std::shared_ptr<Communicator> inner, int messages) : inner_(std::move(inner)), left_(messages) {}
+  int rank() const noexcept override { return inner_->rank(); }
+  int size() const noexcept override { return inner_->size(); }
+  Result<void> send(int to, std::span<const std::byte> data) override {
+    if (left_-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
+    return inner_->send(to, data);
+  }
+  Result<void> receive(int from, std::span<std::byte> data) override {
+    if (left_-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
+    return inner_->receive(from, data);
+  }
+
+ private:
+  const std::shared_ptr<Communicator> inner_;
+  std::atomic<int> left_;
 };
 
 }  // namespace llminfer::test

@@ -3,7 +3,6 @@
 #include <llminfer/llminfer.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
@@ -384,28 +383,12 @@ TEST_CASE("a prompt that is interrupted on rank 0 ends on all ranks") {
 }
 
 TEST_CASE("a rank that is lost is an error of the requests of those that share its layers") {
-  /// Fails after so many messages, as if the connection were cut.
-  struct Cut final : Communicator {
-    Cut(std::shared_ptr<Communicator> i, int messages) : inner(std::move(i)), left(messages) {}
-    int rank() const noexcept override { return inner->rank(); }
-    int size() const noexcept override { return inner->size(); }
-    Result<void> send(int to, std::span<const std::byte> data) override {
-      if (left-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
-      return inner->send(to, data);
-    }
-    Result<void> receive(int from, std::span<std::byte> data) override {
-      if (left-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
-      return inner->receive(from, data);
-    }
-    std::shared_ptr<Communicator> inner;
-    std::atomic<int> left;
-  };
   const UnevenModel model("llama");
   int later = 0;
   for (int messages = 0; messages < 120; messages += 7) {
     CAPTURE(messages);
     auto communicators = make_thread_communicators(3).value();
-    communicators[1] = std::make_shared<Cut>(communicators[1], messages);
+    communicators[1] = std::make_shared<FailingCommunicator>(communicators[1], messages);
     Ranks ranks(model.path(), std::move(communicators), 3, options_of({}));
     if (ranks.engine()) {
       Result<CompletionResult> result = ranks.engine()->complete(some_request());

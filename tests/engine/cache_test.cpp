@@ -1,0 +1,260 @@
+// The cache of an engine on a tiny model: preemption, forks, windows, caches of integers.
+#include <llminfer/llminfer.hpp>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "tests/engine/tiny_model.hpp"
+#include "tests/load/temp_dir.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test::tiny;
+
+TEST_CASE("a full cache preempts, recomputes and changes no result") {
+  EngineOptions small;
+  small.context_length = 128;
+  small.cache_tokens = 192;  // three pages; each request comes to need two
+  const Engine engine = load(small), roomy = load();
+  std::vector<Completion> running;
+  const auto request = [](int i) {
+    CompletionRequest request;
+    request.tokens = some_tokens(40, static_cast<unsigned>(i));
+    request.options = sampled(60, static_cast<std::uint64_t>(i));
+    return request;
+  };
+  std::promise<void> all;  // until they are queued, the first one gets no further than its first token
+  for (int i = 0; i < 6; ++i) {
+    CompletionRequest next = request(i);
+    if (i == 0) {
+      next.options.on_token = [queued = all.get_future().share()](const GeneratedToken&) {
+        queued.wait();
+        return true;
+      };
+    }
+    running.push_back(engine.submit(std::move(next)).value());
+  }
+  all.set_value();
+  for (int i = 0; i < 6; ++i) {
+    CHECK(running[static_cast<std::size_t>(i)].wait().value().tokens == roomy.complete(request(i)).value().tokens);
+  }
+  CHECK(engine.stats().preemptions > 0);
+  CHECK(engine.stats().pages_used == 0);
+}
+
+TEST_CASE("an idle session gives its pages away and computes them again") {
+  EngineOptions small;
+  small.context_length = 128;
+  small.cache_tokens = 128;
+  const Engine engine = load(small);
+  Session first = engine.new_session().value();
+  first.prefill(some_tokens(100, 1)).value();
+  const std::vector<float> before(first.logits().begin(), first.logits().end());
+  Session second = engine.new_session().value();
+  second.prefill(some_tokens(100, 2)).value();
+  CHECK(std::equal(before.begin(), before.end(), first.logits().begin()));
+  const std::vector<Token> last = {first.tokens().back()};
+  first.truncate(99).value();
+  CHECK(first.logits().empty());
+  first.prefill(last).value();
+  CHECK(std::equal(before.begin(), before.end(), first.logits().begin()));
+}
+
+TEST_CASE("fork and truncate") {
+  const Engine engine = load();
+  Session trunk = engine.new_session().value();
+  trunk.prefill(some_tokens(70, 3)).value();
+  const auto pages = engine.stats().pages_used;
+  Session branch = trunk.fork().value();
+  CHECK(engine.stats().pages_used == pages);
+  CHECK(std::equal(trunk.logits().begin(), trunk.logits().end(), branch.logits().begin()));
+
+  const auto a = trunk.generate(sampled(10, 1)).value(), b = branch.generate(sampled(10, 2)).value();
+  CHECK(a.tokens != b.tokens);
+  Session fresh = engine.new_session().value();
+  fresh.prefill(some_tokens(70, 3)).value();
+  CHECK(fresh.generate(sampled(10, 1)).value().tokens == a.tokens);
+  CHECK(trunk.size() == 80);
+  trunk.truncate(70).value();
+  trunk.prefill(b.tokens).value();
+  branch.truncate(0).value();
+  branch.prefill(some_tokens(70, 3)).value();
+  branch.prefill(b.tokens).value();
+  CHECK(std::equal(trunk.logits().begin(), trunk.logits().end(), branch.logits().begin()));
+}
+
+TEST_CASE("pages that a sliding window has left behind go back, and no result changes") {
+  const test::TempDir folder;  // the tiny model with a window of 100 tokens
+  for (const char* file : {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
+    std::filesystem::copy_file(kModel + "/" + file, folder / file);
+  }
+  auto config = nlohmann::json::parse(std::ifstream(kModel + "/config.json"));
+  config["model_type"] = "mistral";
+  config["sliding_window"] = 100;
+  folder.write("config.json", config.dump());
+  for (const CacheType type : {CacheType::f16, CacheType::int8, CacheType::int4}) {
+    const auto open = [&](std::int32_t batch) {
+      EngineOptions options;
+      options.threads = 2;
+      options.cache_type = type;
+      options.max_batch_tokens = batch;
+      return Engine::load(folder.path(), options).value();
+    };
+    const Engine whole = open(1024), engine = open(64);
+    const std::vector<Token> tokens = some_tokens(1000, 5);
+    Session reference = whole.new_session().value();
+    reference.prefill(tokens).value();
+    const auto same = [&](const Session& s) {
+      return std::equal(s.logits().begin(), s.logits().end(), reference.logits().begin(), reference.logits().end());
+    };
+    const auto prefilled = [&] { return engine.stats().prefill_tokens; };
+    {
+      Session session = engine.new_session().value();
+      session.prefill(std::span(tokens).first(900)).value();
+      // The window, 64 tokens to rewind, the last chunk, and what pages hold beyond these.
+      const int sealed = type == CacheType::int4 ? 1 : 0;  // a rewind goes to a page's begin
+      CHECK(engine.stats().pages_used <= 2 + 1 + 1 + 2 + sealed);
+      Session fork = session.fork().value(), near = session.fork().value(), far = session.fork().value();
+      session.prefill(std::span(tokens).subspan(900)).value();
+      CHECK(same(session));
+      // The forks have pages that the first session has left behind by now.
+      auto before = prefilled();
+      fork.prefill(std::span(tokens).subspan(900)).value();
+      CHECK(same(fork));
+      near.truncate(860).value();
+      near.prefill(std::span(tokens).subspan(860)).value();
+      CHECK(same(near));
+      CHECK(prefilled() - before == 100 + 140 + sealed * 28);
+      before = prefilled();
+      far.truncate(400).value();
+      far.prefill(std::span(tokens).subspan(400)).value();
+      CHECK(same(far));
+      CHECK(prefilled() - before == 1000);
+    }
+    CHECK(engine.stats().pages_used == 0);
+
+    // A cache for one sequence has pages for its window and a chunk only, and the plan says so.
+    EngineOptions options;
+    options.threads = 2;
+    options.cache_type = type;
+    options.max_batch_tokens = 64;
+    options.max_sequences = 1;
+    options.cache_tokens = 2048;
+    const Engine small = Engine::load(folder.path(), options).value();
+    CHECK(small.stats().pages_total == (100 + 64 + 64 + 63) / 64 + 2 + 1 + 1);
+    Session one = small.new_session().value(), two = small.new_session().value();
+    for (Session* session : {&one, &two}) session->prefill(std::span(tokens).first(450)).value();
+    for (Session* session : {&one, &two}) {
+      session->prefill(std::span(tokens).subspan(450)).value();
+      CHECK(same(*session));
+    }
+    if (type != CacheType::int4) CHECK(small.stats().cache_bytes == Engine::plan(folder.path(), options).value().cache);
+  }
+  config["sliding_window"] = std::numeric_limits<std::int32_t>::max();
+  folder.write("config.json", config.dump());
+  const Engine unlimited = Engine::load(folder.path()).value();
+  CHECK(unlimited.new_session().value().prefill(some_tokens(100, 5)));
+}
+
+TEST_CASE("the open pages of an int4 cache are planned for") {
+  EngineOptions options;
+  options.cache_type = CacheType::int4;
+  options.max_batch_tokens = 128;
+  options.max_sequences = 1;
+  options.cache_tokens = 2048;
+  const MemoryPlan plan = Engine::plan(kModel, options).value();
+  const Engine engine = load(options);
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(40, 1)).value();
+  CHECK(engine.stats().cache_bytes < plan.cache);
+  session.prefill(some_tokens(500, 2)).value();  // chunks begin inside of pages, and write to three
+  CHECK(engine.stats().cache_bytes == plan.cache);
+  CHECK(session.generate(sampled(100, 3)));
+  CHECK(engine.stats().cache_bytes == plan.cache);
+}
+
+TEST_CASE("caches of integers: preemption, sessions and chunks change no result, and the plan tells their size") {
+  const CacheType type = GENERATE(CacheType::int8, CacheType::int4);
+  EngineOptions options;
+  options.cache_type = type;
+  options.max_batch_tokens = 512;
+  const Engine engine = load(options);
+  EngineOptions tight = options;
+  tight.context_length = 256;
+  tight.cache_tokens = 256;
+  tight.max_batch_tokens = 48;
+  const Engine small = load(tight);
+  const auto request = [](unsigned i) {
+    CompletionRequest request;
+    request.tokens = some_tokens(60 + 30 * i, i);
+    request.options = sampled(40, i);
+    return request;
+  };
+  std::vector<Completion> together;
+  for (unsigned i = 0; i < 4; ++i) together.push_back(small.submit(request(i)).value());
+  for (unsigned i = 0; i < 4; ++i)
+    CHECK(together[i].wait().value().tokens == engine.complete(request(i)).value().tokens);
+  CHECK(small.stats().preemptions > 0);
+
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(150, 8)).value();
+  Session fork = session.fork().value();
+  const auto first = session.generate(sampled(30, 1)).value();
+  CHECK(fork.generate(sampled(30, 1)).value().tokens == first.tokens);
+  session.truncate(150).value();
+  CHECK(session.generate(sampled(30, 1)).value().tokens == first.tokens);
+
+  EngineOptions half = options;
+  half.cache_type = CacheType::f16;
+  const auto bytes = [](const EngineOptions& o) { return Engine::plan(kModel, o).value().cache; };
+  if (type == CacheType::int8) CHECK(bytes(options) == engine.stats().cache_bytes);
+  if (type == CacheType::int4) CHECK(bytes(options) >= engine.stats().cache_bytes);  // not all that may be are open
+  options.cache_tokens = half.cache_tokens = 1 << 22;                                // of which few are open
+  CHECK(bytes(options) < (type == CacheType::int8 ? 0.7 : 0.34) * static_cast<double>(bytes(half)));
+}
+
+TEST_CASE("an int4 cache: a token reads its own page as it was, however the session came there") {
+  EngineOptions options;
+  options.cache_type = CacheType::int4;
+  options.max_batch_tokens = 512;
+  const Engine engine = load(options);
+  const std::vector<Token> tokens = some_tokens(270, 9);
+  std::vector<std::vector<float>> expected;
+  PrefillOptions all;
+  all.on_logits = [&](std::int32_t, std::span<const float> logits) {
+    expected.emplace_back(logits.begin(), logits.end());
+    return true;
+  };
+  Session whole = engine.new_session().value();
+  whole.prefill(tokens, all).value();
+  const auto go_on = [&](Session& session, std::int32_t to) {
+    const auto from = static_cast<std::size_t>(session.size());
+    session.prefill(std::span(tokens).subspan(from, static_cast<std::size_t>(to) - from)).value();
+    const auto& wanted = expected[static_cast<std::size_t>(to - 1)];
+    CHECK(std::equal(session.logits().begin(), session.logits().end(), wanted.begin(), wanted.end()));
+  };
+  Session session = engine.new_session().value();
+  for (const std::int32_t to : {1, 40, 63, 64, 65, 100, 128, 129, 192, 250}) go_on(session, to);
+  for (const std::int32_t rewind : {249, 200, 192, 191, 130, 128, 127, 64, 63, 10}) {
+    CAPTURE(rewind);
+    Session fork = session.fork().value();
+    const auto before = engine.stats().prefill_tokens;
+    fork.truncate(rewind).value();
+    go_on(fork, rewind + 1);
+    // The page's other tokens again, if it was full.
+    CHECK(engine.stats().prefill_tokens - before == (rewind >= 192 ? 1 : rewind % 64 + 1));
+    go_on(fork, 255);
+    fork.truncate(rewind).value();
+    GenerateOptions one;
+    one.max_tokens = 1;
+    one.ignore_end = true;
+    fork.generate(one).value();  // of logits that were truncated away
+    const auto& wanted = expected[static_cast<std::size_t>(rewind - 1)];
+    CHECK(fork.tokens().back() == std::max_element(wanted.begin(), wanted.end()) - wanted.begin());
+    go_on(session, session.size() + 1);
+  }
+}
