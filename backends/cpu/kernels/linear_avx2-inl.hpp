@@ -7,7 +7,9 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;
-#ifdef __AVXVNNI__
+#if defined(LLMINFER_LOW_TILES)
+constexpr int kTileRows = 2;
+#elif defined(__AVXVNNI__)
 constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers
 #else
 constexpr int kTileRows = 4;
