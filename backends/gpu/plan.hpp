@@ -117,6 +117,8 @@ class GpuPlan final : public Plan {
   Result<void> run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count, bool down);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);
+  /// args.out = the part's gated unit of args.in; `up_rows` is room for the product with its second matrix.
+  Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
   Result<void> attend_rows(const AttendArgs& args, const RowRange& range);

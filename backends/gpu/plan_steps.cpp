@@ -1,5 +1,6 @@
 // What each fused step launches.
 #include <algorithm>
+#include <utility>
 
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
@@ -132,8 +133,11 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
   args.rows = pass_.current_rows;
   args.out = value(part.out);
   if (part.tail == LinearPart::Tail::add) args.residual = value(part.residual);
-  if (part.tail != LinearPart::Tail::glu) return linear(args, part.weight, part.bias);
+  return part.tail == LinearPart::Tail::glu ? gated_unit(args, part, value(part.up))
+                                            : linear(args, part.weight, part.bias);
+}
 
+Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
   args.activation = static_cast<int>(part.activation);
   const MatrixArgs up = weight(part.up_weight).matrix();
   if (args.rows <= kFewRows && !batch_invariant_ && up.form == weight(part.weight).matrix().form) {
@@ -142,10 +146,9 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
     return linear(args, part.weight, part.bias);
   }
   LLMINFER_TRY(linear(args, part.weight, part.bias));
-  args.out = value(part.up);
+  const RowsArgs gate = std::exchange(args.out, up_rows);
   LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
-  const GluArgs glu{value(part.out), value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
-                    args.activation};
+  const GluArgs glu{gate, up_rows, gate, args.rows, static_cast<int>(weight(part.up_weight).rows()), args.activation};
   return device_->check(kernels().glu(device_->stream(), glu), "glu");
 }
 
