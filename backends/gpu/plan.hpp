@@ -45,9 +45,6 @@ struct PlanLayout {
   std::int64_t bytes = 0;
 };
 
-/// That there are kernels for each step. Errors: unsupported, naming the value.
-Result<void> check_steps(const Program& program, const Steps& steps);
-
 class GpuPlan final : public Plan {
  public:
   /// Errors: invalid_argument, shape_mismatch, unsupported, out_of_memory, device_error.

@@ -19,17 +19,6 @@ RoundingArgs rounding_of(const InputQuantization& input) {
 
 }  // namespace
 
-Result<void> check_steps(const Program& program, const Steps& steps) {
-  for (const Step& step : steps.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step); attention && attention->op.sinks != WeightId::none) {
-      return core::fail(ErrorCode::unsupported, "value ",
-                        program.values[static_cast<std::size_t>(attention->op.out)].name,
-                        ": the GPU backends have no kernels for attention sinks; the CPU backend has");
-    }
-  }
-  return {};
-}
-
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
   const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
   return {memory_.at<float>(layout_.buffers[buffer]), steps_.buffer_strides[buffer]};
@@ -203,6 +192,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   attend.q = store.q_out;
   attend.heads = step.op.heads;
   attend.window = group.window;
+  attend.sinks = vector(step.op.sinks);
   attend.parts = memory_.at<float>(layout_.parts);
   attend.out = value(step.op.out);
   // Tiles round to halves, which a cache of floats was not chosen for, and depend on how a prompt is cut.
@@ -218,6 +208,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   args.task_count = pass_.task_count;
   args.heads = attend.heads;
   args.window = attend.window;
+  args.sinks = attend.sinks;
   args.out = attend.out;
   return device_->check(kernels().attend_tiles(device_->stream(), args), "attend_tiles");
 }
