@@ -57,6 +57,9 @@ class GpuBackend final : public Backend {
   }
 
   std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return cache_page_bytes(group, type); }
+  std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) override {
+    return gpu::open_page_bytes(group, type);
+  }
 
   Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
