@@ -332,16 +332,15 @@ void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup
 /// Activations that stay in a second-level cache while panel after panel passes by.
 constexpr std::int64_t kRowBlockBytes = 512 << 10;
 
-/// How many rows, and of these how many groups, are multiplied at a time through slices: as many rows as can share the
-/// work of filling one.
+/// How many rows, and how many groups of theirs, are multiplied at a time through slices: enough rows to share the work
+/// of filling one, and few enough for their sums to stay in that cache, too. `all_rows` is not 0.
 struct SliceBlock {
-  static constexpr std::int64_t kSlice = kSliceGroups * std::int64_t{sizeof(QuantizedGroup)};  ///< bytes of a row
   std::int32_t rows;
   std::int64_t groups;  ///< a multiple of kSliceGroups
 
   explicit SliceBlock(std::int32_t all_rows)
-      : rows(all_rows < kRowBlockBytes / kSlice ? all_rows : static_cast<std::int32_t>(kRowBlockBytes / kSlice)),
-        groups(kRowBlockBytes / (rows * kSlice) * kSliceGroups) {}
+      : rows(all_rows < 256 ? all_rows : 256),
+        groups(kRowBlockBytes / (rows * kSliceGroups * std::int64_t{sizeof(QuantizedGroup)}) * kSliceGroups) {}
 };
 
 }  // namespace
