@@ -55,6 +55,9 @@ struct QuantizeOptions {
   int bits = 4;           ///< gptq: 2, 4, 8; compressed_tensors: 4, 8; awq: 4
   int group_size = 128;   ///< input features that share a scale; must divide those of every layer; -1: all of them
   bool symmetric = true;  ///< awq is always asymmetric
+  /// gptq, awq, compressed_tensors: the matrix that gives logits is quantized, too. One that is the embedding table
+  /// becomes a matrix of its own. GGUF types say by themselves what it is.
+  bool output_matrix = false;
   /// compressed_tensors: int8 weights with a scale per row, and inputs rounded to int8 per token when the model runs.
   bool int8_inputs = false;
 

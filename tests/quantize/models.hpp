@@ -52,7 +52,8 @@ struct LoadedModel {
     const auto team = core::Team::make(2, {}).value();
     quantize::LayerRun run(program, checkpoint, std::move(pieces), *team);
     const quantize::OpRange all{0, program.ops.size()};
-    run.run(all, run.load_weights(all).value(), {}).value();
+    quantize::FloatWeights weights = run.load_weights(all).value();
+    run.run(all, weights, {}).value();
     return run.values()[static_cast<std::size_t>(program.logits)];
   }
 
