@@ -52,9 +52,7 @@ void add_experts(const load::ModelConfig& c, const std::string& arch, Metadata& 
   if (c.experts == 0) return;
   out.count(arch + "expert_count", c.experts);
   out.count(arch + "expert_used_count", c.experts_used);
-  if (c.expert_ffn_size != c.ffn_size || c.architecture == "gpt-oss") {
-    out.count(arch + "expert_feed_forward_length", c.expert_ffn_size);
-  }
+  out.count(arch + "expert_feed_forward_length", c.expert_ffn_size);
   if (c.shared_ffn_size > 0) out.count(arch + "expert_shared_feed_forward_length", c.shared_ffn_size);
   if (c.normalize_experts) out.flag(arch + "expert_weights_norm", *c.normalize_experts);
 }

@@ -16,9 +16,6 @@ namespace {
 constexpr int kGrid = 20;
 
 std::vector<float>& weight(FloatWeights& weights, WeightId id) { return weights.at(static_cast<std::int32_t>(id)); }
-const std::vector<float>& weight(const FloatWeights& weights, WeightId id) {
-  return weights.at(static_cast<std::int32_t>(id));
-}
 
 /// Calls f(element, its column) for all elements of a matrix.
 template <class T, class F>

@@ -48,7 +48,9 @@ struct LoadedModel {
 
   /// Logits // (tokens, vocabulary) of the pieces of a text.
   std::vector<float> logits(const QuantizeOptions& options) {
-    auto pieces = quantize::calibration_pieces(checkpoint, options).value();
+    return logits(quantize::calibration_pieces(checkpoint, options).value());
+  }
+  std::vector<float> logits(std::vector<std::vector<Token>> pieces) {
     const auto team = core::Team::make(2, {}).value();
     quantize::LayerRun run(program, checkpoint, std::move(pieces), *team);
     const quantize::OpRange all{0, program.ops.size()};
