@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <set>
 #include <sstream>
 #include <system_error>
 #include <utility>
@@ -93,8 +94,10 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   result.output_bytes = static_cast<std::int64_t>(layout.tensor_bytes);
   result.tensors = layout.tensors;
   result.parameters = source.program.parameter_count();
+  std::set<std::pair<std::uint32_t, std::uint64_t>> read;
   for (const q::Job& job : layout.jobs) {
-    result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
+    const bool first = read.emplace(job.tensor->source, job.tensor->offset).second;  // two may be made of the same bytes
+    if (first) result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
     if (file->is_done(job.tensor->name)) result.tensors_resumed += job.tensors();
   }
   q::Writer writer(source.checkpoint, options, *file, *team);

@@ -280,7 +280,7 @@ TEST_CASE("calibrated methods serve experts, too") {
   QuantizeOptions blocks = gguf_of("Q4_0");
   const double plain = write("plain.gguf", blocks);
   blocks.calibration = test::kText;
-  CHECK(write("guided.gguf", blocks) < 0.95 * plain);
+  CHECK(write("guided.gguf", blocks) < 0.98 * plain);
 }
 
 TEST_CASE("an expert that no token chooses is rounded to nearest") {
