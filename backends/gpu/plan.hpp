@@ -45,9 +45,6 @@ struct PlanLayout {
   std::int64_t bytes = 0;
 };
 
-/// That there are kernels for each step. Errors: unsupported, naming the value.
-Result<void> check_steps(const Program& program, const Steps& steps);
-
 class GpuPlan final : public Plan {
  public:
   /// Errors: invalid_argument, shape_mismatch, unsupported, out_of_memory, device_error.
@@ -78,6 +75,14 @@ class GpuPlan final : public Plan {
     std::int64_t pages = 0;                          ///< all block tables of all groups
     std::int64_t tasks = 0;                          ///< TileTasks
     std::int32_t task_count = 0;
+    /// Per cache group that seals pages, else empty: the page of each row; what the words have of them.
+    struct Open {
+      std::vector<std::int32_t> page_of_row;
+      std::int64_t rows = 0;   ///< [rows] addresses of open pages
+      std::int64_t seals = 0;  ///< SealTasks
+      std::int32_t seal_count = 0;
+    };
+    std::vector<Open> open;
     std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
     RowRange all_rows{};
     std::int32_t rows = 0, selected_rows = 0;
@@ -95,6 +100,7 @@ class GpuPlan final : public Plan {
   Result<void> bind_weights();
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
+  void lay_out_open_pages(const Batch& batch);
   /// Makes room for so many bytes, once the device no longer uses what is there. What was in it is lost.
   Result<void> grow(Buffer& buffer, std::int64_t bytes, bool host);
   Result<void> upload(const Batch& batch);
@@ -117,6 +123,8 @@ class GpuPlan final : public Plan {
   Result<void> run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count, bool down);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);
+  /// args.out = the part's gated unit of args.in; `up_rows` is room for the product with its second matrix.
+  Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
   Result<void> attend_rows(const AttendArgs& args, const RowRange& range);

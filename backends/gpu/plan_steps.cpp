@@ -1,5 +1,6 @@
 // What each fused step launches.
 #include <algorithm>
+#include <utility>
 
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
@@ -18,17 +19,6 @@ RoundingArgs rounding_of(const InputQuantization& input) {
 
 }  // namespace
 
-Result<void> check_steps(const Program& program, const Steps& steps) {
-  for (const Step& step : steps.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step); attention && attention->op.sinks != WeightId::none) {
-      return core::fail(ErrorCode::unsupported, "value ",
-                        program.values[static_cast<std::size_t>(attention->op.out)].name,
-                        ": the GPU backends have no kernels for attention sinks; the CPU backend has");
-    }
-  }
-  return {};
-}
-
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
   const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
   return {memory_.at<float>(layout_.buffers[buffer]), steps_.buffer_strides[buffer]};
@@ -42,7 +32,10 @@ RopeArgs GpuPlan::rope(std::int32_t table) const noexcept {
 }
 
 TablesArgs GpuPlan::tables(std::int32_t group) const noexcept {
-  return {words(pass_.pages), words(pass_.begins[static_cast<std::size_t>(group)]), words(pass_.positions)};
+  const auto g = static_cast<std::size_t>(group);
+  const bool open = !pass_.open[g].page_of_row.empty();
+  return {words(pass_.pages), words(pass_.begins[g]), words(pass_.positions),
+          open ? reinterpret_cast<const std::uint64_t*>(words(pass_.open[g].rows)) : nullptr};
 }
 
 Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) {
@@ -132,8 +125,11 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
   args.rows = pass_.current_rows;
   args.out = value(part.out);
   if (part.tail == LinearPart::Tail::add) args.residual = value(part.residual);
-  if (part.tail != LinearPart::Tail::glu) return linear(args, part.weight, part.bias);
+  return part.tail == LinearPart::Tail::glu ? gated_unit(args, part, value(part.up))
+                                            : linear(args, part.weight, part.bias);
+}
 
+Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
   args.activation = static_cast<int>(part.activation);
   const MatrixArgs up = weight(part.up_weight).matrix();
   if (args.rows <= kFewRows && !batch_invariant_ && up.form == weight(part.weight).matrix().form) {
@@ -142,10 +138,9 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
     return linear(args, part.weight, part.bias);
   }
   LLMINFER_TRY(linear(args, part.weight, part.bias));
-  args.out = value(part.up);
+  const RowsArgs gate = std::exchange(args.out, up_rows);
   LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
-  const GluArgs glu{value(part.out), value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
-                    args.activation};
+  const GluArgs glu{gate, up_rows, gate, args.rows, static_cast<int>(weight(part.up_weight).rows()), args.activation};
   return device_->check(kernels().glu(device_->stream(), glu), "glu");
 }
 
@@ -193,6 +188,13 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   store.heads = step.op.heads;
   store.q_out = {memory_.at<float>(layout_.queries), layout_.query_width};
   LLMINFER_TRY(device_->check(kernels().store(device_->stream(), store), "store"));
+  if (const Pass::Open& open = pass_.open[static_cast<std::size_t>(step.op.group)]; open.seal_count > 0) {
+    SealArgs seal{};
+    seal.cache = store.cache;
+    seal.tasks = reinterpret_cast<const SealTask*>(words(open.seals));
+    seal.count = open.seal_count;
+    LLMINFER_TRY(device_->check(kernels().seal(device_->stream(), seal), "seal"));
+  }
 
   AttendArgs attend{};
   attend.cache = store.cache;
@@ -200,6 +202,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   attend.q = store.q_out;
   attend.heads = step.op.heads;
   attend.window = group.window;
+  attend.sinks = vector(step.op.sinks);
   attend.parts = memory_.at<float>(layout_.parts);
   attend.out = value(step.op.out);
   // Tiles round to halves, which a cache of floats was not chosen for, and depend on how a prompt is cut.
@@ -215,6 +218,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   args.task_count = pass_.task_count;
   args.heads = attend.heads;
   args.window = attend.window;
+  args.sinks = attend.sinks;
   args.out = attend.out;
   return device_->check(kernels().attend_tiles(device_->stream(), args), "attend_tiles");
 }
