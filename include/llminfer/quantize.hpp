@@ -95,8 +95,8 @@ struct QuantizeReport {
 /// The weights are read and written layer by layer. Until all is done, the weights lie in a file whose name ends in
 /// ".partial", beside a ".journal"; the same call goes on where an earlier one ended.
 ///
-/// Memory: the weights of a layer as floats, about twice; with calibration also the inputs and outputs of the layer's
-/// parts for all tokens of the calibration.
+/// Memory: the weights of a layer as floats, about twice, but of experts only one; with calibration also the inputs and
+/// outputs of the layer's parts for all tokens of the calibration.
 ///
 /// Errors: those of opening a checkpoint; invalid_argument (an option, named; a group size that does not divide a
 /// layer's inputs; calibration text that is missing or too short), unsupported (settings or a vocabulary that the
