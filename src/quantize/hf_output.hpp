@@ -27,8 +27,8 @@ struct HfTensor {
 /// The bytes up to the first tensor's, and the size of the file. Wide elements come first, so that all are aligned.
 std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& size);
 
-/// The object quantization_config; null for QuantizeFormat::dense. `kept` are the linear layers that are not quantized.
-core::Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& kept);
+/// The object quantization_config; null for QuantizeFormat::dense. `routers`: see Layout.
+core::Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& routers);
 
 /// Writes config.json, the tokenizer's files and those beside them: the input's own, or what a GGUF file's metadata
 /// say. Errors: unsupported (hyperparameters or a vocabulary that the files cannot say), those of files.

@@ -213,7 +213,7 @@ Result<void> write_hf_texts(const Source& source, const std::string& input, cons
     LLMINFER_TRY(write_file(output + "/generation_config.json", make_generation_config(checkpoint).dump()));
   }
   auto& members = std::get<Json::Object>(config.value());
-  const Json settings = quantization_config(options, layout.kept);
+  const Json settings = quantization_config(options, layout.routers);
   set(members, "compression_config", {});
   set(members, "quantization_config", settings);
   if (options.output_matrix) set(members, "tie_word_embeddings", false);

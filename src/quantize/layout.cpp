@@ -235,7 +235,8 @@ Result<Layout> hf_layout(Source& source, const QuantizeOptions& options) {
     job.type = dense;
     const auto found = linear.find(tensor.name);
     job.linear = found != linear.end() && found->second;
-    if (found != linear.end() && !found->second) layout.kept.push_back(module_of(tensor));
+    const bool router = found != linear.end() && !found->second && tensor.name.starts_with("model.layers.");
+    if (router) layout.routers.push_back(module_of(tensor));
     job.affine = job.linear && options.format != QuantizeFormat::dense;
     if (job.affine) {
       job.scheme = LLMINFER_TRY(scheme_of(tensor, options, dense));

@@ -41,8 +41,8 @@ struct Layout {
   std::uint64_t size = 0;  ///< of the file
   std::uint64_t tensor_bytes = 0;
   std::int64_t tensors = 0;
-  std::string_view dense;         ///< of a directory: the type of what is not quantized, as safetensors names it
-  std::vector<std::string> kept;  ///< of a directory: linear layers that are not quantized ("lm_head")
+  std::string_view dense;            ///< of a directory: the type of what is not quantized, as safetensors names it
+  std::vector<std::string> routers;  ///< of a directory: linear layers of the model's layers that are not quantized
 };
 
 /// Errors: invalid_argument (a group size or width that does not fit a layer), unsupported.

@@ -96,7 +96,8 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   result.parameters = source.program.parameter_count();
   std::set<std::pair<std::uint32_t, std::uint64_t>> read;
   for (const q::Job& job : layout.jobs) {
-    const bool first = read.emplace(job.tensor->source, job.tensor->offset).second;  // two may be made of the same bytes
+    const bool first =
+        read.emplace(job.tensor->source, job.tensor->offset).second;  // two may be made of the same bytes
     if (first) result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
     if (file->is_done(job.tensor->name)) result.tensors_resumed += job.tensors();
   }

@@ -21,7 +21,7 @@ Json names(const std::vector<std::string>& list) {
   return Json(std::move(array));
 }
 
-Json compressed_tensors(const QuantizeOptions& o, const std::vector<std::string>& kept) {
+Json compressed_tensors(const QuantizeOptions& o, const std::vector<std::string>& routers) {
   const bool whole_rows = o.int8_inputs || o.group_size == -1;
   const char* format = o.int8_inputs ? "int-quantized" : "pack-quantized";
   Fields weights, inputs, group;
@@ -35,10 +35,8 @@ Json compressed_tensors(const QuantizeOptions& o, const std::vector<std::string>
   group.add_null("output_activations").add("format", format);
   Fields all;
   all.add("quant_method", "compressed-tensors").add("format", format).add("quantization_status", "compressed");
-  std::vector<std::string> ignore = kept;
-  if (!o.output_matrix && std::find(kept.begin(), kept.end(), "lm_head") == kept.end()) {
-    ignore.emplace_back("lm_head");  // where it is the embedding table
-  }
+  std::vector<std::string> ignore = routers;
+  if (!o.output_matrix) ignore.emplace_back("lm_head");
   all.add("ignore", names(ignore)).add_null("kv_cache_scheme");
   all.add("config_groups", Fields().add("group_0", group.json()).json());
   return all.json();
@@ -76,15 +74,13 @@ std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& si
   return text;
 }
 
-core::Json quantization_config(const QuantizeOptions& o, const std::vector<std::string>& kept) {
+core::Json quantization_config(const QuantizeOptions& o, const std::vector<std::string>& routers) {
   if (o.format == QuantizeFormat::gguf || o.format == QuantizeFormat::dense) return {};
-  if (o.format == QuantizeFormat::compressed_tensors) return compressed_tensors(o, kept);
+  if (o.format == QuantizeFormat::compressed_tensors) return compressed_tensors(o, routers);
   Fields all;
   if (o.format == QuantizeFormat::awq) {
     all.add("quant_method", "awq").add("bits", o.bits).add("group_size", o.group_size).add("zero_point", true);
     all.add("version", "gemm");
-    std::vector<std::string> routers = kept;
-    std::erase_if(routers, [](const std::string& name) { return !name.starts_with("model.layers."); });
     routers.empty() ? all.add_null("modules_to_not_convert") : all.add("modules_to_not_convert", names(routers));
     if (o.output_matrix) all.add("lm_head", true);
   } else {
