@@ -9,7 +9,7 @@
 
 #include <llminfer/quantize.hpp>
 
-#include "core/json.hpp"
+#include "arch/decoder.hpp"
 #include "load/gguf_file.hpp"
 #include "quantize/gguf_output.hpp"
 #include "tests/load/packed_layer.hpp"
@@ -372,6 +372,28 @@ TEST_CASE("a mixture's run that was ended goes on to the same bytes") {
     CHECK(first != "model.layers.0");
     CHECK(text_of(output + "/model.safetensors") == text_of(temp / "whole/model.safetensors"));
   }
+}
+
+TEST_CASE("tensors of mixtures have one name in each vocabulary") {
+  const auto both = [](const char* architecture, const std::string& hf, const std::string& in_gguf) {
+    CAPTURE(hf);
+    CHECK(arch::translated_name(hf, false, architecture) == in_gguf);
+    CHECK(arch::translated_name(in_gguf, true, architecture) == hf);
+  };
+  both("llama", "model.layers.2.block_sparse_moe.gate.weight", "blk.2.ffn_gate_inp.weight");
+  both("llama", "model.layers.2.block_sparse_moe.experts.17.w2.weight", "blk.2.ffn_down.17.weight");
+  both("qwen2moe", "model.layers.2.mlp.gate.weight", "blk.2.ffn_gate_inp.weight");
+  both("qwen2moe", "model.layers.2.mlp.experts.0.up_proj.weight", "blk.2.ffn_up.0.weight");
+  both("qwen2moe", "model.layers.2.mlp.shared_expert_gate.weight", "blk.2.ffn_gate_inp_shexp.weight");
+  both("gpt-oss", "model.layers.2.mlp.router.bias", "blk.2.ffn_gate_inp.bias");
+  both("gpt-oss", "model.layers.2.self_attn.sinks", "blk.2.attn_sinks.weight");
+  both("gpt-oss", "model.layers.2.post_attention_layernorm.weight", "blk.2.post_attention_norm.weight");
+  both("qwen3moe", "model.layers.2.post_attention_layernorm.weight", "blk.2.ffn_norm.weight");
+  // Mixtral's experts as transformers stacks them
+  CHECK(arch::translated_name("model.layers.2.mlp.experts.3.gate_proj.weight", false, "llama") ==
+        "blk.2.ffn_gate.3.weight");
+  CHECK_FALSE(arch::translated_name("blk.2.ffn_gate.x.weight", true, "llama"));
+  CHECK_FALSE(arch::translated_name("blk.2.ffn_gate..weight", true, "llama"));
 }
 
 TEST_CASE("types of eight experts are those of llama-quantize") {
