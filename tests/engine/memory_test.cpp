@@ -60,7 +60,7 @@ TEST_CASE("memory of a fresh process", "[.]") {
 }
 
 TEST_CASE("a load takes the memory that its plan tells, and no second copy of the weights at its peak") {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(LLMINFER_SANITIZED)
   WARN("skipped: sanitizers take memory of their own");
 #else
   if (!default_model()) return;

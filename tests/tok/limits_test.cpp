@@ -16,7 +16,7 @@ std::string repeated(std::string_view unit, std::size_t bytes) {
 
 constexpr std::size_t kMegabyte = 1000 * 1000;
 
-#if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(NDEBUG) && !defined(LLMINFER_SANITIZED)
 constexpr double kSeconds = 4.0;  // of processor time, for a megabyte: a quadratic algorithm takes minutes
 #else
 constexpr double kSeconds = 40.0;
