@@ -179,6 +179,15 @@ __device__ __forceinline__ float e4m3_to_float(uint32_t bits) {
   return bits_to_float(sign | (bits & 0x7fu) << 20) * 0x1p120f;
 }
 
+/// The nearest E4M3 number, ties to even; beyond the largest one, and for NaN, that of the same sign.
+__device__ __forceinline__ uint32_t float_to_e4m3(float x) {
+  const uint32_t sign = float_to_bits(x) >> 24 & 0x80u;
+  const float size = absolute(x) < 448.0f ? absolute(x) : 448.0f;
+  if (size < 0x1p-6f) return sign | static_cast<uint32_t>(rint(size * 0x1p9f));
+  const uint32_t bits = float_to_bits(size);  // whose exponent is larger by 127 - 7
+  return sign | (((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3));
+}
+
 /// 2^n for -126 <= n <= 127
 __device__ __forceinline__ float power_of_two(int n) { return bits_to_float(static_cast<uint32_t>(n + 127) << 23); }
 /// floor(log2(x)) for a positive normal x
