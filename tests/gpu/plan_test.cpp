@@ -2,6 +2,10 @@
 // outputs, pages, and what can go wrong.
 #include <catch2/catch.hpp>
 
+#include <cmath>
+#include <limits>
+#include <utility>
+
 #include "tests/cpu/model.hpp"
 #include "tests/gpu/machines.hpp"
 
@@ -325,8 +329,8 @@ TEST_CASE("An fp8 cache on the GPU holds the nearest E4M3 numbers under a scale 
   CHECK_FALSE(same_bits(found, exact));
   // Pages that come from the host are rounded alike, and what was read is written back.
   CacheStorage& cache = *fp8.caches[0];
-  for (const std::vector<float>* page : {&exact, &found}) {
-    cache.import_page(0, std::as_bytes(std::span(*page))).value();
+  for (const auto* page : {std::as_const(exact).data(), found.data()}) {
+    cache.import_page(0, std::as_bytes(std::span(page, found.size()))).value();
     CHECK(same_bits(page_of(cache), found));
   }
   exact[0] = 1e30f, exact[1] = std::numeric_limits<float>::quiet_NaN();  // spoil their own vector alone
