@@ -88,7 +88,7 @@ __device__ __forceinline__ void load_eight(const HeadPage& page, bool is_value, 
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t byte = ((i < 4 ? words.x : words.y) >> (8 * (i % 4))) & 255u;
-      const float x = kElement == CacheElement::e4m3 ? e4m3_to_float(byte)
+      const float x = kElement == CacheElement::e4m3 ? e4m3_number(byte)
                                                      : static_cast<float>(static_cast<int>(byte ^ 128u) - 128);
       out[i] = x * scale;
     }
@@ -109,7 +109,7 @@ __device__ __forceinline__ float load_value(const HeadPage& page, int slot, int 
                    static_cast<uint32_t>(data[at / 2] >> (at % 2 * 4)));
   }
   const float scale = reinterpret_cast<const float*>(page.scales)[kPageSlots + slot];
-  if constexpr (kElement == CacheElement::e4m3) return e4m3_to_float(data[at]) * scale;
+  if constexpr (kElement == CacheElement::e4m3) return e4m3_number(data[at]) * scale;
   return static_cast<float>(reinterpret_cast<const signed char*>(data)[at]) * scale;
 }
 
