@@ -65,7 +65,7 @@ Result<void> GpuPlan::run_expert(const op::Moe& op, std::size_t expert, std::int
   const WeightId first_weight = down ? op.down[expert] : op.gate[expert];
   LinearArgs args{};
   args.rows = count;
-  args.in = memory_.at<std::uint16_t>(m.halves) + std::int64_t{first} * weight(first_weight).matrix().cols;
+  args.in = memory_.at<std::uint16_t>(m.halves) + std::int64_t{first} * matrix(first_weight).cols;
   args.in_scales = memory_.at<float>(m.scales) + first;
   if (down) {
     args.out = rows_at(m.rows, m.width);
@@ -75,8 +75,8 @@ Result<void> GpuPlan::run_expert(const op::Moe& op, std::size_t expert, std::int
   const RowsArgs gate = rows_at(m.hidden, m.ffn), up = rows_at(m.hidden + ffn_bytes, m.ffn);
   args.activation = static_cast<int>(op.activation);
   args.out = gate;
-  const MatrixArgs up_matrix = weight(op.up[expert]).matrix();
-  if (count <= kFewRows && !batch_invariant_ && up_matrix.form == weight(first_weight).matrix().form) {
+  const MatrixArgs up_matrix = matrix(op.up[expert]);
+  if (count <= kFewRows && !batch_invariant_ && up_matrix.form == matrix(first_weight).form) {
     args.up = up_matrix;
     args.up_bias = vector(bias(op.up_bias));
     return linear(args, first_weight, bias(op.gate_bias));
