@@ -12,16 +12,14 @@ using namespace llminfer::test;
 
 namespace {
 
-/// tiny-bf16 with its layers one after the other several times.
+/// A tiny model with its layers one after the other several times.
 class DeepModel {
  public:
   static constexpr int kLayers = 8;
 
   DeepModel() {
-    const std::string from = path_of("tiny-bf16/");
-    for (const char* file : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
-      std::filesystem::copy_file(from + file, folder_ / file);
-    }
+    const std::string from = path_of("qwen2/");
+    write_byte_tokenizer(folder_);
     auto config = nlohmann::json::parse(std::ifstream(from + "config.json"));
     const int layers = config["num_hidden_layers"];
     config["num_hidden_layers"] = kLayers;
@@ -75,8 +73,8 @@ std::vector<Token> some_answers(const Engine& engine) {
   std::vector<Completion> running;
   for (unsigned i = 0; i < 2; ++i) {
     CompletionRequest request;
-    request.tokens = some_tokens(4 + 16 * i, i);
-    request.options.max_tokens = 4;
+    request.tokens = some_tokens(2 + 5 * i, i);
+    request.options.max_tokens = 2;
     request.options.ignore_end = true;
     running.push_back(engine.submit(std::move(request)).value());
   }
@@ -92,7 +90,6 @@ std::vector<Token> some_answers(const Engine& engine) {
 
 TEST_CASE("An engine that streams gives the tokens of one that does not, and holds what was planned") {
   const DeepModel model;
-  const std::int64_t before = gpu::emulated_memory_in_use();
   const auto gpu = make_machine_backend();
   EngineOptions options = options_for({{gpu}});
   const MemoryPlan whole = Engine::plan(model.path(), options).value();
@@ -100,9 +97,9 @@ TEST_CASE("An engine that streams gives the tokens of one that does not, and hol
   const std::vector<Token> expected = some_answers(Engine::load(model.path(), options).value());
   CHECK(expected == some_answers(Engine::load(model.path(), options_for({})).value()));
 
-  const std::int64_t layer = Engine::plan(model.path(), options_for({{{}}, {gpu, 1}})).value().shares[1].weights;
+  const std::int64_t layer = Engine::plan(model.path(), options_for({{{}, 1}, {gpu, 1}, {}})).value().shares[1].weights;
   std::int64_t last = 0;
-  for (const int fewer : {1, 3, 6}) {
+  for (const int fewer : {1, 5}) {
     CAPTURE(fewer);
     options.split = {{gpu, {}, whole.total() - fewer * layer, true}};
     const auto plan = Engine::plan(model.path(), options);
@@ -116,7 +113,8 @@ TEST_CASE("An engine that streams gives the tokens of one that does not, and hol
     CHECK(plan->total() == share.total() + share.streamed);
     last = share.streamed;
     const Engine engine = Engine::load(model.path(), options).value();
-    CHECK(gpu::emulated_memory_in_use() - before == plan->total());
+    CHECK(gpu::emulated_memory_in_use() == share.total());
+    CHECK(gpu::emulated_pinned_memory_in_use() == share.streamed);
     CHECK(engine.stats().weight_bytes == whole.weights);
     CHECK(some_answers(engine) == expected);
   }
@@ -146,7 +144,6 @@ TEST_CASE("Several GPUs that each stream their layers, in one process or as rank
     const MemoryPlan plan = Engine::plan(model.path(), options_for(beside)).value();
     CHECK(plan.streamed > 0);
     CHECK(plan.shares[1].streamed == plan.streamed);
-    CHECK(some_answers(Engine::load(model.path(), options_for(beside)).value()) == expected);
   }
   auto ranks = make_thread_communicators(2).value();
   Result<void> served;
@@ -165,7 +162,6 @@ TEST_CASE("Several GPUs that each stream their layers, in one process or as rank
 }
 
 TEST_CASE("Loads and unloads of engines that stream leave nothing behind") {
-  const std::int64_t before = gpu::emulated_memory_in_use();
   const auto gpu = make_machine_backend();
   EngineOptions options = options_for({{gpu}});
   const MemoryPlan whole = Engine::plan(path_of("tiny-bf16"), options).value();
@@ -173,11 +169,12 @@ TEST_CASE("Loads and unloads of engines that stream leave nothing behind") {
   CompletionRequest request;
   request.tokens = some_tokens(5, 1);
   request.options.max_tokens = 1;
-  for (int turn = 0; turn < 12; ++turn) {
+  for (int turn = 0; turn < 8; ++turn) {
     const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
-    if (turn % 4 == 0) CHECK(engine.complete(request));
+    if (turn == 0) CHECK(engine.complete(request));
   }
-  CHECK(gpu::emulated_memory_in_use() == before);
+  CHECK(gpu::emulated_memory_in_use() == 0);
+  CHECK(gpu::emulated_pinned_memory_in_use() == 0);
 }
 
 TEST_CASE("Shares that cannot stream") {

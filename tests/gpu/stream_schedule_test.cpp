@@ -6,6 +6,7 @@
 
 #include "backends/gpu/emulator/emulator.hpp"
 #include "backends/gpu/emulator/streams.hpp"
+#include "backends/gpu/weight.hpp"
 #include "tests/gpu/streamed.hpp"
 
 using namespace llminfer;
@@ -15,7 +16,7 @@ using gpu::emulator::Streams;
 namespace {
 
 Model streamed_model() {
-  return make_model(make_program({.layers = 5, .heads = 2, .kv_heads = 1, .ffn = 64, .hidden = 64}), WeightType::q4_0);
+  return make_model(make_program({.layers = 5, .heads = 2, .kv_heads = 1, .ffn = 32, .vocab = 48, .hidden = 32}), WeightType::q4_0);
 }
 std::vector<std::int32_t> all_layers(const Model& model) {
   return groups_of(model.program, [](std::int32_t) { return true; });
@@ -49,7 +50,7 @@ TEST_CASE("Streams run in order, and among each other in one of the seed") {
     }
     orders.insert(order);
   }
-  CHECK(orders.size() > 15);
+  CHECK(orders.size() > 5);
 }
 
 TEST_CASE("Events order streams, and what waits for ever is reported") {
@@ -77,34 +78,34 @@ TEST_CASE("Events order streams, and what waits for ever is reported") {
 
 TEST_CASE("A forgotten wait of either stream shows in what streamed weights give") {
   const Model model = streamed_model();
-  const auto tokens = random_tokens(12, model.program.vocab_size);
-  const std::vector<float> expected = Driver(model, make_machine_backend(), CacheType::f16).feed(tokens, {9, 1, 1, 1});
+  const auto tokens = random_tokens(4, model.program.vocab_size);
+  const std::vector<float> expected = Driver(model, make_machine_backend(), CacheType::f16).feed(tokens, {2, 1, 1});
   const auto wrong = [&](std::optional<gpu::Stream> deaf) {
     int count = 0;
-    for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    for (std::uint64_t seed = 1; seed <= 5; ++seed) {
       gpu::EmulatorOptions options;
       options.seed = seed;
       options.deaf = deaf;
       Driver driver = streamed_driver(model, make_machine_backend(options), all_layers(model));
-      count += !same_bits(driver.feed(tokens, {9, 1, 1, 1}), expected);
+      count += !same_bits(driver.feed(tokens, {2, 1, 1}), expected);
     }
     return count;
   };
   CHECK(wrong({}) == 0);
-  CHECK(wrong(gpu::Stream::work) >= 6);    // reads a slot before it is filled
-  CHECK(wrong(gpu::Stream::copies) >= 6);  // fills a slot that is still read
+  CHECK(wrong(gpu::Stream::work) >= 4);    // reads a slot before it is filled
+  CHECK(wrong(gpu::Stream::copies) >= 4);  // fills a slot that is still read
 }
 
 TEST_CASE("A launch that fails between streamed layers is an error of its pass alone") {
   const Model model = streamed_model();
-  Parts expected(model, 17);
+  Parts expected(model, 5);
   Driver whole(model, make_machine_backend(), CacheType::f16);
   REQUIRE(pass(whole, expected.batch));
-  for (const std::int64_t launch : {3, 12, 30}) {
+  for (const std::int64_t launch : {3, 30}) {
     gpu::EmulatorOptions options;
     options.fail_launch = launch;
     Driver driver = streamed_driver(model, make_machine_backend(options), all_layers(model));
-    Parts parts(model, 17), again(model, 17);
+    Parts parts(model, 5), again(model, 5);
     CHECK(pass(driver, parts.batch).error().code == ErrorCode::device_error);
     REQUIRE(pass(driver, again.batch));
     CHECK(same_bits(again.logits, expected.logits));
@@ -113,8 +114,10 @@ TEST_CASE("A launch that fails between streamed layers is an error of its pass a
 
 TEST_CASE("Memory of the device that runs out for streamed weights is an error, pinned memory that runs out is none") {
   const Model model = streamed_model();
-  const std::int64_t before = gpu::emulated_memory_in_use();
   const auto tokens = random_tokens(9, model.program.vocab_size);
+  const auto in_use = [] {
+    return std::pair(gpu::emulated_memory_in_use(), gpu::emulated_pinned_memory_in_use());
+  };
   const auto attempt = [&](const gpu::EmulatorOptions& options) -> Result<std::vector<float>> {
     const auto backend = make_machine_backend(options);
     auto plan = compile_streamed(model, *backend, all_layers(model), 16);
@@ -128,13 +131,13 @@ TEST_CASE("Memory of the device that runs out for streamed weights is an error, 
     return parts.logits;
   };
   const std::vector<float> expected = attempt({}).value();
-  CHECK(gpu::emulated_memory_in_use() == before);
+  CHECK(in_use() == std::pair<std::int64_t, std::int64_t>());
   int failures = 0;
   for (std::int64_t memory = 1000;; memory += memory / 4) {
     gpu::EmulatorOptions options;
     options.memory = memory;
     const auto result = attempt(options);
-    CHECK(gpu::emulated_memory_in_use() == before);
+    CHECK(in_use() == std::pair<std::int64_t, std::int64_t>());
     if (result) break;
     CHECK(result.error().code == ErrorCode::out_of_memory);
     ++failures;
@@ -142,11 +145,11 @@ TEST_CASE("Memory of the device that runs out for streamed weights is an error, 
   CHECK(failures > 5);
   // Room for what packs the weights and for the pass, not for all weights.
   int pageable = 0;
-  for (std::int64_t extra = 0; extra < 200000; extra += 20000) {
+  for (std::int64_t extra = 0; extra < 200000; extra += 40000) {
     gpu::EmulatorOptions options;
     options.pinned_memory = gpu::kStagingBytes + extra;
     const auto result = attempt(options);
-    CHECK(gpu::emulated_memory_in_use() == before);
+    CHECK(in_use() == std::pair<std::int64_t, std::int64_t>());
     if (!result) {
       CHECK(result.error().code == ErrorCode::out_of_memory);
       continue;
@@ -154,5 +157,5 @@ TEST_CASE("Memory of the device that runs out for streamed weights is an error, 
     ++pageable;
     CHECK(same_bits(*result, expected));
   }
-  CHECK(pageable > 3);
+  CHECK(pageable > 1);
 }

@@ -13,19 +13,19 @@ using Chosen = std::function<bool(std::int32_t)>;
 const Chosen kAll = [](std::int32_t) { return true; };
 
 Model deep_model(WeightType type = WeightType::q4_0) {
-  return make_model(make_program({.layers = 5, .heads = 2, .kv_heads = 1, .ffn = 64, .hidden = 64, .bias = true}), type);
+  return make_model(make_program({.layers = 5, .heads = 2, .kv_heads = 1, .ffn = 32, .vocab = 48, .hidden = 32, .bias = true}), type);
 }
 
-/// Two passes of several sequences each, then one after the other token by token.
-std::vector<float> ragged(Driver driver) {
+/// Passes of several sequences each; in the first one of `rows` tokens.
+std::vector<float> ragged(Driver driver, std::size_t rows) {
   const std::int64_t vocab = driver.model.program.vocab_size;
   const auto slice = [&](unsigned seed, std::size_t count) { return random_tokens(count, vocab, seed); };
   Sequence a, b, c;
   std::vector<float> all;
   const auto add = [&](const std::vector<float>& logits) { all.insert(all.end(), logits.begin(), logits.end()); };
-  add(driver.forward({{&a, slice(1, 30)}, {&b, slice(2, 3)}}));
-  add(driver.forward({{&c, slice(3, 20)}, {&a, slice(4, 1)}, {&b, slice(5, 1)}}));
-  for (unsigned i = 0; i < 3; ++i) add(driver.forward({{&a, slice(6 + i, 1)}, {&c, slice(9 + i, 1)}}));
+  add(driver.forward({{&a, slice(1, rows)}, {&b, slice(2, 3)}}));
+  add(driver.forward({{&c, slice(3, 3)}, {&a, slice(4, 1)}, {&b, slice(5, 1)}}));
+  add(driver.forward({{&a, slice(6, 1)}, {&c, slice(7, 1)}}));
   return all;
 }
 
@@ -42,17 +42,18 @@ TEST_CASE("A plan whose layers are streamed gives the bits of one that holds the
   for (std::size_t i = 0; i < choices.size(); ++i) {
     const std::vector<Machine> all = machines(i + 20);
     const Machine& machine = all[i % all.size()];
+    const std::size_t rows = i == 0 ? 9 : 2;  // more are multiplied by other kernels
     CAPTURE(i, machine.name);
     const auto groups = groups_of(model.program, choices[i]);
-    CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(machine.options), groups)),
-                    ragged(Driver(model, make_machine_backend(machine.options), CacheType::f16))));
+    CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(machine.options), groups), rows),
+                    ragged(Driver(model, make_machine_backend(machine.options), CacheType::f16), rows)));
   }
 }
 
 TEST_CASE("Mixtures of experts are streamed") {
-  const Model model = make_model(make_mixture({.layers = 4, .shared = true, .biases = true}), WeightType::q8_0);
-  CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll))),
-                  ragged(Driver(model, make_machine_backend(), CacheType::f16))));
+  const Model model = make_model(make_mixture({.experts = 3, .ffn = 32, .hidden = 32, .layers = 3, .shared = true, .biases = true}), WeightType::q8_0);
+  CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll)), 9),
+                  ragged(Driver(model, make_machine_backend(), CacheType::f16), 9)));
 }
 
 TEST_CASE("A weight that several layers read may stay, but is streamed with none of them") {
@@ -69,8 +70,8 @@ TEST_CASE("A weight that several layers read may stay, but is streamed with none
   const Model model = make_model(std::move(b).finish(x, b.linear(x, b.weight("head", 40, 32), "l")).value(),
                                  WeightType::f32);
   std::vector<std::int32_t> groups = groups_of(model.program, kAll);
-  CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(), groups)),
-                  ragged(Driver(model, make_machine_backend(), CacheType::f16))));
+  CHECK(same_bits(ragged(streamed_driver(model, make_machine_backend(), groups), 3),
+                  ragged(Driver(model, make_machine_backend(), CacheType::f16), 3)));
   const auto backend = make_machine_backend();
   groups[0] = 1;
   const auto plan = compile_streamed(model, *backend, groups);
@@ -83,17 +84,17 @@ TEST_CASE("A pass over streamed weights that is interrupted or asked for nothing
   const Model model = deep_model();
   Driver whole(model, make_machine_backend(), CacheType::f16);
   Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll));
-  Parts expected(model, 17);
+  Parts expected(model, 5);
   REQUIRE(pass(whole, expected.batch));
-  for (const int patience : {0, 1, 2, 4}) {
-    Parts stopped(model, 17), after(model, 17);
+  for (const int patience : {0, 2, 4}) {
+    Parts stopped(model, 5), after(model, 5);
     int asked = 0;
     stopped.batch.interrupted = [&] { return asked++ >= patience; };
     CHECK(pass(driver, stopped.batch).error().code == ErrorCode::cancelled);
     REQUIRE(pass(driver, after.batch));
     CHECK(same_bits(after.logits, expected.logits));
   }
-  Parts silent(model, 17), after(model, 17);
+  Parts silent(model, 5), after(model, 5);
   silent.batch.logit_rows = silent.batch.hidden_rows = {};
   silent.batch.logits = silent.batch.hidden = {};
   REQUIRE(pass(driver, silent.batch));

@@ -25,7 +25,7 @@ const KernelTable& kernel_table();
 
 namespace {
 
-std::atomic<std::int64_t> memory_in_use{0};
+std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0};
 
 class EmulatedDevice final : public Device {
  public:
@@ -58,13 +58,13 @@ class EmulatedDevice final : public Device {
   void leave(int) noexcept override {}
 
   Result<void*> allocate(std::int64_t bytes) override {
-    return allocate(bytes, used_, options_.memory, "on the emulated device");
+    return allocate(bytes, used_, memory_in_use, options_.memory, "on the emulated device");
   }
-  void release(void* memory) noexcept override { release(memory, used_); }
+  void release(void* memory) noexcept override { release(memory, used_, memory_in_use); }
   Result<void*> allocate_host(std::int64_t bytes) override {
-    return allocate(bytes, pinned_, options_.pinned_memory, "of pinned memory");
+    return allocate(bytes, pinned_, pinned_memory_in_use, options_.pinned_memory, "of pinned memory");
   }
-  void release_host(void* memory) noexcept override { release(memory, pinned_); }
+  void release_host(void* memory) noexcept override { release(memory, pinned_, pinned_memory_in_use); }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream) override {
     return copy(to, from, bytes, 0, 1, stream);
@@ -118,21 +118,22 @@ class EmulatedDevice final : public Device {
     return core::fail(ErrorCode::device_error, "error ", error);
   }
 
-  Result<void*> allocate(std::int64_t bytes, std::int64_t& used, std::int64_t limit, const char* where) {
+  Result<void*> allocate(std::int64_t bytes, std::int64_t& used, std::atomic<std::int64_t>& in_use, std::int64_t limit,
+                         const char* where) {
     const std::lock_guard lock(mutex_);
     void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
     if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
     std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
     sizes_[memory] = bytes;
     used += bytes;
-    memory_in_use += bytes;
+    in_use += bytes;
     return memory;
   }
-  void release(void* memory, std::int64_t& used) noexcept {
+  void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
     const std::lock_guard lock(mutex_);
     const auto it = sizes_.find(memory);
     used -= it->second;
-    memory_in_use -= it->second;
+    in_use -= it->second;
     sizes_.erase(it);
     std::free(memory);
   }
@@ -180,5 +181,6 @@ std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options) {
 }
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }
+std::int64_t emulated_pinned_memory_in_use() noexcept { return pinned_memory_in_use; }
 
 }  // namespace llminfer::gpu

@@ -22,7 +22,8 @@ struct EmulatorOptions {
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
-/// Device memory and pinned memory that is allocated now, by all emulated devices of this process. For tests of leaks.
+/// Memory that is allocated now, by all emulated devices of this process. For tests of leaks.
 std::int64_t emulated_memory_in_use() noexcept;
+std::int64_t emulated_pinned_memory_in_use() noexcept;
 
 }  // namespace llminfer::gpu
