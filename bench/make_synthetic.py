@@ -6,8 +6,9 @@
 
 Speed depends on shapes and formats, not on what the weights say, so such a file measures like the real one; its text is
 noise. The values have a standard deviation of 0.02, which keeps activations in range. --layers cuts the model down for
-quick runs, --context and --window make one for long contexts. Which tensor gets which type follows what llama-quantize does without an importance matrix; --pure gives all
-the same. The tokenizer is that of another GGUF file with a byte-level BPE vocabulary, cut or padded to the model's size.
+quick runs, --context and --window make one for long contexts. Which tensor gets which type follows what llama-quantize
+does without an importance matrix; --pure gives all the same. The tokenizer is that of another GGUF file with a
+byte-level BPE vocabulary, cut or padded to the model's size.
 
 Needs the Python packages gguf (0.19) and numpy. Files are written whole or not at all.
 """

@@ -1,5 +1,6 @@
 // What CpuCache does with open and sealed pages.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -8,6 +9,23 @@
 #include "core/error.hpp"
 
 namespace llminfer::cpu {
+
+void unpack_int4(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values) {
+  const auto unpack = [&](std::int64_t codes, std::int64_t ranges, std::int32_t count, std::int32_t cols, float* x) {
+    const auto* const words = reinterpret_cast<const std::uint16_t*>(in + codes);
+    for (std::int32_t k = 0; k < count; ++k) {
+      std::uint32_t range = 0;
+      std::memcpy(&range, in + ranges + k * 4, sizeof range);
+      const auto scale = std::bit_cast<float>(range & 0xffff0000u), minimum = std::bit_cast<float>(range << 16);
+      for (std::int32_t i = 0; i < cols; ++i) {
+        const int code = words[(k / 8 * cols + i) * 2 + k % 2] >> (k / 2 % 4 * 4) & 15;
+        *x++ = static_cast<float>(code) * scale + minimum;
+      }
+    }
+  };
+  unpack(0, layout.key_ranges, layout.head_dim, kPageSlots, keys);
+  unpack(layout.values, layout.value_ranges, kPageSlots, layout.padded_dim, values);
+}
 
 AttentionPages CpuCache::open_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept {
   const Int4Layout layout(group_.head_dim);
@@ -66,8 +84,7 @@ void CpuCache::export_int4(std::int32_t page, std::span<std::byte> out) const {
       if (open_->is_open(page)) {
         from = reinterpret_cast<const float*>(open_head(page, layer, h).data);
       } else {
-        isa_scalar::elementwise_kernels().unpack_int4(layout, sealed_head(page, layer, h), floats.data(),
-                                                      floats.data() + layout.float_keys());
+        unpack_int4(layout, sealed_head(page, layer, h), floats.data(), floats.data() + layout.float_keys());
       }
       for_each_element(layout, group_.kv_heads, layer, h, [&](std::int64_t canonical, std::int64_t index) {
         std::memcpy(out.data() + canonical * 4, from + index, sizeof(float));

@@ -19,10 +19,8 @@ struct ElementwiseKernels {
   void (*add)(const float* a, const float* b, std::int64_t n, float* out);
   /// out = a + factor * b, in one rounding
   void (*add_scaled)(const float* a, float factor, const float* b, std::int64_t n, float* out);
-  /// keys // (head_dim, 64), values // (64, padded_dim) -> out // (layout.bytes), and back, with the loss. The padding
-  /// of values may become any numbers.
+  /// keys // (head_dim, 64), values // (64, padded_dim) -> out // (layout.bytes); unpack_int4 is the way back
   void (*pack_int4)(const Int4Layout& layout, const float* keys, const float* values, std::uint8_t* out);
-  void (*unpack_int4)(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values);
 };
 
 namespace isa_scalar {

@@ -31,4 +31,7 @@ struct Int4Layout {
   constexpr std::int64_t floats() const { return float_keys() + std::int64_t{padded_dim} * kPageSlots; }
 };
 
+/// What ElementwiseKernels::pack_int4 made of a page's keys and values. The padding of values may become any numbers.
+void unpack_int4(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values);
+
 }  // namespace llminfer::cpu

@@ -32,7 +32,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   const auto mine = [&](std::int64_t bytes) { return std::exchange(own_bytes, own_bytes + on_line(bytes)); };
   const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
 
-  std::int64_t widest_experts_input = 0, most_experts = 0;
+  std::int64_t widest_experts_input = 0, most_experts = 0, widest_sum = 0;
   std::int64_t widest_copied = 0;  // inputs of linear layers that are normed or gathered on the way
   for (const Step& step : steps.steps) {
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
@@ -51,12 +51,9 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
       experts.hidden_stride = std::max(experts.hidden_stride, (ffn + 15) / 16 * 16 + 16);
       experts.output_stride = std::max(experts.output_stride, (width(moe->op.in) + 15) / 16 * 16 + 16);
       most_experts = std::max(most_experts, static_cast<std::int64_t>(moe->op.gate.size()));
+    } else if (const auto* reduce = std::get_if<ReduceStep>(&step)) {
+      widest_sum = std::max(widest_sum, width(reduce->op.in));
     }
-  }
-  std::int64_t widest_sum = 0;
-  for (const Step& step : steps.steps) {
-    const auto* reduce = std::get_if<ReduceStep>(&step);
-    if (reduce) widest_sum = std::max(widest_sum, width(reduce->op.in));
   }
   for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(shared(float_bytes(stride * max_rows)));
   for (const RopeTable& table : program.rope_tables) {

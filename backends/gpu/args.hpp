@@ -158,7 +158,8 @@ struct AttendArgs {
   RowsArgs q;
   int first_row, rows, heads, window;
   int splits, pages_per_split;
-  float* parts;  ///< [rows][heads][splits][2 + head_dim]: largest score, sum, values; not read for one split
+  const float* sinks;  ///< [heads], or null (op::Attention)
+  float* parts;        ///< [rows][heads][splits][2 + head_dim]: largest score, sum, values; not read for one split
   RowsArgs out;
 };
 
@@ -174,6 +175,7 @@ struct AttendTilesArgs {
   RowsArgs q;
   const TileTask* tasks;
   int task_count, heads, window;
+  const float* sinks;
   RowsArgs out;
 };
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "backends/common/check.hpp"
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
 
@@ -32,7 +33,7 @@ class GpuBackend final : public Backend {
         return fail(ErrorCode::invalid_argument, types.size(), " types; the program has ", program.weights.size(),
                     " weights");
       }
-      LLMINFER_TRY(check_steps(program, LLMINFER_TRY(make_steps(program))));
+      LLMINFER_TRY(check_program(program));
       for (const CacheGroup& group : program.cache_groups) {
         if (group.head_dim <= kMaxHeadDim) continue;
         return fail(ErrorCode::unsupported, "a cache group has head_dim ", group.head_dim,

@@ -95,7 +95,6 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
                 "; expected 1 to ", 1 << 20);
   }
   Steps steps = LLMINFER_TRY(make_steps(program));
-  LLMINFER_TRY(check_steps(program, steps));
   LLMINFER_TRY(check_reduction(program, options));
   if (weights.size() != program.weights.size()) {
     return fail(ErrorCode::invalid_argument, weights.size(), " weights; the program has ", program.weights.size());

@@ -47,9 +47,6 @@ struct PlanLayout {
   std::int64_t bytes = 0;
 };
 
-/// That there are kernels for each step. Errors: unsupported, naming the value.
-Result<void> check_steps(const Program& program, const Steps& steps);
-
 class GpuPlan final : public Plan {
  public:
   /// Errors: invalid_argument, shape_mismatch, unsupported, out_of_memory, device_error.
@@ -128,6 +125,8 @@ class GpuPlan final : public Plan {
   Result<void> run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count, bool down);
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);
+  /// args.out = the part's gated unit of args.in; `up_rows` is room for the product with its second matrix.
+  Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
   Result<void> attend_rows(const AttendArgs& args, const RowRange& range);

@@ -71,21 +71,14 @@ Result<void> GpuPlan::run_expert(const op::Moe& op, std::size_t expert, std::int
     args.out = rows_at(m.rows, m.width);
     return linear(args, first_weight, bias(op.down_bias));
   }
-  const std::int64_t ffn_bytes = m.places * m.ffn * std::int64_t{sizeof(float)};
-  const RowsArgs gate = rows_at(m.hidden, m.ffn), up = rows_at(m.hidden + ffn_bytes, m.ffn);
-  args.activation = static_cast<int>(op.activation);
-  args.out = gate;
-  const MatrixArgs up_matrix = matrix(op.up[expert]);
-  if (count <= kFewRows && !batch_invariant_ && up_matrix.form == matrix(first_weight).form) {
-    args.up = up_matrix;
-    args.up_bias = vector(bias(op.up_bias));
-    return linear(args, first_weight, bias(op.gate_bias));
-  }
-  LLMINFER_TRY(linear(args, first_weight, bias(op.gate_bias)));
-  args.out = up;
-  LLMINFER_TRY(linear(args, op.up[expert], bias(op.up_bias)));
-  const GluArgs glu{gate, up, gate, count, static_cast<int>(weight(op.up[expert]).rows()), args.activation};
-  return device_->check(kernels().glu(device_->stream(), glu), "glu");
+  args.out = rows_at(m.hidden, m.ffn);
+  LinearPart part;
+  part.weight = first_weight;
+  part.bias = bias(op.gate_bias);
+  part.up_weight = op.up[expert];
+  part.up_bias = bias(op.up_bias);
+  part.activation = op.activation;
+  return gated_unit(args, part, rows_at(m.hidden + m.places * m.ffn * std::int64_t{sizeof(float)}, m.ffn));
 }
 
 Result<void> GpuPlan::run(const MoeStep& step) {

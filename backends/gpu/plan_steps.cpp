@@ -1,5 +1,6 @@
 // What each fused step launches.
 #include <algorithm>
+#include <utility>
 
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
@@ -17,17 +18,6 @@ RoundingArgs rounding_of(const InputQuantization& input) {
 }
 
 }  // namespace
-
-Result<void> check_steps(const Program& program, const Steps& steps) {
-  for (const Step& step : steps.steps) {
-    if (const auto* attention = std::get_if<AttentionStep>(&step); attention && attention->op.sinks != WeightId::none) {
-      return core::fail(ErrorCode::unsupported, "value ",
-                        program.values[static_cast<std::size_t>(attention->op.out)].name,
-                        ": the GPU backends have no kernels for attention sinks; the CPU backend has");
-    }
-  }
-  return {};
-}
 
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
   const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);
@@ -132,8 +122,11 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
   args.rows = pass_.current_rows;
   args.out = value(part.out);
   if (part.tail == LinearPart::Tail::add) args.residual = value(part.residual);
-  if (part.tail != LinearPart::Tail::glu) return linear(args, part.weight, part.bias);
+  return part.tail == LinearPart::Tail::glu ? gated_unit(args, part, value(part.up))
+                                            : linear(args, part.weight, part.bias);
+}
 
+Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
   args.activation = static_cast<int>(part.activation);
   const MatrixArgs up = matrix(part.up_weight);
   if (args.rows <= kFewRows && !batch_invariant_ && up.form == matrix(part.weight).form) {
@@ -142,10 +135,9 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
     return linear(args, part.weight, part.bias);
   }
   LLMINFER_TRY(linear(args, part.weight, part.bias));
-  args.out = value(part.up);
+  const RowsArgs gate = std::exchange(args.out, up_rows);
   LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
-  const GluArgs glu{value(part.out), value(part.up), value(part.out), args.rows, static_cast<int>(width(part.out)),
-                    args.activation};
+  const GluArgs glu{gate, up_rows, gate, args.rows, static_cast<int>(weight(part.up_weight).rows()), args.activation};
   return device_->check(kernels().glu(device_->stream(), glu), "glu");
 }
 
@@ -200,6 +192,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   attend.q = store.q_out;
   attend.heads = step.op.heads;
   attend.window = group.window;
+  attend.sinks = vector(step.op.sinks);
   attend.parts = memory_.at<float>(layout_.parts);
   attend.out = value(step.op.out);
   // Tiles round to halves, which a cache of floats was not chosen for, and depend on how a prompt is cut.
@@ -215,6 +208,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   args.task_count = pass_.task_count;
   args.heads = attend.heads;
   args.window = attend.window;
+  args.sinks = attend.sinks;
   args.out = attend.out;
   return device_->check(kernels().attend_tiles(device_->stream(), args), "attend_tiles");
 }

@@ -115,8 +115,8 @@ struct MemoryPlan {
   std::int64_t streamed = 0;     ///< weights that stay in host memory, beside `weights`; see MemoryShare
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
-  /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of `activations` is for what goes from one
-  /// to the next.
+  /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of
+  /// `activations` is for what goes from one backend to the next.
   std::vector<MemoryShare> shares{};
   std::int64_t total() const noexcept { return weights + cache + activations + streamed; }
 };

@@ -44,10 +44,8 @@ Result<void> check_tensor(const WeightSpec& weight, const load::Checkpoint& chec
   }
   const load::TensorInfo& tensor = checkpoint.tensors[found->second];
   if (tensor.rows == weight.rows && tensor.cols == weight.cols && tensor.shape.size() <= 2) return {};
-  std::string shape;
-  for (const std::int64_t side : tensor.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(side);
-  return fail(ErrorCode::shape_mismatch, "tensor ", weight.name, " is [", shape, "], expected [", weight.rows, ", ",
-              weight.cols, "]");
+  return fail(ErrorCode::shape_mismatch, "tensor ", weight.name, " is ", load::shape_text(tensor.shape), ", expected [",
+              weight.rows, ", ", weight.cols, "]");
 }
 
 Result<void> check_tensors(const Program& program, const load::Checkpoint& checkpoint) {

@@ -32,7 +32,6 @@ constexpr Key kHeadDim{"head_dim", "attention.key_length"};
 constexpr Key kRotaryDim{"partial_rotary_factor", "rope.dimension_count"};
 constexpr Key kExpertsUsed{"num_experts_per_tok", "expert_used_count"};
 constexpr Key kExpertFfn{"moe_intermediate_size", "expert_feed_forward_length"};
-constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr Key kSlidingWindow{"sliding_window", "attention.sliding_window"};
 
 /// Several times beyond the largest published models.
@@ -46,8 +45,8 @@ constexpr Bound kBounds[] = {
     {kKvHeads, &load::ModelConfig::kv_heads, 1, 1 << 12},
     {kHeadDim, &load::ModelConfig::head_dim, 2, 1 << 12},
     {kRotaryDim, &load::ModelConfig::rotary_dim, 2, 1 << 12},
-    {{"num_experts", "expert_count"}, &load::ModelConfig::experts, 0, kMaxExperts},
-    {kExpertsUsed, &load::ModelConfig::experts_used, 0, kMaxExperts},
+    {{"num_experts", "expert_count"}, &load::ModelConfig::experts, 0, load::kMaxExperts},
+    {kExpertsUsed, &load::ModelConfig::experts_used, 0, load::kMaxExperts},
     {kExpertFfn, &load::ModelConfig::expert_ffn_size, 0, 1 << 22},
     {{"shared_expert_intermediate_size", "expert_shared_feed_forward_length"},
      &load::ModelConfig::shared_ffn_size,

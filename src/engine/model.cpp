@@ -31,6 +31,9 @@ Error out_of_range(const char* option, std::int64_t value, const char* range) {
   return fail(ErrorCode::invalid_argument, "EngineOptions::", option, " is ", value, ", expected ", range);
 }
 
+/// How many ranks share the model.
+int ranks_of(const EngineOptions& options) { return options.communicator ? options.communicator->size() : 1; }
+
 Result<void> check_options(const EngineOptions& options) {
   if (options.threads < 0 || options.threads > 1024) return out_of_range("threads", options.threads, "0 to 1024");
   if (options.context_length < 0) return out_of_range("context_length", options.context_length, "0 or more");
@@ -46,7 +49,7 @@ Result<void> check_options(const EngineOptions& options) {
   if (options.output_bits != 8 && options.output_bits != 16) {
     return out_of_range("output_bits", options.output_bits, "8 or 16");
   }
-  const int ranks = options.communicator ? options.communicator->size() : 1;
+  const int ranks = ranks_of(options);
   if (options.tensor_parallel < 1 || ranks % options.tensor_parallel != 0) {
     return fail(ErrorCode::invalid_argument, "EngineOptions::tensor_parallel is ", options.tensor_parallel,
                 ", expected a divisor of the number of ranks, ", ranks);
@@ -74,9 +77,6 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
   backend.executor = options.executor;
   return make_cpu_backend(backend);
 }
-
-/// How many ranks share the model.
-int ranks_of(const EngineOptions& options) { return options.communicator ? options.communicator->size() : 1; }
 
 /// One per share of a split; those without a backend of their own have the CPU's in common. With ranks, this one's for
 /// each of them.
@@ -277,6 +277,7 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
     if (shards > 1 && rank == 0) LLMINFER_TRY(add(0, 1, true));
     LLMINFER_TRY(add(shards > 1 ? std::max(layout.places[i], 1) : layout.places[i], layout.places[i + 1], shards == 1));
     if (shards > 1) share.activations += ShardGroup::bytes(layout.program.hidden_size * options.max_batch_tokens);
+    share.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
     layout.memory.shares.push_back(std::move(share));
   }
   return {};
@@ -318,7 +319,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.activations += share.activations;
     memory.streamed += share.streamed;
   }
-  if (layout.stages.size() > 1 || !layout.places.empty()) {
+  if (layout.stages.size() > 1 && layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
   }
   for (const auto& source : checkpoint.sources) memory.file += static_cast<std::int64_t>(source->size());

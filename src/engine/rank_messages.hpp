@@ -10,6 +10,8 @@
 
 #include <llminfer/communicator.hpp>
 
+#include "core/error.hpp"
+
 namespace llminfer::inline v0::engine {
 
 template <class T>
@@ -19,8 +21,7 @@ Result<void> send_message(Communicator& communicator, int to, const T& message) 
 template <class T>
 Result<T> receive_message(Communicator& communicator, int from) {
   T message;
-  auto received = communicator.receive(from, std::as_writable_bytes(std::span(&message, 1)));
-  if (!received) return std::move(received).error();
+  LLMINFER_TRY(communicator.receive(from, std::as_writable_bytes(std::span(&message, 1))));
   return message;
 }
 

@@ -283,10 +283,18 @@ Result<void> send_reply(Communicator& communicator, const Result<RankStage>& sta
 
 namespace {
 
+/// Others wait for what a follower sends, so nothing that it does in a pass may fail but what has an outcome to say it:
+/// memory for what has to be received is there before.
 class Follower {
  public:
+  /// Throws std::bad_alloc.
   Follower(Communicator& communicator, const RankStage& stage)
-      : communicator_(communicator), stage_(stage), stage_batch_(stage.max_batch_rows) {}
+      : communicator_(communicator), stage_(stage), stage_batch_(stage.max_batch_rows) {
+    words_.reserve(kUsualWords);
+    const auto floats = static_cast<std::size_t>(stage.max_batch_rows * stage.hidden_size);
+    in_.resize(floats);
+    out_.resize(floats);
+  }
 
   Result<void> run() {
     while (true) {
@@ -315,28 +323,34 @@ class Follower {
   Result<void> pass(std::size_t words) {
     words_.resize(words);
     LLMINFER_TRY(communicator_.receive(0, std::as_writable_bytes(std::span(words_))));
-    Batch batch = LLMINFER_TRY(read_pass(words_, runs_));
+    const auto rows = words_.empty() ? std::size_t{0} : static_cast<std::size_t>(words_[0]);  // as in write_pass()
+    if (rows > static_cast<std::size_t>(stage_.max_batch_rows)) {
+      return fail(ErrorCode::corrupt, "rank 0 sent a batch of ", words_[0], " rows");
+    }
     ShardGroup& group = *stage_.group;
     const int rank = communicator_.rank(), before = group.first() == 0 ? 0 : rank - group.count();
     const bool last = group.first() + group.count() == communicator_.size(), first_shard = rank == group.first();
-    const auto resized = [](std::vector<float>& values, std::size_t rows, std::int64_t width) {
-      values.resize(rows * static_cast<std::size_t>(width));
-      return std::span(values);
+    const auto rows_of = [&](std::vector<float>& values, std::size_t count) {
+      return std::span(values).first(count * static_cast<std::size_t>(stage_.hidden_size));
     };
-    const std::size_t rows = batch.positions.size();
-    const auto in = resized(in_, rows, stage_.hidden_size);
-    std::span<float> out;
-    if (last) {
-      batch.logits = resized(logits_, batch.logit_rows.size(), stage_.vocab_size);
-      batch.hidden = resized(out_, batch.hidden_rows.size(), stage_.hidden_size);
-    } else {
-      out = resized(out_, rows, stage_.hidden_size);
-    }
+    const auto in = rows_of(in_, rows), out = last ? std::span<float>() : rows_of(out_, rows);
     Result<void> outcome;
     LLMINFER_TRY(receive_outcome(communicator_, before, outcome, {in}));
+    Batch batch;
     if (outcome) {
       outcome = std::exchange(copied_, {});
-      if (outcome) outcome = core::guarded([&] { return compute(batch, in, out); });
+      if (outcome) {
+        outcome = core::guarded([&]() -> Result<void> {
+          batch = LLMINFER_TRY(read_pass(words_, runs_));
+          if (last) {
+            if (batch.hidden_rows.size() > rows) return fail(ErrorCode::corrupt, "rank 0 wants too many hidden states");
+            logits_.resize(batch.logit_rows.size() * static_cast<std::size_t>(stage_.vocab_size));
+            batch.logits = logits_;
+            batch.hidden = rows_of(out_, batch.hidden_rows.size());
+          }
+          return compute(batch, in, out);
+        });
+      }
       outcome = group.finish(std::move(outcome));
     }
     auto sent = Result<void>();
@@ -350,9 +364,6 @@ class Follower {
   }
 
   Result<void> compute(const Batch& batch, std::span<const float> in, std::span<float> out) {
-    if (batch.positions.size() > static_cast<std::size_t>(stage_.max_batch_rows)) {
-      return fail(ErrorCode::invalid_argument, "a batch of ", batch.positions.size(), " rows");
-    }
     for (const Run& run : batch.runs) {
       for (const std::size_t group : stage_.groups) {
         if (group >= run.block_tables.size()) return fail(ErrorCode::corrupt, "rank 0 sent too few block tables");
@@ -365,9 +376,11 @@ class Follower {
   Communicator& communicator_;
   const RankStage& stage_;
   StageBatch stage_batch_;
+  static constexpr std::size_t kUsualWords = 1 << 16;  ///< more are room for words_ only when they come
   std::vector<std::int32_t> words_;
   std::vector<Run> runs_;
-  std::vector<float> in_, out_, logits_;
+  std::vector<float> in_, out_;  ///< [max_batch_rows, hidden_size]
+  std::vector<float> logits_;
   Result<void> copied_;
 };
 

@@ -11,11 +11,7 @@ namespace llminfer::inline v0::engine {
 namespace {
 
 using core::fail;
-
-/// The least common multiple; limit + 1 where that is more than `limit`.
-std::int64_t common_unit(std::int64_t a, std::int64_t b, std::int64_t limit) {
-  return a <= limit && b <= limit && a / std::gcd(a, b) <= limit / b ? std::lcm(a, b) : limit + 1;
-}
+using load::common_unit;
 
 template <class Id>
 std::size_t index(Id id) {

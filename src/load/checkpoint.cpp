@@ -11,9 +11,30 @@
 
 namespace llminfer::load {
 
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text;
+  for (const std::int64_t side : shape) text += (text.empty() ? "" : ", ") + (side < 0 ? "any" : std::to_string(side));
+  return "[" + text + "]";
+}
+
+TensorInfo piece_of(TensorInfo tensor, std::int64_t index, std::int64_t count) {
+  tensor.bytes /= static_cast<std::uint64_t>(count);
+  tensor.offset += static_cast<std::uint64_t>(index) * tensor.bytes;
+  return tensor;
+}
+
 const TensorInfo* Checkpoint::find(const std::string& name) const {
   const auto found = by_name.find(name);
   return found == by_name.end() ? nullptr : &tensors[found->second];
+}
+
+std::optional<std::string> Checkpoint::replace_tensors(std::vector<TensorInfo> replacement) {
+  tensors = std::move(replacement);
+  by_name.clear();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!by_name.emplace(tensors[i].name, i).second) return tensors[i].name;
+  }
+  return std::nullopt;
 }
 
 Result<WeightView> Checkpoint::read(const TensorInfo& tensor, core::Team* team) const {

@@ -27,8 +27,10 @@ enum class ElementType : std::uint8_t { f32, f16, bf16, i8, u8, i32, i64, f8_e4m
 struct Checkpoint;
 struct TensorInfo;
 
-/// How a weight is made of several tensors of a checkpoint (GPTQ's qweight, qzeros, scales, …): read() gives it in
-/// blocks of its type. Immutable.
+inline constexpr std::int64_t kMaxExperts = 1 << 12;  ///< of a mixture; far above any model
+
+/// How a weight is made of what a checkpoint stores otherwise: of several tensors (GPTQ's qweight, qzeros, scales, …), or
+/// of a part of one whose elements do not lie together. read() gives it in blocks of its type. Immutable.
 class Packing {
  public:
   virtual ~Packing() = default;
@@ -49,10 +51,18 @@ struct TensorInfo {
   std::uint64_t offset = 0;  ///< from the start of the source
   std::uint64_t bytes = 0;
   ElementType element = ElementType::f32;  ///< safetensors only; others than f32, f16, bf16 have no `type`
-  /// Not null: a weight made of several tensors, the largest of which `source`, `offset` and `bytes` tell.
+  /// Not null: a weight that is not stored as it is; `source`, `offset` and `bytes` tell the largest part of what it is
+  /// made of.
   std::shared_ptr<const Packing> packing;
   WeightDetails details;  ///< of a packed weight
 };
+
+/// "[4, 64]"; sides below 0 are "any".
+std::string shape_text(const std::vector<std::int64_t>& shape);
+
+/// Piece `index` of the `count` equal ones that a tensor's bytes make up, such as one expert of a stack. Its shape is
+/// still the whole's.
+TensorInfo piece_of(TensorInfo tensor, std::int64_t index, std::int64_t count);
 
 /// How RoPE frequencies are scaled; the fields that a kind does not use are ignored.
 struct RopeScaling {
@@ -136,6 +146,8 @@ struct Checkpoint {
   std::vector<std::shared_ptr<const core::ByteSource>> sources;
 
   const TensorInfo* find(const std::string& name) const;
+  /// Takes these tensors in place of its own. Gives a name that two of them have, or nothing.
+  [[nodiscard]] std::optional<std::string> replace_tensors(std::vector<TensorInfo> replacement);
   /// The tensor's bytes: a view of the mapping where the source is resident, else a copy. Packed weights are converted,
   /// by all threads of `team` if there is one.
   Result<WeightView> read(const TensorInfo& tensor, core::Team* team = nullptr) const;

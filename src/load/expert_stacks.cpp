@@ -57,14 +57,9 @@ class Splitter {
     for (TensorInfo& tensor : checkpoint_.tensors) {
       LLMINFER_TRY(split(tensor));
     }
-    checkpoint_.tensors = std::move(tensors_);
-    checkpoint_.by_name.clear();
-    for (std::size_t i = 0; i < checkpoint_.tensors.size(); ++i) {
-      const std::string& name = checkpoint_.tensors[i].name;
-      if (checkpoint_.by_name.emplace(name, i).second) continue;
-      return fail(ErrorCode::corrupt, "tensor ", name, " is there by itself and in a stack of experts");
-    }
-    return {};
+    const auto twice = checkpoint_.replace_tensors(std::move(tensors_));
+    if (!twice) return {};
+    return fail(ErrorCode::corrupt, "tensor ", *twice, " is there by itself and in a stack of experts");
   }
 
  private:
@@ -107,32 +102,24 @@ class Splitter {
   /// Part `part` of the `parts` that an expert's rows fall into: a matrix [rows, cols], or a vector [rows] where there
   /// are no columns.
   void add(const TensorInfo& stack, std::int64_t expert, std::string name, std::int64_t rows, std::int64_t cols,
-           std::uint64_t part, std::uint64_t parts) {
-    TensorInfo slice = stack;
-    slice.bytes = stack.bytes / static_cast<std::uint64_t>(config_.experts);
-    slice.offset += static_cast<std::uint64_t>(expert) * slice.bytes;
+           std::int64_t part, std::int64_t parts) {
+    const TensorInfo slice = piece_of(stack, expert, config_.experts);
     TensorInfo made = slice;
     made.name = std::move(name);
     made.shape = cols > 0 ? std::vector{rows, cols} : std::vector{rows};
     made.rows = cols > 0 ? rows : 1;
     made.cols = cols > 0 ? cols : rows;
     const std::uint64_t size = bytes_of(stack.element);
+    const std::uint64_t first = static_cast<std::uint64_t>(part) * size, step = static_cast<std::uint64_t>(parts) * size;
     if (!gpt_oss_ || (cols == 0 && parts == 1)) {
-      made.bytes /= parts;
-      made.offset += part * made.bytes;
+      made = piece_of(std::move(made), part, parts);
     } else if (cols == 0) {
-      made.packing = std::make_shared<StridedPacking>(slice, Strides{part * size, 0, parts * size});
+      made.packing = std::make_shared<StridedPacking>(slice, Strides{first, 0, step});
     } else {
-      const Strides strides{part * size, parts * size, static_cast<std::uint64_t>(rows) * parts * size};
+      const Strides strides{first, step, static_cast<std::uint64_t>(rows) * step};
       made.packing = std::make_shared<StridedPacking>(slice, strides);
     }
     tensors_.push_back(std::move(made));
-  }
-
-  static std::string shape_text(const std::vector<std::int64_t>& shape) {
-    std::string text = "[";
-    for (const std::int64_t side : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(side);
-    return text + "]";
   }
 
   const ModelConfig& config_;

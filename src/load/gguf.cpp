@@ -74,22 +74,15 @@ Result<void> split_stacks(Checkpoint& checkpoint) {
     const std::size_t at = stack.name.rfind(kStack);
     const std::string name = stack.name.substr(0, at) + ".", suffix = stack.name.substr(at + kStack.size());
     for (std::int64_t e = 0; e < experts; ++e) {
-      TensorInfo& expert = tensors.emplace_back(stack);
+      TensorInfo& expert = tensors.emplace_back(piece_of(stack, e, experts));  // whole rows
       expert.name = name + std::to_string(e) + suffix;
       expert.shape.erase(expert.shape.begin());
       expert.rows = bias ? 1 : stack.shape[1];
-      expert.bytes = stack.bytes / static_cast<std::uint64_t>(experts);  // whole rows, so no remainder
-      expert.offset += static_cast<std::uint64_t>(e) * expert.bytes;
     }
   }
-  checkpoint.tensors = std::move(tensors);
-  checkpoint.by_name.clear();
-  for (std::size_t i = 0; i < checkpoint.tensors.size(); ++i) {
-    const std::string& name = checkpoint.tensors[i].name;
-    if (checkpoint.by_name.emplace(name, i).second) continue;
-    return fail(ErrorCode::corrupt, "tensor '", name, "' is there by itself and in a stack");
-  }
-  return {};
+  const auto twice = checkpoint.replace_tensors(std::move(tensors));
+  if (!twice) return {};
+  return fail(ErrorCode::corrupt, "tensor '", *twice, "' is there by itself and in a stack");
 }
 
 Result<Checkpoint> finish(Checkpoint checkpoint, GgufFile& first) {

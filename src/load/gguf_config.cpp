@@ -16,7 +16,6 @@ using core::fail;
 constexpr std::int64_t kMaxLayers = 1 << 14;
 constexpr std::int64_t kMaxHeads = 1 << 16;
 constexpr std::int64_t kMaxWidth = 1 << 24;
-constexpr std::int64_t kMaxExperts = 1 << 12;
 constexpr std::int64_t kMaxContext = INT32_MAX;
 
 /// rope_freqs.weight: one divisor per rotary pair.

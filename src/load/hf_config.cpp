@@ -46,7 +46,6 @@ constexpr Family kFamilies[] = {
 // Bounds that keep arithmetic on hyperparameters inside an int64.
 constexpr std::int64_t kMaxCount = 1 << 24;
 constexpr std::int64_t kMaxContext = INT32_MAX;
-constexpr std::int64_t kMaxExperts = 1 << 12;
 
 /// The keys of one JSON object, with range checks.
 class Reader {
@@ -133,9 +132,14 @@ Result<void> read_yarn(const Reader& rope, std::int64_t context_length, RopeScal
   return {};
 }
 
-Result<void> read_rope(const Reader& config, ModelConfig& model) {
+/// The rotary parameters as transformers 5 or 4 name them, or null.
+const Json* rope_object(const Reader& config) {
   const Json* object = config.member("rope_parameters");
-  if (!object) object = config.member("rope_scaling");
+  return object ? object : config.member("rope_scaling");
+}
+
+Result<void> read_rope(const Reader& config, ModelConfig& model) {
+  const Json* object = rope_object(config);
   const Json none{Json::Object()};
   if (!object) object = &none;
   if (!object->is_object()) return fail(ErrorCode::corrupt, config.name(), ": the rope parameters must be an object");
@@ -242,8 +246,7 @@ Result<void> check_gpt_oss(const Reader& config) {
     return fail(ErrorCode::unsupported, config.name(), ": \"", key, "\" is ", value, ", expected ", expected);
   }
   if (!config.member("rms_norm_eps")) return fail(ErrorCode::corrupt, config.name(), ": no \"rms_norm_eps\"");
-  const Json* rope = config.member("rope_parameters");
-  if (!rope) rope = config.member("rope_scaling");
+  const Json* rope = rope_object(config);
   if (!rope) return fail(ErrorCode::corrupt, config.name(), ": neither \"rope_parameters\" nor \"rope_scaling\"");
   if (config.member("rope_theta") || rope->find("rope_theta")) return {};
   return fail(ErrorCode::corrupt, config.name(), ": no \"rope_theta\"");

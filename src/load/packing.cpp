@@ -23,12 +23,6 @@ struct ElementRow {
 constexpr ElementRow kElements[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2},    {"I8", 1},      {"U8", 1},
                                     {"I32", 4}, {"I64", 8}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"BOOL", 1}};
 
-std::string list_of(const std::vector<std::int64_t>& shape) {
-  std::string text;
-  for (const std::int64_t side : shape) text += (text.empty() ? "" : ", ") + (side < 0 ? "any" : std::to_string(side));
-  return "[" + text + "]";
-}
-
 bool fits(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& expected) {
   if (shape.size() != expected.size()) return false;
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -94,7 +88,7 @@ const TensorInfo* Layers::find(const std::string& name) const { return checkpoin
 Result<TensorInfo> Layers::need(const std::string& name, std::initializer_list<ElementType> elements,
                                 const std::vector<std::int64_t>& shape) const {
   const TensorInfo* tensor = find(name);
-  if (!tensor) return fail(ErrorCode::missing_tensor, "no tensor ", name, ", expected ", list_of(shape));
+  if (!tensor) return fail(ErrorCode::missing_tensor, "no tensor ", name, ", expected ", shape_text(shape));
   std::string known;
   bool found = false;
   for (const ElementType element : elements) {
@@ -106,8 +100,8 @@ Result<TensorInfo> Layers::need(const std::string& name, std::initializer_list<E
                 known);
   }
   if (!fits(tensor->shape, shape)) {
-    return fail(ErrorCode::shape_mismatch, "tensor ", name, " is ", list_of(tensor->shape), ", expected ",
-                list_of(shape));
+    return fail(ErrorCode::shape_mismatch, "tensor ", name, " is ", shape_text(tensor->shape), ", expected ",
+                shape_text(shape));
   }
   return *tensor;
 }
@@ -140,15 +134,9 @@ Result<void> Layers::finish() {
     if (!taken_.contains(tensor.name)) tensors.push_back(std::move(tensor));
   }
   for (TensorInfo& tensor : added_) tensors.push_back(std::move(tensor));
-  checkpoint_.tensors = std::move(tensors);
-  checkpoint_.by_name.clear();
-  for (std::size_t i = 0; i < checkpoint_.tensors.size(); ++i) {
-    const std::string& name = checkpoint_.tensors[i].name;
-    if (!checkpoint_.by_name.emplace(name, i).second) {
-      return fail(ErrorCode::corrupt, "tensor ", name, " is there both packed and as it is");
-    }
-  }
-  return {};
+  const auto twice = checkpoint_.replace_tensors(std::move(tensors));
+  if (!twice) return {};
+  return fail(ErrorCode::corrupt, "tensor ", *twice, " is there both packed and as it is");
 }
 
 Result<core::Bytes> read_bytes(const Checkpoint& checkpoint, const TensorInfo& tensor) {

@@ -285,13 +285,13 @@ bool sparse_24(const Json& settings) {
 }
 
 /// Parts of the format that change what weights mean, and that llminfer does not have.
-Result<void> refuse_others(const Json& settings) {
+Result<void> refuse_others(const Json& settings, bool sparse) {
   for (const std::string_view key : {"sparsity_config", "transform_config"}) {
     const Json* found = settings.find(key);
     if (!found || found->is_null() || ((found->is_array() || found->is_object()) && found->size() == 0)) continue;
     const Json* format = found->find("format");
     const bool dense = format && format->is_string() && format->string() == "dense";
-    if (key == "sparsity_config" && (dense || sparse_24(settings))) continue;
+    if (key == "sparsity_config" && (dense || sparse)) continue;
     return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
   }
   return {};
@@ -300,10 +300,11 @@ Result<void> refuse_others(const Json& settings) {
 }  // namespace
 
 Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
-  LLMINFER_TRY(refuse_others(settings));
+  const bool sparse = sparse_24(settings);
+  LLMINFER_TRY(refuse_others(settings, sparse));
   const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
   const Json* groups = settings.find("config_groups");
-  if (sparse_24(settings)) {
+  if (sparse) {
     LLMINFER_TRY(add_sparse_24(layers));
     if (!groups || groups->is_null() || groups->size() == 0) return {};  // sparse, but not quantized
   }

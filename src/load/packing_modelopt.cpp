@@ -117,20 +117,15 @@ Result<void> add_mxfp4(const core::Json&, Layers& layers) {
                   " rows, expected an even number, those of gate and up");
     }
     for (std::int64_t e = 0; e < shape[0]; ++e) {
-      const auto slice = [&](TensorInfo stack) {
-        stack.bytes /= static_cast<std::uint64_t>(shape[0]);
-        stack.offset += static_cast<std::uint64_t>(e) * stack.bytes;
-        return stack;
-      };
       for (std::int64_t part = 0; part < (both ? 2 : 1); ++part) {
         NibbleLayer layer;
-        layer.weight = slice(blocks);
+        layer.weight = piece_of(blocks, e, shape[0]);
         layer.row_step = both ? 2 : 1;
         layer.first_row = part;
         layer.rows = shape[1] / layer.row_step;
         layer.cols = shape[2] * 32;
         layer.per_scale = 32;
-        layer.read_scales = [of_expert = slice(scales)](const Checkpoint& checkpoint) {
+        layer.read_scales = [of_expert = piece_of(scales, e, shape[0])](const Checkpoint& checkpoint) {
           return read_floats(checkpoint, of_expert);
         };
         const std::string matrix = !both ? name : part == 0 ? "gate_proj" : "up_proj";

@@ -26,10 +26,6 @@ class Cut final : public Packing {
     const std::uint64_t row_bytes = bytes_of_values(whole.type, whole.cols);
     const std::uint64_t begin = bytes_of_values(whole.type, slice_.first_col);
     const std::uint64_t bytes = bytes_of_values(whole.type, slice_.cols);
-    const auto row = [&](std::int64_t r) {
-      const std::uint64_t at = static_cast<std::uint64_t>(slice_.first_row + r) * row_bytes + begin;
-      return whole.data.subspan(at, bytes);
-    };
     if (slice_.cols == whole.cols) {
       WeightView rows = whole;
       rows.name = tensor.name;
@@ -39,7 +35,10 @@ class Cut final : public Packing {
       return rows;
     }
     BlockBuffer buffer(whole.type, slice_.rows, slice_.cols);
-    for (std::int64_t r = 0; r < slice_.rows; ++r) std::memcpy(buffer.row(r), row(r).data(), bytes);
+    for (std::int64_t r = 0; r < slice_.rows; ++r) {
+      const std::uint64_t at = static_cast<std::uint64_t>(slice_.first_row + r) * row_bytes + begin;
+      std::memcpy(buffer.row(r), whole.data.subspan(at, bytes).data(), bytes);
+    }
     return buffer.view(tensor);
   }
 
@@ -50,12 +49,15 @@ class Cut final : public Packing {
 
 }  // namespace
 
+std::int64_t common_unit(std::int64_t a, std::int64_t b, std::int64_t limit) noexcept {
+  return a <= limit && b <= limit && a / std::gcd(a, b) <= limit / b ? std::lcm(a, b) : limit + 1;
+}
+
 std::int64_t column_unit(const TensorInfo& tensor) noexcept {
-  const std::int64_t block = weight_type_info(tensor.type).block_values;
-  const std::int64_t scales = tensor.details.scale_columns, inputs = tensor.details.input.group;
-  std::int64_t unit = block;
-  if (scales > 0 && scales < tensor.cols) unit = std::lcm(unit, scales);
-  if (inputs > 0 && inputs < tensor.cols) unit = std::lcm(unit, inputs);
+  std::int64_t unit = weight_type_info(tensor.type).block_values;
+  for (const std::int64_t group : {tensor.details.scale_columns, std::int64_t{tensor.details.input.group}}) {
+    if (group > 0 && group < tensor.cols) unit = common_unit(unit, group, tensor.cols);
+  }
   return unit;
 }
 

@@ -15,7 +15,11 @@ struct TensorSlice {
   friend bool operator==(const TensorSlice&, const TensorSlice&) = default;
 };
 
-/// Columns of a tensor can be cut at multiples of this: where its blocks end, and its groups with scales of their own.
+/// The least common multiple of two positive numbers; limit + 1 where that is more than `limit`.
+std::int64_t common_unit(std::int64_t a, std::int64_t b, std::int64_t limit) noexcept;
+
+/// Columns of a tensor can be cut at multiples of this: where its blocks end, and its groups with scales of their own. More than
+/// the tensor has: nowhere.
 std::int64_t column_unit(const TensorInfo& tensor) noexcept;
 
 /// The slice as a tensor of its own; all of the tensor is the tensor itself. Where the tensor is stored as it is, only

@@ -120,9 +120,9 @@ Result<Source> open_source(const std::string& path, bool hf_names) {
     tensor.packing = packing;
     tensors.push_back(std::move(tensor));
   }
-  checkpoint.tensors = std::move(tensors);
-  checkpoint.by_name.clear();
-  for (std::size_t i = 0; i < checkpoint.tensors.size(); ++i) checkpoint.by_name.emplace(checkpoint.tensors[i].name, i);
+  if (const auto twice = checkpoint.replace_tensors(std::move(tensors))) {
+    return fail(ErrorCode::internal, path, ": two tensors would be ", *twice);
+  }
   Program program = LLMINFER_TRY(arch::build_program(checkpoint));
   LLMINFER_TRY(order_rotary_rows(source.program, program, renamed));
   source.program = std::move(program);

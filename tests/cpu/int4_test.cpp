@@ -50,7 +50,7 @@ TEST_CASE("int4 pages: values as KIVI's formula gives them, the same on every le
       if (first.empty()) first = packed;
       CHECK(packed == first);
       std::vector<float> out(page.size());
-      level.elementwise->unpack_int4(layout, packed.data(), out.data(), out.data() + layout.float_keys());
+      cpu::unpack_int4(layout, packed.data(), out.data(), out.data() + layout.float_keys());
       std::size_t wrong = 0;
       for (std::int32_t i = 0; i < 64 * dim; ++i) {
         const std::int64_t value = layout.float_keys() + i / dim * layout.padded_dim + i % dim;
@@ -67,7 +67,7 @@ TEST_CASE("int4 pages: values as KIVI's formula gives them, the same on every le
       }
       level.elementwise->pack_int4(layout, out.data(), out.data() + layout.float_keys(), again.data());
       std::vector<float> second(page.size());
-      level.elementwise->unpack_int4(layout, again.data(), second.data(), second.data() + layout.float_keys());
+      cpu::unpack_int4(layout, again.data(), second.data(), second.data() + layout.float_keys());
       CHECK(std::equal(out.begin(), out.begin() + layout.float_keys(), second.begin()));
     }
   }
@@ -89,7 +89,7 @@ TEST_CASE("int4 pages: what is no number or too large spoils nothing else") {
     if (first.empty()) first = packed;
     CHECK(packed == first);
     std::vector<float> out(page.size());
-    level.elementwise->unpack_int4(layout, packed.data(), out.data(), out.data() + layout.float_keys());
+    cpu::unpack_int4(layout, packed.data(), out.data(), out.data() + layout.float_keys());
     for (const float x : out) REQUIRE(std::isfinite(x));
     CHECK(out[0] == 1.0f);
     CHECK(out[3] == 1.0f);

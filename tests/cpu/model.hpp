@@ -93,6 +93,13 @@ struct Model {
     details[i] = std::move(of_weight);
     unpack_rows(view(i), 0, program.weights[i].rows, values[i]).value();
   }
+  /// Gives a vector other elements.
+  void set_vector(const std::string& name, const std::vector<float>& elements) {
+    std::size_t i = 0;
+    while (program.weights[i].name != name) ++i;
+    std::memcpy(data[i]->data(), elements.data(), elements.size() * sizeof(float));
+    values[i] = elements;
+  }
 };
 
 /// Random weights. Blocks of q8_0, q4_0 and q4_1 are random codes under scales that make elements of about 1 /

@@ -100,12 +100,7 @@ TEST_CASE("default mode is close to the interpreter") {
 TEST_CASE("attention sinks") {
   const Shape shape{.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 64, .tied = true, .sinks = true};
   Model model = make_model(make_program(shape), WeightType::q8_0);
-  const auto sinks = static_cast<std::size_t>(std::find_if(model.program.weights.begin(), model.program.weights.end(),
-                                                           [](const auto& w) { return w.name == "blk.0.sinks"; }) -
-                                              model.program.weights.begin());
-  const float values[4] = {-200.0f, 0.5f, 4.0f, 200.0f};  // as if there were none, and the whole sum
-  std::memcpy(model.data[sinks]->data(), values, sizeof values);
-  model.set_details(sinks, {});
+  model.set_vector("blk.0.sinks", {-200.0f, 0.5f, 4.0f, 200.0f});  // as if there were none, and the whole sum
   const auto tokens = random_tokens(600, shape.vocab);
   const Oracle oracle(model, tokens);
   for (const auto& [type, bound] : {std::pair{CacheType::f16, 1e-6}, {CacheType::int8, 1e-3}}) {

@@ -80,10 +80,14 @@ TEST_CASE("An engine on the GPU, or on the GPU and the CPU, gives the reference'
                           Catch::Contains("; layers 1 to 1 on " + gpu->description() + "; layers 2 to 2 on cpu"));
 }
 
+TEST_CASE("gpt-oss on the GPU: sinks, windows, experts in MXFP4 with biases, clamped units") {
+  check_model("gpt-oss", make_machine_backend());
+}
+
 TEST_CASE("Every tiny model, each kind of machine in turn", "[.slow]") {
   std::size_t turn = 0;
   for (const char* model : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
-                            "qwen2", "qwen2-window"}) {
+                            "qwen2", "qwen2-window", "gpt-oss", "qwen3-moe"}) {
     const std::vector<Machine> all = machines(turn + 1);
     for (const bool batch_invariant : {false, true}) {
       const Machine& machine = all[(turn + batch_invariant) % all.size()];

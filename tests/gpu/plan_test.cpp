@@ -35,7 +35,7 @@ std::vector<Shape> shapes() {
                  .window = 5,
                  .activation = Activation::gelu_tanh});
   all.push_back({.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 264, .ffn = 32});
-  all.push_back({.layers = 1, .activation = Activation::clamped_swiglu});
+  all.push_back({.layers = 1, .window = 70, .sinks = true, .activation = Activation::clamped_swiglu});
   return all;
 }
 
@@ -128,6 +128,17 @@ TEST_CASE("A long context is split over blocks") {
   gpu::EmulatorOptions options;
   options.units = 64;
   CHECK(error_of(model, make_machine_backend(options), CacheType::f32, {128, 128, 4, 1}, 262) < 1e-6);
+}
+
+TEST_CASE("Attention sinks on the GPU: in tiles, in rows, and where the keys are split") {
+  Model model =
+      make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 16, .ffn = 32, .sinks = true}),
+                 WeightType::f32);
+  model.set_vector("blk.0.sinks", {-200.0f, 0.5f, 4.0f, 200.0f});  // as if there were none, and the whole sum
+  gpu::EmulatorOptions options;
+  options.units = 64;
+  CHECK(error_of(model, make_machine_backend(options), CacheType::f16, {90, 10, 1, 30, 1}, 142) < 1e-5);
+  CHECK(error_of(model, make_machine_backend(options, true), CacheType::f32, {90, 10, 1}, 142) < 1e-6);
 }
 
 TEST_CASE("A long context is split over blocks alike in every batch", "[.slow]") {

@@ -100,6 +100,6 @@ static void add_scaled(const float* a, float factor, const float* b, std::int64_
 
 const ElementwiseKernels& elementwise_kernels() {
   static constexpr ElementwiseKernels kKernels{
-      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh, glu_clamped_swiglu}, add, add_scaled, pack_int4, unpack_int4};
+      rms_norm, rope, {glu_silu, glu_gelu, glu_gelu_tanh, glu_clamped_swiglu}, add, add_scaled, pack_int4};
   return kKernels;
 }

@@ -57,25 +57,7 @@ static void pack_codes(const float* x, std::int32_t count, std::int32_t n, std::
   }
 }
 
-static void unpack_codes(const std::uint8_t* codes, const std::uint8_t* ranges, std::int32_t count, std::int32_t cols,
-                         float* x) {
-  const auto* const words = reinterpret_cast<const std::uint16_t*>(codes);
-  for (std::int32_t k = 0; k < count; ++k, x += cols) {
-    const std::uint16_t* const row = words + k / 8 * cols * 2 + k % 2;
-    const int shift = k / 2 % 4 * 4;
-    std::uint32_t range;
-    __builtin_memcpy(&range, ranges + k * 4, 4);
-    const float scale = float_of_bits(range & 0xffff0000u), minimum = float_of_bits(range << 16);
-    for (std::int32_t i = 0; i < cols; ++i) x[i] = static_cast<float>(row[2 * i] >> shift & 15) * scale + minimum;
-  }
-}
-
 static void pack_int4(const Int4Layout& layout, const float* keys, const float* values, std::uint8_t* out) {
   pack_codes(keys, layout.head_dim, kPageSlots, kPageSlots, out, out + layout.key_ranges);
   pack_codes(values, kPageSlots, layout.head_dim, layout.padded_dim, out + layout.values, out + layout.value_ranges);
-}
-
-static void unpack_int4(const Int4Layout& layout, const std::uint8_t* in, float* keys, float* values) {
-  unpack_codes(in, in + layout.key_ranges, layout.head_dim, kPageSlots, keys);
-  unpack_codes(in + layout.values, in + layout.value_ranges, kPageSlots, layout.padded_dim, values);
 }

@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
   for (int i = thread; i < heads * dim; i += kThreads) {
     const int head = i / dim, d = i % dim;
     if (a.splits == 1) {
-      a.out.data[row * a.out.stride + (first_head + head) * dim + d] = out[head * padded + d] / sum[head];
+      a.out.data[row * a.out.stride + (first_head + head) * dim + d] =
+          out[head * padded + d] / divisor_of(a.sinks, first_head + head, most[head], sum[head]);
     } else {
       float* part =
           a.parts + ((static_cast<int64_t>(blockIdx.x) * a.heads + first_head + head) * a.splits + split) * (dim + 2);
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(AttendArgs a) {
       sum += weight * part[1];
       value += weight * part[2 + d];
     }
-    a.out.data[row * a.out.stride + head * dim + d] = value / sum;
+    a.out.data[row * a.out.stride + head * dim + d] = value / divisor_of(a.sinks, head, most, sum);
   }
 }
 

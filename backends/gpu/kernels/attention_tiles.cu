@@ -151,6 +151,8 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
     }
     __syncthreads();
   }
+  if (thread < kTileRows) sum[thread] = divisor_of(a.sinks, head, most[thread], sum[thread]);
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll

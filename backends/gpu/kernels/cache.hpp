@@ -82,6 +82,14 @@ __device__ __forceinline__ float int8_scale(float most) {
   return bits_to_float((bits + 0x7fu) & ~0x7fu);
 }
 
+/// What a head's values are divided by, given the largest of its scores and the sum of their weights under that. A sink
+/// joins as one more key, whose value is zero; one that is far above all keys leaves next to nothing of them.
+__device__ __forceinline__ float divisor_of(const float* sinks, int head, float most, float sum) {
+  if (!sinks) return sum;
+  const float above = sinks[head] - most;
+  return sum + exp(above > 80.0f ? 80.0f : above);
+}
+
 template <class F>
 auto with_element(CacheElement element, F f) {
   switch (element) {
