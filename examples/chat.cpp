@@ -167,7 +167,8 @@ int print_plan(const ChatCommand& command, const li::EngineOptions& options) {
               "all, MiB");
   const auto row = [&](const std::string& layers, const auto& bytes, const std::string& backend) {
     std::printf("%-14s %10.1f %10.1f %10.1f %10.1f %10.1f  %s\n", layers.c_str(), mib(bytes.weights), mib(bytes.cache),
-                mib(bytes.activations), mib(bytes.streamed), mib(bytes.weights + bytes.cache + bytes.activations + bytes.streamed), backend.c_str());
+                mib(bytes.activations), mib(bytes.streamed),
+                mib(bytes.weights + bytes.cache + bytes.activations + bytes.streamed), backend.c_str());
   };
   for (const li::MemoryShare& share : plan->shares) {
     const int last = share.first_layer + share.layers - 1;

@@ -159,7 +159,7 @@ class GpuPlan final : public Plan {
   const bool batch_invariant_;
   std::vector<std::shared_ptr<const PreparedWeight>> owned_;
   std::vector<const GpuWeight*> weights_;
-  std::unique_ptr<WeightRing> ring_;      ///< null: no weight is streamed
+  std::unique_ptr<WeightRing> ring_;    ///< null: no weight is streamed
   std::vector<StepGroup> step_groups_;  ///< per step
   std::int64_t embed_rows_ = 0;
   Buffer memory_;

@@ -43,8 +43,8 @@ Result<void> GpuPlan::make_ring(const PlanOptions& options) {
       const std::int32_t group = id == WeightId::none ? -1 : layout.group[static_cast<std::size_t>(id)];
       if (group < 0) return;
       if (group < current || (of_step.group >= 0 && of_step.group != group)) {
-        fit = core::fail(ErrorCode::invalid_argument, "PlanOptions::streamed: ",
-                         program_.weights[static_cast<std::size_t>(id)].name,
+        fit = core::fail(ErrorCode::invalid_argument,
+                         "PlanOptions::streamed: ", program_.weights[static_cast<std::size_t>(id)].name,
                          " is read beside or after weights of a later group");
       }
       of_step.group = current = std::max(current, group);

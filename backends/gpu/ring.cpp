@@ -12,7 +12,8 @@ RingLayout::RingLayout(std::span<const std::int32_t> streamed, std::span<const s
     : group(bytes.size(), -1), offset(bytes.size(), 0) {
   std::map<std::int32_t, std::int64_t> sizes;
   for (std::size_t i = 0; i < streamed.size(); ++i) {
-    if (streamed[i] >= 0) offset[i] = std::exchange(sizes[streamed[i]], sizes[streamed[i]] + (bytes[i] + 255) / 256 * 256);
+    if (streamed[i] >= 0)
+      offset[i] = std::exchange(sizes[streamed[i]], sizes[streamed[i]] + (bytes[i] + 255) / 256 * 256);
   }
   std::map<std::int32_t, std::int32_t> numbers;
   for (const auto& [number, size] : sizes) {

@@ -61,7 +61,8 @@ class WeightRing {
   struct Slot {
     Event filled, read;
   };
-  WeightRing(std::shared_ptr<Device> device, RingLayout layout) : device_(std::move(device)), layout_(std::move(layout)) {}
+  WeightRing(std::shared_ptr<Device> device, RingLayout layout)
+      : device_(std::move(device)), layout_(std::move(layout)) {}
   std::int64_t slot(std::int64_t turn) const noexcept { return turn % layout_.slots; }
 
   const std::shared_ptr<Device> device_;

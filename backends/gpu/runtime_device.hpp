@@ -29,7 +29,8 @@ class RuntimeDevice final : public Device {
     const std::shared_ptr<RuntimeDevice> device(new RuntimeDevice(index));
     const Current current(*device);
     LLMINFER_TRY(device->status(Api::describe(index, device->info_), "device properties"));
-    for (typename Api::Stream& stream : device->streams_) LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
+    for (typename Api::Stream& stream : device->streams_)
+      LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
     for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
     if (const int error = device->kernels().probe(device->stream()); error != 0) {
       (void)Api::take_error();

@@ -137,8 +137,8 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
 }
 
 /// Streams what LayerShare::memory of the share has no room for, if it says so. `held`: what it holds already.
-Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, const CacheSize& size,
-                           std::size_t share, std::int64_t held) {
+Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, const CacheSize& size, std::size_t share,
+                           std::int64_t held) {
   if (share >= options.split.size() || !options.split[share].stream) return {};
   const auto bytes = [&](const Streamed& streamed) {
     layout.streamed = streamed;
@@ -269,7 +269,8 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
       StageLayout stage = stage_of(checkpoint, layout, backends[r], std::move(cut));
       if (!whole) LLMINFER_TRY(cut_shard(stage, rank % shards, shards));
       const bool own = rank == options.communicator->rank();  // others' backends are not known here
-      if ((own || stage.backend->streams()) && to > 1) LLMINFER_TRY(stream_layers(stage, options, layout.cache, i, share.total()));
+      if ((own || stage.backend->streams()) && to > 1)
+        LLMINFER_TRY(stream_layers(stage, options, layout.cache, i, share.total()));
       LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
       if (own) layout.stages.push_back(std::move(stage));
       return {};

@@ -1,5 +1,5 @@
-// Streaming: which layers of a stage stay in host memory, because its backend has no room for them, and are copied there
-// for each pass. Knows nothing of bytes; whoever asks says what a choice would take.
+// Streaming: which layers of a stage stay in host memory, because its backend has no room for them, and are copied
+// there for each pass. Knows nothing of bytes; whoever asks says what a choice would take.
 #pragma once
 
 #include <cstdint>

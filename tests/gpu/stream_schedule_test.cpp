@@ -16,7 +16,8 @@ using gpu::emulator::Streams;
 namespace {
 
 Model streamed_model() {
-  return make_model(make_program({.layers = 5, .heads = 2, .kv_heads = 1, .ffn = 32, .vocab = 48, .hidden = 32}), WeightType::q4_0);
+  return make_model(make_program({.layers = 3, .heads = 2, .kv_heads = 1, .ffn = 32, .vocab = 48, .hidden = 32}),
+                    WeightType::q4_0);
 }
 std::vector<std::int32_t> all_layers(const Model& model) {
   return groups_of(model.program, [](std::int32_t) { return true; });
@@ -76,32 +77,36 @@ TEST_CASE("Events order streams, and what waits for ever is reported") {
   }
 }
 
-TEST_CASE("A forgotten wait of either stream shows in what streamed weights give") {
+/// Of `seeds` runs, how many give other bits than resident weights do.
+int wrong_runs(std::optional<gpu::Stream> deaf, int seeds) {
   const Model model = streamed_model();
-  const auto tokens = random_tokens(4, model.program.vocab_size);
-  const std::vector<float> expected = Driver(model, make_machine_backend(), CacheType::f16).feed(tokens, {2, 1, 1});
-  const auto wrong = [&](std::optional<gpu::Stream> deaf) {
-    int count = 0;
-    for (std::uint64_t seed = 1; seed <= 5; ++seed) {
-      gpu::EmulatorOptions options;
-      options.seed = seed;
-      options.deaf = deaf;
-      Driver driver = streamed_driver(model, make_machine_backend(options), all_layers(model));
-      count += !same_bits(driver.feed(tokens, {2, 1, 1}), expected);
-    }
-    return count;
-  };
-  CHECK(wrong({}) == 0);
-  CHECK(wrong(gpu::Stream::work) >= 4);    // reads a slot before it is filled
-  CHECK(wrong(gpu::Stream::copies) >= 4);  // fills a slot that is still read
+  const auto tokens = random_tokens(3, model.program.vocab_size);
+  const std::vector<float> expected = Driver(model, make_machine_backend(), CacheType::f16).feed(tokens, {2, 1});
+  int count = 0;
+  for (int seed = 1; seed <= seeds; ++seed) {
+    gpu::EmulatorOptions options;
+    options.seed = static_cast<std::uint64_t>(seed);
+    options.deaf = deaf;
+    Driver driver = streamed_driver(model, make_machine_backend(options), all_layers(model));
+    count += !same_bits(driver.feed(tokens, {2, 1}), expected);
+  }
+  return count;
 }
+
+TEST_CASE("A forgotten wait of either stream shows in what streamed weights give") {
+  CHECK(wrong_runs({}, 4) == 0);
+  CHECK(wrong_runs(gpu::Stream::work, 4) >= 2);    // reads a slot before it is filled
+  CHECK(wrong_runs(gpu::Stream::copies, 4) >= 2);  // fills a slot that is still read
+}
+
+TEST_CASE("No schedule of streams changes a bit", "[.slow]") { CHECK(wrong_runs({}, 100) == 0); }
 
 TEST_CASE("A launch that fails between streamed layers is an error of its pass alone") {
   const Model model = streamed_model();
   Parts expected(model, 5);
   Driver whole(model, make_machine_backend(), CacheType::f16);
   REQUIRE(pass(whole, expected.batch));
-  for (const std::int64_t launch : {3, 30}) {
+  for (const std::int64_t launch : {3, 17}) {
     gpu::EmulatorOptions options;
     options.fail_launch = launch;
     Driver driver = streamed_driver(model, make_machine_backend(options), all_layers(model));
@@ -115,9 +120,7 @@ TEST_CASE("A launch that fails between streamed layers is an error of its pass a
 TEST_CASE("Memory of the device that runs out for streamed weights is an error, pinned memory that runs out is none") {
   const Model model = streamed_model();
   const auto tokens = random_tokens(9, model.program.vocab_size);
-  const auto in_use = [] {
-    return std::pair(gpu::emulated_memory_in_use(), gpu::emulated_pinned_memory_in_use());
-  };
+  const auto in_use = [] { return std::pair(gpu::emulated_memory_in_use(), gpu::emulated_pinned_memory_in_use()); };
   const auto attempt = [&](const gpu::EmulatorOptions& options) -> Result<std::vector<float>> {
     const auto backend = make_machine_backend(options);
     auto plan = compile_streamed(model, *backend, all_layers(model), 16);

@@ -1,6 +1,6 @@
 // The streams of an emulated device: work in each runs in its order, and among streams in a random one, which events
-// alone constrain. Nothing runs before it must, unless the schedule happens to choose it; so what forgets to wait for an
-// event reads what is not there yet, or overwrites what is still read.
+// alone constrain. Nothing runs before it must, unless the schedule happens to choose it; so what forgets to wait for
+// an event reads what is not there yet, or overwrites what is still read.
 #pragma once
 
 #include <array>
