@@ -44,7 +44,7 @@ TEST_CASE("Streamed layers of all choices on all machines", "[.slow]") {
   const Model model = deep_model();
   const Model mixture =
       make_model(make_mixture({.experts = 3, .layers = 4, .shared = true, .biases = true}), WeightType::q4_1);
-  for (unsigned choice = 1; choice < 32; ++choice) {
+  for (unsigned choice = 3; choice < 32; choice += 5) {
     const auto chosen = [&](std::int32_t layer) { return (choice >> layer & 1) != 0; };
     const std::vector<Machine> all = machines(choice + 20);
     const Machine& machine = all[choice % all.size()];
