@@ -63,7 +63,12 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
   if (type == CacheType::int4) {
-    cache->open_ = std::make_unique<OpenPages>(pages, open_page_bytes(group, type));
+    const std::int64_t floats = open_page_bytes(group, type);
+    cache->open_ = std::make_unique<backend::OpenPages>(pages, floats, [floats]() -> Result<std::shared_ptr<void>> {
+      void* const memory = std::aligned_alloc(64, static_cast<std::size_t>((floats + 63) / 64 * 64));
+      if (!memory) return fail(ErrorCode::out_of_memory, "no memory for an open cache page of ", floats, " bytes");
+      return std::shared_ptr<void>(memory, &std::free);
+    });
   }
   const auto address = reinterpret_cast<std::uintptr_t>(cache->memory_.get());
   cache->data_ = static_cast<std::byte*>(cache->memory_.get()) + (alignment - address % alignment) % alignment;
@@ -210,10 +215,7 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
 Result<void> CpuCache::import_page(std::int32_t page, std::span<const std::byte> in) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_transfer(page, pages_, in.size(), canonical_page_bytes(), "import_page"));
-    if (open_) {
-      import_int4(page, in);
-      return {};
-    }
+    if (open_) return import_int4(page, in);
     const auto dim = static_cast<std::size_t>(group_.head_dim);
     std::vector<float> key(dim), value(dim);
     const AttentionKernels& kernels = isa_scalar::attention_kernels();  // all levels store alike

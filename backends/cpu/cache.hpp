@@ -7,9 +7,9 @@
 
 #include <llminfer/backend.hpp>
 
+#include "backends/common/open_pages.hpp"
 #include "backends/cpu/attention.hpp"
 #include "backends/cpu/int4.hpp"
-#include "backends/cpu/open_pages.hpp"
 
 namespace llminfer::cpu {
 
@@ -45,7 +45,7 @@ class CpuCache final : public CacheStorage {
   AttentionPages head(std::int32_t layer, std::int32_t kv_head) const noexcept;
 
   // With int4 only.
-  OpenPages& open_pages() noexcept { return *open_; }
+  backend::OpenPages& open_pages() noexcept { return *open_; }
   /// A layer's head of an open page, of whatever number.
   AttentionPages open_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept;
   std::uint8_t* sealed_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept {
@@ -57,7 +57,7 @@ class CpuCache final : public CacheStorage {
   CpuCache() = default;
   Result<void> copy_open(std::int32_t from, std::int32_t to, std::int32_t tokens);
   void export_int4(std::int32_t page, std::span<std::byte> out) const;
-  void import_int4(std::int32_t page, std::span<const std::byte> in);
+  Result<void> import_int4(std::int32_t page, std::span<const std::byte> in);
   CacheElement element() const noexcept;
   std::int64_t key_bytes() const noexcept;
   std::int64_t head_bytes() const noexcept;
@@ -76,7 +76,7 @@ class CpuCache final : public CacheStorage {
   std::int64_t page_bytes_ = 0;
   std::unique_ptr<void, Free> memory_;
   std::byte* data_ = nullptr;  ///< memory_, aligned
-  std::unique_ptr<OpenPages> open_;
+  std::unique_ptr<backend::OpenPages> open_;
 };
 
 }  // namespace llminfer::cpu

@@ -30,7 +30,7 @@ void unpack_int4(const Int4Layout& layout, const std::uint8_t* in, float* keys, 
 AttentionPages CpuCache::open_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept {
   const Int4Layout layout(group_.head_dim);
   AttentionPages pages{};
-  pages.data = reinterpret_cast<std::byte*>(open_->data(page) +
+  pages.data = reinterpret_cast<std::byte*>(open_->data<float>(page) +
                                             (std::int64_t{layer} * group_.kv_heads + kv_head) * layout.floats());
   pages.value_offset = layout.float_keys() * static_cast<std::int64_t>(sizeof(float));
   pages.head_dim = group_.head_dim;
@@ -40,20 +40,12 @@ AttentionPages CpuCache::open_head(std::int32_t page, std::int32_t layer, std::i
 }
 
 Result<void> CpuCache::copy_open(std::int32_t from, std::int32_t to, std::int32_t tokens) {
-  if (!open_->is_open(from)) {
-    if (tokens < kPageTokens) {
-      return core::fail(ErrorCode::invalid_state, "copy_page: page ", from,
-                        " of the int4 cache is full; only all of it can be copied");
-    }
-    open_->close(to);
-    return {};
-  }
-  open_->open(to);
+  if (!LLMINFER_TRY(backend::open_copy(*open_, from, to, tokens))) return {};
   const Int4Layout layout(group_.head_dim);
   const auto heads = std::int64_t{group_.layers} * group_.kv_heads;
   for (std::int64_t head = 0; head < heads; ++head) {
-    const float* const source = open_->data(from) + head * layout.floats();
-    float* const target = open_->data(to) + head * layout.floats();
+    const float* const source = open_->data<float>(from) + head * layout.floats();
+    float* const target = open_->data<float>(to) + head * layout.floats();
     for (std::int64_t i = 0; i < layout.float_keys(); i += kPageSlots) std::copy_n(source + i, tokens, target + i);
     std::copy_n(source + layout.float_keys(), std::int64_t{tokens} * padded_dim_, target + layout.float_keys());
   }
@@ -94,9 +86,9 @@ void CpuCache::export_int4(std::int32_t page, std::span<std::byte> out) const {
 }
 
 /// Whether the page is full is not known: it becomes both.
-void CpuCache::import_int4(std::int32_t page, std::span<const std::byte> in) {
+Result<void> CpuCache::import_int4(std::int32_t page, std::span<const std::byte> in) {
   const Int4Layout layout(group_.head_dim);
-  open_->open(page);
+  LLMINFER_TRY(open_->open(page));
   for (std::int32_t layer = 0; layer < group_.layers; ++layer) {
     for (std::int32_t h = 0; h < group_.kv_heads; ++h) {
       auto* const to = reinterpret_cast<float*>(open_head(page, layer, h).data);
@@ -107,6 +99,7 @@ void CpuCache::import_int4(std::int32_t page, std::span<const std::byte> in) {
       isa_scalar::elementwise_kernels().pack_int4(layout, to, to + layout.float_keys(), sealed_head(page, layer, h));
     }
   }
+  return {};
 }
 
 }  // namespace llminfer::cpu

@@ -14,8 +14,7 @@ AttentionTasks& CpuPlan::tasks_of(const AttentionStep& step) noexcept {
   });
 }
 
-/// Opens the pages that the pass writes to, and closes those that its sequences have filled before: by then all layers
-/// have sealed them.
+/// Opens and closes pages, and sorts the pass's rows by the page that they write to.
 Result<void> CpuPlan::open_pages() {
   pass_.writes.resize(pass_.caches.size());
   for (std::size_t g = 0; g < pass_.caches.size(); ++g) {
@@ -24,36 +23,16 @@ Result<void> CpuPlan::open_pages() {
     writes.begins.clear();
     CpuCache& cache = *pass_.caches[g];
     if (!cache.seals_pages()) continue;
-    OpenPages& open = cache.open_pages();
-    std::vector<std::int32_t> page_of_row;
-    for (const Run& run : pass_.batch->runs) {
-      for (std::int32_t i = 0; i < run.rows; ++i) {
-        const std::int32_t position = run.first_position + i;
-        page_of_row.push_back(run.block_tables[g][static_cast<std::size_t>(position / kPageTokens)]);
-        if (position % kPageTokens == 0) open.open(page_of_row.back());
-      }
-    }
+    const std::vector<std::int32_t> page_of_row = LLMINFER_TRY(cache.open_pages().begin_pass(pass_.batch->runs, g));
     writes.rows.resize(page_of_row.size());
     std::iota(writes.rows.begin(), writes.rows.end(), 0);
     const auto page = [&](std::int32_t row) { return page_of_row[static_cast<std::size_t>(row)]; };
     std::stable_sort(writes.rows.begin(), writes.rows.end(), [&](auto a, auto b) { return page(a) < page(b); });
     for (std::size_t i = 0; i < writes.rows.size(); ++i) {
       if (i > 0 && page(writes.rows[i]) == page(writes.rows[i - 1])) continue;
-      if (!open.is_open(page(writes.rows[i]))) {
-        return core::fail(ErrorCode::invalid_state, "row ", writes.rows[i], ": page ", page(writes.rows[i]),
-                          " of the int4 cache was full, and cannot be appended to");
-      }
       writes.begins.push_back(static_cast<std::int32_t>(i));
     }
     writes.begins.push_back(static_cast<std::int32_t>(writes.rows.size()));
-    std::sort(page_of_row.begin(), page_of_row.end());
-    for (const Run& run : pass_.batch->runs) {
-      const std::span<const std::int32_t> table = run.block_tables[g];
-      for (auto i = static_cast<std::size_t>(run.first_position / kPageTokens); i-- > 0;) {
-        if (table[i] < 0 || !open.is_open(table[i])) break;
-        if (!std::binary_search(page_of_row.begin(), page_of_row.end(), table[i])) open.close(table[i]);
-      }
-    }
   }
   return {};
 }

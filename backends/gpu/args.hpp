@@ -122,13 +122,19 @@ struct RotateArgs {
   int rows, heads, head_dim;
 };
 
-enum class CacheElement : int { f16, f32, bf16, int8 };
+enum class CacheElement : int { f16, f32, bf16, int8, int4 };
 
 /// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 the float
 /// scales of 64 keys and of 64 values.
+///
+/// With int4 such are the pages that are sealed: of eight elements each one word of codes, the lowest bits first; then
+/// the ranges of codes, a word per dimension of keys [padded_dim] and per value [64]: the minimum in the low half, the
+/// scale in the high one, both bfloat16; element = scale * code + minimum. The page that a row is in is open
+/// (docs/adr/0017): it lies elsewhere, as one of an f32 cache.
 struct CacheArgs {
   unsigned char* data;  ///< page 0's first head of the layer
   int64_t page_bytes, head_bytes, value_offset, scale_offset;
+  int64_t open_offset;  ///< int4: of the layer in an open page
   CacheElement element;
   int kv_heads, head_dim, padded_dim;
 };
@@ -138,6 +144,7 @@ struct TablesArgs {
   const int32_t* pages;      ///< all block tables, one after the other
   const int32_t* begins;     ///< [rows] where the row's begins
   const int32_t* positions;  ///< [rows]
+  const uint64_t* open;      ///< int4: [rows] addresses of the open pages that they are in; else null
 };
 
 /// Rotates and scales the queries, rotates the keys, and appends keys and values to the cache.
@@ -149,6 +156,18 @@ struct StoreArgs {
   float scale;
   int rows, heads;
   RowsArgs q_out;  ///< [rows, heads * head_dim]
+};
+
+/// A page that has become full, to be packed in 4 bits.
+struct SealTask {
+  uint64_t open;  ///< its address
+  int32_t page, unused;
+};
+struct SealArgs {
+  CacheArgs cache;
+  const SealTask* tasks;  ///< null: `task` alone
+  SealTask task;
+  int count;
 };
 
 /// Attention of single rows (decode): keys are split over blocks, whose parts combine() puts together.
@@ -163,7 +182,7 @@ struct AttendArgs {
   RowsArgs out;
 };
 
-/// A block of an attention tile: consecutive rows of one run.
+/// A block of an attention tile: consecutive rows of one run, with int4 of one page.
 struct TileTask {
   int32_t first_row, rows;
 };
@@ -219,6 +238,7 @@ struct KernelTable {
   int (*angles)(void* stream, const AnglesArgs& args);
   int (*rotate)(void* stream, const RotateArgs& args);
   int (*store)(void* stream, const StoreArgs& args);
+  int (*seal)(void* stream, const SealArgs& args);      ///< one layer of pages of an int4 cache
   int (*attend)(void* stream, const AttendArgs& args);  ///< and the combination of its parts
   int (*attend_tiles)(void* stream, const AttendTilesArgs& args);
   int (*glu)(void* stream, const GluArgs& args);

@@ -62,6 +62,9 @@ class GpuBackend final : public Backend {
   }
 
   std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return cache_page_bytes(group, type); }
+  std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) override {
+    return gpu::open_page_bytes(group, type);
+  }
 
   Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return make(weight, false); }
   bool streams() const noexcept override { return true; }

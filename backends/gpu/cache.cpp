@@ -16,13 +16,18 @@ namespace {
 using core::fail;
 
 std::int32_t padded(std::int32_t head_dim) { return (head_dim + 7) / 8 * 8; }
-std::int64_t bytes_of(CacheType type) { return type == CacheType::f32 ? 4 : type == CacheType::int8 ? 1 : 2; }
-std::int64_t matrix_bytes(const CacheGroup& group, CacheType type) {
-  return std::int64_t{kPageSlots} * padded(group.head_dim) * bytes_of(type);
+std::int64_t bits_of(CacheType type) {
+  return type == CacheType::f32 ? 32 : type == CacheType::int8 ? 8 : type == CacheType::int4 ? 4 : 16;
 }
+bool has_scales(CacheType type) { return type == CacheType::int8; }
+/// A token's key or value. With int4 all those of a page begin on whole bytes, since they are padded.
+std::int64_t row_bytes(const CacheGroup& group, CacheType type) { return padded(group.head_dim) * bits_of(type) / 8; }
+std::int64_t matrix_bytes(const CacheGroup& group, CacheType type) { return kPageSlots * row_bytes(group, type); }
 std::int64_t head_bytes(const CacheGroup& group, CacheType type) {
-  const std::int64_t scales = type == CacheType::int8 ? 2 * kPageSlots * static_cast<std::int64_t>(sizeof(float)) : 0;
-  return 2 * matrix_bytes(group, type) + scales;
+  const std::int64_t words = has_scales(type)          ? 2 * kPageSlots
+                             : type == CacheType::int4 ? padded(group.head_dim) + kPageSlots
+                                                       : 0;
+  return 2 * matrix_bytes(group, type) + 4 * words;
 }
 
 CacheElement element_of(CacheType type) {
@@ -33,51 +38,43 @@ CacheElement element_of(CacheType type) {
       return CacheElement::bf16;
     case CacheType::int8:
       return CacheElement::int8;
+    case CacheType::int4:
+      return CacheElement::int4;
     case CacheType::f16:
-    case CacheType::int4:  // refused by make
       break;
   }
   return CacheElement::f16;
 }
 
-float read_element(CacheType type, const std::byte* at, float scale) {
-  std::uint16_t bits = 0;
-  float value = 0.0f;
-  switch (type) {
-    case CacheType::f32:
-      std::memcpy(&value, at, sizeof value);
-      return value;
-    case CacheType::int8:
-      return static_cast<float>(static_cast<std::int8_t>(*at)) * scale;
-    case CacheType::f16:
-    case CacheType::bf16:
-    case CacheType::int4:
-      break;
-  }
-  std::memcpy(&bits, at, sizeof bits);
-  return type == CacheType::f16 ? core::half_to_float(bits) : core::bfloat_to_float(bits);
+template <class T>
+T load(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
 }
 
-void write_element(CacheType type, std::byte* at, float x, float scale) {
-  std::uint16_t bits = 0;
+/// Element i of token t's key (which = 0) or value (1), of a page's head.
+float read_element(const CacheGroup& group, CacheType type, const std::byte* head, std::int64_t which, std::int64_t t,
+                   std::int64_t i) {
+  const std::int64_t matrix = matrix_bytes(group, type);
+  const std::byte* const row = head + which * matrix + t * row_bytes(group, type);
+  const std::byte* const scales = head + 2 * matrix;
   switch (type) {
     case CacheType::f32:
-      std::memcpy(at, &x, sizeof x);
-      return;
+      return load<float>(row + i * 4);
     case CacheType::int8:
-      *at = static_cast<std::byte>(static_cast<std::int8_t>(
-          scale > 0.0f ? std::clamp(std::nearbyint(x * (1.0f / scale)), -127.0f, 127.0f) : 0.0f));
-      return;
-    case CacheType::f16:
-      bits = core::float_to_half(std::clamp(x, -65504.0f, 65504.0f));
-      break;
+      return static_cast<float>(load<std::int8_t>(row + i)) * load<float>(scales + (which * kPageSlots + t) * 4);
+    case CacheType::int4: {
+      const auto range = load<std::uint32_t>(scales + (which == 0 ? i : padded(group.head_dim) + t) * 4);
+      const int code = static_cast<int>(row[i / 2]) >> (i % 2 * 4) & 15;
+      return static_cast<float>(code) * std::bit_cast<float>(range & 0xffff0000u) + std::bit_cast<float>(range << 16);
+    }
     case CacheType::bf16:
-      bits = core::float_to_bfloat(x);
+      return core::bfloat_to_float(load<std::uint16_t>(row + i * 2));
+    case CacheType::f16:
       break;
-    case CacheType::int4:
-      return;
   }
-  std::memcpy(at, &bits, sizeof bits);
+  return core::half_to_float(load<std::uint16_t>(row + i * 2));
 }
 
 /// As the kernels choose it (int8_scale).
@@ -89,26 +86,50 @@ float scale_of(const float* x, std::int32_t n) {
   return std::bit_cast<float>((bits + 0x7fu) & ~0x7fu);
 }
 
+/// The way back for a whole row // (head_dim), which has to be zero. Open pages are written in f32.
+void write_row(const CacheGroup& group, CacheType type, std::byte* head, std::int64_t which, std::int64_t t,
+               const float* x) {
+  const std::int64_t matrix = matrix_bytes(group, type);
+  std::byte* row = head + which * matrix + t * row_bytes(group, type);
+  const auto put = [&](auto value) {
+    std::memcpy(row, &value, sizeof value);
+    row += sizeof value;
+  };
+  const float scale = has_scales(type) ? scale_of(x, group.head_dim) : 1.0f;
+  if (has_scales(type)) std::memcpy(head + 2 * matrix + (which * kPageSlots + t) * 4, &scale, sizeof scale);
+  for (std::int32_t i = 0; i < group.head_dim; ++i) {
+    if (type == CacheType::f32) {
+      put(x[i]);
+    } else if (type == CacheType::int8) {
+      put(static_cast<std::int8_t>(scale > 0.0f ? std::clamp(std::nearbyint(x[i] * (1.0f / scale)), -127.0f, 127.0f)
+                                                : 0.0f));
+    } else if (type == CacheType::bf16) {
+      put(core::float_to_bfloat(x[i]));
+    } else {
+      put(core::float_to_half(std::clamp(x[i], -65504.0f, 65504.0f)));
+    }
+  }
+}
+
 }  // namespace
 
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept {
   return std::int64_t{group.layers} * group.kv_heads * head_bytes(group, type);
 }
 
+std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
+  return type == CacheType::int4 ? cache_page_bytes(group, CacheType::f32) : 0;
+}
+
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                  std::shared_ptr<Device> device) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
-  if (type == CacheType::int4) {
-    return fail(ErrorCode::unsupported,
-                "EngineOptions::cache_type is int4, which GPU backends do not have; expected f16, bf16, f32 or int8");
-  }
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
   cache->group_ = group;
   cache->type_ = type;
   cache->pages_ = pages;
   cache->padded_dim_ = padded(group.head_dim);
-  cache->head_bytes_ = head_bytes(group, type);
   cache->page_bytes_ = cache_page_bytes(group, type);
   const auto bytes =
       core::checked_mul(static_cast<std::uint64_t>(cache->page_bytes_), static_cast<std::uint64_t>(pages));
@@ -118,16 +139,26 @@ Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheT
   cache->memory_ = LLMINFER_TRY(Buffer::make(device, static_cast<std::int64_t>(*bytes)));
   LLMINFER_TRY(device->clear(cache->memory_.at(), static_cast<std::int64_t>(*bytes)));
   LLMINFER_TRY(device->wait());
+  if (type == CacheType::int4) {
+    const std::int64_t floats = open_page_bytes(group, type);
+    const auto make = [device, floats]() -> Result<std::shared_ptr<void>> {
+      const auto buffer = std::make_shared<Buffer>(LLMINFER_TRY(Buffer::make(device, floats)));
+      return std::shared_ptr<void>(buffer, buffer->at());
+    };
+    cache->open_ = std::make_unique<backend::OpenPages>(pages, floats, make);
+  }
   return cache;
 }
 
 CacheArgs GpuCache::layer(std::int32_t layer) const noexcept {
   CacheArgs args{};
-  args.data = memory_.at<unsigned char>(std::int64_t{layer} * group_.kv_heads * head_bytes_);
+  const std::int64_t head = std::int64_t{layer} * group_.kv_heads;
+  args.head_bytes = head_bytes(group_, type_);
+  args.data = memory_.at<unsigned char>(head * args.head_bytes);
   args.page_bytes = page_bytes_;
-  args.head_bytes = head_bytes_;
   args.value_offset = matrix_bytes(group_, type_);
   args.scale_offset = 2 * args.value_offset;
+  args.open_offset = head * head_bytes(group_, CacheType::f32);
   args.element = element_of(type_);
   args.kv_heads = group_.kv_heads;
   args.head_dim = group_.head_dim;
@@ -135,22 +166,31 @@ CacheArgs GpuCache::layer(std::int32_t layer) const noexcept {
   return args;
 }
 
+Result<void> GpuCache::copy_tokens(CacheType type, std::byte* to, const std::byte* from, std::int32_t tokens) {
+  const std::int64_t heads = std::int64_t{group_.layers} * group_.kv_heads, matrix = matrix_bytes(group_, type);
+  const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
+    return device_->copy_pieces(to + offset, from + offset, tokens * bytes, head_bytes(group_, type), heads);
+  };
+  for (const std::int64_t which : {0, 1}) {
+    LLMINFER_TRY(copy(which * matrix, row_bytes(group_, type)));
+    if (has_scales(type)) LLMINFER_TRY(copy(2 * matrix + which * kPageSlots * 4, 4));
+  }
+  return {};
+}
+
 Result<void> GpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_copy(from, to, tokens, pages_));
     if (tokens == 0) return {};
-    const std::int64_t heads = std::int64_t{group_.layers} * group_.kv_heads, matrix = matrix_bytes(group_, type_);
-    const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
-      return device_->copy_pieces(memory_.at(to * page_bytes_ + offset), memory_.at(from * page_bytes_ + offset), bytes,
-                                  head_bytes_, heads);
-    };
-    const std::int64_t row = padded_dim_ * bytes_of(type_);
-    LLMINFER_TRY(copy(0, tokens * row));
-    LLMINFER_TRY(copy(matrix, tokens * row));
-    if (type_ == CacheType::int8) {
-      const std::int64_t scales = kPageSlots * static_cast<std::int64_t>(sizeof(float));
-      LLMINFER_TRY(copy(2 * matrix, tokens * static_cast<std::int64_t>(sizeof(float))));
-      LLMINFER_TRY(copy(2 * matrix + scales, tokens * static_cast<std::int64_t>(sizeof(float))));
+    std::byte* const target = memory_.at(to * page_bytes_);
+    const std::byte* const source = memory_.at(from * page_bytes_);
+    if (!open_) {
+      LLMINFER_TRY(copy_tokens(type_, target, source, tokens));
+    } else {
+      if (LLMINFER_TRY(backend::open_copy(*open_, from, to, tokens))) {
+        LLMINFER_TRY(copy_tokens(CacheType::f32, open_->data<std::byte>(to), open_->data<std::byte>(from), tokens));
+      }
+      if (tokens == kPageTokens) LLMINFER_TRY(device_->copy(target, source, page_bytes_));
     }
     return device_->wait();
   });
@@ -162,34 +202,36 @@ std::int64_t GpuCache::canonical_page_bytes() const noexcept {
 }
 
 template <class F>
-void GpuCache::for_each_head(F f) const {
+void GpuCache::for_each_matrix(F f) const {
   const std::int64_t dim = group_.head_dim, matrix = std::int64_t{kPageTokens} * group_.kv_heads * dim;
-  for (std::int64_t layer = 0; layer < group_.layers; ++layer) {
-    for (std::int64_t head = 0; head < group_.kv_heads; ++head) {
-      const std::int64_t at = layer * 2 * matrix + head * dim;
-      f((layer * group_.kv_heads + head) * head_bytes_, at, at + matrix);
+  for (std::int64_t head = 0; head < std::int64_t{group_.layers} * group_.kv_heads; ++head) {
+    for (const std::int64_t which : {0, 1}) {
+      f(head, (head / group_.kv_heads * 2 + which) * matrix + head % group_.kv_heads * dim, which);
     }
   }
+}
+
+Result<std::byte*> GpuCache::staging(std::int64_t bytes) {
+  if (staging_.bytes() < bytes) staging_ = LLMINFER_TRY(Buffer::make(device_, bytes, true));
+  return staging_.at();
 }
 
 Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_transfer(page, pages_, out.size(), canonical_page_bytes(), "export_page"));
-    if (!page_.bytes()) page_ = LLMINFER_TRY(Buffer::make(device_, page_bytes_, true));
-    LLMINFER_TRY(device_->copy(page_.at(), memory_.at(page * page_bytes_), page_bytes_));
+    const bool open = open_ && open_->is_open(page);
+    const CacheType type = open ? CacheType::f32 : type_;
+    const std::int64_t bytes = cache_page_bytes(group_, type);
+    const std::byte* const from = open ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_);
+    std::byte* const host = LLMINFER_TRY(staging(bytes));
+    LLMINFER_TRY(device_->copy(host, from, bytes));
     LLMINFER_TRY(device_->wait());
-    const std::int64_t matrix = matrix_bytes(group_, type_), element = bytes_of(type_);
-    for_each_head([&](std::int64_t head, std::int64_t keys_to, std::int64_t values_to) {
-      const auto* scales = page_.at<float>(head + 2 * matrix);
-      for (std::int64_t which = 0; which < 2; ++which) {
-        const std::byte* from = page_.at(head + which * matrix);
-        const std::int64_t to = which == 0 ? keys_to : values_to;
-        for (std::int64_t t = 0; t < kPageTokens; ++t) {
-          const float scale = type_ == CacheType::int8 ? scales[which * kPageSlots + t] : 1.0f;
-          for (std::int64_t i = 0; i < group_.head_dim; ++i) {
-            const float x = read_element(type_, from + (t * padded_dim_ + i) * element, scale);
-            std::memcpy(out.data() + (to + t * group_.kv_heads * group_.head_dim + i) * 4, &x, sizeof x);
-          }
+    for_each_matrix([&](std::int64_t head, std::int64_t canonical, std::int64_t which) {
+      const std::byte* const data = host + head * head_bytes(group_, type);
+      for (std::int64_t t = 0; t < kPageTokens; ++t) {
+        for (std::int64_t i = 0; i < group_.head_dim; ++i) {
+          const float x = read_element(group_, type, data, which, t, i);
+          std::memcpy(out.data() + (canonical + t * group_.kv_heads * group_.head_dim + i) * 4, &x, sizeof x);
         }
       }
     });
@@ -197,29 +239,33 @@ Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
   });
 }
 
+/// Whether a page of an int4 cache is full is not known: it becomes both.
 Result<void> GpuCache::import_page(std::int32_t page, std::span<const std::byte> in) {
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_transfer(page, pages_, in.size(), canonical_page_bytes(), "import_page"));
-    if (!page_.bytes()) page_ = LLMINFER_TRY(Buffer::make(device_, page_bytes_, true));
-    std::memset(page_.at(), 0, static_cast<std::size_t>(page_bytes_));
+    if (open_) LLMINFER_TRY(open_->open(page));
+    const CacheType type = open_ ? CacheType::f32 : type_;
+    const std::int64_t bytes = cache_page_bytes(group_, type);
+    std::byte* const to = open_ ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_);
+    std::byte* const host = LLMINFER_TRY(staging(bytes));
+    std::memset(host, 0, static_cast<std::size_t>(bytes));
     std::vector<float> row(static_cast<std::size_t>(group_.head_dim));
-    const std::int64_t matrix = matrix_bytes(group_, type_), element = bytes_of(type_);
-    for_each_head([&](std::int64_t head, std::int64_t keys_from, std::int64_t values_from) {
-      auto* scales = page_.at<float>(head + 2 * matrix);
-      for (std::int64_t which = 0; which < 2; ++which) {
-        std::byte* to = page_.at(head + which * matrix);
-        const std::int64_t from = which == 0 ? keys_from : values_from;
-        for (std::int64_t t = 0; t < kPageTokens; ++t) {
-          std::memcpy(row.data(), in.data() + (from + t * group_.kv_heads * group_.head_dim) * 4, row.size() * 4);
-          const float scale = type_ == CacheType::int8 ? scale_of(row.data(), group_.head_dim) : 1.0f;
-          if (type_ == CacheType::int8) scales[which * kPageSlots + t] = scale;
-          for (std::int64_t i = 0; i < group_.head_dim; ++i) {
-            write_element(type_, to + (t * padded_dim_ + i) * element, row[static_cast<std::size_t>(i)], scale);
-          }
-        }
+    for_each_matrix([&](std::int64_t head, std::int64_t canonical, std::int64_t which) {
+      std::byte* const data = host + head * head_bytes(group_, type);
+      for (std::int64_t t = 0; t < kPageTokens; ++t) {
+        std::memcpy(row.data(), in.data() + (canonical + t * group_.kv_heads * group_.head_dim) * 4, row.size() * 4);
+        write_row(group_, type, data, which, t, row.data());
       }
     });
-    LLMINFER_TRY(device_->copy(memory_.at(page * page_bytes_), page_.at(), page_bytes_));
+    LLMINFER_TRY(device_->copy(to, host, bytes));
+    for (std::int32_t l = 0; open_ && l < group_.layers; ++l) {
+      SealArgs args{};
+      args.cache = layer(l);
+      args.task = {reinterpret_cast<std::uintptr_t>(to), page, 0};
+      args.count = 1;
+      const Current current(*device_);
+      LLMINFER_TRY(device_->check(device_->kernels().seal(device_->stream(), args), "seal"));
+    }
     return device_->wait();
   });
 }

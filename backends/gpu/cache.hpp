@@ -1,17 +1,22 @@
-// The pages of a cache group on a GPU; the layout is that of CacheArgs.
+// The pages of a cache group on a GPU; the layout is that of CacheArgs. With int4 a page that may grow is open and has
+// floats; a full one is sealed, in 4 bits (docs/adr/0017).
 #pragma once
 
 #include <memory>
 
 #include <llminfer/backend.hpp>
 
+#include "backends/common/open_pages.hpp"
 #include "backends/gpu/device.hpp"
 
 namespace llminfer::gpu {
 
 static_assert(kPageSlots == kPageTokens);
 
+/// Bytes of a page of the group, all its layers.
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept;
+/// Bytes that it takes beside these while it is open.
+std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class GpuCache final : public CacheStorage {
  public:
@@ -19,30 +24,44 @@ class GpuCache final : public CacheStorage {
   static Result<std::unique_ptr<GpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                 std::shared_ptr<Device> device);
 
-  std::int64_t bytes() const noexcept override { return page_bytes_ * pages_; }
+  std::int64_t bytes() const noexcept override { return page_bytes_ * pages_ + (open_ ? open_->bytes() : 0); }
   Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
   std::int64_t canonical_page_bytes() const noexcept override;
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
+  bool seals_pages() const noexcept override { return open_ != nullptr; }
+  void finish_page(std::int32_t page) noexcept override {
+    if (open_) open_->close(page);
+  }
+  void forget_page(std::int32_t page) noexcept override {
+    if (open_) open_->close(page);
+  }
 
   const CacheGroup& group() const noexcept { return group_; }
   CacheType type() const noexcept { return type_; }
   std::int32_t pages() const noexcept { return pages_; }
   const Device* device() const noexcept { return device_.get(); }
   CacheArgs layer(std::int32_t layer) const noexcept;
+  backend::OpenPages& open_pages() noexcept { return *open_; }  ///< with int4 only
 
  private:
-  /// Calls f(offset of the head in a page, canonical offset of its keys, of its values) for each layer and head.
+  /// Copies tokens [0, tokens) of a page of this type, all heads.
+  Result<void> copy_tokens(CacheType type, std::byte* to, const std::byte* from, std::int32_t tokens);
+  /// Calls f(index of the head in a page, canonical offset of its keys or values, which) for each layer, head and
+  /// which = 0 (keys), 1 (values).
   template <class F>
-  void for_each_head(F f) const;
+  void for_each_matrix(F f) const;
+  /// Room for a page of the host on its way.
+  Result<std::byte*> staging(std::int64_t bytes);
 
   std::shared_ptr<Device> device_;
   CacheGroup group_{};
   CacheType type_ = CacheType::f16;
   std::int32_t pages_ = 0, padded_dim_ = 0;
-  std::int64_t head_bytes_ = 0, page_bytes_ = 0;
+  std::int64_t page_bytes_ = 0;
   Buffer memory_;
-  Buffer page_;  ///< of the host: one page on its way
+  std::unique_ptr<backend::OpenPages> open_;
+  Buffer staging_;
 };
 
 }  // namespace llminfer::gpu

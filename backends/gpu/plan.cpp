@@ -1,6 +1,8 @@
 #include "backends/gpu/plan.hpp"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -235,6 +237,11 @@ Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     pages.push_back(cache->pages());
   }
   LLMINFER_TRY(check_batch(batch, program_, {max_rows_, embed_rows_, pages}));
+  pass_.open.resize(caches.size());
+  for (std::size_t g = 0; g < caches.size(); ++g) {
+    if (!pass_.caches[g]->seals_pages()) continue;
+    pass_.open[g].page_of_row = LLMINFER_TRY(pass_.caches[g]->open_pages().begin_pass(batch.runs, g));
+  }
   lay_out(batch);
   return {};
 }
@@ -288,7 +295,11 @@ void GpuPlan::lay_out(const Batch& batch) {
     }
   }
 
-  // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together.
+  lay_out_open_pages(batch);
+
+  // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together. The rows of
+  // a tile read the same open page.
+  const bool in_pages = std::any_of(p.caches.begin(), p.caches.end(), [](const auto* c) { return c->seals_pages(); });
   p.tasks = static_cast<std::int64_t>(words.size());
   for (const Run& run : batch.runs) {
     const std::int32_t tokens = run.first_position + run.rows;
@@ -302,10 +313,40 @@ void GpuPlan::lay_out(const Batch& batch) {
       }
       continue;
     }
-    for (std::int32_t row = 0; row < run.rows; row += kTileRows) {
+    for (std::int32_t row = 0; row < run.rows;) {
+      const std::int32_t before = in_pages ? (run.first_position + row) % kPageTokens : 0;
+      const std::int32_t rows = std::min(run.rows - row, std::int32_t{kTileRows} - before);
       words.push_back(run.first_row + row);
-      words.push_back(std::min(run.rows - row, std::int32_t{kTileRows}));
+      words.push_back(rows);
+      row += rows;
       ++p.task_count;
+    }
+  }
+}
+
+/// Of caches that seal pages: where each row's open page lies, and which pages the pass fills.
+void GpuPlan::lay_out_open_pages(const Batch& batch) {
+  std::vector<std::int32_t>& words = pass_.words;
+  const auto append_address = [&](const void* address) {
+    const auto bits =
+        std::bit_cast<std::array<std::int32_t, 2>>(std::uint64_t{reinterpret_cast<std::uintptr_t>(address)});
+    words.insert(words.end(), bits.begin(), bits.end());
+  };
+  for (std::size_t g = 0; g < pass_.caches.size(); ++g) {
+    Pass::Open& open = pass_.open[g];
+    if (open.page_of_row.empty()) continue;
+    const backend::OpenPages& pages = pass_.caches[g]->open_pages();
+    words.resize((words.size() + 3) / 4 * 4);  // addresses, and tasks, on multiples of their size
+    open.rows = static_cast<std::int64_t>(words.size());
+    for (const std::int32_t page : open.page_of_row) append_address(pages.data<void>(page));
+    words.resize((words.size() + 3) / 4 * 4);
+    open.seals = static_cast<std::int64_t>(words.size());
+    for (std::size_t row = 0; row < open.page_of_row.size(); ++row) {
+      if (batch.positions[row] % kPageTokens != kPageTokens - 1) continue;
+      const std::int32_t page = open.page_of_row[row];
+      append_address(pages.data<void>(page));
+      words.insert(words.end(), {page, 0});
+      ++open.seal_count;
     }
   }
 }

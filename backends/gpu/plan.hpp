@@ -79,6 +79,14 @@ class GpuPlan final : public Plan {
     std::int64_t pages = 0;                          ///< all block tables of all groups
     std::int64_t tasks = 0;                          ///< TileTasks
     std::int32_t task_count = 0;
+    /// Per cache group that seals pages, else empty: the page of each row; what the words have of them.
+    struct Open {
+      std::vector<std::int32_t> page_of_row;
+      std::int64_t rows = 0;   ///< [rows] addresses of open pages
+      std::int64_t seals = 0;  ///< SealTasks
+      std::int32_t seal_count = 0;
+    };
+    std::vector<Open> open;
     std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
     RowRange all_rows{};
     std::int32_t rows = 0, selected_rows = 0;
@@ -103,6 +111,7 @@ class GpuPlan final : public Plan {
   Result<void> make_ring(const PlanOptions& options);
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
+  void lay_out_open_pages(const Batch& batch);
   /// Makes room for so many bytes, once the device no longer uses what is there. What was in it is lost.
   Result<void> grow(Buffer& buffer, std::int64_t bytes, bool host);
   Result<void> upload(const Batch& batch);

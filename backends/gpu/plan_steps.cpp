@@ -32,7 +32,10 @@ RopeArgs GpuPlan::rope(std::int32_t table) const noexcept {
 }
 
 TablesArgs GpuPlan::tables(std::int32_t group) const noexcept {
-  return {words(pass_.pages), words(pass_.begins[static_cast<std::size_t>(group)]), words(pass_.positions)};
+  const auto g = static_cast<std::size_t>(group);
+  const bool open = !pass_.open[g].page_of_row.empty();
+  return {words(pass_.pages), words(pass_.begins[g]), words(pass_.positions),
+          open ? reinterpret_cast<const std::uint64_t*>(words(pass_.open[g].rows)) : nullptr};
 }
 
 Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) {
@@ -185,6 +188,13 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   store.heads = step.op.heads;
   store.q_out = {memory_.at<float>(layout_.queries), layout_.query_width};
   LLMINFER_TRY(device_->check(kernels().store(device_->stream(), store), "store"));
+  if (const Pass::Open& open = pass_.open[static_cast<std::size_t>(step.op.group)]; open.seal_count > 0) {
+    SealArgs seal{};
+    seal.cache = store.cache;
+    seal.tasks = reinterpret_cast<const SealTask*>(words(open.seals));
+    seal.count = open.seal_count;
+    LLMINFER_TRY(device_->check(kernels().seal(device_->stream(), seal), "seal"));
+  }
 
   AttendArgs attend{};
   attend.cache = store.cache;

@@ -30,8 +30,8 @@ inline constexpr int kBackendInterfaceVersion = 7;
 using Executor = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
 /// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head. The CPU backend
-/// stores f16 and bf16 alike, rounded to 15 bits in the same way, which is closer to the floats than either. int4 (CPU
-/// backend): a page that is full is rounded to 4 bits, keys with a scale and a minimum per dimension, values per token
+/// stores f16 and bf16 alike, rounded to 15 bits in the same way, which is closer to the floats than either. int4: a
+/// page that is full is rounded to 4 bits, keys with a scale and a minimum per dimension, values per token
 /// (KIVI, arXiv:2402.02750); a sequence's last page stays in floats, and each token reads its own page so.
 enum class CacheType : std::uint8_t { f16, f32, bf16, int8, int4 };
 

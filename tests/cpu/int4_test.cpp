@@ -5,7 +5,7 @@
 #include <random>
 
 #include "backends/cpu/level.hpp"
-#include "tests/cpu/model.hpp"
+#include "tests/cpu/sealed_pages.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -122,49 +122,17 @@ TEST_CASE("an int4 cache: chunks, threads and runs of one sequence do not change
   for (const Shape& shape : {Shape{.heads = 6, .kv_heads = 2, .head_dim = 32, .ffn = 128},
                              Shape{.heads = 2, .kv_heads = 2, .head_dim = 32, .ffn = 64, .window = 100}}) {
     const Model model = make_model(make_program(shape), WeightType::q4_1);
-    const auto tokens = random_tokens(330, shape.vocab);
-    Driver whole(model, options_of(1), CacheType::int4, 512);
-    const auto expected = whole.feed(tokens, {330});
-    for (const auto& chunks : std::vector<std::vector<std::int32_t>>{{1, 63, 2, 64, 20}, {128, 128, 70, 1}, {40, 1}}) {
-      for (const int threads : {1, 2, 4}) {
-        CAPTURE(threads, chunks.size());
-        Driver driver(model, options_of(threads), CacheType::int4, 512, 40, static_cast<std::uint32_t>(threads));
-        CHECK(same_bits(driver.feed(tokens, chunks), expected));
-      }
-    }
-    // Two runs of a batch that write to the same page, which the second one fills.
-    Driver driver(model, options_of(3), CacheType::int4, 512);
-    Sequence s;
-    s.tables.resize(1);
-    for (std::int32_t i = 0; i < 6; ++i) s.tables[0].push_back(i);
-    const auto some = [&](std::size_t begin, std::size_t end) {
-      return std::vector<std::int32_t>(tokens.begin() + static_cast<std::ptrdiff_t>(begin),
-                                       tokens.begin() + static_cast<std::ptrdiff_t>(end));
-    };
-    const auto out = driver.forward({{&s, some(0, 30)}, {&s, some(30, 140)}, {&s, some(140, 330)}});
-    CHECK(same_bits(out, expected));
+    std::uint32_t turn = 0;
+    check_chunks(random_tokens(330, shape.vocab),
+                 {{1, 63, 2, 64, 20}, {1, 63, 2, 64, 20}, {1, 63, 2, 64, 20}, {128, 128, 70, 1}, {40, 1}, {40, 1}},
+                 [&] {
+                   const std::uint32_t shuffle = turn++;
+                   return Driver(model, options_of(1 << shuffle % 3), CacheType::int4, 512, 40, shuffle);
+                 });
   }
 }
 
 TEST_CASE("an int4 cache: what a full page does not allow") {
   const Model model = make_model(make_program({}), WeightType::f32);
-  const auto tokens = random_tokens(70, model.program.vocab_size);
-  Driver driver(model, options_of(1), CacheType::int4);
-  Sequence s;
-  driver.forward({{&s, tokens}});
-  driver.forward({{&s, {1}}});  // from here on the first page is sealed
-  CacheStorage& cache = *driver.caches[0];
-  REQUIRE(cache.seals_pages());
-  CHECK(cache.copy_page(s.tables[0][0], 9, 40).error().code == ErrorCode::invalid_state);
-  CHECK(cache.copy_page(s.tables[0][0], 9, 64));
-  Parts parts(model, 8);
-  parts.table = s.tables[0];
-  parts.runs[0].first_position = 40;
-  parts.runs[0].block_tables[0] = parts.table;
-  for (std::int32_t i = 0; i < 8; ++i) parts.positions[static_cast<std::size_t>(i)] = 40 + i;
-  const auto refused = pass(driver, parts.batch);
-  REQUIRE_FALSE(refused);
-  CHECK(to_string(refused.error().code) == to_string(ErrorCode::invalid_state));
-  s.position = 0;  // all of it again
-  CHECK(same_bits(driver.forward({{&s, tokens}}), driver.feed(tokens, {70})));
+  check_full_pages(model, [&] { return Driver(model, options_of(1), CacheType::int4); });
 }

@@ -30,19 +30,56 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
   const RopeArgs rope = is_key ? a.k_rope : RopeArgs{nullptr, 0, 0};
   const float* in = from.data + row * from.stride + head * dim;
   const int position = a.tables.positions[row], slot = position % kPageSlots;
-  unsigned char* base = head_of(a.cache, a.tables.pages[a.tables.begins[row] + position / kPageSlots], head);
+  const HeadPage page = page_of(a.cache, a.tables, row, position / kPageSlots, head);
   float inverse = 1.0f;
   if (a.cache.element == CacheElement::int8) {
     float most = 0.0f;
     for (int i = lane; i < dim; i += 32) most = largest(most, absolute(rotated(rope, row, in, i)));
     const float scale = int8_scale(largest_of_lanes(most));
     inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    if (lane == 0) reinterpret_cast<float*>(base + a.cache.scale_offset)[(is_key ? 0 : kPageSlots) + slot] = scale;
+    if (lane == 0) reinterpret_cast<float*>(page.scales)[(is_key ? 0 : kPageSlots) + slot] = scale;
   }
-  unsigned char* out =
-      base + (is_key ? 0 : a.cache.value_offset) + slot * a.cache.padded_dim * bytes_of(a.cache.element);
   for (int i = lane; i < a.cache.padded_dim; i += 32) {
-    store_one(a.cache.element, out, i, i < dim ? rotated(rope, row, in, i) : 0.0f, inverse);
+    store_one(a.cache.element, is_key ? page.keys : page.values, slot * a.cache.padded_dim + i,
+              i < dim ? rotated(rope, row, in, i) : 0.0f, inverse);
+  }
+}
+
+/// One block per page and KV head: a range for each dimension of the keys and for each value, then the codes.
+__global__ void __launch_bounds__(kThreads) seal_kernel(SealArgs a) {
+  const SealTask task = a.tasks ? a.tasks[blockIdx.x] : a.task;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, head = static_cast<int>(blockIdx.y);
+  const int dim = a.cache.head_dim, padded = a.cache.padded_dim;
+  const float* keys = reinterpret_cast<const float*>(open_head_of(a.cache, task.open, head));
+  const float* values = keys + kPageSlots * padded;
+  unsigned char* out = head_of(a.cache, task.page, head);
+  uint32_t* key_ranges = reinterpret_cast<uint32_t*>(out + a.cache.scale_offset);
+  uint32_t* value_ranges = key_ranges + padded;
+  for (int d = thread; d < padded; d += kThreads) {
+    Extent extent;
+    for (int slot = 0; slot < kPageSlots; ++slot) extent.add(keys[slot * padded + d]);
+    key_ranges[d] = range_of(extent);
+  }
+  for (int slot = thread / 32; slot < kPageSlots; slot += kThreads / 32) {
+    Extent extent;
+    for (int d = lane; d < dim; d += 32) extent.add(values[slot * padded + d]);
+    extent.low = -largest_of_lanes(-extent.low);
+    extent.high = largest_of_lanes(extent.high);
+    if (lane == 0) value_ranges[slot] = range_of(extent);
+  }
+  __syncthreads();
+  uint32_t* key_codes = reinterpret_cast<uint32_t*>(out);
+  uint32_t* value_codes = reinterpret_cast<uint32_t*>(out + a.cache.value_offset);
+  for (int i = thread; i < kPageSlots * padded / 8; i += kThreads) {
+    const int slot = 8 * i / padded, d = 8 * i % padded;
+    uint32_t key = 0, value = 0;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      key |= code_of(key_ranges[d + e], keys[8 * i + e]) << (4 * e);
+      value |= code_of(value_ranges[slot], values[8 * i + e]) << (4 * e);
+    }
+    key_codes[i] = key;
+    value_codes[i] = value;
   }
 }
 
@@ -84,21 +121,17 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
   }
   __syncthreads();
 
-  const int32_t* pages = a.tables.pages + a.tables.begins[row];
-  for (int page = begin; page < end; ++page) {
-    const unsigned char* keys = head_of(a.cache, pages[page], kv_head);
-    const unsigned char* values = keys + a.cache.value_offset;
-    const float* scales = reinterpret_cast<const float*>(keys + a.cache.scale_offset);
+  for (int index = begin; index < end; ++index) {
+    const HeadPage page = page_of(a.cache, a.tables, row, index, kv_head);
     // Scores: two threads per key, which share out the heads.
     {
-      const int slot = thread % kPageSlots, part = thread / kPageSlots, position = page * kPageSlots + slot;
+      const int slot = thread % kPageSlots, part = thread / kPageSlots, position = index * kPageSlots + slot;
       const bool seen = position >= first && position <= last;
       float dots[kMaxHeads / 2] = {};
       if (seen) {
-        const float scale = kElement == CacheElement::int8 ? scales[slot] : 1.0f;
         for (int d = 0; d < padded; d += 8) {
           float key[8];
-          load_eight<kElement>(keys, slot * padded + d, scale, key);
+          load_eight<kElement>(page, false, slot, d, key);
 #pragma unroll
           for (int h = 0; h < kMaxHeads / 2; ++h) {
             if (2 * h + part >= heads) break;
@@ -131,12 +164,9 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
     for (int i = thread; i < heads * dim; i += kThreads) {
       const int head = i / dim, d = i % dim;
       float value = out[head * padded + d] * rescale[head];
-      const int from = page * kPageSlots < first ? first - page * kPageSlots : 0;
-      const int to = last - page * kPageSlots < kPageSlots ? last - page * kPageSlots + 1 : kPageSlots;
-      for (int slot = from; slot < to; ++slot) {
-        const float scale = kElement == CacheElement::int8 ? scales[kPageSlots + slot] : 1.0f;
-        value += scores[head][slot] * load_one<kElement>(values, slot * padded + d, scale);
-      }
+      const int from = index * kPageSlots < first ? first - index * kPageSlots : 0;
+      const int to = last - index * kPageSlots < kPageSlots ? last - index * kPageSlots + 1 : kPageSlots;
+      for (int slot = from; slot < to; ++slot) value += scores[head][slot] * load_value<kElement>(page, slot, d);
       out[head * padded + d] = value;
     }
     __syncthreads();
@@ -183,6 +213,11 @@ int store(void* stream, const StoreArgs& args) {
   const int64_t items = int64_t{args.rows} * (args.heads + 2 * args.cache.kv_heads);
   const Grid grid{static_cast<unsigned>((items + kThreads / 32 - 1) / (kThreads / 32))};
   return launch(stream, grid, kThreads, store_kernel, args);
+}
+
+int seal(void* stream, const SealArgs& args) {
+  const Grid grid{static_cast<unsigned>(args.count), static_cast<unsigned>(args.cache.kv_heads)};
+  return launch(stream, grid, kThreads, seal_kernel, args);
 }
 
 int attend(void* stream, const AttendArgs& args) {

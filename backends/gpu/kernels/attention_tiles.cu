@@ -12,19 +12,29 @@ constexpr int kThreads = 128;
 constexpr int kKeys = 32;  ///< per turn; half a page
 
 /// Eight cached elements as halves.
-__device__ __forceinline__ uint4 load_halves(CacheElement element, const unsigned char* data, int at, float scale) {
-  if (element == CacheElement::f16) return *reinterpret_cast<const uint4*>(data + 2 * at);
+template <CacheElement kElement>
+__device__ __forceinline__ uint4 load_as_halves(const HeadPage& page, bool is_value, int slot, int d) {
   float x[8];
-  if (element == CacheElement::bf16) {
-    load_eight<CacheElement::bf16>(data, at, scale, x);
-  } else if (element == CacheElement::int8) {
-    load_eight<CacheElement::int8>(data, at, scale, x);
-  } else {
-    load_eight<CacheElement::f32>(data, at, scale, x);
-  }
+  load_eight<kElement>(page, is_value, slot, d, x);
 #pragma unroll
   for (int i = 0; i < 8; ++i) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
   return pack_halves(x);
+}
+__device__ __forceinline__ uint4 load_halves(CacheElement element, const HeadPage& page, bool is_value, int slot,
+                                             int d) {
+  switch (element) {
+    case CacheElement::bf16:
+      return load_as_halves<CacheElement::bf16>(page, is_value, slot, d);
+    case CacheElement::int8:
+      return load_as_halves<CacheElement::int8>(page, is_value, slot, d);
+    case CacheElement::int4:
+      return load_as_halves<CacheElement::int4>(page, is_value, slot, d);
+    case CacheElement::f32:
+      return load_as_halves<CacheElement::f32>(page, is_value, slot, d);
+    case CacheElement::f16:
+      break;
+  }
+  return *reinterpret_cast<const uint4*>((is_value ? page.values : page.keys) + 2 * (slot * page.padded_dim + d));
 }
 
 template <int kDim>
@@ -42,7 +52,6 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
   const int head = static_cast<int>(blockIdx.y), kv_head = head / (a.heads / a.cache.kv_heads);
   const int dim = a.cache.head_dim, padded = a.cache.padded_dim;
   const int first_position = a.tables.positions[task.first_row], last_position = first_position + task.rows - 1;
-  const int32_t* pages = a.tables.pages + a.tables.begins[task.first_row];
 
   for (int i = thread; i < kTileRows * kDim; i += kThreads) {
     const int r = i / kDim, d = i % kDim;
@@ -63,16 +72,13 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
 
   const int first_seen = a.window > 0 && first_position >= a.window ? first_position - a.window + 1 : 0;
   for (int base = first_seen / kKeys * kKeys; base <= last_position; base += kKeys) {
-    const unsigned char* page_keys = head_of(a.cache, pages[base / kPageSlots], kv_head);
-    const unsigned char* page_values = page_keys + a.cache.value_offset;
-    const float* scales = reinterpret_cast<const float*>(page_keys + a.cache.scale_offset);
-    const bool scaled = a.cache.element == CacheElement::int8;
+    const HeadPage page = page_of(a.cache, a.tables, task.first_row, base / kPageSlots, kv_head);
     for (int i = thread; i < kKeys * (kDim / 8); i += kThreads) {
       const int key = i / (kDim / 8), d = i % (kDim / 8) * 8, slot = base % kPageSlots + key;
       uint4 k = {0, 0, 0, 0}, v = {0, 0, 0, 0};
       if (base + key <= last_position && d < padded) {  // what lies behind has never been written
-        k = load_halves(a.cache.element, page_keys, slot * padded + d, scaled ? scales[slot] : 1.0f);
-        v = load_halves(a.cache.element, page_values, slot * padded + d, scaled ? scales[kPageSlots + slot] : 1.0f);
+        k = load_halves(a.cache.element, page, false, slot, d);
+        v = load_halves(a.cache.element, page, true, slot, d);
       }
       *reinterpret_cast<uint4*>(keys + key * kStride + d) = k;
       const uint32_t word[4] = {v.x, v.y, v.z, v.w};

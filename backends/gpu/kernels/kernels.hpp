@@ -12,6 +12,7 @@ int linear_many(void* stream, const LinearArgs& args);
 int angles(void* stream, const AnglesArgs& args);
 int rotate(void* stream, const RotateArgs& args);
 int store(void* stream, const StoreArgs& args);
+int seal(void* stream, const SealArgs& args);
 int attend(void* stream, const AttendArgs& args);
 int attend_tiles(void* stream, const AttendTilesArgs& args);
 int glu(void* stream, const GluArgs& args);
