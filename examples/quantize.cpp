@@ -47,9 +47,7 @@ void declare(CLI::App& app, Command& c) {
   app.set_version_flag("--version", std::string(llminfer::version()));
   app.add_option("input", c.input, "GGUF file or Hugging Face directory")->required();
   app.add_option("output", c.output, "File (gguf) or directory (the other formats)")->required();
-  app.add_option("-f,--format", o.format, "What is written")
-      ->transform(by_name(kFormats))
-      ->default_str("gguf");
+  app.add_option("-f,--format", o.format, "What is written")->transform(by_name(kFormats))->default_str("gguf");
   app.add_option(
       "--type", o.type,
       "gguf: the type of the file, such as Q8_0 or Q4_K_M; others: F32, F16 or BF16 for what is not quantized");
@@ -59,6 +57,7 @@ void declare(CLI::App& app, Command& c) {
   app.add_option("-b,--bits", o.bits, "Bits of a weight")->capture_default_str();
   app.add_option("-g,--group-size", o.group_size, "Input features that share a scale; -1: all")->capture_default_str();
   app.add_flag("--asymmetric", c.asymmetric, "Zero points");
+  app.add_flag("--output-matrix", o.output_matrix, "Directories: lm_head, too");
   app.add_flag("--int8-inputs", o.int8_inputs, "compressed-tensors: W8A8, inputs rounded to int8 per token");
   app.add_option("-t,--threads", o.threads, "CPU threads; 0: as the machine allows")->capture_default_str();
 

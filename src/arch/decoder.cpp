@@ -61,9 +61,48 @@ Result<Activation> activation_of(const std::string& name) {
   return fail(ErrorCode::unsupported, "the activation \"", name, "\"; expected silu, gelu or gelu_pytorch_tanh");
 }
 
+/// Several parts have the same name in GGUF files, or in Hugging Face checkpoints: whether this one has it in the
+/// architecture. Mixtral's experts may also have the names of the others in Hugging Face checkpoints.
+bool name_is_of(Part part, std::string_view architecture, bool to_hf) {
+  const bool gpt_oss = architecture == "gpt-oss", mixtral = architecture == "llama";
+  switch (part) {
+    case Part::ffn_norm:
+      return !gpt_oss;
+    case Part::post_attention_norm:
+      return gpt_oss;
+    case Part::router:
+      return !to_hf || (!gpt_oss && !mixtral);
+    case Part::expert_gate:
+    case Part::expert_up:
+    case Part::expert_down:
+      return !to_hf || !mixtral;
+    case Part::mixtral_router:
+    case Part::mixtral_gate:
+    case Part::mixtral_up:
+    case Part::mixtral_down:
+      return mixtral;
+    case Part::gpt_oss_router:
+      return gpt_oss;
+    default:
+      return true;
+  }
+}
+
+/// What a name has in place of the pattern's '#', a number: empty where the pattern has none. Nothing if they differ.
+std::optional<std::string_view> expert_of(std::string_view name, std::string_view pattern) {
+  const std::size_t number = pattern.find('#');
+  if (number == std::string_view::npos) return name == pattern ? std::optional(std::string_view()) : std::nullopt;
+  const std::string_view before = pattern.substr(0, number), after = pattern.substr(number + 1);
+  if (name.size() <= before.size() + after.size() || !name.starts_with(before) || !name.ends_with(after)) {
+    return std::nullopt;
+  }
+  const std::string_view found = name.substr(number, name.size() - before.size() - after.size());
+  return found.find_first_not_of("0123456789") == std::string_view::npos ? std::optional(found) : std::nullopt;
+}
+
 }  // namespace
 
-std::optional<std::string> translated_name(std::string_view name, bool to_hf) {
+std::optional<std::string> translated_name(std::string_view name, bool to_hf, std::string_view architecture) {
   constexpr std::string_view kLayers[] = {"model.layers.", "blk."};
   std::string prefix;
   bool in_layer = false;
@@ -74,12 +113,21 @@ std::optional<std::string> translated_name(std::string_view name, bool to_hf) {
     name.remove_prefix(dot + 1);
     in_layer = true;
   }
+  const PartName& sinks = names_of(Part::sinks);  // in Hugging Face checkpoints without ".weight"
+  if (in_layer && name == (to_hf ? std::string(sinks.gguf) + ".weight" : sinks.hf)) {
+    return to_hf ? prefix + sinks.hf : prefix + sinks.gguf + ".weight";
+  }
   const std::size_t end = name.rfind('.');
   if (end == std::string_view::npos) return std::nullopt;
   for (std::size_t i = 0; i < kPartNames.size(); ++i) {
     const PartName& names = kPartNames[i];
-    if (of_layer(static_cast<Part>(i)) != in_layer || name.substr(0, end) != (to_hf ? names.gguf : names.hf)) continue;
-    return prefix.append(to_hf ? names.hf : names.gguf).append(name.substr(end));
+    const Part part = static_cast<Part>(i);
+    if (of_layer(part) != in_layer || !name_is_of(part, architecture, to_hf)) continue;
+    const auto expert = expert_of(name.substr(0, end), to_hf ? names.gguf : names.hf);
+    if (!expert) continue;
+    std::string translated = to_hf ? names.hf : names.gguf;
+    if (!expert->empty()) translated.replace(translated.find('#'), 1, *expert);
+    return prefix.append(translated).append(name.substr(end));
   }
   return std::nullopt;
 }

@@ -56,8 +56,9 @@ enum class Bias : std::uint8_t {
 };
 
 /// The name that a tensor of a GGUF file has in a Hugging Face checkpoint (`to_hf`), or the reverse; nothing if it is
-/// none of a decoder's.
-std::optional<std::string> translated_name(std::string_view name, bool to_hf);
+/// none of a decoder's. Experts are single matrices on both sides (docs/adr/0019); Mixtral's have the names that its
+/// checkpoints are published with.
+std::optional<std::string> translated_name(std::string_view name, bool to_hf, std::string_view architecture);
 
 class Decoder {
  public:

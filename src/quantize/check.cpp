@@ -30,6 +30,9 @@ Result<void> check_numbers(const QuantizeOptions& o) {
   if (o.group_size != -1 && (o.group_size < 1 || o.group_size > 1 << 20)) {
     return refused("group_size", o.group_size, "-1 or 1 to 2^20");
   }
+  if (o.output_matrix && (o.format == QuantizeFormat::gguf || o.format == QuantizeFormat::dense)) {
+    return refused("output_matrix", "true", "false for this format");
+  }
   if (o.int8_inputs && (!llm_compressor || o.bits != 8 || !o.symmetric)) {
     return refused("int8_inputs", "true", "false, but for symmetric 8-bit weights of compressed_tensors");
   }

@@ -58,7 +58,10 @@ LayerRanges split_layers(const Program& program) {
   for (std::size_t i = 0; i < program.ops.size(); ++i) {
     const std::string_view here = layer_of(program.values[index(output_of(program.ops[i]))].name);
     if (here.empty()) {
-      if (!ranges.layers.empty()) break;
+      if (!ranges.layers.empty()) {
+        ranges.after = {i, program.ops.size()};
+        break;
+      }
       ranges.before.end = i + 1;
       continue;
     }
@@ -67,6 +70,14 @@ LayerRanges split_layers(const Program& program) {
     ranges.layers.back().end = i + 1;
   }
   return ranges;
+}
+
+Expert expert_of(const op::Moe& moe, std::size_t index) {
+  const auto bias = [&](const std::vector<WeightId>& list) { return list.empty() ? WeightId::none : list[index]; };
+  return {{moe.in, moe.gate[index], bias(moe.gate_bias), ValueId::none},
+          {moe.in, moe.up[index], bias(moe.up_bias), ValueId::none},
+          {ValueId::none, moe.down[index], bias(moe.down_bias), ValueId::none},
+          moe.activation};
 }
 
 LayerRun::LayerRun(const Program& program, const load::Checkpoint& checkpoint,
@@ -84,13 +95,18 @@ LayerRun::LayerRun(const Program& program, const load::Checkpoint& checkpoint,
   }
 }
 
+Result<std::vector<float>> LayerRun::load_weight(WeightId id) const {
+  const load::TensorInfo& tensor = *checkpoint_.find(program_.weights[index(id)].name);
+  auto values = LLMINFER_TRY(read_floats(checkpoint_, tensor));
+  checkpoint_.release(tensor);
+  return values;
+}
+
 Result<FloatWeights> LayerRun::load_weights(const OpRange& range) const {
   FloatWeights weights;
   const auto load = [&](WeightId id) -> Result<void> {
     if (id == WeightId::none || weights.contains(static_cast<std::int32_t>(id))) return {};
-    const load::TensorInfo& tensor = *checkpoint_.find(program_.weights[index(id)].name);
-    weights.emplace(static_cast<std::int32_t>(id), LLMINFER_TRY(read_floats(checkpoint_, tensor)));
-    checkpoint_.release(tensor);
+    weights.emplace(static_cast<std::int32_t>(id), LLMINFER_TRY(load_weight(id)));
     return {};
   };
   for (std::size_t i = range.begin; i < range.end; ++i) {
@@ -99,22 +115,26 @@ Result<FloatWeights> LayerRun::load_weights(const OpRange& range) const {
       LLMINFER_TRY(load(linear->bias));
     }
     if (const auto* norm = std::get_if<op::RmsNorm>(&program_.ops[i])) LLMINFER_TRY(load(norm->weight));
+    if (const auto* attention = std::get_if<op::Attention>(&program_.ops[i])) LLMINFER_TRY(load(attention->sinks));
   }
   return weights;
 }
 
-Result<void> LayerRun::run(const OpRange& range, const FloatWeights& weights, const OnGroup& on_group) {
+Result<void> LayerRun::run(const OpRange& range, FloatWeights& weights, const Hooks& hooks) {
+  hooks_ = &hooks;
   std::vector<bool> seen(program_.values.size(), false);  // as the input of a group
   for (std::size_t i = range.begin; i < range.end; ++i) {
     const auto* linear = std::get_if<op::Linear>(&program_.ops[i]);
-    if (linear && on_group && !seen[index(linear->in)]) {
-      LinearGroup group{linear->in, {}};
+    if (linear && hooks.on_group && !seen[index(linear->in)]) {
+      LinearGroup group{linear->in, width(linear->in), {}, nullptr, nullptr};
       for (std::size_t j = i; j < range.end; ++j) {
         const auto* other = std::get_if<op::Linear>(&program_.ops[j]);
         if (other && other->in == linear->in) group.linears.push_back(other);
+        const auto* moe = std::get_if<op::Moe>(&program_.ops[j]);
+        if (moe && moe->in == linear->in) group.moe = moe;
       }
       seen[index(linear->in)] = true;
-      LLMINFER_TRY(on_group(group, value(linear->in)));
+      LLMINFER_TRY(hooks.on_group(group, value(linear->in), weights));
     }
     current_ = i;
     LLMINFER_TRY(std::visit([&](const auto& o) { return apply(o, weights); }, program_.ops[i]));
@@ -149,19 +169,28 @@ Result<void> LayerRun::apply(const op::Embed& o, const FloatWeights&) {
   return {};
 }
 
-Result<void> LayerRun::apply(const op::Linear& o, const FloatWeights& weights) {
-  make(o.out);
-  const std::int64_t in = width(o.in), out = width(o.out);
-  const MatrixView w = matrix(weight(weights, o.weight).data(), out, in);
-  LLMINFER_TRY(multiply(team_, matrix(value(o.in).data(), tokens_, in), w.transposed(), value(o.out).data(), out));
-  if (o.bias == WeightId::none) return {};
-  const std::vector<float>& bias = weight(weights, o.bias);
-  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+Result<std::vector<float>> LayerRun::product(std::span<const float> x, const op::Linear& linear,
+                                             const FloatWeights& weights) {
+  const WeightSpec& spec = program_.weights[index(linear.weight)];
+  const std::int64_t in = spec.cols, out = spec.rows, tokens = static_cast<std::int64_t>(x.size()) / in;
+  std::vector<float> y(static_cast<std::size_t>(tokens * out));
+  if (tokens == 0) return y;
+  const MatrixView w = matrix(weight(weights, linear.weight).data(), out, in);
+  LLMINFER_TRY(multiply(team_, matrix(x.data(), tokens, in), w.transposed(), y.data(), out));
+  if (linear.bias == WeightId::none) return y;
+  const std::vector<float>& bias = weight(weights, linear.bias);
+  LLMINFER_TRY(for_rows(team_, tokens, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
-      float* to = row(o.out, t);
-      for (std::int64_t n = 0; n < out; ++n) to[n] += bias[static_cast<std::size_t>(n)];
+      for (std::int64_t n = 0; n < out; ++n)
+        y[static_cast<std::size_t>(t * out + n)] += bias[static_cast<std::size_t>(n)];
     }
-  });
+  }));
+  return y;
+}
+
+Result<void> LayerRun::apply(const op::Linear& o, const FloatWeights& weights) {
+  value(o.out) = LLMINFER_TRY(product(value(o.in), o, weights));
+  return {};
 }
 
 Result<void> LayerRun::apply(const op::RmsNorm& o, const FloatWeights& weights) {
@@ -215,8 +244,9 @@ Result<void> LayerRun::apply(const op::Rope& o, const FloatWeights&) {
   });
 }
 
-Result<void> LayerRun::apply(const op::Attention& o, const FloatWeights&) {
+Result<void> LayerRun::apply(const op::Attention& o, const FloatWeights& weights) {
   make(o.out);
+  const std::vector<float>* const sinks = o.sinks == WeightId::none ? nullptr : &weight(weights, o.sinks);
   const auto count = static_cast<std::int64_t>(sequences_.size()) * o.heads;
   std::vector<std::vector<float>> scores(static_cast<std::size_t>(team_.threads()));
   for (auto& s : scores) s.resize(static_cast<std::size_t>(length_ * length_));
@@ -224,7 +254,9 @@ Result<void> LayerRun::apply(const op::Attention& o, const FloatWeights&) {
   const int phases[] = {static_cast<int>(count)};
   LLMINFER_TRY(team_.run(phases, [&](int, int chunk, int thread) {
     try {
-      attend(o, chunk / o.heads, chunk % o.heads, scores[static_cast<std::size_t>(thread)]);
+      const std::int32_t head = chunk % o.heads;
+      const float sink = sinks ? (*sinks)[static_cast<std::size_t>(head)] : -std::numeric_limits<float>::infinity();
+      attend(o, chunk / o.heads, head, sink, scores[static_cast<std::size_t>(thread)]);
     } catch (const std::bad_alloc&) {
       memory = false;
     }
@@ -234,7 +266,8 @@ Result<void> LayerRun::apply(const op::Attention& o, const FloatWeights&) {
 }
 
 /// One head on one sequence.
-void LayerRun::attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, std::vector<float>& scores) {
+void LayerRun::attend(const op::Attention& o, std::int64_t sequence, std::int32_t head, float sink,
+                      std::vector<float>& scores) {
   const CacheGroup& group = program_.cache_groups[static_cast<std::size_t>(o.group)];
   const std::int64_t dim = group.head_dim, first = sequence * length_;
   const std::int64_t kv = std::int64_t{head} * group.kv_heads / o.heads * dim;
@@ -245,8 +278,8 @@ void LayerRun::attend(const op::Attention& o, std::int64_t sequence, std::int32_
   for (std::int64_t t = 0; t < length_; ++t) {
     float* s = scores.data() + t * length_;
     const std::int64_t begin = group.window > 0 ? std::max<std::int64_t>(0, t + 1 - group.window) : 0;
-    const float best = *std::max_element(s + begin, s + t + 1);
-    float total = 0;
+    const float best = std::max(sink, *std::max_element(s + begin, s + t + 1));
+    float total = std::exp(sink - best);
     for (std::int64_t i = begin; i <= t; ++i) total += s[i] = std::exp(s[i] - best);
     for (std::int64_t i = begin; i <= t; ++i) s[i] /= total;
     std::fill(s, s + begin, 0.0f);
@@ -279,8 +312,90 @@ Result<void> LayerRun::apply(const op::Reduce& o, const FloatWeights&) {  // no 
   return core::fail(ErrorCode::unsupported, "value ", program_.values[index(o.out)].name, ": a sum over shards");
 }
 
-Result<void> LayerRun::apply(const op::Moe& o, const FloatWeights&) {  // open_source() has said so already
-  return core::fail(ErrorCode::unsupported, "value ", program_.values[index(o.out)].name, ": a mixture of experts");
+std::vector<LayerRun::Route> LayerRun::routes(const op::Moe& o) {
+  const std::size_t experts = o.gate.size(), used = static_cast<std::size_t>(o.used);
+  std::vector<Route> routes(experts);
+  std::vector<double> scores(experts);
+  std::vector<std::size_t> order(experts);
+  for (std::int64_t t = 0; t < tokens_; ++t) {
+    const float* const logits = row(o.router, t);
+    const double most = static_cast<double>(*std::max_element(logits, logits + experts));
+    double all = 0;
+    for (std::size_t e = 0; e < experts; ++e) {
+      const auto logit = static_cast<double>(logits[e]);
+      scores[e] = o.scoring == Scoring::softmax ? std::exp(logit - most) : 1 / (1 + std::exp(-logit));
+      all += scores[e];
+      order[e] = e;
+    }
+    std::partial_sort(order.begin(), order.begin() + o.used, order.end(), [&](std::size_t a, std::size_t b) {
+      return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+    });
+    double divisor = o.scoring == Scoring::softmax ? all : 1;
+    if (o.normalize) {
+      divisor = 0;
+      for (std::size_t i = 0; i < used; ++i) divisor += scores[order[i]];
+    }
+    for (std::size_t i = 0; i < used; ++i) {
+      routes[order[i]].tokens.push_back(t);
+      routes[order[i]].factors.push_back(static_cast<float>(scores[order[i]] / divisor) * o.scale);
+    }
+  }
+  return routes;
+}
+
+Result<void> LayerRun::apply(const op::Moe& o, const FloatWeights&) {
+  make(o.out);
+  std::fill(value(o.out).begin(), value(o.out).end(), 0.0f);
+  const std::vector<Route> routes = this->routes(o);
+  for (std::size_t e = 0; e < routes.size(); ++e) LLMINFER_TRY(run_expert(o, expert_of(o, e), routes[e]));
+  if (o.shared == ValueId::none) return {};
+  return for_rows(team_, tokens_, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const float factor = 1 / (1 + std::exp(-*row(o.shared_gate, t)));
+      for (std::int64_t i = 0; i < width(o.out); ++i) row(o.out, t)[i] += factor * row(o.shared, t)[i];
+    }
+  });
+}
+
+/// Adds the expert's part of the mixture's output. Without tokens the caller still sees its weights, if it wants to.
+Result<void> LayerRun::run_expert(const op::Moe& o, const Expert& expert, const Route& route) {
+  if (route.tokens.empty() && !hooks_->on_group) return {};
+  FloatWeights weights;
+  for (const op::Linear* linear : {&expert.gate, &expert.up, &expert.down}) {
+    for (const WeightId id : {linear->weight, linear->bias}) {
+      if (id != WeightId::none) weights.emplace(static_cast<std::int32_t>(id), LLMINFER_TRY(load_weight(id)));
+    }
+  }
+  if (hooks_->on_expert) LLMINFER_TRY(hooks_->on_expert(expert, weights));
+  const std::int64_t in = width(o.in);
+  std::vector<float> x(route.tokens.size() * static_cast<std::size_t>(in));
+  for (std::size_t i = 0; i < route.tokens.size(); ++i) {
+    std::copy_n(row(o.in, route.tokens[i]), in, x.data() + static_cast<std::int64_t>(i) * in);
+  }
+  if (hooks_->on_group) {
+    const LinearGroup group{o.in, in, {&expert.gate, &expert.up}, nullptr, &expert};
+    LLMINFER_TRY(hooks_->on_group(group, x, weights));
+  }
+  std::vector<float> inner = LLMINFER_TRY(product(x, expert.gate, weights));
+  const std::vector<float> up = LLMINFER_TRY(product(x, expert.up, weights));
+  const std::int64_t ffn = program_.weights[index(expert.down.weight)].cols;
+  LLMINFER_TRY(
+      for_rows(team_, static_cast<std::int64_t>(route.tokens.size()), [&](std::int64_t first, std::int64_t last) {
+        for (auto i = static_cast<std::size_t>(first * ffn); i < static_cast<std::size_t>(last * ffn); ++i) {
+          inner[i] = gated(o.activation, inner[i], up[i]);
+        }
+      }));
+  if (hooks_->on_group) {
+    LLMINFER_TRY(hooks_->on_group({ValueId::none, ffn, {&expert.down}, nullptr, &expert}, inner, weights));
+  }
+  const std::vector<float> y = LLMINFER_TRY(product(inner, expert.down, weights));
+  const std::int64_t out = width(o.out);
+  for (std::size_t i = 0; i < route.tokens.size(); ++i) {
+    float* const to = row(o.out, route.tokens[i]);
+    const float* const from = y.data() + static_cast<std::int64_t>(i) * out;
+    for (std::int64_t k = 0; k < out; ++k) to[k] += route.factors[i] * from[k];
+  }
+  return hooks_->on_expert_end ? hooks_->on_expert_end(expert, weights) : Result<void>();
 }
 
 Result<std::vector<float>> gram(core::Team& team, std::span<const float> input, std::int64_t width) {

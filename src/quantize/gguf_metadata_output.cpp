@@ -48,6 +48,15 @@ class Metadata {
   }
 };
 
+void add_experts(const load::ModelConfig& c, const std::string& arch, Metadata& out) {
+  if (c.experts == 0) return;
+  out.count(arch + "expert_count", c.experts);
+  out.count(arch + "expert_used_count", c.experts_used);
+  out.count(arch + "expert_feed_forward_length", c.expert_ffn_size);
+  if (c.shared_ffn_size > 0) out.count(arch + "expert_shared_feed_forward_length", c.shared_ffn_size);
+  if (c.normalize_experts) out.flag(arch + "expert_weights_norm", *c.normalize_experts);
+}
+
 void add_hyperparameters(const load::ModelConfig& c, Metadata& out) {
   const std::string arch = c.architecture + ".";
   out.text("general.architecture", c.architecture);
@@ -56,6 +65,7 @@ void add_hyperparameters(const load::ModelConfig& c, Metadata& out) {
   out.count(arch + "context_length", c.context_length);
   out.count(arch + "embedding_length", c.hidden_size);
   out.count(arch + "feed_forward_length", c.ffn_size);
+  add_experts(c, arch, out);
   out.count(arch + "attention.head_count", c.heads);
   out.count(arch + "attention.head_count_kv", c.kv_heads);
   out.count(arch + "attention.key_length", c.head_dim);
@@ -266,9 +276,16 @@ Result<std::vector<GgufPair>> gguf_metadata(const Source& source) {
     };
     std::sort(out.pairs.begin(), out.pairs.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
   } else {
-    const RopeScaling& rope = source.checkpoint.config.rope_scaling;
-    if (rope.kind == RopeScaling::Kind::yarn && !rope.truncate) {
-      return fail(ErrorCode::unsupported, "rope scaling: \"truncate\": false has no form in GGUF files");
+    const load::ModelConfig& config = source.checkpoint.config;
+    const RopeScaling& rope = config.rope_scaling;
+    const bool truncates = config.architecture != "gpt-oss";  // what the architecture means, since no key says it
+    if (rope.kind == RopeScaling::Kind::yarn && rope.truncate != truncates) {
+      return fail(ErrorCode::unsupported, "rope scaling: \"truncate\": ", rope.truncate ? "true" : "false",
+                  " has no form in GGUF files of ", config.architecture);
+    }
+    if (std::find(config.expert_layers.begin(), config.expert_layers.end(), 0) != config.expert_layers.end()) {
+      return fail(ErrorCode::unsupported, "layers without experts among those with some have no form in GGUF files of ",
+                  config.architecture);
     }
     add_hyperparameters(source.checkpoint.config, out);
     LLMINFER_TRY(add_vocabulary(source.checkpoint, out));

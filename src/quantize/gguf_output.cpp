@@ -124,10 +124,12 @@ WeightType gguf_type(const GgufKind& kind, const load::TensorInfo& tensor, const
   const bool is_float = quant::format(kind.type).block_values == 1;
   const Place place = place_of(tensor.name);
   if (tensor.shape.size() < 2 || tensor.rows == 1 || place.part.empty()) return WeightType::f32;
+  if (place.part == "ffn_gate_inp") return WeightType::f32;  // a mixture's router
   if (is_float) return kind.type;
   WeightType type = kind.type;
   const std::string_view name = kind.name, part = place.part;
   const std::int64_t i = place.layer, n = config.layers;
+  const bool eight = config.experts == 8;  // Mixtral, whose attention is a small part of it
   const bool more_bits = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
   if (part == "output" || (part == "token_embd" && config.tied_embeddings)) {
     if (type != WeightType::q8_0) type = WeightType::q6_k;
@@ -137,11 +139,18 @@ WeightType gguf_type(const GgufKind& kind, const load::TensorInfo& tensor, const
     if (name == "Q3_K_L") type = WeightType::q5_k;
     if ((name == "Q4_K_M" || name == "Q5_K_M") && more_bits) type = WeightType::q6_k;
     if (name == "Q4_K_S" && i < 4) type = WeightType::q5_k;
+    if (eight) type = WeightType::q8_0;
+  } else if (part == "attn_k") {
+    if (eight) type = WeightType::q8_0;
   } else if (part == "attn_output") {
     if (name == "Q2_K") type = WeightType::q3_k;
     if (name == "Q3_K_M") type = WeightType::q4_k;
-    if (name == "Q3_K_L") type = WeightType::q5_k;
-  } else if (part == "ffn_down") {
+    if (name == "Q3_K_L") type = eight ? kind.type : WeightType::q5_k;
+    if (eight && (name == "Q2_K" || name == "Q3_K_S" || name == "Q3_K_M" || name == "Q4_K_S" || name == "Q4_K_M" ||
+                  name == "IQ4_NL")) {
+      type = WeightType::q5_k;
+    }
+  } else if (part.starts_with("ffn_down")) {
     if (name == "Q2_K") type = WeightType::q3_k;
     if (name == "Q3_K_M") type = i < n / 16 ? WeightType::q5_k : WeightType::q4_k;
     if (name == "Q3_K_L") type = WeightType::q5_k;

@@ -24,9 +24,9 @@ struct GgufKind {
 /// Nothing if there is none of that name, in letters of any case.
 const GgufKind* find_gguf_kind(std::string_view name) noexcept;
 
-/// The type that llama-quantize gives this tensor of a model (llama-quant.cpp's rules for models without experts): a
-/// mixture that spends more bits where errors cost more, types with smaller blocks where rows do not fill the kind's,
-/// F32 for vectors.
+/// The type that llama-quantize gives this tensor of a model (llama-quant.cpp's rules): a mixture that spends more bits
+/// where errors cost more, types with smaller blocks where rows do not fill the kind's, F32 for vectors and routers.
+/// Experts are a stack, such as "blk.0.ffn_up_exps.weight".
 WeightType gguf_type(const GgufKind& kind, const load::TensorInfo& tensor, const load::ModelConfig& config,
                      bool importance);
 

@@ -11,6 +11,7 @@
 #include <llminfer/result.hpp>
 
 #include "core/json.hpp"
+#include "quantize/layout.hpp"
 #include "quantize/source.hpp"
 
 namespace llminfer::quantize {
@@ -26,13 +27,12 @@ struct HfTensor {
 /// The bytes up to the first tensor's, and the size of the file. Wide elements come first, so that all are aligned.
 std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& size);
 
-/// The object quantization_config; null for QuantizeFormat::dense.
-core::Json quantization_config(const QuantizeOptions& options);
+/// The object quantization_config; null for QuantizeFormat::dense. `routers`: see Layout.
+core::Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& routers);
 
 /// Writes config.json, the tokenizer's files and those beside them: the input's own, or what a GGUF file's metadata
-/// say. `dense` is the type of the weights that are not quantized, as safetensors names it. Errors: unsupported
-/// (hyperparameters or a vocabulary that the files cannot say), those of files.
+/// say. Errors: unsupported (hyperparameters or a vocabulary that the files cannot say), those of files.
 Result<void> write_hf_texts(const Source& source, const std::string& input, const std::string& output,
-                            const QuantizeOptions& options, std::string_view dense);
+                            const QuantizeOptions& options, const Layout& layout);
 
 }  // namespace llminfer::quantize

@@ -93,30 +93,62 @@ Result<Json> rope_parameters(const load::ModelConfig& config) {
       rope.add("rope_type", "yarn").add("factor", s.factor).add("beta_fast", s.beta_fast).add("beta_slow", s.beta_slow);
       rope.add("original_max_position_embeddings", static_cast<std::int64_t>(s.original_context));
       if (s.attention_factor > 0) rope.add("attention_factor", s.attention_factor);
+      if (!s.truncate) rope.add("truncate", false);
       break;
   }
   return rope.json();
 }
 
+struct FamilyNames {
+  const char *type, *model;  ///< model_type, and its class in transformers
+};
+FamilyNames names_of(const load::ModelConfig& c) {
+  const std::string& name = c.architecture;
+  if (name == "qwen2") return {"qwen2", "Qwen2ForCausalLM"};
+  if (name == "qwen3") return {"qwen3", "Qwen3ForCausalLM"};
+  if (name == "qwen2moe") return {"qwen2_moe", "Qwen2MoeForCausalLM"};
+  if (name == "qwen3moe") return {"qwen3_moe", "Qwen3MoeForCausalLM"};
+  if (name == "olmoe") return {"olmoe", "OlmoeForCausalLM"};
+  if (name == "gpt-oss") return {"gpt_oss", "GptOssForCausalLM"};
+  if (c.experts > 0) return {"mixtral", "MixtralForCausalLM"};
+  return c.sliding_window > 0 ? FamilyNames{"mistral", "MistralForCausalLM"} : FamilyNames{"llama", "LlamaForCausalLM"};
+}
+
+void add_experts(const load::ModelConfig& c, Fields& config) {
+  if (c.experts == 0) return;
+  const bool local = c.architecture == "llama" || c.architecture == "gpt-oss";
+  config.add(local ? "num_local_experts" : "num_experts", c.experts).add("num_experts_per_tok", c.experts_used);
+  if (local) return;
+  if (c.architecture == "olmoe") {
+    config.add("norm_topk_prob", c.normalize_experts.value_or(false));
+    return;
+  }
+  config.add("moe_intermediate_size", c.expert_ffn_size);
+  if (c.shared_ffn_size > 0) config.add("shared_expert_intermediate_size", c.shared_ffn_size);
+  config.add("norm_topk_prob", c.normalize_experts.value_or(c.architecture == "qwen3moe"));
+  config.add("decoder_sparse_step", 1).add("mlp_only_layers", Json(Json::Array()));
+}
+
 /// config.json of a checkpoint that had none.
 Result<Json> make_config(const load::Checkpoint& checkpoint) {
   const load::ModelConfig& c = checkpoint.config;
-  const bool qwen2 = c.architecture == "qwen2", qwen = qwen2 || c.architecture == "qwen3",
-             window = c.sliding_window > 0;
-  const char* type = qwen2 ? "qwen2" : qwen ? "qwen3" : window ? "mistral" : "llama";
-  const char* model = qwen2    ? "Qwen2ForCausalLM"
-                      : qwen   ? "Qwen3ForCausalLM"
-                      : window ? "MistralForCausalLM"
-                               : "LlamaForCausalLM";
+  const bool qwen2 = c.architecture.starts_with("qwen2"), qwen = c.architecture.starts_with("qwen"),
+             gpt_oss = c.architecture == "gpt-oss", window = c.sliding_window > 0;
+  const auto [type, model] = names_of(c);
   Fields config;
   config.add("architectures", list_of(model));
   config.add("model_type", type).add("vocab_size", c.vocab_size).add("hidden_size", c.hidden_size);
-  config.add("intermediate_size", c.ffn_size).add("num_hidden_layers", c.layers).add("num_attention_heads", c.heads);
+  // Where there is no key for it, this is the width of an expert.
+  const bool of_expert = c.experts > 0 && !c.architecture.starts_with("qwen");
+  config.add("intermediate_size", of_expert ? c.expert_ffn_size : c.ffn_size)
+      .add("num_hidden_layers", c.layers)
+      .add("num_attention_heads", c.heads);
   config.add("num_key_value_heads", c.kv_heads).add("head_dim", c.head_dim).add("hidden_act", c.activation);
   config.add("max_position_embeddings", c.context_length).add("rms_norm_eps", c.norm_epsilon);
   config.add("tie_word_embeddings", c.tied_embeddings);
+  add_experts(c, config);
   if (!qwen2) config.add("attention_bias", checkpoint.find("model.layers.0.self_attn.q_proj.bias") != nullptr);
-  if (!qwen) config.add("mlp_bias", checkpoint.find("model.layers.0.mlp.up_proj.bias") != nullptr);
+  if (!qwen && c.experts == 0) config.add("mlp_bias", checkpoint.find("model.layers.0.mlp.up_proj.bias") != nullptr);
   Json rope = LLMINFER_TRY(rope_parameters(c));
   config.add("rope_theta", c.rope_base);  // transformers 4 reads this and the next, 5 the one after it
   if (c.rope_scaling.kind != RopeScaling::Kind::none) config.add("rope_scaling", rope);
@@ -124,7 +156,7 @@ Result<Json> make_config(const load::Checkpoint& checkpoint) {
   if (window) config.add("sliding_window", c.sliding_window);
   if (qwen) config.add("use_sliding_window", window);
   if (window && !c.sliding_layers.empty()) {
-    if (!qwen)
+    if (!qwen && !gpt_oss)
       return fail(ErrorCode::unsupported, "a sliding window in some layers only has no form in Mistral's config.json");
     Json::Array types;
     for (const std::uint8_t slides : c.sliding_layers)
@@ -168,7 +200,7 @@ Result<void> copy_texts(const std::string& input, const std::string& output) {
 }  // namespace
 
 Result<void> write_hf_texts(const Source& source, const std::string& input, const std::string& output,
-                            const QuantizeOptions& options, std::string_view dense) {
+                            const QuantizeOptions& options, const Layout& layout) {
   const load::Checkpoint& checkpoint = source.checkpoint;
   Json config;
   if (source.from_hf) {
@@ -181,10 +213,11 @@ Result<void> write_hf_texts(const Source& source, const std::string& input, cons
     LLMINFER_TRY(write_file(output + "/generation_config.json", make_generation_config(checkpoint).dump()));
   }
   auto& members = std::get<Json::Object>(config.value());
-  const Json settings = quantization_config(options);
+  const Json settings = quantization_config(options, layout.routers);
   set(members, "compression_config", {});
   set(members, "quantization_config", settings);
-  for (const char* key : {"torch_dtype", "dtype"}) set(members, key, torch_name(dense));
+  if (options.output_matrix) set(members, "tie_word_embeddings", false);
+  for (const char* key : {"torch_dtype", "dtype"}) set(members, key, torch_name(layout.dense));
   if (options.format == QuantizeFormat::gptq || options.format == QuantizeFormat::awq) {
     LLMINFER_TRY(write_file(output + "/quantize_config.json", settings.dump()));
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "core/error.hpp"
@@ -13,6 +14,18 @@
 namespace llminfer::quantize {
 namespace {
 
+/// GPTQ needs a token of an expert for so many of its input features.
+constexpr std::int64_t kFeaturesPerToken = 8;
+
+/// The linear operation that gives the logits.
+const op::Linear* output_of(const Program& program) {
+  for (const Op& op : program.ops) {
+    const auto* linear = std::get_if<op::Linear>(&op);
+    if (linear && linear->out == program.logits) return linear;
+  }
+  return nullptr;
+}
+
 /// sum of x^2 of each column of an input // (tokens, width)
 std::vector<float> column_squares(std::span<const float> input, std::size_t width) {
   std::vector<double> sums(width);
@@ -21,6 +34,15 @@ std::vector<float> column_squares(std::span<const float> input, std::size_t widt
       sums[k] += static_cast<double>(input[at + k]) * static_cast<double>(input[at + k]);
   }
   return {sums.begin(), sums.end()};
+}
+
+/// Of features that the calibration never has, a little: nothing would be left of them.
+std::vector<float> importance_of(std::span<const float> squares) {
+  const double sum = std::accumulate(squares.begin(), squares.end(), 0.0);
+  const auto least = static_cast<float>(1e-6 * sum / static_cast<double>(std::max<std::size_t>(squares.size(), 1)));
+  std::vector<float> importance(squares.begin(), squares.end());
+  for (float& square : importance) square = std::max(square, least);
+  return importance;
 }
 
 }  // namespace
@@ -35,77 +57,160 @@ Result<void> LayerByLayer::run(const std::string& state, bool resume, OnLayer on
   auto pieces = LLMINFER_TRY(calibration_pieces(checkpoint_, options_));
   LayerRun run(program_, checkpoint_, std::move(pieces), team_);
   const LayerRanges ranges = split_layers(program_);
+  const op::Linear* const output = output_of(program_);
+  const bool with_output = output && job_of(output->weight).linear;
   std::size_t first = 0;
   auto saved = resume ? load_values(state, program_, run.tokens()) : std::nullopt;
   if (saved && saved->layer <= ranges.layers.size()) {
     first = saved->layer;
     run.set_values(std::move(saved->values));
   } else {
-    LLMINFER_TRY(run.run(ranges.before, LLMINFER_TRY(run.load_weights(ranges.before)), {}));
+    FloatWeights weights = LLMINFER_TRY(run.load_weights(ranges.before));
+    LLMINFER_TRY(run.run(ranges.before, weights, {}));
   }
   for (std::size_t i = first; i < ranges.layers.size(); ++i) {
+    written_.clear();
     FloatWeights weights = LLMINFER_TRY(run.load_weights(ranges.layers[i]));
     LLMINFER_TRY(quantize_layer(run, ranges.layers[i], weights));
     LLMINFER_TRY(write_others(weights));
-    std::vector<const Job*> written;
-    for (const auto& [id, values] : weights) written.push_back(&job_of(static_cast<WeightId>(id)));
     // First what is done, then the place to go on from: between the two, a layer would only be done again.
-    Result<void> go_on = on_layer(written);
-    if (i + 1 < ranges.layers.size()) LLMINFER_TRY(save_values(state, i + 1, run.values()));
+    Result<void> go_on = on_layer(written_);
+    if (i + 1 < ranges.layers.size() || with_output) LLMINFER_TRY(save_values(state, i + 1, run.values()));
     if (!go_on) return go_on;
+  }
+  if (!with_output) return {};
+  written_.clear();
+  LLMINFER_TRY(quantize_output(run, ranges.after, *output));
+  return on_layer(written_);
+}
+
+Result<void> LayerByLayer::quantize_layer(LayerRun& run, const OpRange& range, FloatWeights& weights) {
+  input_scales_.clear();
+  inner_scales_.clear();
+  if (options_.method == QuantizeMethod::awq) LLMINFER_TRY(search_awq_scales(run, range, weights));
+  LayerRun::Hooks hooks;
+  hooks.on_group = [&](const LinearGroup& group, std::span<float> input, FloatWeights& of_group) {
+    return quantize_group(run, range, group, input, of_group);
+  };
+  hooks.on_expert = [&](const Expert& expert, FloatWeights& of_expert) -> Result<void> {
+    scale_expert(expert, of_expert);
+    return {};
+  };
+  hooks.on_expert_end = [&](const Expert&, FloatWeights& of_expert) { return write_others(of_expert); };
+  return run.run(range, weights, hooks);
+}
+
+/// The logits themselves are never computed: for all tokens they would be more than anything else.
+Result<void> LayerByLayer::quantize_output(LayerRun& run, const OpRange& after, const op::Linear& output) {
+  OpRange before = after;
+  while (before.end > before.begin && std::get_if<op::Linear>(&program_.ops[before.end - 1]) != &output) --before.end;
+  FloatWeights weights = LLMINFER_TRY(run.load_weights({before.begin, before.end}));
+  LLMINFER_TRY(run.run({before.begin, before.end - 1}, weights, {}));
+  const LinearGroup group{output.in, run.width(output.in), {&output}, nullptr, nullptr};
+  LLMINFER_TRY(quantize_group(run, before, group, run.value(output.in), weights));
+  return write_others(weights);
+}
+
+template <class F>
+Result<void> LayerByLayer::for_weights(const LayerRun& run, const LinearGroup& group, const FloatWeights& weights,
+                                       const F& f) const {
+  for (const op::Linear* linear : group.linears) {
+    if (job_of(linear->weight).linear) LLMINFER_TRY(f(weights.at(static_cast<std::int32_t>(linear->weight))));
+  }
+  for (std::size_t e = 0; group.moe && e < group.moe->gate.size(); ++e) {
+    for (const WeightId id : {group.moe->gate[e], group.moe->up[e]}) LLMINFER_TRY(f(LLMINFER_TRY(run.load_weight(id))));
   }
   return {};
 }
 
-Result<void> LayerByLayer::quantize_layer(LayerRun& run, const OpRange& range, FloatWeights& weights) {
-  if (options_.method == QuantizeMethod::awq) LLMINFER_TRY(search_awq_scales(run, range, weights));
-  return run.run(range, weights, [&](const LinearGroup& group, std::span<float> input) {
-    return quantize_group(range, group, input, weights);
-  });
+void LayerByLayer::scale_expert(const Expert& expert, FloatWeights& weights) const {
+  if (const auto scales = input_scales_.find(static_cast<std::int32_t>(expert.gate.in));
+      scales != input_scales_.end()) {
+    for (const op::Linear* linear : {&expert.gate, &expert.up}) {
+      scale_columns(weights.at(static_cast<std::int32_t>(linear->weight)), scales->second);
+    }
+  }
+  const auto scales = inner_scales_.find(static_cast<std::int32_t>(expert.down.weight));
+  if (scales == inner_scales_.end()) return;
+  const LinearGroup down{ValueId::none, 0, {&expert.down}, nullptr, &expert};
+  apply_scales({nullptr, &expert.up}, down, scales->second, weights, {});
 }
 
 /// Runs the layer once as it is, since the scales of one linear layer may go into the weights of another.
 Result<void> LayerByLayer::search_awq_scales(LayerRun& run, const OpRange& range, FloatWeights& weights) {
   LayerRun::Values before = run.values();
-  LLMINFER_TRY(run.run(range, weights, [&](const LinearGroup& group, std::span<float> input) -> Result<void> {
+  LayerRun::Hooks hooks;
+  hooks.on_group = [&](const LinearGroup& group, std::span<float> input, FloatWeights& of_group) -> Result<void> {
     const auto fold = find_fold(program_, range, group);
-    if (!fold) return {};
-    const std::int64_t width = program_.values[static_cast<std::size_t>(group.in)].width;
-    const auto moments = LLMINFER_TRY(gram(team_, input, width));
-    const auto scales = LLMINFER_TRY(awq_scales(team_, group, weights, mean_magnitude(input, width), moments,
-                                                job_of(group.linears.front()->weight).scheme, program_));
-    apply_scales(*fold, group, scales, weights, input);
+    if (!fold || input.empty()) return {};
+    const auto moments = LLMINFER_TRY(gram(team_, input, group.width));
+    const auto magnitude = mean_magnitude(input, group.width);
+    const WeightId some = group.moe ? group.moe->gate.front() : group.linears.front()->weight;
+    AwqSearch search(team_, magnitude, moments, job_of(some).scheme);
+    LLMINFER_TRY(for_weights(run, group, of_group, [&](std::span<const float> w) -> Result<void> {
+      search.measure(w);
+      return {};
+    }));
+    search.choose();
+    LLMINFER_TRY(for_weights(run, group, of_group, [&](std::span<const float> w) { return search.try_on(w); }));
+    if (group.expert) {
+      inner_scales_.emplace(static_cast<std::int32_t>(group.linears.front()->weight), search.best());
+      return {};
+    }
+    const std::vector<float> scales = search.best();
+    apply_scales(*fold, group, scales, of_group, input);
+    if (group.moe) input_scales_.emplace(static_cast<std::int32_t>(group.in), scales);
     return {};
-  }));
+  };
+  hooks.on_expert = [&](const Expert& expert, FloatWeights& of_expert) -> Result<void> {
+    scale_expert(expert, of_expert);
+    return {};
+  };
+  LLMINFER_TRY(run.run(range, weights, hooks));
   run.set_values(std::move(before));
   return {};
 }
 
-Result<void> LayerByLayer::quantize_group(const OpRange& range, const LinearGroup& group, std::span<float> input,
-                                          FloatWeights& weights) {
-  const std::int64_t width = program_.values[static_cast<std::size_t>(group.in)].width;
+Result<void> LayerByLayer::quantize_group(LayerRun& run, const OpRange& range, const LinearGroup& group,
+                                          std::span<float> input, FloatWeights& weights) {
   if (options_.method == QuantizeMethod::smoothquant) {
     const auto fold = find_fold(program_, range, group);
     if (fold && fold->norm) {  // outliers come from norms
-      const auto scales = smoothquant_scales(group, weights, greatest_magnitude(input, width), options_.smoothing);
+      std::vector<float> most(static_cast<std::size_t>(group.width), 0.0f);
+      LLMINFER_TRY(for_weights(run, group, weights, [&](std::span<const float> w) -> Result<void> {
+        const auto here = greatest_magnitude(w, group.width);
+        for (std::size_t k = 0; k < most.size(); ++k) most[k] = std::max(most[k], here[k]);
+        return {};
+      }));
+      const auto scales = smoothquant_scales(greatest_magnitude(input, group.width), most, options_.smoothing);
       apply_scales(*fold, group, scales, weights, input);
+      if (group.moe) input_scales_.emplace(static_cast<std::int32_t>(group.in), scales);
     }
   }
-  std::vector<float> moments;
-  if (options_.method == QuantizeMethod::gptq || options_.method == QuantizeMethod::awq) {
-    moments = LLMINFER_TRY(gram(team_, input, width));
-  }
-  const std::vector<float> squares = column_squares(input, static_cast<std::size_t>(width));
+  const bool any = std::any_of(group.linears.begin(), group.linears.end(),
+                               [&](const op::Linear* linear) { return job_of(linear->weight).linear; });
+  if (!any) return {};
+  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / group.width;
+  // With fewer tokens the second moments tell more of these tokens than of the inputs to come.
+  const bool enough =
+      group.expert && options_.method == QuantizeMethod::gptq ? tokens * kFeaturesPerToken >= group.width : tokens > 0;
+  std::vector<float> moments, squares;
+  const bool wanted = options_.method == QuantizeMethod::gptq || options_.method == QuantizeMethod::awq;
+  if (wanted && enough) moments = LLMINFER_TRY(gram(team_, input, group.width));
+  if (tokens > 0) squares = column_squares(input, static_cast<std::size_t>(group.width));
   for (const op::Linear* linear : group.linears) {
+    if (!job_of(linear->weight).linear) continue;
     LLMINFER_TRY(quantize_linear(*linear, weights.at(static_cast<std::int32_t>(linear->weight)), moments, squares));
   }
   return {};
 }
 
-/// Writes a matrix, and leaves in `values` what was written.
+/// Writes a matrix, and leaves in `values` what was written. `moments` and `squares` are empty where too few tokens
+/// show what the inputs are: then it is rounded, or pruned by magnitude.
 Result<void> LayerByLayer::quantize_linear(const op::Linear& linear, std::span<float> values,
                                            std::span<const float> moments, std::span<const float> squares) {
   const Job& job = job_of(linear.weight);
+  written_.push_back(&job);
   const std::int64_t rows = job.tensor->rows, cols = job.tensor->cols;
   if (options_.prune != PruneMethod::none) {
     std::vector<float> norms;
@@ -114,13 +219,13 @@ Result<void> LayerByLayer::quantize_linear(const op::Linear& linear, std::span<f
     }
     LLMINFER_TRY(prune(team_, options_, cols, values, norms));
   }
-  if (!job.affine) return writer_.write_values(job, values, squares);
+  if (!job.affine) return writer_.write_values(job, values, importance_of(squares));
 
   AffineWeight rounded(job.scheme, 0, cols);
-  if (options_.method == QuantizeMethod::gptq) {
+  if (options_.method == QuantizeMethod::gptq && !moments.empty()) {
     rounded = LLMINFER_TRY(
         gptq(team_, job.scheme, rows, cols, values, moments, {options_.damping, options_.activation_order}));
-  } else if (options_.method == QuantizeMethod::awq && !rotated(linear)) {
+  } else if (options_.method == QuantizeMethod::awq && !moments.empty() && !rotated(linear)) {
     const auto shares = LLMINFER_TRY(awq_clipping(team_, job.scheme, rows, cols, values, moments));
     rounded = AffineWeight(job.scheme, rows, cols);
     const auto groups = static_cast<std::size_t>(rounded.groups_of_row());
@@ -150,7 +255,9 @@ bool LayerByLayer::rotated(const op::Linear& linear) const {
 Result<void> LayerByLayer::write_others(const FloatWeights& weights) {
   for (const auto& [id, values] : weights) {
     const Job& job = job_of(static_cast<WeightId>(id));
-    if (!job.linear) LLMINFER_TRY(writer_.write_values(job, values));
+    if (job.linear) continue;
+    LLMINFER_TRY(writer_.write_values(job, values));
+    written_.push_back(&job);
   }
   return {};
 }

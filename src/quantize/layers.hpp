@@ -30,12 +30,19 @@ class LayerByLayer {
  private:
   Result<void> quantize_layer(LayerRun& run, const OpRange& range, FloatWeights& weights);
   Result<void> search_awq_scales(LayerRun& run, const OpRange& range, FloatWeights& weights);
-  Result<void> quantize_group(const OpRange& range, const LinearGroup& group, std::span<float> input,
+  Result<void> quantize_group(LayerRun& run, const OpRange& range, const LinearGroup& group, std::span<float> input,
                               FloatWeights& weights);
   Result<void> quantize_linear(const op::Linear& linear, std::span<float> values, std::span<const float> moments,
                                std::span<const float> squares);
-  /// The weights of a layer that are no linear layers' matrices.
+  Result<void> quantize_output(LayerRun& run, const OpRange& after, const op::Linear& output);
+  /// The weights that are no quantized matrices.
   Result<void> write_others(const FloatWeights& weights);
+  /// Gives an expert's weights the scales that were found for them.
+  void scale_expert(const Expert& expert, FloatWeights& weights) const;
+  /// Calls f(weight's values) for all matrices of a group that are quantized, those of experts among them.
+  template <class F>
+  Result<void> for_weights(const LayerRun& run, const LinearGroup& group, const FloatWeights& weights,
+                           const F& f) const;
 
   const Job& job_of(WeightId id) const { return *jobs_.at(program_.weights[static_cast<std::size_t>(id)].name); }
   bool rotated(const op::Linear& linear) const;
@@ -46,6 +53,10 @@ class LayerByLayer {
   Writer& writer_;
   core::Team& team_;
   std::unordered_map<std::string, const Job*> jobs_;
+  std::vector<const Job*> written_;  ///< of the layer
+  // Scales of the layer's experts, which are not in memory when these are found.
+  std::unordered_map<std::int32_t, std::vector<float>> input_scales_;  ///< by the ValueId of the mixture's input
+  std::unordered_map<std::int32_t, std::vector<float>> inner_scales_;  ///< by the WeightId of the expert's down
 };
 
 }  // namespace llminfer::quantize

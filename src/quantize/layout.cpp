@@ -1,7 +1,10 @@
 #include "quantize/layout.hpp"
 
 #include <cstring>
+#include <optional>
+#include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "core/error.hpp"
 #include "quant/format.hpp"
@@ -46,15 +49,44 @@ Result<void> add_rope_factors(Source& source) {
   return {};
 }
 
-/// The matrices that are quantized: the second operands of linear operations, but for the one that gives logits.
-std::unordered_set<std::string> linear_weights(const Program& program) {
-  std::unordered_set<std::string> names;
+/// The matrices of linear operations, and whether they are quantized: all but routers, whose choice a small error may
+/// turn, and the one that gives logits unless the options say so.
+std::unordered_map<std::string, bool> linear_weights(const Program& program, const QuantizeOptions& options) {
+  std::unordered_map<std::string, bool> names;
+  const auto name_of = [&](WeightId id) -> const std::string& {
+    return program.weights[static_cast<std::size_t>(id)].name;
+  };
+  std::unordered_set<ValueId> kept;
+  if (!options.output_matrix) kept.insert(program.logits);
+  for (const Op& op : program.ops) {
+    const auto* moe = std::get_if<op::Moe>(&op);
+    if (!moe) continue;
+    kept.insert(moe->router);
+    kept.insert(moe->shared_gate);
+    for (const auto* matrices : {&moe->gate, &moe->up, &moe->down}) {
+      for (const WeightId id : *matrices) names.emplace(name_of(id), true);
+    }
+  }
   for (const Op& op : program.ops) {
     const auto* linear = std::get_if<op::Linear>(&op);
-    if (linear && linear->out != program.logits)
-      names.insert(program.weights[static_cast<std::size_t>(linear->weight)].name);
+    if (linear) names.emplace(name_of(linear->weight), !kept.contains(linear->out));
   }
   return names;
+}
+
+/// "blk.3.ffn_up.7.weight" is part 7 of "blk.3.ffn_up_exps.weight", as GGUF files have experts (docs/adr/0019).
+struct StackPart {
+  std::string stack;
+  std::int64_t expert = 0;
+};
+std::optional<StackPart> stack_part(const std::string& name) {
+  const std::size_t last = name.rfind('.');
+  if (last == std::string::npos || last == 0) return std::nullopt;
+  const std::size_t before = name.rfind('.', last - 1);
+  if (before == std::string::npos || !name.starts_with("blk.") || before == 3) return std::nullopt;
+  const std::string number = name.substr(before + 1, last - before - 1);
+  if (number.empty() || number.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
+  return StackPart{name.substr(0, before) + "_exps" + name.substr(last), std::stoll(number)};
 }
 
 std::uint64_t block_bytes(WeightType type, const TensorInfo& tensor) {
@@ -65,25 +97,44 @@ std::uint64_t block_bytes(WeightType type, const TensorInfo& tensor) {
 Result<Layout> gguf_layout(Source& source, const QuantizeOptions& options) {
   LLMINFER_TRY(add_rope_factors(source));
   const GgufKind& kind = *find_gguf_kind(options.type);
+  const load::ModelConfig& config = source.checkpoint.config;
   std::vector<GgufPair> metadata = LLMINFER_TRY(gguf_metadata(source));
   metadata.push_back({"general.file_type", {load::GgufType::u32, std::uint64_t{kind.file_type}}});
   Layout layout;
   std::vector<GgufTensor> tensors;
-  const auto linear = linear_weights(source.program);
+  std::unordered_map<std::string, std::size_t> stacks;       // index into tensors
+  std::vector<std::pair<std::size_t, std::int64_t>> places;  // of each job: its tensor, and which expert's part
+  const auto linear = linear_weights(source.program, options);
   for (const TensorInfo& tensor : source.checkpoint.tensors) {
+    const auto part = config.experts > 0 ? stack_part(tensor.name) : std::nullopt;
+    TensorInfo whole = tensor;
+    if (part) {
+      whole.name = part->stack;
+      whole.shape.insert(whole.shape.begin(), config.experts);
+    }
     Job job;
     job.tensor = &tensor;
-    job.linear = linear.contains(tensor.name);
-    job.type = gguf_type(kind, tensor, source.checkpoint.config, !options.calibration.empty());
-    if (tensor.name.size() > 63) {
-      return fail(ErrorCode::unsupported, "tensor ", tensor.name, ": GGUF names have at most 63 characters");
+    const auto found = linear.find(tensor.name);
+    job.linear = found != linear.end() && found->second;
+    job.type = gguf_type(kind, whole, config, !options.calibration.empty());
+    if (whole.name.size() > 63) {
+      return fail(ErrorCode::unsupported, "tensor ", whole.name, ": GGUF names have at most 63 characters");
     }
-    tensors.push_back({tensor.name, job.type, tensor.shape, block_bytes(job.type, tensor)});
+    std::size_t index = tensors.size();
+    if (part) index = stacks.emplace(whole.name, index).first->second;
+    if (index == tensors.size()) {
+      const std::uint64_t parts = part ? static_cast<std::uint64_t>(config.experts) : 1;
+      tensors.push_back({whole.name, job.type, whole.shape, parts * block_bytes(job.type, tensor)});
+    }
+    places.emplace_back(index, part ? part->expert : 0);
     layout.jobs.push_back(std::move(job));
   }
   layout.header = gguf_header(metadata, tensors, layout.size);
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    layout.jobs[i].places.push_back({tensors[i].offset, tensors[i].bytes});
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const auto& [tensor, expert] = places[i];
+    const std::uint64_t bytes = block_bytes(layout.jobs[i].type, *layout.jobs[i].tensor);
+    const std::uint64_t offset = tensors[tensor].offset + static_cast<std::uint64_t>(expert) * bytes;
+    layout.jobs[i].places.push_back({offset, bytes, expert == 0});
   }
   return layout;
 }
@@ -106,9 +157,14 @@ std::uint64_t tensor_bytes(std::string_view element, const std::vector<std::int6
   return bytes;
 }
 
+/// "model.layers.0.mlp.up_proj" of its weight.
+std::string module_of(const TensorInfo& tensor) {
+  return tensor.name.substr(0, tensor.name.size() - std::strlen(".weight"));
+}
+
 /// The tensors of an affine weight, as pack() writes them.
 std::vector<HfTensor> affine_tensors(const TensorInfo& tensor, const AffineScheme& s, const QuantizeOptions& o) {
-  const std::string prefix = tensor.name.substr(0, tensor.name.size() - std::strlen(".weight"));
+  const std::string prefix = module_of(tensor);
   const std::int64_t n = tensor.rows, k = tensor.cols, groups = k / s.group_size, per_word = 32 / s.bits;
   const std::string_view scales = s.scales == AffineScheme::Scales::f16 ? "F16" : "BF16";
   const auto words = [&](std::int64_t count) { return (count + per_word - 1) / per_word; };
@@ -161,18 +217,26 @@ Result<AffineScheme> scheme_of(const TensorInfo& tensor, const QuantizeOptions& 
 }
 
 Result<Layout> hf_layout(Source& source, const QuantizeOptions& options) {
+  if (source.checkpoint.config.architecture == "gpt-oss" && options.format == QuantizeFormat::dense) {
+    return fail(ErrorCode::unsupported, source.checkpoint.path,
+                ": gpt-oss's directories hold all experts in one transposed tensor, which is not written here; "
+                "expected another format than dense");
+  }
   Layout layout;
   std::vector<HfTensor> tensors;
   std::vector<std::size_t> ends;  // of each job's tensors
   const WeightType dense = dense_type(source.checkpoint, options.type);
-  const auto linear = linear_weights(source.program);
+  const auto linear = linear_weights(source.program, options);
   layout.dense = element_of(dense);
   for (const WeightSpec& weight : source.program.weights) {
     const TensorInfo& tensor = *source.checkpoint.find(weight.name);
     Job job;
     job.tensor = &tensor;
     job.type = dense;
-    job.linear = linear.contains(tensor.name);
+    const auto found = linear.find(tensor.name);
+    job.linear = found != linear.end() && found->second;
+    const bool router = found != linear.end() && !found->second && tensor.name.starts_with("model.layers.");
+    if (router) layout.routers.push_back(module_of(tensor));
     job.affine = job.linear && options.format != QuantizeFormat::dense;
     if (job.affine) {
       job.scheme = LLMINFER_TRY(scheme_of(tensor, options, dense));
@@ -185,7 +249,7 @@ Result<Layout> hf_layout(Source& source, const QuantizeOptions& options) {
   }
   layout.header = safetensors_header(tensors, layout.size);
   for (std::size_t i = 0, at = 0; i < ends.size(); ++i) {
-    for (; at < ends[i]; ++at) layout.jobs[i].places.push_back({tensors[at].offset, tensors[at].bytes});
+    for (; at < ends[i]; ++at) layout.jobs[i].places.push_back({tensors[at].offset, tensors[at].bytes, true});
   }
   return layout;
 }
@@ -202,7 +266,7 @@ Result<Layout> lay_out(Source& source, const QuantizeOptions& options) {
   const bool gguf = options.format == QuantizeFormat::gguf;
   Layout layout = LLMINFER_TRY(gguf ? gguf_layout(source, options) : hf_layout(source, options));
   for (const Job& job : layout.jobs) {
-    layout.tensors += static_cast<std::int64_t>(job.places.size());
+    layout.tensors += job.tensors();
     for (const Place& place : job.places) layout.tensor_bytes += place.bytes;
   }
   return layout;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <set>
 #include <sstream>
 #include <system_error>
 #include <utility>
@@ -29,9 +30,10 @@ namespace q = llminfer::quantize;
 std::string identity_of(const q::Source& source, const QuantizeOptions& o) {
   std::ostringstream text;
   text << version() << ' ' << static_cast<int>(o.format) << ' ' << static_cast<int>(o.method) << ' ' << o.type << ' '
-       << o.bits << ' ' << o.group_size << ' ' << o.symmetric << ' ' << o.damping << ' ' << o.activation_order << ' '
-       << o.smoothing << ' ' << static_cast<int>(o.prune) << ' ' << o.sparsity << ' ' << o.prune_n << ' ' << o.prune_m
-       << ' ' << o.calibration_sequences << ' ' << o.calibration_length << ' ' << o.calibration;
+       << o.bits << ' ' << o.group_size << ' ' << o.symmetric << ' ' << o.output_matrix << ' ' << o.damping << ' '
+       << o.activation_order << ' ' << o.smoothing << ' ' << static_cast<int>(o.prune) << ' ' << o.sparsity << ' '
+       << o.prune_n << ' ' << o.prune_m << ' ' << o.calibration_sequences << ' ' << o.calibration_length << ' '
+       << o.calibration;
   for (const auto& file : source.checkpoint.sources) {
     std::error_code ignored;
     const auto changed = std::filesystem::last_write_time(file->name(), ignored);
@@ -74,7 +76,7 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   const auto start = std::chrono::steady_clock::now();
   LLMINFER_TRY(q::check_options(options));
   const bool directory = options.format != QuantizeFormat::gguf;
-  q::Source source = LLMINFER_TRY(q::open_source(input, directory));
+  q::Source source = LLMINFER_TRY(q::open_source(input, directory, options.output_matrix));
   const q::Layout layout = LLMINFER_TRY(q::lay_out(source, options));
   const int threads = options.threads > 0 ? options.threads : core::usable_cpus();
   const auto team = LLMINFER_TRY(core::Team::make(threads, options.executor));
@@ -92,9 +94,12 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   result.output_bytes = static_cast<std::int64_t>(layout.tensor_bytes);
   result.tensors = layout.tensors;
   result.parameters = source.program.parameter_count();
+  std::set<std::pair<std::uint32_t, std::uint64_t>> read;
   for (const q::Job& job : layout.jobs) {
-    result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
-    if (file->is_done(job.tensor->name)) result.tensors_resumed += static_cast<std::int64_t>(job.places.size());
+    const bool first =
+        read.emplace(job.tensor->source, job.tensor->offset).second;  // two may be made of the same bytes
+    if (first) result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
+    if (file->is_done(job.tensor->name)) result.tensors_resumed += job.tensors();
   }
   q::Writer writer(source.checkpoint, options, *file, *team);
   Progress progress(options, result.parameters);
@@ -119,7 +124,7 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
     LLMINFER_TRY(mark(job));
     LLMINFER_TRY(progress.report(job.tensor->name));
   }
-  if (directory) LLMINFER_TRY(q::write_hf_texts(source, input, output, options, layout.dense));
+  if (directory) LLMINFER_TRY(q::write_hf_texts(source, input, output, options, layout));
   LLMINFER_TRY(file->finish());
   std::filesystem::remove(state, ignored);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

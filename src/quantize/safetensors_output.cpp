@@ -15,7 +15,13 @@ int width_of(std::string_view element) {
   return element == "I8" ? 1 : 2;
 }
 
-Json compressed_tensors(const QuantizeOptions& o) {
+Json names(const std::vector<std::string>& list) {
+  Json::Array array;
+  for (const std::string& name : list) array.emplace_back(name);
+  return Json(std::move(array));
+}
+
+Json compressed_tensors(const QuantizeOptions& o, const std::vector<std::string>& routers) {
   const bool whole_rows = o.int8_inputs || o.group_size == -1;
   const char* format = o.int8_inputs ? "int-quantized" : "pack-quantized";
   Fields weights, inputs, group;
@@ -29,7 +35,9 @@ Json compressed_tensors(const QuantizeOptions& o) {
   group.add_null("output_activations").add("format", format);
   Fields all;
   all.add("quant_method", "compressed-tensors").add("format", format).add("quantization_status", "compressed");
-  all.add("ignore", list_of("lm_head")).add_null("kv_cache_scheme");
+  std::vector<std::string> ignore = routers;
+  if (!o.output_matrix) ignore.emplace_back("lm_head");
+  all.add("ignore", names(ignore)).add_null("kv_cache_scheme");
   all.add("config_groups", Fields().add("group_0", group.json()).json());
   return all.json();
 }
@@ -66,17 +74,19 @@ std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& si
   return text;
 }
 
-core::Json quantization_config(const QuantizeOptions& o) {
+core::Json quantization_config(const QuantizeOptions& o, const std::vector<std::string>& routers) {
   if (o.format == QuantizeFormat::gguf || o.format == QuantizeFormat::dense) return {};
-  if (o.format == QuantizeFormat::compressed_tensors) return compressed_tensors(o);
+  if (o.format == QuantizeFormat::compressed_tensors) return compressed_tensors(o, routers);
   Fields all;
   if (o.format == QuantizeFormat::awq) {
     all.add("quant_method", "awq").add("bits", o.bits).add("group_size", o.group_size).add("zero_point", true);
-    all.add("version", "gemm").add_null("modules_to_not_convert");
+    all.add("version", "gemm");
+    routers.empty() ? all.add_null("modules_to_not_convert") : all.add("modules_to_not_convert", names(routers));
+    if (o.output_matrix) all.add("lm_head", true);
   } else {
     all.add("quant_method", "gptq").add("bits", o.bits).add("group_size", o.group_size).add("sym", o.symmetric);
     all.add("desc_act", o.method == QuantizeMethod::gptq && o.activation_order).add("damp_percent", o.damping);
-    all.add("true_sequential", true).add("lm_head", false);
+    all.add("true_sequential", true).add("lm_head", o.output_matrix);
     all.add("checkpoint_format", o.symmetric ? "gptq" : "gptq_v2").add("pack_dtype", "int32");
   }
   all.add("meta", Fields().add("quantizer", list_of(std::string("llminfer:") + version())).json());

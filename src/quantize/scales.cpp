@@ -16,9 +16,6 @@ namespace {
 constexpr int kGrid = 20;
 
 std::vector<float>& weight(FloatWeights& weights, WeightId id) { return weights.at(static_cast<std::int32_t>(id)); }
-const std::vector<float>& weight(const FloatWeights& weights, WeightId id) {
-  return weights.at(static_cast<std::int32_t>(id));
-}
 
 /// Calls f(element, its column) for all elements of a matrix.
 template <class T, class F>
@@ -47,27 +44,6 @@ std::int64_t width(const Program& program, ValueId value) {
   return program.values[static_cast<std::size_t>(value)].width;
 }
 
-/// Mean over all rows of the group's linears of |w| over the largest |w| of the group of columns.
-std::vector<float> relative_weights(const LinearGroup& group, const FloatWeights& weights, std::int64_t cols,
-                                    std::int64_t size) {
-  std::vector<double> sums(static_cast<std::size_t>(cols));
-  std::int64_t rows = 0;
-  for (const op::Linear* linear : group.linears) {
-    const std::vector<float>& w = weight(weights, linear->weight);
-    for (std::size_t at = 0; at < w.size(); at += static_cast<std::size_t>(size)) {
-      float most = 1e-12f;
-      for (std::int64_t i = 0; i < size; ++i) most = std::max(most, std::fabs(w[at + static_cast<std::size_t>(i)]));
-      const std::size_t first = at % static_cast<std::size_t>(cols);
-      for (std::size_t i = 0; i < static_cast<std::size_t>(size); ++i)
-        sums[first + i] += static_cast<double>(std::fabs(w[at + i]) / most);
-    }
-    rows += static_cast<std::int64_t>(w.size()) / cols;
-  }
-  std::vector<float> means;
-  for (const double sum : sums) means.push_back(static_cast<float>(sum / static_cast<double>(rows)));
-  return means;
-}
-
 /// sum of d M d^T over the rows d of `errors` // (rows, cols)
 Result<double> output_error(core::Team& team, std::span<const float> errors, std::int64_t cols,
                             std::span<const float> moments, std::vector<float>& scratch) {
@@ -90,7 +66,12 @@ Result<double> output_error(core::Team& team, std::span<const float> errors, std
 }  // namespace
 
 std::optional<Fold> find_fold(const Program& program, const OpRange& range, const LinearGroup& group) {
-  if (uses(program, group.in) != static_cast<int>(group.linears.size())) return std::nullopt;
+  if (const Expert* const expert = group.expert) {
+    const bool down = group.linears.front() == &expert->down;
+    return down && expert->activation != Activation::clamped_swiglu ? std::optional(Fold{nullptr, &expert->up})
+                                                                    : std::nullopt;
+  }
+  if (uses(program, group.in) != static_cast<int>(group.linears.size()) + (group.moe ? 1 : 0)) return std::nullopt;
   if (const auto* norm = producer<op::RmsNorm>(program, range, group.in)) return Fold{norm, nullptr};
   ValueId before = ValueId::none;
   if (const auto* glu = producer<op::Glu>(program, range, group.in)) before = glu->up;
@@ -117,9 +98,11 @@ void apply_scales(const Fold& fold, const LinearGroup& group, std::span<const fl
       for (std::size_t i = 0; i < cols; ++i) bias[i] /= scales[i];
     }
   }
-  for (const op::Linear* linear : group.linears) {
-    for_columns(weight(weights, linear->weight), cols, [&](float& w, std::size_t k) { w *= scales[k]; });
-  }
+  for (const op::Linear* linear : group.linears) scale_columns(weight(weights, linear->weight), scales);
+}
+
+void scale_columns(std::span<float> weights, std::span<const float> scales) {
+  for_columns(weights, scales.size(), [&](float& w, std::size_t k) { w *= scales[k]; });
 }
 
 std::vector<float> mean_magnitude(std::span<const float> input, std::int64_t width) {
@@ -137,49 +120,63 @@ std::vector<float> greatest_magnitude(std::span<const float> input, std::int64_t
   return most;
 }
 
-Result<std::vector<float>> awq_scales(core::Team& team, const LinearGroup& group, const FloatWeights& weights,
-                                      std::span<const float> magnitude, std::span<const float> moments,
-                                      const AffineScheme& scheme, const Program& program) {
-  const std::int64_t cols = width(program, group.in);
-  const auto n = static_cast<std::size_t>(cols);
-  const std::vector<float> relative = relative_weights(group, weights, cols, scheme.group_size);
-  std::vector<float> best(n, 1.0f), scales(n), errors, scratch;
-  double least = std::numeric_limits<double>::infinity();
+AwqSearch::AwqSearch(core::Team& team, std::span<const float> magnitude, std::span<const float> moments,
+                     const AffineScheme& scheme)
+    : team_(team), magnitude_(magnitude), moments_(moments), scheme_(scheme), relative_(magnitude.size()) {}
+
+void AwqSearch::measure(std::span<const float> w) {
+  const auto size = static_cast<std::size_t>(scheme_.group_size), cols = relative_.size();
+  for (std::size_t at = 0; at < w.size(); at += size) {
+    float most = 1e-12f;
+    for (std::size_t i = 0; i < size; ++i) most = std::max(most, std::fabs(w[at + i]));
+    const std::size_t first = at % cols;
+    for (std::size_t i = 0; i < size; ++i) relative_[first + i] += static_cast<double>(std::fabs(w[at + i]) / most);
+  }
+  rows_ += static_cast<std::int64_t>(w.size() / cols);
+}
+
+void AwqSearch::choose() {
+  const std::size_t cols = relative_.size();
   for (int step = -1; step < kGrid; ++step) {  // first as it is
     const float r = static_cast<float>(step) / kGrid;
-    for (std::size_t k = 0; k < n; ++k) {
-      scales[k] = std::max(std::pow(magnitude[k], r) / (std::pow(relative[k], 1 - r) + 1e-4f), 1e-4f);
+    std::vector<float>& scales = candidates_.emplace_back(cols, 1.0f);
+    for (std::size_t k = 0; k < cols && step >= 0; ++k) {
+      const auto relative = static_cast<float>(relative_[k] / static_cast<double>(rows_));
+      scales[k] = std::max(std::pow(magnitude_[k], r) / (std::pow(relative, 1 - r) + 1e-4f), 1e-4f);
     }
-    if (step < 0) std::fill(scales.begin(), scales.end(), 1.0f);
     const auto [low, high] = std::minmax_element(scales.begin(), scales.end());
     const float middle = std::sqrt(*low * *high);
     for (float& scale : scales) scale /= middle;
-    double loss = 0;
-    for (const op::Linear* linear : group.linears) {
-      const std::vector<float>& w = weight(weights, linear->weight);
-      const std::int64_t rows = static_cast<std::int64_t>(w.size()) / cols;
-      errors.resize(w.size());
-      std::vector<float> scaled(w.size());
-      AffineWeight rounded(scheme, rows, cols);
-      LLMINFER_TRY(for_rows(team, rows, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t row = first; row < last; ++row) {
-          const float* from = w.data() + row * cols;
-          float* s = scaled.data() + row * cols;
-          float* e = errors.data() + row * cols;
-          for (std::size_t k = 0; k < n; ++k) s[k] = from[k] * scales[k];
-          round_row(rounded, row, s);
-          rounded.unpack_row(row, e);
-          for (std::size_t k = 0; k < n; ++k) e[k] = e[k] / scales[k] - from[k];
-        }
-      }));
-      loss += LLMINFER_TRY(output_error(team, errors, cols, moments, scratch));
-    }
-    if (loss < least) {
-      least = loss;
-      best = scales;
-    }
   }
-  return best;
+  losses_.resize(candidates_.size());
+}
+
+Result<void> AwqSearch::try_on(std::span<const float> w) {
+  const std::size_t n = relative_.size();
+  const auto cols = static_cast<std::int64_t>(n), rows = static_cast<std::int64_t>(w.size() / n);
+  std::vector<float> errors(w.size()), scaled(w.size()), scratch;
+  for (std::size_t c = 0; c < candidates_.size(); ++c) {
+    const std::vector<float>& scales = candidates_[c];
+    AffineWeight rounded(scheme_, rows, cols);
+    LLMINFER_TRY(for_rows(team_, rows, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t row = first; row < last; ++row) {
+        const float* from = w.data() + row * cols;
+        float* s = scaled.data() + row * cols;
+        float* e = errors.data() + row * cols;
+        for (std::size_t k = 0; k < n; ++k) s[k] = from[k] * scales[k];
+        round_row(rounded, row, s);
+        rounded.unpack_row(row, e);
+        for (std::size_t k = 0; k < n; ++k) e[k] = e[k] / scales[k] - from[k];
+      }
+    }));
+    losses_[c] += LLMINFER_TRY(output_error(team_, errors, cols, moments_, scratch));
+  }
+  return {};
+}
+
+std::vector<float> AwqSearch::best() const {
+  const auto least = std::min_element(losses_.begin(), losses_.end());
+  return candidates_[static_cast<std::size_t>(least - losses_.begin())];
 }
 
 Result<std::vector<float>> awq_clipping(core::Team& team, const AffineScheme& scheme, std::int64_t rows,
@@ -215,15 +212,11 @@ Result<std::vector<float>> awq_clipping(core::Team& team, const AffineScheme& sc
   return shares;
 }
 
-std::vector<float> smoothquant_scales(const LinearGroup& group, const FloatWeights& weights,
-                                      std::span<const float> greatest, double strength) {
-  std::vector<float> most(greatest.size(), 0.0f), scales;
-  for (const op::Linear* linear : group.linears) {
-    for_columns(weight(weights, linear->weight), most.size(),
-                [&](float w, std::size_t k) { most[k] = std::max(most[k], std::fabs(w)); });
-  }
-  for (std::size_t k = 0; k < most.size(); ++k) {
-    const double x = std::max(static_cast<double>(greatest[k]), 1e-5), w = std::max(static_cast<double>(most[k]), 1e-5);
+std::vector<float> smoothquant_scales(std::span<const float> inputs, std::span<const float> weights, double strength) {
+  std::vector<float> scales;
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const double x = std::max(static_cast<double>(inputs[k]), 1e-5),
+                 w = std::max(static_cast<double>(weights[k]), 1e-5);
     scales.push_back(static_cast<float>(std::max(std::pow(x, strength) / std::pow(w, 1 - strength), 1e-5)));
   }
   return scales;

@@ -23,22 +23,45 @@ struct Fold {
   const op::RmsNorm* norm = nullptr;
   const op::Linear* linear = nullptr;
 };
-/// Nothing where others use the input, too, or nothing before it can be scaled.
+/// Nothing where others use the input, too, or nothing before it can be scaled. The experts of a mixture are part of
+/// the group; their own inner features can be scaled where their activation is linear in "up".
 std::optional<Fold> find_fold(const Program& program, const OpRange& range, const LinearGroup& group);
 
 /// Multiplies the columns of the group's weights by `scales`, and divides what makes the input and the input itself.
+/// Not those of experts that are part of the group.
 void apply_scales(const Fold& fold, const LinearGroup& group, std::span<const float> scales, FloatWeights& weights,
                   std::span<float> input);
 
-/// mean or largest |x| of each column of an input // (tokens, width)
+/// mean or largest |x| of each column of an input // (tokens, width), or of a matrix
 std::vector<float> mean_magnitude(std::span<const float> input, std::int64_t width);
 std::vector<float> greatest_magnitude(std::span<const float> input, std::int64_t width);
 
+/// Multiplies the columns of a matrix.
+void scale_columns(std::span<float> weights, std::span<const float> scales);
+
 /// The best of 20 exponents: scales x_mean^r / w_mean^(1 - r), after which the rounded weights' outputs are nearest to
-/// the exact ones. `moments` is the gram of the input.
-Result<std::vector<float>> awq_scales(core::Team& team, const LinearGroup& group, const FloatWeights& weights,
-                                      std::span<const float> magnitude, std::span<const float> moments,
-                                      const AffineScheme& scheme, const Program& program);
+/// the exact ones. Sees the weights that share the input one at a time, all of them twice: measure(), choose(),
+/// try_on().
+class AwqSearch {
+ public:
+  /// `magnitude` is the input's mean, `moments` its gram. All outlive this.
+  AwqSearch(core::Team& team, std::span<const float> magnitude, std::span<const float> moments,
+            const AffineScheme& scheme);
+
+  void measure(std::span<const float> weights);
+  void choose();
+  Result<void> try_on(std::span<const float> weights);
+  std::vector<float> best() const;
+
+ private:
+  core::Team& team_;
+  const std::span<const float> magnitude_, moments_;
+  const AffineScheme scheme_;
+  std::vector<double> relative_;  ///< sums over rows of |w| over the largest |w| of the group of columns
+  std::int64_t rows_ = 0;
+  std::vector<std::vector<float>> candidates_;
+  std::vector<double> losses_;  ///< of the candidates
+};
 
 /// For each group of columns the share of its range, 1 down to 0.55, with which the outputs are nearest.
 /// // (rows, groups of a row)
@@ -46,8 +69,7 @@ Result<std::vector<float>> awq_clipping(core::Team& team, const AffineScheme& sc
                                         std::int64_t cols, std::span<const float> values,
                                         std::span<const float> moments);
 
-/// x_max^strength / w_max^(1 - strength)
-std::vector<float> smoothquant_scales(const LinearGroup& group, const FloatWeights& weights,
-                                      std::span<const float> greatest, double strength);
+/// x_max^strength / w_max^(1 - strength), of each column.
+std::vector<float> smoothquant_scales(std::span<const float> inputs, std::span<const float> weights, double strength);
 
 }  // namespace llminfer::quantize

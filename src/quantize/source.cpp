@@ -1,5 +1,6 @@
 #include "quantize/source.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_map>
 #include <utility>
@@ -85,43 +86,54 @@ Result<void> order_rotary_rows(const Program& from, const Program& to, const Row
   return {};
 }
 
+/// A tensor's name in the output. Between two directories it stays, but where one model has two sets of names
+/// (Mixtral), it becomes that which is published.
+Result<std::string> name_in(const std::string& name, const Source& source, bool hf_names) {
+  if (!source.from_hf && !hf_names) return name;
+  const std::string& architecture = source.checkpoint.config.architecture;
+  auto translated = source.from_hf ? arch::translated_name(name, false, architecture) : std::optional(name);
+  if (translated && hf_names) translated = arch::translated_name(*translated, true, architecture);
+  if (translated) return *std::move(translated);
+  return fail(ErrorCode::unsupported, source.checkpoint.path, ": tensor ", name, " has no name in ",
+              hf_names ? "Hugging Face checkpoints" : "GGUF files");
+}
+
 }  // namespace
 
-Result<Source> open_source(const std::string& path, bool hf_names) {
+Result<Source> open_source(const std::string& path, bool hf_names, bool untie) {
   Source source;
   source.checkpoint = LLMINFER_TRY(load::open_checkpoint(path, true));
   source.program = LLMINFER_TRY(arch::build_program(source.checkpoint));
-  for (const Op& op : source.program.ops) {
-    if (const auto* attention = std::get_if<op::Attention>(&op); attention && attention->sinks != WeightId::none) {
-      return fail(ErrorCode::unsupported, path, ": a model with attention sinks, which is not quantized here");
-    }
-    if (!std::holds_alternative<op::Moe>(op)) continue;
-    return fail(ErrorCode::unsupported, path, ": a model with mixtures of experts, which are not quantized here");
-  }
   Checkpoint& checkpoint = source.checkpoint;
   source.from_hf = checkpoint.config.hf_names;
-  if (source.from_hf == hf_names) return source;
-
-  const bool tied = checkpoint.config.hf_names ? checkpoint.config.tied_embeddings : !checkpoint.find("output.weight");
-  checkpoint.config.hf_names = hf_names;
-  checkpoint.config.tied_embeddings = tied;
+  const bool tied = source.from_hf ? checkpoint.config.tied_embeddings : !checkpoint.find("output.weight");
+  bool changed = untie && tied;
   std::vector<TensorInfo> tensors;
   Rows renamed;
   for (const WeightSpec& weight : source.program.weights) {
     TensorInfo tensor = *checkpoint.find(weight.name);
-    auto name = arch::translated_name(weight.name, hf_names);
-    if (!name) {
-      return fail(ErrorCode::unsupported, path, ": tensor ", weight.name, " has no name in ",
-                  hf_names ? "Hugging Face checkpoints" : "GGUF files");
+    std::string name = LLMINFER_TRY(name_in(weight.name, source, hf_names));
+    if (name != weight.name) {
+      changed = true;
+      const auto packing = std::make_shared<Renamed>(tensor);
+      renamed.emplace(name, packing.get());
+      tensor.name = std::move(name);
+      tensor.packing = packing;
     }
-    const auto packing = std::make_shared<Renamed>(tensor);
-    renamed.emplace(*name, packing.get());
-    tensor.name = *std::move(name);
-    tensor.packing = packing;
     tensors.push_back(std::move(tensor));
   }
+  if (!changed) return source;
+  if (untie && tied) {
+    const char* const from = hf_names ? "model.embed_tokens.weight" : "token_embd.weight";
+    TensorInfo output = *std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == from; });
+    output.packing = std::make_shared<Renamed>(output);
+    output.name = hf_names ? "lm_head.weight" : "output.weight";
+    tensors.push_back(std::move(output));
+  }
+  checkpoint.config.hf_names = hf_names;
+  checkpoint.config.tied_embeddings = tied && !untie;
   if (const auto twice = checkpoint.replace_tensors(std::move(tensors))) {
-    return fail(ErrorCode::internal, path, ": two tensors would be ", *twice);
+    return fail(ErrorCode::unsupported, path, ": two tensors would have the name ", *twice);
   }
   Program program = LLMINFER_TRY(arch::build_program(checkpoint));
   LLMINFER_TRY(order_rotary_rows(source.program, program, renamed));

@@ -17,9 +17,10 @@ struct Source {
   bool from_hf = false;         ///< what the input is
 };
 
-/// Opens a checkpoint and turns it to the names and the rotary order of Hugging Face (`hf_names`) or GGUF. Errors:
-/// those of opening and of describing it; unsupported (a tensor without a name in the other vocabulary).
-Result<Source> open_source(const std::string& path, bool hf_names);
+/// Opens a checkpoint and turns it to the names and the rotary order of Hugging Face (`hf_names`) or GGUF. `untie`: an
+/// output matrix that is the embedding table becomes a tensor of its own. Errors: those of opening and of describing
+/// it; unsupported (a tensor without a name in the other vocabulary).
+Result<Source> open_source(const std::string& path, bool hf_names, bool untie);
 
 /// The rows of a weight as floats // (rows, cols).
 Result<std::vector<float>> read_floats(const load::Checkpoint& checkpoint, const load::TensorInfo& tensor);

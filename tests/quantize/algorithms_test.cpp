@@ -77,7 +77,8 @@ TEST_CASE("products of matrices of any shape") {
 }
 
 TEST_CASE("a run in floats gives what the interpreter gives in doubles") {
-  for (const char* name : {"tiny-bf16", "llama-biases", "mistral-window", "qwen2-window", "yarn-rope"}) {
+  for (const char* name : {"tiny-bf16", "llama-biases", "mistral-window", "qwen2-window", "yarn-rope", "mixtral",
+                           "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss"}) {
     CAPTURE(name);
     test::LoadedModel model(test::kModels + name);
     std::vector<std::vector<Token>> pieces;
@@ -89,7 +90,8 @@ TEST_CASE("a run in floats gives what the interpreter gives in doubles") {
     const auto team = core::Team::make(2, {}).value();
     LayerRun run(model.program, model.checkpoint, pieces, *team);
     const OpRange all{0, model.program.ops.size()};
-    run.run(all, run.load_weights(all).value(), {}).value();
+    FloatWeights weights = run.load_weights(all).value();
+    run.run(all, weights, {}).value();
     const auto& found = run.values()[static_cast<std::size_t>(model.program.logits)];
     test::Interpreter interpreter(model.program, model.checkpoint);
     std::vector<float> wanted;
@@ -165,57 +167,69 @@ TEST_CASE("AWQ and SmoothQuant: scales leave the product alone and help to round
   options.calibration_length = 64;
   LayerRun run(model.program, model.checkpoint, calibration_pieces(model.checkpoint, options).value(), *team);
   const LayerRanges ranges = split_layers(model.program);
-  run.run(ranges.before, {}, {}).value();
+  FloatWeights none;
+  run.run(ranges.before, none, {}).value();
   auto weights = run.load_weights(ranges.layers[0]).value();
-  const auto untouched = weights;
+  auto untouched = weights;
   int folds = 0;
-  run.run(ranges.layers[0], weights,
-          [&](const LinearGroup& group, std::span<float> input) -> Result<void> {
-            const auto fold = find_fold(model.program, ranges.layers[0], group);
-            const bool attention =
-                group.linears.size() == 1 && static_cast<std::int64_t>(input.size()) / run.tokens() == 128;
-            CHECK(fold.has_value() != attention);  // two KV heads cannot take up the scales of four
-            if (!fold) return {};
-            ++folds;
-            const std::int64_t width = static_cast<std::int64_t>(input.size()) / run.tokens();
-            AffineScheme scheme;
-            scheme.group_size = 64;
-            scheme.symmetric = false;
-            const auto moments = gram(*team, input, width).value();
-            const auto magnitude = mean_magnitude(input, width);
-            const auto error = [&] {
-              double sum = 0;
-              const std::vector<float> x(input.begin(), input.end());
-              for (const auto* linear : group.linears) {
-                const auto& w = weights.at(static_cast<std::int32_t>(linear->weight));
-                sum += output_error(
-                    round_all(scheme, static_cast<std::int64_t>(w.size()) / width, width, w, *team).value(), w, x);
-              }
-              return sum;
-            };
-            const double before = error();
-            const auto scales = awq_scales(*team, group, weights, magnitude, moments, scheme, model.program).value();
-            apply_scales(*fold, group, scales, weights, input);
-            CHECK(error() < 1.0001 * before);
-            const auto smooth = smoothquant_scales(group, weights, greatest_magnitude(input, width), 0.5);
-            for (const float scale : smooth) CHECK(scale > 0);
-            apply_scales(*fold, group, smooth, weights, input);
-            const auto balanced = greatest_magnitude(input, width);
-            for (std::size_t k = 0; k < balanced.size(); ++k) {  // at one half, inputs and weights have the same range
-              float most = 0;
-              for (const auto* linear : group.linears) {
-                const auto& w = weights.at(static_cast<std::int32_t>(linear->weight));
-                for (std::size_t i = k; i < w.size(); i += balanced.size()) most = std::max(most, std::fabs(w[i]));
-              }
-              CHECK(balanced[k] == Approx(most).epsilon(1e-3));
-            }
-            return {};
-          })
-      .value();
+  LayerRun::Hooks hooks;
+  hooks.on_group = [&](const LinearGroup& group, std::span<float> input, FloatWeights&) -> Result<void> {
+    const auto fold = find_fold(model.program, ranges.layers[0], group);
+    const bool attention = group.linears.size() == 1 && static_cast<std::int64_t>(input.size()) / run.tokens() == 128;
+    CHECK(fold.has_value() != attention);  // two KV heads cannot take up the scales of four
+    if (!fold) return {};
+    ++folds;
+    const std::int64_t width = static_cast<std::int64_t>(input.size()) / run.tokens();
+    AffineScheme scheme;
+    scheme.group_size = 64;
+    scheme.symmetric = false;
+    const auto moments = gram(*team, input, width).value();
+    const auto magnitude = mean_magnitude(input, width);
+    const auto error = [&] {
+      double sum = 0;
+      const std::vector<float> x(input.begin(), input.end());
+      for (const auto* linear : group.linears) {
+        const auto& w = weights.at(static_cast<std::int32_t>(linear->weight));
+        sum +=
+            output_error(round_all(scheme, static_cast<std::int64_t>(w.size()) / width, width, w, *team).value(), w, x);
+      }
+      return sum;
+    };
+    const double before = error();
+    AwqSearch search(*team, magnitude, moments, scheme);
+    const auto values_of = [&](const op::Linear* linear) -> const std::vector<float>& {
+      return weights.at(static_cast<std::int32_t>(linear->weight));
+    };
+    for (const auto* linear : group.linears) search.measure(values_of(linear));
+    search.choose();
+    for (const auto* linear : group.linears) search.try_on(values_of(linear)).value();
+    const auto scales = search.best();
+    apply_scales(*fold, group, scales, weights, input);
+    CHECK(error() < 1.0001 * before);
+    std::vector<float> rows;
+    for (const auto* linear : group.linears) {
+      const auto& w = weights.at(static_cast<std::int32_t>(linear->weight));
+      rows.insert(rows.end(), w.begin(), w.end());
+    }
+    const auto smooth = smoothquant_scales(greatest_magnitude(input, width), greatest_magnitude(rows, width), 0.5);
+    for (const float scale : smooth) CHECK(scale > 0);
+    apply_scales(*fold, group, smooth, weights, input);
+    const auto balanced = greatest_magnitude(input, width);
+    for (std::size_t k = 0; k < balanced.size(); ++k) {  // at one half, inputs and weights have the same range
+      float most = 0;
+      for (const auto* linear : group.linears) {
+        const auto& w = weights.at(static_cast<std::int32_t>(linear->weight));
+        for (std::size_t i = k; i < w.size(); i += balanced.size()) most = std::max(most, std::fabs(w[i]));
+      }
+      CHECK(balanced[k] == Approx(most).epsilon(1e-3));
+    }
+    return {};
+  };
+  run.run(ranges.layers[0], weights, hooks).value();
   CHECK(folds == 3);
   const auto scaled = run.values();
   LayerRun again(model.program, model.checkpoint, calibration_pieces(model.checkpoint, options).value(), *team);
-  again.run(ranges.before, {}, {}).value();
+  again.run(ranges.before, none, {}).value();
   again.run(ranges.layers[0], untouched, {}).value();
   for (std::size_t i = 0; i < scaled.size(); ++i) {
     REQUIRE(scaled[i].size() == again.values()[i].size());

@@ -48,11 +48,14 @@ struct LoadedModel {
 
   /// Logits // (tokens, vocabulary) of the pieces of a text.
   std::vector<float> logits(const QuantizeOptions& options) {
-    auto pieces = quantize::calibration_pieces(checkpoint, options).value();
+    return logits(quantize::calibration_pieces(checkpoint, options).value());
+  }
+  std::vector<float> logits(std::vector<std::vector<Token>> pieces) {
     const auto team = core::Team::make(2, {}).value();
     quantize::LayerRun run(program, checkpoint, std::move(pieces), *team);
     const quantize::OpRange all{0, program.ops.size()};
-    run.run(all, run.load_weights(all).value(), {}).value();
+    quantize::FloatWeights weights = run.load_weights(all).value();
+    run.run(all, weights, {}).value();
     return run.values()[static_cast<std::size_t>(program.logits)];
   }
 

@@ -216,17 +216,6 @@ TEST_CASE("a run that was ended goes on") {
   CHECK(quantize_model(input, temp / "other", options).value().tensors_resumed == 0);
 }
 
-TEST_CASE("mixtures of experts are refused") {
-  const test::TempDir folder;
-  for (const char* model : {"mixtral", "qwen2-moe"}) {
-    const auto written = quantize_model(kModels + model, folder / "out.gguf", gguf("Q8_0"));
-    REQUIRE_FALSE(written);
-    CHECK(written.error().code == ErrorCode::unsupported);
-    CHECK_THAT(written.error().message, Catch::Contains("experts"));
-    CHECK_FALSE(std::filesystem::exists(folder / "out.gguf"));
-  }
-}
-
 TEST_CASE("bad options of quantize_model are refused") {
   const test::TempDir temp;
   const std::string input = kModels + "tiny-bf16";
