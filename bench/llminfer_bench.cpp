@@ -46,7 +46,7 @@ const std::map<std::string, llminfer::CacheType>& cache_types() {
   using llminfer::CacheType;
   static const std::map<std::string, CacheType> types = {
       {"f16", CacheType::f16},   {"f32", CacheType::f32},   {"bf16", CacheType::bf16}, {"int8", CacheType::int8},
-      {"q8_0", CacheType::int8}, {"int4", CacheType::int4}, {"q4_0", CacheType::int4}};
+      {"q8_0", CacheType::int8}, {"int4", CacheType::int4}, {"q4_0", CacheType::int4}, {"fp8", CacheType::fp8}};
   return types;
 }
 

@@ -15,11 +15,9 @@
 
 namespace {
 
-const std::map<std::string, llminfer::CacheType> kCacheTypes = {{"f16", llminfer::CacheType::f16},
-                                                                {"bf16", llminfer::CacheType::bf16},
-                                                                {"int8", llminfer::CacheType::int8},
-                                                                {"int4", llminfer::CacheType::int4},
-                                                                {"f32", llminfer::CacheType::f32}};
+const std::map<std::string, llminfer::CacheType> kCacheTypes = {
+    {"f16", llminfer::CacheType::f16},   {"bf16", llminfer::CacheType::bf16}, {"int8", llminfer::CacheType::int8},
+    {"int4", llminfer::CacheType::int4}, {"fp8", llminfer::CacheType::fp8},   {"f32", llminfer::CacheType::f32}};
 
 }  // namespace
 
@@ -51,8 +49,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
-  app.add_option("--cache-type", command.cache_type,
-                 "How keys and values are cached; int8 takes half the memory of f16, int4 about a third")
+  app.add_option(
+         "--cache-type", command.cache_type,
+         "How keys and values are cached; int8 and (on GPUs) fp8 take half the memory of f16, int4 about a third")
       ->transform(by_name(kCacheTypes))
       ->default_str("f16")
       ->group(engine);

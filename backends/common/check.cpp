@@ -310,7 +310,7 @@ Result<void> check_cache(const CacheGroup& group, CacheType type, std::int32_t p
     return fail(ErrorCode::invalid_argument, "cache group: ", group.layers, " layers, ", group.kv_heads,
                 " KV heads, head_dim ", group.head_dim, ", window ", group.window, " are out of range");
   }
-  if (type > CacheType::int4) {
+  if (type > CacheType::fp8) {
     return fail(ErrorCode::invalid_argument, "unknown cache type ", static_cast<int>(type));
   }
   if (pages < 1) return fail(ErrorCode::invalid_argument, "a cache needs at least 1 page, not ", pages);

@@ -32,6 +32,7 @@ constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 }  // namespace
 
 std::int64_t cache_page_bytes(const CacheGroup& group, CacheType type) noexcept {
+  if (type == CacheType::fp8) return 0;
   if (type == CacheType::int4) return std::int64_t{group.layers} * group.kv_heads * Int4Layout(group.head_dim).bytes;
   return std::int64_t{group.layers} * group.kv_heads * kPageTokens *
          ((key_dim_of(group, type) + padded(group.head_dim)) * bytes_of(type) + scale_bytes_of(type));
@@ -45,6 +46,10 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
 
 Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, 1 << 12));
+  if (type == CacheType::fp8) {
+    return fail(ErrorCode::unsupported,
+                "cache type fp8, which the CPU backend does not have; expected f16, bf16, f32, int8 or int4");
+  }
   std::unique_ptr<CpuCache> cache(new CpuCache);
   cache->group_ = group;
   cache->type_ = type;
@@ -87,6 +92,7 @@ CacheElement CpuCache::element() const noexcept {
     case CacheType::int4:
       return CacheElement::code4;
     case CacheType::f32:
+    case CacheType::fp8:  // refused by make
       break;
   }
   return CacheElement::f32;
@@ -191,8 +197,9 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
         case CacheType::int8:
           value = static_cast<float>(static_cast<std::int8_t>(*element)) * scale;
           break;
-        case CacheType::int4:
-          break;  // see export_int4
+        case CacheType::int4:  // see export_int4
+        case CacheType::fp8:
+          break;
       }
       return value;
     };

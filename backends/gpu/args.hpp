@@ -122,10 +122,10 @@ struct RotateArgs {
   int rows, heads, head_dim;
 };
 
-enum class CacheElement : int { f16, f32, bf16, int8, int4 };
+enum class CacheElement : int { f16, f32, bf16, int8, int4, e4m3 };
 
-/// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 the float
-/// scales of 64 keys and of 64 values.
+/// The pages of a layer: [page][layer][kv_head] of keys [64][padded_dim], values the same, and for int8 and e4m3 the
+/// float scales of 64 keys and of 64 values.
 ///
 /// With int4 such are the pages that are sealed: of eight elements each one word of codes, the lowest bits first; then
 /// the ranges of codes, a word per dimension of keys [padded_dim] and per value [64]: the minimum in the low half, the

@@ -16,10 +16,10 @@ namespace {
 using core::fail;
 
 std::int32_t padded(std::int32_t head_dim) { return (head_dim + 7) / 8 * 8; }
+bool has_scales(CacheType type) { return type == CacheType::int8 || type == CacheType::fp8; }
 std::int64_t bits_of(CacheType type) {
-  return type == CacheType::f32 ? 32 : type == CacheType::int8 ? 8 : type == CacheType::int4 ? 4 : 16;
+  return type == CacheType::f32 ? 32 : has_scales(type) ? 8 : type == CacheType::int4 ? 4 : 16;
 }
-bool has_scales(CacheType type) { return type == CacheType::int8; }
 /// A token's key or value. With int4 all those of a page begin on whole bytes, since they are padded.
 std::int64_t row_bytes(const CacheGroup& group, CacheType type) { return padded(group.head_dim) * bits_of(type) / 8; }
 std::int64_t matrix_bytes(const CacheGroup& group, CacheType type) { return kPageSlots * row_bytes(group, type); }
@@ -40,6 +40,8 @@ CacheElement element_of(CacheType type) {
       return CacheElement::int8;
     case CacheType::int4:
       return CacheElement::int4;
+    case CacheType::fp8:
+      return CacheElement::e4m3;
     case CacheType::f16:
       break;
   }
@@ -64,6 +66,8 @@ float read_element(const CacheGroup& group, CacheType type, const std::byte* hea
       return load<float>(row + i * 4);
     case CacheType::int8:
       return static_cast<float>(load<std::int8_t>(row + i)) * load<float>(scales + (which * kPageSlots + t) * 4);
+    case CacheType::fp8:
+      return core::e4m3_to_float(load<std::uint8_t>(row + i)) * load<float>(scales + (which * kPageSlots + t) * 4);
     case CacheType::int4: {
       const auto range = load<std::uint32_t>(scales + (which == 0 ? i : padded(group.head_dim) + t) * 4);
       const int code = static_cast<int>(row[i / 2]) >> (i % 2 * 4) & 15;
@@ -77,12 +81,13 @@ float read_element(const CacheGroup& group, CacheType type, const std::byte* hea
   return core::half_to_float(load<std::uint16_t>(row + i * 2));
 }
 
-/// As the kernels choose it (int8_scale).
-float scale_of(const float* x, std::int32_t n) {
+/// As the kernels choose it.
+float scale_of(CacheType type, const float* x, std::int32_t n) {
   float most = 0.0f;
   for (std::int32_t i = 0; i < n; ++i) most = std::max(most, std::abs(x[i]));
   if (!(most >= 1e-30f)) return 0.0f;
-  const auto bits = std::bit_cast<std::uint32_t>((most < 1e38f ? most : 1e38f) / 127.0f);
+  const auto bits =
+      std::bit_cast<std::uint32_t>((most < 1e38f ? most : 1e38f) / (type == CacheType::fp8 ? 448.0f : 127.0f));
   return std::bit_cast<float>((bits + 0x7fu) & ~0x7fu);
 }
 
@@ -95,14 +100,16 @@ void write_row(const CacheGroup& group, CacheType type, std::byte* head, std::in
     std::memcpy(row, &value, sizeof value);
     row += sizeof value;
   };
-  const float scale = has_scales(type) ? scale_of(x, group.head_dim) : 1.0f;
+  const float scale = has_scales(type) ? scale_of(type, x, group.head_dim) : 1.0f;
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   if (has_scales(type)) std::memcpy(head + 2 * matrix + (which * kPageSlots + t) * 4, &scale, sizeof scale);
   for (std::int32_t i = 0; i < group.head_dim; ++i) {
     if (type == CacheType::f32) {
       put(x[i]);
     } else if (type == CacheType::int8) {
-      put(static_cast<std::int8_t>(scale > 0.0f ? std::clamp(std::nearbyint(x[i] * (1.0f / scale)), -127.0f, 127.0f)
-                                                : 0.0f));
+      put(static_cast<std::int8_t>(std::clamp(std::nearbyint(x[i] * inverse), -127.0f, 127.0f)));
+    } else if (type == CacheType::fp8) {
+      put(core::float_to_e4m3(x[i] * inverse));
     } else if (type == CacheType::bf16) {
       put(core::float_to_bfloat(x[i]));
     } else {

@@ -32,8 +32,10 @@ using Executor = std::function<void(int count, const std::function<void(int inde
 /// How cached keys and values are stored. int8: rounded to 8 bits with one scale per token and KV head. The CPU backend
 /// stores f16 and bf16 alike, rounded to 15 bits in the same way, which is closer to the floats than either. int4: a
 /// page that is full is rounded to 4 bits, keys with a scale and a minimum per dimension, values per token
-/// (KIVI, arXiv:2402.02750); a sequence's last page stays in floats, and each token reads its own page so.
-enum class CacheType : std::uint8_t { f16, f32, bf16, int8, int4 };
+/// (KIVI, arXiv:2402.02750); a sequence's last page stays in floats, and each token reads its own page so. fp8 (GPU
+/// backends): E4M3 numbers with one scale per token and KV head, chosen as the tokens come; scales that a checkpoint
+/// has for a cache of its own are not used.
+enum class CacheType : std::uint8_t { f16, f32, bf16, int8, int4, fp8 };
 
 struct BackendOptions {
   int threads = 0;  ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
@@ -145,7 +147,7 @@ class Backend {
   /// Bytes that a Plan would take. `weights`: one per weight of the program, without data.
   virtual std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
                                   const PlanOptions& options) = 0;
-  /// Bytes of one page of a group, all its layers.
+  /// Bytes of one page of a group, all its layers. 0: the backend has no caches of that type, and refuses to make one.
   virtual std::int64_t page_bytes(const CacheGroup& group, CacheType type) = 0;
   /// Bytes that a page takes beside these until it is full and finish_page() was called.
   virtual std::int64_t open_page_bytes([[maybe_unused]] const CacheGroup& group, [[maybe_unused]] CacheType type) {

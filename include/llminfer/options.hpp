@@ -83,6 +83,7 @@ struct EngineOptions {
   std::int32_t context_length = 0;
   /// int4 keeps the last page of each sequence, and those that a pass writes to, in floats as well. MemoryPlan counts
   /// them for max_sequences sequences (four, if cache_tokens is 0); idle sessions beyond these add one page each.
+  /// fp8 is for GPU backends.
   CacheType cache_type = CacheType::f16;
   /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 2048 tokens, and
   /// one of context_length. Layers with a sliding window hold no more than max_sequences windows.

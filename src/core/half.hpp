@@ -46,5 +46,15 @@ inline float e4m3_to_float(std::uint8_t u) noexcept {
   // The bits of a float whose exponent is too small by 127 - 7; subnormals come right with it.
   return std::bit_cast<float>(sign | static_cast<std::uint32_t>(u & 0x7fu) << 20) * 0x1p120f;
 }
+/// The nearest E4M3 number, ties to even; beyond the largest one, and for NaN, that of the same sign.
+inline std::uint8_t float_to_e4m3(float f) noexcept {
+  const auto sign = static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(f) >> 24 & 0x80u);
+  const float given = f < 0.0f ? -f : f, size = given < 448.0f ? given : 448.0f;
+  if (size < 0x1p-6f) {  // a multiple of 2^-9: 2^23 leaves no more of it
+    return static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(size * 0x1p9f + 0x1p23f) & 0xffu));
+  }
+  const auto bits = std::bit_cast<std::uint32_t>(size);  // whose exponent is larger by 127 - 7
+  return static_cast<std::uint8_t>(sign | (((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3)));
+}
 
 }  // namespace llminfer::core

@@ -1,10 +1,12 @@
 #include "engine/model.hpp"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <limits>
 #include <numeric>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "arch/arch.hpp"
@@ -190,12 +192,23 @@ StageLayout stage_of(const load::Checkpoint& checkpoint, const Layout& layout, s
   return made;
 }
 
+std::string_view name_of(CacheType type) {
+  constexpr std::array<std::string_view, 6> kNames = {"f16", "f32", "bf16", "int8", "int4", "fp8"};
+  const auto i = static_cast<std::size_t>(type);
+  return i < kNames.size() ? kNames[i] : "unknown";
+}
+
 /// Adds what the stage takes to a share. Errors: unsupported.
 Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
                        Prepared* prepared, MemoryShare& share) {
   std::vector<WeightType> types;
   for (const load::TensorInfo* tensor : stage.tensors) types.push_back(tensor->type);
   LLMINFER_TRY(stage.backend->supports(stage.stage.program, types));
+  for (const CacheGroup& group : stage.stage.program.cache_groups) {
+    if (stage.backend->page_bytes(group, options.cache_type) > 0) continue;
+    return fail(ErrorCode::unsupported, "EngineOptions::cache_type is ", name_of(options.cache_type),
+                ", which the backend ", stage.backend->name(), " does not have");
+  }
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
   share.streamed += bytes.streamed;

@@ -1,4 +1,5 @@
-// Arguments, options and calls that are wrong: each gives its error code and names what is wrong, and the engine goes on.
+// Arguments, options and calls that are wrong: each gives its error code and names what is wrong, and the engine goes
+// on.
 #include <llminfer/llminfer.hpp>
 
 #include <atomic>
@@ -68,7 +69,10 @@ TEST_CASE("engine options out of their ranges") {
   O unknown_type;
   unknown_type.cache_type = static_cast<CacheType>(77);
   refused(Engine::load(kModel, unknown_type), ErrorCode::invalid_argument, "cache type 77");
-  refused_options("backend", [](O& o) { o.backend = "abacus"; }, ErrorCode::not_found);
+  refused_options(
+      "cache_type is fp8", [](O& o) { o.cache_type = CacheType::fp8; }, ErrorCode::unsupported);
+  refused_options(
+      "backend", [](O& o) { o.backend = "abacus"; }, ErrorCode::not_found);
   refused_options("cpu_level", [](O& o) { o.cpu_level = "mmx"; });
 }
 
@@ -137,7 +141,8 @@ TEST_CASE("prompts and tokens that cannot be") {
     refused(session.truncate(bad), ErrorCode::invalid_argument, "truncate");
   }
   refused(session.prefill(std::vector<Token>(2049, 1)), ErrorCode::context_overflow, "2048");
-  refused(engine.tokenizer().encode(std::string((std::size_t{1} << 26) + 1, 'a')), ErrorCode::limit_exceeded, "text of");
+  refused(engine.tokenizer().encode(std::string((std::size_t{1} << 26) + 1, 'a')), ErrorCode::limit_exceeded,
+          "text of");
   // Embeddings that are not numbers make logits that are not; no token can be chosen, and that request ends.
   session.prefill_embeddings(std::vector<float>(128, std::numeric_limits<float>::quiet_NaN())).value();
   refused(session.generate({.max_tokens = 1}), ErrorCode::invalid_state, "forbidden");
@@ -272,8 +277,9 @@ TEST_CASE("chat options that cannot be") {
   refused(engine.new_chat({.chat_template = "{% if %}"}), ErrorCode::template_error, "line 1");
   Chat silent = engine.new_chat({.chat_template = "{# nothing #}"}).value();
   refused(silent.send("x").finish(), ErrorCode::template_error, "rendered nothing");
-  Chat endless = engine.new_chat({.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
-                                                   "{% endfor %}"})
+  Chat endless = engine
+                     .new_chat({.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
+                                                 "{% endfor %}"})
                      .value();
   refused(endless.send("x").finish(), ErrorCode::limit_exceeded, "chat template");
   CHECK(endless.history().empty());

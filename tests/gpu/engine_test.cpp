@@ -70,6 +70,10 @@ TEST_CASE("An engine on the GPU, or on the GPU and the CPU, gives the reference'
   };
   options.custom_backend = gpu;
   CHECK(check() == gpu->description());
+  options.cache_type = CacheType::fp8;
+  CHECK(Engine::load(path_of("tiny-bf16"), options).value().stats().cache_bytes ==
+        Engine::plan(path_of("tiny-bf16"), options).value().cache);
+  options.cache_type = CacheType::f16;
 
   // The middle layer on the GPU, since that has room for one; the others on the CPU.
   options.custom_backend = nullptr;

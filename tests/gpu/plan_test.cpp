@@ -2,6 +2,10 @@
 // outputs, pages, and what can go wrong.
 #include <catch2/catch.hpp>
 
+#include <cmath>
+#include <limits>
+#include <utility>
+
 #include "tests/cpu/model.hpp"
 #include "tests/gpu/machines.hpp"
 
@@ -11,7 +15,8 @@ using namespace llminfer::test;
 namespace {
 
 constexpr Shape kGrouped{.layers = 1, .heads = 6, .kv_heads = 2, .head_dim = 32, .ffn = 128};
-constexpr CacheType kCacheTypes[] = {CacheType::f16, CacheType::f32, CacheType::bf16, CacheType::int8, CacheType::int4};
+constexpr CacheType kCacheTypes[] = {CacheType::f16,  CacheType::f32,  CacheType::bf16,
+                                     CacheType::int8, CacheType::int4, CacheType::fp8};
 
 /// Grouped heads, windows, odd widths, biases, interleaved and partial rotations, tied embeddings, all activations.
 std::vector<Shape> shapes() {
@@ -71,6 +76,7 @@ TEST_CASE("All shapes on all machines", "[.slow]") {
       CHECK(error(CacheType::bf16, {64, 86}) < 1e-4);
       CHECK(error(CacheType::int8, {64, 86}) < 1e-3);
       CHECK(error(CacheType::int4, {60, 1, 89}) < 1e-3);
+      CHECK(error(CacheType::fp8, {64, 86}) < 1e-2);
     }
   }
 }
@@ -291,6 +297,47 @@ TEST_CASE("Pages are copied, exported and imported on the GPU") {
     CHECK(cache.export_page(8, bytes).error().code == ErrorCode::invalid_argument);
     CHECK(cache.import_page(-1, bytes).error().code == ErrorCode::invalid_argument);
   }
+}
+
+TEST_CASE("An fp8 cache on the GPU holds the nearest E4M3 numbers under a scale of each key and value") {
+  const Model model =
+      make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 20, .ffn = 32}), WeightType::f32);
+  const auto tokens = random_tokens(64, model.program.vocab_size);
+  const auto page_of = [&](CacheStorage& cache) {
+    std::vector<float> page(static_cast<std::size_t>(cache.canonical_page_bytes()) / sizeof(float));
+    cache.export_page(0, std::as_writable_bytes(std::span(page))).value();
+    return page;
+  };
+  Driver floats(model, make_machine_backend(), CacheType::f32, 256, 2),
+      fp8(model, make_machine_backend(), CacheType::fp8, 256, 2);
+  Sequence a, b;
+  floats.forward({{&a, tokens}});
+  fp8.forward({{&b, tokens}});
+  REQUIRE(a.tables[0][0] == 0);
+  std::vector<float> exact = page_of(*floats.caches[0]);
+  const std::vector<float> found = page_of(*fp8.caches[0]);
+  std::size_t wrong = 0;
+  for (std::size_t at = 0; at < exact.size(); at += 20) {
+    float most = 0;
+    for (std::size_t i = at; i < at + 20; ++i) most = std::max(most, std::abs(exact[i]));
+    for (std::size_t i = at; i < at + 20; ++i) {  // half a step: of normal numbers, of those below the smallest one
+      const float step = std::max(std::abs(exact[i]) / 16, most / 448 / 1024);
+      wrong += !(std::abs(found[i] - exact[i]) <= step * 1.0001f);
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK_FALSE(same_bits(found, exact));
+  // Pages that come from the host are rounded alike, and what was read is written back.
+  CacheStorage& cache = *fp8.caches[0];
+  for (const auto* page : {std::as_const(exact).data(), found.data()}) {
+    cache.import_page(0, std::as_bytes(std::span(page, found.size()))).value();
+    CHECK(same_bits(page_of(cache), found));
+  }
+  exact[0] = 1e30f, exact[1] = std::numeric_limits<float>::quiet_NaN();  // spoil their own vector alone
+  cache.import_page(0, std::as_bytes(std::span(exact))).value();
+  const std::vector<float> spoilt = page_of(cache);
+  CHECK(std::equal(spoilt.begin() + 20, spoilt.end(), found.begin() + 20));
+  for (const float x : spoilt) REQUIRE(std::isfinite(x));
 }
 
 TEST_CASE("A pass on the GPU that is interrupted, and one that fails") {

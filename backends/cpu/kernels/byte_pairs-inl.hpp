@@ -31,12 +31,14 @@ struct PairSum {
 
 struct PairProducts {
   static constexpr int kParts = 1;
+  static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = PairSum<s>;
   template <PanelShape s, int I, int P>
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
     return fill_quad(x.codes + I * 4);
   }
+  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
 };
 
 template <PanelShape s>
@@ -56,15 +58,11 @@ template <PanelShape s>
 }
 
 template <PanelShape s>
-void multiply_byte_pairs(const PackedWeightView& w, const Columns<kTileVectors>& columns, const QuantizedGroup* x,
-                         std::int64_t x_stride, std::int32_t rows, const Output& out, std::uint8_t* slice) {
-  const std::int64_t groups = w.cols / kGroupValues;
+void multiply_byte_pairs(PanelReader<s> weights, int groups, const QuantizedGroup* x, std::int64_t x_stride,
+                         std::int32_t rows, const Output& out, bool resume, std::uint8_t* slice) {
+  fill_byte_slice<s>(weights, groups, slice);
   const SliceReader<pair_shape(s), 1> reader{slice};
-  for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
-    const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
-    fill_byte_slice<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-    grouped_all_rows<pair_shape(s), PairProducts>(reader, some, x + g, x_stride, rows, out, g > 0);
-  }
+  grouped_all_rows<pair_shape(s), PairProducts>(reader, groups, x, x_stride, rows, out, resume);
 }
 
 }  // namespace

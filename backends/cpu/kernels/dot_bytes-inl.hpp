@@ -43,4 +43,29 @@ struct Dot {
   [[gnu::always_inline]] Ints result() const { return add_ints(shift_ints<8>(high), low); }
 };
 
+/// What a step multiplies where codes come from a slice and the low bytes of all activations are 0. Sums are 1/256 of
+/// what they stand for, and the rows' scales 256 times theirs: powers of two round nothing.
+struct HighProducts {
+  struct Dot {
+    Ints high;
+    [[gnu::always_inline]] void start(Ints at) { high = shift_ints<-8>(at); }
+    template <int I, int P>
+    [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+      high = dot_bytes(high, codes, x);
+    }
+    [[gnu::always_inline]] Ints result() const { return high; }
+  };
+  static constexpr int kParts = 1;
+  static constexpr int kRows = kHighTileRows;
+  template <PanelShape s>
+  using Sum = Dot;
+  template <PanelShape s, int I, int P>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
+    return fill_quad(x.codes + I * 4);
+  }
+  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) {
+    return multiply(fill_float(x.scale), fill_float(256.0f));
+  }
+};
+
 }  // namespace

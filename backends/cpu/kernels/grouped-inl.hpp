@@ -184,16 +184,14 @@ template <PanelShape s>
 /// What a step multiplies of activations in the level's form.
 struct Products {
   static constexpr int kParts = 2;
+  static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = Dot;
+  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
   template <PanelShape s, int I, int P>
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
     return step_activations<s, I, P>(x);
   }
-};
-/// Of ActivationForm::bytes, without the low ones, which are 0.
-struct HighProducts : Products {
-  static constexpr int kParts = 1;
 };
 
 /// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group.
@@ -240,7 +238,7 @@ template <PanelShape s, int M, class Way, class Reader>
       }
     });
     unroll<M>([&](auto m) __attribute__((always_inline)) {
-      const Floats scale = fill_float(x[m.value * x_stride].scale);
+      const Floats scale = Way::scale(x[m.value * x_stride]);
       unroll<V>([&](auto v) __attribute__((always_inline)) {
         acc[m.value][v.value] = fma(sum[m.value][v.value], scale, acc[m.value][v.value]);
       });
@@ -319,9 +317,9 @@ template <PanelShape s, int M, class Way, class Reader>
 template <PanelShape s, class Way, class Reader>
 void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                       std::int32_t rows, Output out, bool resume) {
-  for (std::int32_t tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  for (std::int32_t tiles = (rows + Way::kRows - 1) / Way::kRows; tiles > 0; --tiles) {
     const std::int32_t height = (rows + tiles - 1) / tiles;
-    unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
+    unroll<Way::kRows>([&](auto m) __attribute__((always_inline)) {
       constexpr int M = m.value + 1;
       if (height == M) grouped_rows<s, M, Way, Reader>(w, groups, x, x_stride, out, resume);
     });
@@ -331,7 +329,18 @@ void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup
   }
 }
 
-/// Rows whose activations stay in a second-level cache while panel after panel passes by.
+/// Activations that stay in a second-level cache while panel after panel passes by.
 constexpr std::int64_t kRowBlockBytes = 512 << 10;
+
+/// How many rows, and how many groups of theirs, are multiplied at a time through slices: enough rows to share the work
+/// of filling one, and few enough for their sums to stay in that cache, too. `all_rows` is not 0.
+struct SliceBlock {
+  std::int32_t rows;
+  std::int64_t groups;  ///< a multiple of kSliceGroups
+
+  explicit SliceBlock(std::int32_t all_rows)
+      : rows(all_rows < 256 ? all_rows : 256),
+        groups(kRowBlockBytes / (rows * kSliceGroups * std::int64_t{sizeof(QuantizedGroup)}) * kSliceGroups) {}
+};
 
 }  // namespace

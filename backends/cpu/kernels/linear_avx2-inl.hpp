@@ -9,6 +9,7 @@ constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;
 #ifdef __AVXVNNI__
 constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers
+constexpr int kHighTileRows = 4;
 #else
 constexpr int kTileRows = 4;
 #endif
@@ -63,9 +64,10 @@ template <int n>
   return _mm256_set1_epi32(v);
 }
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return load_bytes(p); }
+/// To the left by n, to the right by -n.
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {
-  return _mm256_slli_epi32(v, n);
+  return n < 0 ? _mm256_srai_epi32(v, n < 0 ? -n : 0) : _mm256_slli_epi32(v, n < 0 ? 0 : n);
 }
 
 [[gnu::always_inline]] inline Floats zero_floats() { return _mm256_setzero_ps(); }

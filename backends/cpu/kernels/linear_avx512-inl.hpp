@@ -8,6 +8,7 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;
 constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
+constexpr int kHighTileRows = 6;  // of high bytes alone, where two multiplications begin in each cycle and take 4
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {
@@ -55,9 +56,10 @@ template <int n>
   return _mm512_set1_epi32(v);
 }
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return load_bytes(p); }
+/// To the left by n, to the right by -n.
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {
-  return _mm512_slli_epi32(v, n);
+  return n < 0 ? _mm512_srai_epi32(v, n < 0 ? -n : 0) : _mm512_slli_epi32(v, n < 0 ? 0 : n);
 }
 
 [[gnu::always_inline]] inline Floats zero_floats() { return _mm512_setzero_ps(); }

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr int kTileVectors = 4;
-constexpr int kTileRows = 2;  // 2 x 4 pairs of sums and as many floats, of 32 registers
+constexpr int kTileRows = 2, kHighTileRows = 2;  // 2 x 4 pairs of sums and as many floats, of 32 registers
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 constexpr int slice_rows(PanelShape) { return 9; }
 
@@ -45,7 +45,7 @@ template <int n>
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return vld1q_s32(static_cast<const std::int32_t*>(p)); }
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {
-  return vshlq_n_s32(v, n);
+  return vshlq_s32(v, vdupq_n_s32(n));
 }
 
 [[gnu::always_inline]] inline Floats zero_floats() { return vdupq_n_f32(0.0f); }

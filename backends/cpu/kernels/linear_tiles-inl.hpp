@@ -183,32 +183,34 @@ template <PanelShape s>
                                     const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
                                     std::int64_t out_stride, std::uint8_t* slice) {
   const std::int64_t groups = w.cols / kGroupValues;
-  const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
-  const std::int32_t block = fit < 2 * kTokens ? 2 * kTokens : fit / kTokens * kTokens;
+  const SliceBlock block(row_end - row_begin);
   alignas(64) static constexpr TileConfig kConfig = tile_config<s>();
   LastRows last;
   Tiles::configure(kConfig);
-  for (std::int32_t begin = row_begin; begin < row_end; begin += block) {
-    const std::int32_t end = row_end - begin < block ? row_end : begin + block;
-    for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
-      const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
-      const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
-      for (std::int64_t g = 0; g < groups; g += kSliceGroups) {
-        const int some = static_cast<int>(groups - g < kSliceGroups ? groups - g : kSliceGroups);
-        fill_tiles<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
-        for (std::int32_t row = begin; row < end; row += kTokens) {
-          const int rows = end - row < kTokens ? end - row : kTokens;
-          const QuantizedGroup* in = x.groups + row * x.group_stride + g;
-          std::int64_t stride = x.group_stride;
-          if (rows < kTokens) {
-            last.copy(in, stride, some, rows);
-            in = last.groups, stride = LastRows::kStride;
-          }
-          for (std::int32_t i = 0; i < panels; ++i) {
-            const Output to{out + row * out_stride, out_stride, std::int64_t{p + i} * kPanelRows, w.rows};
-            const auto multiply =
-                x.high_only ? multiply_panel<slice_shape(s), true> : multiply_panel<slice_shape(s), false>;
-            multiply(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
+  for (std::int32_t begin = row_begin; begin < row_end; begin += block.rows) {
+    const std::int32_t end = row_end - begin < block.rows ? row_end : begin + block.rows;
+    for (std::int64_t first = 0; first < groups; first += block.groups) {
+      const std::int64_t stop = groups - first < block.groups ? groups : first + block.groups;
+      for (std::int32_t p = panel_begin; p < panel_end; p += kTilePanels) {
+        const std::int32_t panels = panel_end - p < kTilePanels ? panel_end - p : kTilePanels;
+        const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
+        for (std::int64_t g = first; g < stop; g += kSliceGroups) {
+          const int some = static_cast<int>(stop - g < kSliceGroups ? stop - g : kSliceGroups);
+          fill_tiles<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+          for (std::int32_t row = begin; row < end; row += kTokens) {
+            const int rows = end - row < kTokens ? end - row : kTokens;
+            const QuantizedGroup* in = x.groups + row * x.group_stride + g;
+            std::int64_t stride = x.group_stride;
+            if (rows < kTokens) {
+              last.copy(in, stride, some, rows);
+              in = last.groups, stride = LastRows::kStride;
+            }
+            for (std::int32_t i = 0; i < panels; ++i) {
+              const Output to{out + row * out_stride, out_stride, std::int64_t{p + i} * kPanelRows, w.rows};
+              const auto multiply =
+                  x.high_only ? multiply_panel<slice_shape(s), true> : multiply_panel<slice_shape(s), false>;
+              multiply(slice + i * kPanelRows * 4, some, in, stride, rows, to, g > 0);
+            }
           }
         }
       }

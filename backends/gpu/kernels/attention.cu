@@ -32,10 +32,10 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
   const int position = a.tables.positions[row], slot = position % kPageSlots;
   const HeadPage page = page_of(a.cache, a.tables, row, position / kPageSlots, head);
   float inverse = 1.0f;
-  if (a.cache.element == CacheElement::int8) {
+  if (has_scales(a.cache.element)) {
     float most = 0.0f;
     for (int i = lane; i < dim; i += 32) most = largest(most, absolute(rotated(rope, row, in, i)));
-    const float scale = int8_scale(largest_of_lanes(most));
+    const float scale = scale_of(a.cache.element, largest_of_lanes(most));
     inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     if (lane == 0) reinterpret_cast<float*>(page.scales)[(is_key ? 0 : kPageSlots) + slot] = scale;
   }

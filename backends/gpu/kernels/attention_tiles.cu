@@ -29,6 +29,8 @@ __device__ __forceinline__ uint4 load_halves(CacheElement element, const HeadPag
       return load_as_halves<CacheElement::int8>(page, is_value, slot, d);
     case CacheElement::int4:
       return load_as_halves<CacheElement::int4>(page, is_value, slot, d);
+    case CacheElement::e4m3:
+      return load_as_halves<CacheElement::e4m3>(page, is_value, slot, d);
     case CacheElement::f32:
       return load_as_halves<CacheElement::f32>(page, is_value, slot, d);
     case CacheElement::f16:

@@ -88,7 +88,9 @@ __device__ __forceinline__ void load_eight(const HeadPage& page, bool is_value, 
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t byte = ((i < 4 ? words.x : words.y) >> (8 * (i % 4))) & 255u;
-      out[i] = static_cast<float>(static_cast<int>(byte ^ 128u) - 128) * scale;
+      const float x = kElement == CacheElement::e4m3 ? e4m3_number(byte)
+                                                     : static_cast<float>(static_cast<int>(byte ^ 128u) - 128);
+      out[i] = x * scale;
     }
   }
 }
@@ -106,8 +108,9 @@ __device__ __forceinline__ float load_value(const HeadPage& page, int slot, int 
     return of_code(reinterpret_cast<const uint32_t*>(page.scales)[page.padded_dim + slot],
                    static_cast<uint32_t>(data[at / 2] >> (at % 2 * 4)));
   }
-  return static_cast<float>(reinterpret_cast<const signed char*>(data)[at]) *
-         reinterpret_cast<const float*>(page.scales)[kPageSlots + slot];
+  const float scale = reinterpret_cast<const float*>(page.scales)[kPageSlots + slot];
+  if constexpr (kElement == CacheElement::e4m3) return e4m3_number(data[at]) * scale;
+  return static_cast<float>(reinterpret_cast<const signed char*>(data)[at]) * scale;
 }
 
 __device__ __forceinline__ void store_one(CacheElement element, unsigned char* data, int at, float x,
@@ -128,14 +131,21 @@ __device__ __forceinline__ void store_one(CacheElement element, unsigned char* d
       reinterpret_cast<signed char*>(data)[at] = static_cast<signed char>(rint(clamped));
       break;
     }
+    case CacheElement::e4m3:
+      data[at] = static_cast<unsigned char>(float_to_e4m3(x * inverse_scale));
+      break;
   }
 }
 
-/// The scale of a vector in int8 by its largest magnitude. Rounded up to 17 bits, so that 127 * scale is exact and what
-/// was read is written back with the same bits.
-__device__ __forceinline__ float int8_scale(float most) {
+__device__ __forceinline__ bool has_scales(CacheElement element) {
+  return element == CacheElement::int8 || element == CacheElement::e4m3;
+}
+/// The scale of a vector in int8 or E4M3 by its largest magnitude. Rounded up to 17 bits, so that the largest element
+/// times it is exact and what was read is written back with the same bits.
+__device__ __forceinline__ float scale_of(CacheElement element, float most) {
   if (!(most >= 1e-30f)) return 0.0f;
-  const uint32_t bits = float_to_bits((most < 1e38f ? most : 1e38f) / 127.0f);
+  const uint32_t bits =
+      float_to_bits((most < 1e38f ? most : 1e38f) / (element == CacheElement::e4m3 ? 448.0f : 127.0f));
   return bits_to_float((bits + 0x7fu) & ~0x7fu);
 }
 
@@ -183,6 +193,8 @@ auto with_element(CacheElement element, F f) {
       return f.template operator()<CacheElement::int8>();
     case CacheElement::int4:
       return f.template operator()<CacheElement::int4>();
+    case CacheElement::e4m3:
+      return f.template operator()<CacheElement::e4m3>();
     case CacheElement::f16:
       break;
   }

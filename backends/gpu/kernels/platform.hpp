@@ -173,10 +173,21 @@ __device__ __forceinline__ uint16_t float_to_bfloat(float x) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+/// Of bits that are not NaN's: those of a float whose exponent is too small by 127 - 7.
+__device__ __forceinline__ float e4m3_number(uint32_t bits) {
+  return bits_to_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 0x1p120f;
+}
 __device__ __forceinline__ float e4m3_to_float(uint32_t bits) {
-  const uint32_t sign = (bits & 0x80u) << 24;
-  if ((bits & 0x7fu) == 0x7fu) return bits_to_float(sign | 0x7fc00000u);
-  return bits_to_float(sign | (bits & 0x7fu) << 20) * 0x1p120f;
+  return (bits & 0x7fu) == 0x7fu ? bits_to_float((bits & 0x80u) << 24 | 0x7fc00000u) : e4m3_number(bits);
+}
+
+/// The nearest E4M3 number, ties to even; beyond the largest one, and for NaN, that of the same sign.
+__device__ __forceinline__ uint32_t float_to_e4m3(float x) {
+  const uint32_t sign = float_to_bits(x) >> 24 & 0x80u;
+  const float size = absolute(x) < 448.0f ? absolute(x) : 448.0f;
+  if (size < 0x1p-6f) return sign | static_cast<uint32_t>(rint(size * 0x1p9f));
+  const uint32_t bits = float_to_bits(size);  // whose exponent is larger by 127 - 7
+  return sign | (((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3));
 }
 
 /// 2^n for -126 <= n <= 127

@@ -25,21 +25,12 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
   }
 }
 
-/// The nearest E4M3 number, ties to even; beyond the largest one that.
-__device__ float round_e4m3(float x) {
-  const float magnitude = absolute(x) < 448.0f ? absolute(x) : 448.0f;
-  const int exponent = magnitude < 0x1p-6f ? -6 : exponent_of(magnitude);  // subnormals have the smallest
-  const float step = power_of_two(exponent - 3);
-  const float rounded = rint(magnitude / step) * step;
-  return x < 0.0f ? -rounded : rounded;
-}
-
 /// One value rounded as InputQuantization says; `most` is the largest magnitude of those that share its scale.
 __device__ float round_input(const RoundingArgs& r, float x, float most) {
   if (!finite(most)) return bits_to_float(0x7fc00000u);
   if (r.dynamic && most < 0x1p-126f) return 0.0f;
   const float scale = !r.dynamic ? r.scale : most / (r.kind == 1 ? 127.5f : 448.0f), zero = r.dynamic ? 0.0f : r.zero;
-  if (r.kind == 2) return scale * round_e4m3(x / scale);
+  if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
   float code = rint(x / scale) + zero;
   code = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
   return scale * (code - zero);
