@@ -47,7 +47,8 @@ struct QuantizeOptions {
   QuantizeMethod method = QuantizeMethod::round_to_nearest;
 
   /// gguf: the type of the file, as llama-quantize names it: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K,
-  /// Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, IQ4_NL. With calibration text, an importance matrix
+  /// Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, IQ4_NL, MXFP4_MOE (experts in MXFP4, as gpt-oss
+  /// has them, all else in Q8_0). With calibration text, an importance matrix
   /// guides the search. Others: the type of what is not quantized: F32, F16, BF16; empty: the input's, or F16 where
   /// that is quantized.
   std::string type{};

@@ -79,6 +79,22 @@ void encode_q8_0(const float* x, std::uint8_t* out) {
   }
 }
 
+/// Codes of four-bit floats under a power of two that puts the largest value among the two largest codes, as ggml's
+/// reference encoder chooses it.
+void encode_mxfp4(const float* x, std::uint8_t* out) {
+  constexpr float kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // twice the floats
+  const float most = std::fabs(extreme(x));
+  const int exponent = most > 0 ? std::clamp(std::ilogb(most) - 2 + 127, 0, 254) : 0;
+  const float unit = std::ldexp(1.0f, exponent - 128);
+  std::uint8_t code[kBlock];
+  for (int i = 0; i < kBlock; ++i) {
+    const auto nearer = [&](float a, float b) { return std::fabs(a * unit - x[i]) < std::fabs(b * unit - x[i]); };
+    code[i] = static_cast<std::uint8_t>(std::min_element(kValues, kValues + 16, nearer) - kValues);
+  }
+  out[0] = static_cast<std::uint8_t>(exponent);
+  store_nibbles(code, out + 1);
+}
+
 void encode_f32(const float* x, std::uint8_t* out) { std::memcpy(out, x, sizeof *x); }
 void encode_f16(const float* x, std::uint8_t* out) { store_half(out, *x); }
 void encode_bf16(const float* x, std::uint8_t* out) {
@@ -106,6 +122,8 @@ Encoder encoder_of(WeightType type) {
       return encode_range<5>;
     case WeightType::q8_0:
       return encode_q8_0;
+    case WeightType::mxfp4:
+      return encode_mxfp4;
     default:
       return nullptr;
   }

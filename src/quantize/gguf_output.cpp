@@ -18,12 +18,13 @@ using load::GgufValue;
 constexpr std::uint64_t kAlignment = 32;
 
 constexpr GgufKind kKinds[] = {
-    {"F32", WeightType::f32, 0},      {"F16", WeightType::f16, 1},      {"BF16", WeightType::bf16, 32},
-    {"Q8_0", WeightType::q8_0, 7},    {"Q4_0", WeightType::q4_0, 2},    {"Q4_1", WeightType::q4_1, 3},
-    {"Q5_0", WeightType::q5_0, 8},    {"Q5_1", WeightType::q5_1, 9},    {"Q2_K", WeightType::q2_k, 10},
-    {"Q3_K_S", WeightType::q3_k, 11}, {"Q3_K_M", WeightType::q3_k, 12}, {"Q3_K_L", WeightType::q3_k, 13},
-    {"Q4_K_S", WeightType::q4_k, 14}, {"Q4_K_M", WeightType::q4_k, 15}, {"Q5_K_S", WeightType::q5_k, 16},
-    {"Q5_K_M", WeightType::q5_k, 17}, {"Q6_K", WeightType::q6_k, 18},   {"IQ4_NL", WeightType::iq4_nl, 25},
+    {"F32", WeightType::f32, 0},          {"F16", WeightType::f16, 1},      {"BF16", WeightType::bf16, 32},
+    {"Q8_0", WeightType::q8_0, 7},        {"Q4_0", WeightType::q4_0, 2},    {"Q4_1", WeightType::q4_1, 3},
+    {"Q5_0", WeightType::q5_0, 8},        {"Q5_1", WeightType::q5_1, 9},    {"Q2_K", WeightType::q2_k, 10},
+    {"Q3_K_S", WeightType::q3_k, 11},     {"Q3_K_M", WeightType::q3_k, 12}, {"Q3_K_L", WeightType::q3_k, 13},
+    {"Q4_K_S", WeightType::q4_k, 14},     {"Q4_K_M", WeightType::q4_k, 15}, {"Q5_K_S", WeightType::q5_k, 16},
+    {"Q5_K_M", WeightType::q5_k, 17},     {"Q6_K", WeightType::q6_k, 18},   {"IQ4_NL", WeightType::iq4_nl, 25},
+    {"MXFP4_MOE", WeightType::mxfp4, 38},
 };
 
 /// What a tensor of a layer is ("ffn_down"), and of which.
@@ -127,6 +128,9 @@ WeightType gguf_type(const GgufKind& kind, const load::TensorInfo& tensor, const
   if (place.part == "ffn_gate_inp") return WeightType::f32;  // a mixture's router
   if (is_float) return kind.type;
   WeightType type = kind.type;
+  if (type == WeightType::mxfp4) {  // the experts' alone
+    return with_smaller_blocks(tensor.shape.size() == 3 ? type : WeightType::q8_0, tensor.cols);
+  }
   const std::string_view name = kind.name, part = place.part;
   const std::int64_t i = place.layer, n = config.layers;
   const bool eight = config.experts == 8;  // Mixtral, whose attention is a small part of it

@@ -188,6 +188,18 @@ TEST_CASE("a mixture as GGUF: experts in stacks, the same model, and back") {
     if (name == "gpt-oss") {
       REQUIRE_FALSE(returned);
       CHECK(returned.error().code == ErrorCode::unsupported);
+      // What is in MXFP4 stays as it is, and what was unpacked on the way becomes the same again.
+      for (const std::string& input : {model, there}) {
+        quantize_model(input, temp / "fp4.gguf", gguf_of("MXFP4_MOE")).value();
+        const auto fp4 = load::open_checkpoint(temp / "fp4.gguf", true).value();
+        for (const char* matrix : {"gate", "up", "down"}) {
+          const std::string hf = "model.layers.1.mlp.experts.3." + std::string(matrix) + "_proj.weight",
+                            in_gguf = "blk.1.ffn_" + std::string(matrix) + ".3.weight";
+          CHECK(fp4.find(in_gguf)->type == WeightType::mxfp4);
+          CHECK(values_of(fp4, in_gguf) == values_of(original, hf));
+        }
+        CHECK(fp4.find("blk.1.attn_q.weight")->type == WeightType::q8_0);
+      }
       options = options_of(QuantizeFormat::gptq, QuantizeMethod::round_to_nearest);
       options.bits = 8;
       quantize_model(there, back, options).value();

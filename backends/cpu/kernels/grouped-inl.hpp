@@ -87,8 +87,8 @@ struct PanelReader {
   template <int M>
   [[gnu::always_inline]] void leave() {
     unroll<V>([&](auto v) __attribute__((always_inline)) {
-      // Hardware prefetching alone keeps up with nothing but the wide stream of 8-bit codes.
-      if constexpr (M > 1 || s.bits < 8) {
+      // Hardware prefetching alone keeps up with nothing but a wide stream of 8-bit codes in wide vectors.
+      if constexpr (M > 1 || s.bits < 8 || kLanes < 16) {
         constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
         constexpr int kFirst = v.value * kLanes % kPanelRows / kLanes * kLines;
         const std::uint8_t* const line = codes[v.value] + ahead;
