@@ -12,31 +12,31 @@ constexpr int kThreads = 128;
 constexpr int kKeys = 32;  ///< per turn; half a page
 
 /// Eight cached elements as halves.
-template <CacheElement kElement>
-__device__ __forceinline__ uint4 load_as_halves(const HeadPage& page, bool is_value, int slot, int d) {
+__device__ __forceinline__ uint4 load_halves(CacheElement element, const HeadPage& page, bool is_value, int slot,
+                                             int d) {
   float x[8];
-  load_eight<kElement>(page, is_value, slot, d, x);
+  switch (element) {
+    case CacheElement::f16:
+      return *reinterpret_cast<const uint4*>((is_value ? page.values : page.keys) + 2 * (slot * page.padded_dim + d));
+    case CacheElement::bf16:
+      load_eight<CacheElement::bf16>(page, is_value, slot, d, x);
+      break;
+    case CacheElement::int8:
+      load_eight<CacheElement::int8>(page, is_value, slot, d, x);
+      break;
+    case CacheElement::int4:
+      load_eight<CacheElement::int4>(page, is_value, slot, d, x);
+      break;
+    case CacheElement::e4m3:
+      load_eight<CacheElement::e4m3>(page, is_value, slot, d, x);
+      break;
+    case CacheElement::f32:
+      load_eight<CacheElement::f32>(page, is_value, slot, d, x);
+      break;
+  }
 #pragma unroll
   for (int i = 0; i < 8; ++i) x[i] = x[i] > 65504.0f ? 65504.0f : x[i] < -65504.0f ? -65504.0f : x[i];
   return pack_halves(x);
-}
-__device__ __forceinline__ uint4 load_halves(CacheElement element, const HeadPage& page, bool is_value, int slot,
-                                             int d) {
-  switch (element) {
-    case CacheElement::bf16:
-      return load_as_halves<CacheElement::bf16>(page, is_value, slot, d);
-    case CacheElement::int8:
-      return load_as_halves<CacheElement::int8>(page, is_value, slot, d);
-    case CacheElement::int4:
-      return load_as_halves<CacheElement::int4>(page, is_value, slot, d);
-    case CacheElement::e4m3:
-      return load_as_halves<CacheElement::e4m3>(page, is_value, slot, d);
-    case CacheElement::f32:
-      return load_as_halves<CacheElement::f32>(page, is_value, slot, d);
-    case CacheElement::f16:
-      break;
-  }
-  return *reinterpret_cast<const uint4*>((is_value ? page.values : page.keys) + 2 * (slot * page.padded_dim + d));
 }
 
 template <int kDim>
