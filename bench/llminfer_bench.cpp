@@ -31,6 +31,7 @@ struct Options {
   std::string type_k = "f16", type_v = "f16", weight_cache;
   std::string cpu_level;
   std::string backend = "cpu", split;
+  int resident = 100;
   int device = 0;
   bool exact = false;
   int activation_bits = 16;
@@ -108,6 +109,11 @@ void declare(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
   app.add_option("--split", o.split, kSplitHelp);
+  app.add_option("--resident", o.resident,
+                 "percent of the weights that a GPU holds; the rest is streamed (LayerShare::stream)")
+      ->check(CLI::Range(0, 100))
+      ->excludes("--split")
+      ->capture_default_str();
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_option("--activation-bits", o.activation_bits, "bits of activations that meet quantized weights")
       ->check(CLI::IsMember({8, 16}))
@@ -164,6 +170,13 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   return options;
 }
 
+/// A memory limit under which the backend holds so many percent of the weights.
+void stream_rest(int percent, const std::string& model, llminfer::EngineOptions& options) {
+  const llminfer::MemoryPlan plan = llminfer::Engine::plan(model, options).value();
+  const std::int64_t limit = plan.total() - plan.weights / 100 * (100 - percent);
+  options.split = {{std::exchange(options.custom_backend, nullptr), {}, limit, true}};
+}
+
 /// An engine whose backend reports every pass to `profile`.
 void profile_into(bench::Profile& profile, llminfer::EngineOptions& options) {
   llminfer::BackendOptions backend;
@@ -179,6 +192,7 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
                   std::int32_t batch_tokens, bench::Printer& printer) {
   bench::Profile profile;
   llminfer::EngineOptions options = engine_options(o, tests, threads, batch_tokens);
+  if (o.resident < 100) stream_rest(o.resident, model, options);
   if (o.profile) profile_into(profile, options);
   const bench::Loaded loaded = bench::load(model, options);
   std::mt19937 random(1);

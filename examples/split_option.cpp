@@ -20,8 +20,12 @@ li::Error bad(const std::string& item, const std::string& what) {
   return {li::ErrorCode::invalid_argument, "--split: \"" + item + "\": " + what};
 }
 
-/// "20" to layers, "1.5GiB" to bytes.
+/// "20" to layers, "1.5GiB" to bytes, "stream" to LayerShare::stream.
 li::Result<void> parse_amount(const std::string& item, const std::string& amount, li::LayerShare& share) {
+  if (amount == "stream") {
+    share.stream = true;
+    return {};
+  }
   const char* const end = amount.data() + amount.size();
   int layers = 0;
   if (const auto read = std::from_chars(amount.data(), end, layers); read.ptr == end && read.ec == std::errc() && layers >= 0) {
@@ -33,7 +37,7 @@ li::Result<void> parse_amount(const std::string& item, const std::string& amount
   const std::string unit(read.ptr, end);
   const double scale = unit == "GiB" ? 0x1p30 : unit == "MiB" ? 0x1p20 : 0;
   if (read.ec != std::errc() || scale == 0 || !(size > 0 && size * scale < 0x1p62)) {
-    return bad(item, "expected a number of layers, or a limit such as 8GiB or 500MiB, after the colon");
+    return bad(item, "expected a number of layers, a limit such as 8GiB or 500MiB, or \"stream\" after a colon");
   }
   share.memory = std::llround(size * scale);
   return {};
@@ -71,10 +75,13 @@ li::Result<std::vector<li::LayerShare>> parse_split(const std::string& text) {
   std::istringstream items(text);
   for (std::string item; std::getline(items, item, ',');) {
     li::LayerShare share;
-    const std::size_t colon = item.find(':');
+    std::size_t colon = item.find(':');
     std::string name = item.substr(0, colon);
-    if (colon != std::string::npos) {
-      if (auto parsed = parse_amount(item, item.substr(colon + 1), share); !parsed) return std::move(parsed).error();
+    while (colon != std::string::npos) {
+      const std::size_t begin = colon + 1;
+      colon = item.find(':', begin);
+      const std::string amount = item.substr(begin, colon == std::string::npos ? colon : colon - begin);
+      if (auto parsed = parse_amount(item, amount, share); !parsed) return std::move(parsed).error();
     }
     int device = 0;
     const std::size_t letters = name.find_last_not_of("0123456789") + 1;

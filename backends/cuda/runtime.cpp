@@ -60,6 +60,7 @@ struct Api {
   static int destroy_event(Event event) { return cudaEventDestroy(event); }
   static int record(Event event, Stream stream) { return cudaEventRecord(event, stream); }
   static int wait_event(Event event) { return cudaEventSynchronize(event); }
+  static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
 };
 
 }  // namespace

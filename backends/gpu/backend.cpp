@@ -48,10 +48,15 @@ class GpuBackend final : public Backend {
     return GpuWeight::bytes_of(type, rows, cols, details.permutation != nullptr);
   }
 
-  std::int64_t plan_bytes(const Program& program, std::span<const WeightView>, const PlanOptions& options) override {
+  std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
+                          const PlanOptions& options) override {
     const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
       const Steps steps = LLMINFER_TRY(make_steps(program));
-      return PlanLayout(program, steps, std::max(1, options.max_batch_rows)).bytes;
+      const std::int64_t scratch = PlanLayout(program, steps, std::max(1, options.max_batch_rows)).bytes;
+      if (options.streamed.size() != weights.size()) return scratch;
+      std::vector<std::int64_t> sizes;
+      for (const WeightView& w : weights) sizes.push_back(prepared_bytes(w.type, w.rows, w.cols, w.details));
+      return scratch + RingLayout(options.streamed, sizes).bytes();
     });
     return bytes ? *bytes : 0;
   }
@@ -61,18 +66,10 @@ class GpuBackend final : public Backend {
     return gpu::open_page_bytes(group, type);
   }
 
-  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
-    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
-      if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() - 64 ||
-          weight.cols > std::numeric_limits<std::int32_t>::max() - 64) {
-        return fail(ErrorCode::invalid_argument, weight.name, ": a weight of shape [", weight.rows, ", ", weight.cols,
-                    "]");
-      }
-      const std::lock_guard lock(mutex_);
-      auto prepared = GpuWeight::make(weight, device_, staging_);
-      if (!prepared) return core::at(weight.name, std::move(prepared).error());
-      return std::unique_ptr<PreparedWeight>(std::move(*prepared));
-    });
+  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return make(weight, false); }
+  bool streams() const noexcept override { return true; }
+  Result<std::unique_ptr<PreparedWeight>> prepare_streamed(const WeightView& weight) override {
+    return make(weight, true);
   }
 
   Result<std::unique_ptr<Plan>> compile(const Program& program,
@@ -96,6 +93,20 @@ class GpuBackend final : public Backend {
   }
 
  private:
+  Result<std::unique_ptr<PreparedWeight>> make(const WeightView& weight, bool streamed) {
+    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
+      if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() - 64 ||
+          weight.cols > std::numeric_limits<std::int32_t>::max() - 64) {
+        return fail(ErrorCode::invalid_argument, weight.name, ": a weight of shape [", weight.rows, ", ", weight.cols,
+                    "]");
+      }
+      const std::lock_guard lock(mutex_);
+      auto prepared = GpuWeight::make(weight, device_, staging_, streamed);
+      if (!prepared) return core::at(weight.name, std::move(prepared).error());
+      return std::unique_ptr<PreparedWeight>(std::move(*prepared));
+    });
+  }
+
   const std::shared_ptr<Device> device_;
   const bool batch_invariant_;
   std::mutex mutex_;

@@ -1,11 +1,13 @@
-// Device: the little that the GPU backend needs of a runtime (CUDA, HIP, the host emulator): memory, copies, one
-// stream, and the table of kernels. Knows nothing of programs, weights or batches.
+// Device: the little that the GPU backend needs of a runtime (CUDA, HIP, the host emulator): memory, copies, two
+// streams, and the table of kernels. Knows nothing of programs, weights or batches.
 //
-// All copies and launches of a Device go to its one stream, in order. Every function leaves the calling thread's
-// current device of the runtime as it found it. Used by one thread at a time, but for allocation and release.
+// All launches of a Device, and all copies but those that name the other stream, go to Stream::work, in order. Every
+// function leaves the calling thread's current device of the runtime as it found it. Used by one thread at a time, but
+// for allocation and release.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,6 +26,9 @@ struct DeviceInfo {
   int units = 1;             ///< multiprocessors
 };
 
+/// What goes to one of them is in no order with what goes to the other but by events.
+enum class Stream : std::uint8_t { work, copies };
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -41,15 +46,22 @@ class Device {
   virtual Result<void*> allocate_host(std::int64_t bytes) = 0;
   virtual void release_host(void* memory) noexcept = 0;
 
-  /// Enqueues a copy between device and host, either way, or on the device. Host memory is that of allocate_host.
-  virtual Result<void> copy(void* to, const void* from, std::int64_t bytes) = 0;
+  /// Enqueues a copy between device and host, either way, or on the device. Host memory is that of allocate_host; any
+  /// other will do as well, but then the call may return only once the copy was made.
+  virtual Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream = Stream::work) = 0;
   /// The same for `height` pieces of `bytes`, `pitch` apart in both.
   virtual Result<void> copy_pieces(void* to, const void* from, std::int64_t bytes, std::int64_t pitch,
                                    std::int64_t height) = 0;
   virtual Result<void> clear(void* memory, std::int64_t bytes) = 0;
-  /// Waits for all that was enqueued. Errors: device_error.
-  virtual Result<void> wait() = 0;
-  /// Marks the end of what was enqueued so far, in one of kMarks places; wait_for waits for it.
+  /// Waits for all that was enqueued in the stream. Errors: device_error.
+  virtual Result<void> wait(Stream stream = Stream::work) = 0;
+  /// Events order one stream after the other: what is enqueued in `stream` after follow() comes after what was enqueued
+  /// before the event's last record(), if there was one.
+  virtual Result<void*> make_event() = 0;
+  virtual void release_event(void* event) noexcept = 0;
+  virtual Result<void> record(void* event, Stream stream) = 0;
+  virtual Result<void> follow(void* event, Stream stream) = 0;
+  /// Marks the end of what was enqueued so far in Stream::work, in one of kMarks places; wait_for waits for it.
   static constexpr int kMarks = 4;
   virtual Result<void> mark(int place) = 0;
   virtual Result<void> wait_for(int place) = 0;
@@ -77,12 +89,16 @@ class Buffer {
   static Result<Buffer> make(std::shared_ptr<Device> device, std::int64_t bytes, bool host = false) {
     auto memory = bytes > 0 ? (host ? device->allocate_host(bytes) : device->allocate(bytes)) : Result<void*>(nullptr);
     if (!memory) return std::move(memory).error();
-    Buffer buffer;
-    buffer.device_ = std::move(device);
-    buffer.data_ = *memory;
-    buffer.bytes_ = bytes;
-    buffer.host_ = host;
-    return Result<Buffer>(std::move(buffer));  // nvcc does not move by itself here
+    return Result<Buffer>(Buffer(std::move(device), *memory, bytes, host ? Kind::pinned : Kind::device));
+  }
+  /// Host memory that the device can read by itself, or if there is no more of it any host memory, from which copies
+  /// are slower (Device::copy).
+  static Result<Buffer> make_host(std::shared_ptr<Device> device, std::int64_t bytes) {
+    auto pinned = make(device, bytes, true);
+    if (pinned || pinned.error().code != ErrorCode::out_of_memory) return pinned;
+    void* const memory = std::malloc(static_cast<std::size_t>(bytes));
+    if (!memory) return pinned;
+    return Result<Buffer>(Buffer(std::move(device), memory, bytes, Kind::pageable));
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -90,13 +106,16 @@ class Buffer {
     return *this;
   }
   ~Buffer() {
-    if (data_) host_ ? device_->release_host(data_) : device_->release(data_);
+    if (!data_) return;
+    if (kind_ == Kind::device) device_->release(data_);
+    if (kind_ == Kind::pinned) device_->release_host(data_);
+    if (kind_ == Kind::pageable) std::free(data_);
   }
   void swap(Buffer& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
-    std::swap(host_, other.host_);
+    std::swap(kind_, other.kind_);
   }
 
   template <class T = std::byte>
@@ -106,10 +125,41 @@ class Buffer {
   std::int64_t bytes() const noexcept { return bytes_; }
 
  private:
+  enum class Kind : std::uint8_t { device, pinned, pageable };
+  Buffer(std::shared_ptr<Device> device, void* data, std::int64_t bytes, Kind kind) noexcept
+      : device_(std::move(device)), data_(data), bytes_(bytes), kind_(kind) {}
+
   std::shared_ptr<Device> device_;
   void* data_ = nullptr;
   std::int64_t bytes_ = 0;
-  bool host_ = false;
+  Kind kind_ = Kind::device;
+};
+
+/// An event of a device.
+class Event {
+ public:
+  static Result<Event> make(std::shared_ptr<Device> device) {
+    auto handle = device->make_event();
+    if (!handle) return std::move(handle).error();
+    return Result<Event>(Event(std::move(device), *handle));
+  }
+  Event(Event&& other) noexcept : device_(std::move(other.device_)), handle_(std::exchange(other.handle_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Event() {
+    if (handle_) device_->release_event(handle_);
+  }
+  Result<void> record(Stream stream) const { return device_->record(handle_, stream); }
+  Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
+
+ private:
+  Event(std::shared_ptr<Device> device, void* handle) noexcept : device_(std::move(device)), handle_(handle) {}
+
+  std::shared_ptr<Device> device_;
+  void* handle_ = nullptr;
 };
 
 }  // namespace llminfer::gpu

@@ -104,7 +104,7 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
   const PlanLayout layout(program, steps, options.max_batch_rows);
   std::unique_ptr<GpuPlan> plan(
       new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), batch_invariant));
-  LLMINFER_TRY(plan->bind_weights());
+  LLMINFER_TRY(plan->bind_weights(options));
   plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {
     const std::vector<float>& frequencies = program.rope_tables[t].inverse_frequency;
@@ -124,7 +124,11 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
 }
 
 /// Checks that the weights are this device's and fit.
-Result<void> GpuPlan::bind_weights() {
+Result<void> GpuPlan::bind_weights(const PlanOptions& options) {
+  if (!options.streamed.empty() && options.streamed.size() != owned_.size()) {
+    return fail(ErrorCode::invalid_argument, "PlanOptions::streamed has ", options.streamed.size(),
+                " entries; the program has ", owned_.size(), " weights");
+  }
   for (std::size_t i = 0; i < owned_.size(); ++i) {
     const WeightSpec& spec = program_.weights[i];
     const auto* weight = dynamic_cast<const GpuWeight*>(owned_[i].get());
@@ -135,8 +139,13 @@ Result<void> GpuPlan::bind_weights() {
       return fail(ErrorCode::shape_mismatch, "weight ", spec.name, " is [", weight->rows(), ", ", weight->cols(),
                   "]; expected [", spec.rows, ", ", spec.cols, "]");
     }
+    if (weight->streamed() != (!options.streamed.empty() && options.streamed[i] >= 0)) {
+      return fail(ErrorCode::invalid_argument, "weight ", spec.name, weight->streamed() ? " is" : " is not",
+                  " one that prepare_streamed made, but PlanOptions::streamed says otherwise");
+    }
     weights_.push_back(weight);
   }
+  LLMINFER_TRY(make_ring(options));
   for (const Op& op : program_.ops) {
     const auto* embed = std::get_if<op::Embed>(&op);
     if (embed && embed->table != WeightId::none)
@@ -183,10 +192,12 @@ Result<void> GpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
     {
       const Current current(*device_);
       enqueued = enqueue(batch);
+      if (enqueued && ring_ && !pass_.stop) enqueued = ring_->finish();
     }
     if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
     // Nothing of a pass that ends early may still run when the caller goes on.
     if (!enqueued) (void)device_->wait();
+    if (!enqueued && ring_) ring_->reset();
     outcome_ = std::move(enqueued);
     return {};
   });
@@ -363,6 +374,7 @@ Result<void> GpuPlan::upload(const Batch& batch) {
 }
 
 Result<void> GpuPlan::enqueue(const Batch& batch) {
+  if (ring_) LLMINFER_TRY(ring_->fill());
   LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
   const auto interrupted = [&] { return batch.interrupted && batch.interrupted(); };
   if (interrupted()) pass_.stop = true;
@@ -378,7 +390,10 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
         return {};
       }
     }
+    const StepGroup group = ring_ ? step_groups_[i] : StepGroup();
+    if (group.group >= 0) LLMINFER_TRY(ring_->enter(group.group));
     LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
+    if (group.last) LLMINFER_TRY(ring_->leave());
     if (std::holds_alternative<AttentionStep>(step)) LLMINFER_TRY(device_->mark(pass_.layers++ % Device::kMarks));
     if (pass_.current_rows == 0) return {};  // nothing was asked for
   }

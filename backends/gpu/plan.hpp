@@ -1,5 +1,6 @@
 // GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
 // and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
+// Weights that are streamed go up beside the launches, through a WeightRing.
 #pragma once
 
 #include <memory>
@@ -11,6 +12,7 @@
 #include "backends/common/steps.hpp"
 #include "backends/gpu/cache.hpp"
 #include "backends/gpu/device.hpp"
+#include "backends/gpu/ring.hpp"
 #include "backends/gpu/weight.hpp"
 
 namespace llminfer::gpu {
@@ -54,7 +56,9 @@ class GpuPlan final : public Plan {
                                                bool batch_invariant);
   ~GpuPlan() override;
 
-  std::int64_t bytes() const noexcept override { return memory_.bytes() + rounded_.bytes(); }
+  std::int64_t bytes() const noexcept override {
+    return memory_.bytes() + rounded_.bytes() + (ring_ ? ring_->bytes() : 0);
+  }
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
 
@@ -94,10 +98,17 @@ class GpuPlan final : public Plan {
     bool stop = false;  ///< interrupted
   };
 
+  /// What a step reads of the ring.
+  struct StepGroup {
+    std::int32_t group = -1;  ///< or none
+    bool last = false;        ///< nothing after it reads the group
+  };
+
   GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
           std::shared_ptr<Device> device, bool batch_invariant);
-  Result<void> bind_weights();
+  Result<void> bind_weights(const PlanOptions& options);
+  Result<void> make_ring(const PlanOptions& options);
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
   void lay_out_open_pages(const Batch& batch);
@@ -133,7 +144,14 @@ class GpuPlan final : public Plan {
   Result<RowsArgs> gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count);
 
   const GpuWeight& weight(WeightId id) const noexcept { return *weights_[static_cast<std::size_t>(id)]; }
-  const float* vector(WeightId id) const noexcept { return id == WeightId::none ? nullptr : weight(id).vector(); }
+  const std::byte* data(WeightId id) const noexcept {
+    const auto i = static_cast<std::size_t>(id);
+    return weight(id).streamed() ? ring_->at(i) : weight(id).data();
+  }
+  MatrixArgs matrix(WeightId id) const noexcept { return weight(id).matrix_at(data(id)); }
+  const float* vector(WeightId id) const noexcept {
+    return id == WeightId::none ? nullptr : weight(id).vector_at(data(id));
+  }
   std::int64_t width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }
   RowsArgs value(ValueId id) const noexcept;
   RopeArgs rope(std::int32_t table) const noexcept;
@@ -150,6 +168,8 @@ class GpuPlan final : public Plan {
   const bool batch_invariant_;
   std::vector<std::shared_ptr<const PreparedWeight>> owned_;
   std::vector<const GpuWeight*> weights_;
+  std::unique_ptr<WeightRing> ring_;    ///< null: no weight is streamed
+  std::vector<StepGroup> step_groups_;  ///< per step
   std::int64_t embed_rows_ = 0;
   Buffer memory_;
   Buffer rounded_;                       ///< floats [max_rows, padded_input], where a weight declares a rounding

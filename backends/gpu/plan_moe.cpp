@@ -65,7 +65,7 @@ Result<void> GpuPlan::run_expert(const op::Moe& op, std::size_t expert, std::int
   const WeightId first_weight = down ? op.down[expert] : op.gate[expert];
   LinearArgs args{};
   args.rows = count;
-  args.in = memory_.at<std::uint16_t>(m.halves) + std::int64_t{first} * weight(first_weight).matrix().cols;
+  args.in = memory_.at<std::uint16_t>(m.halves) + std::int64_t{first} * matrix(first_weight).cols;
   args.in_scales = memory_.at<float>(m.scales) + first;
   if (down) {
     args.out = rows_at(m.rows, m.width);

@@ -59,7 +59,7 @@ Result<RowsArgs> GpuPlan::gather(const RowsArgs& in, std::int64_t width, std::in
 
 Result<void> GpuPlan::run(const EmbedStep& step) {
   EmbedArgs args{};
-  if (step.table != WeightId::none) args.table = weight(step.table).matrix();
+  if (step.table != WeightId::none) args.table = matrix(step.table);
   args.tokens = words(pass_.tokens);
   args.embeddings = embeddings_.at<float>();
   args.rows = pass_.current_rows;
@@ -109,7 +109,7 @@ Result<void> GpuPlan::run(const LinearStep& step) {
 
 /// out = `in`, or the prepared rows, * weight^T + bias + residual, by the kernel for so many rows.
 Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
-  args.weight = weight(id).matrix();
+  args.weight = matrix(id);
   args.bias = vector(bias);
   if (!args.in) {
     args.in = memory_.at<std::uint16_t>(layout_.halves);
@@ -131,8 +131,8 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
 
 Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
   args.activation = static_cast<int>(part.activation);
-  const MatrixArgs up = weight(part.up_weight).matrix();
-  if (args.rows <= kFewRows && !batch_invariant_ && up.form == weight(part.weight).matrix().form) {
+  const MatrixArgs up = matrix(part.up_weight);
+  if (args.rows <= kFewRows && !batch_invariant_ && up.form == matrix(part.weight).form) {
     args.up = up;
     args.up_bias = vector(part.up_bias);
     return linear(args, part.weight, part.bias);

@@ -29,29 +29,34 @@ class RuntimeDevice final : public Device {
     const std::shared_ptr<RuntimeDevice> device(new RuntimeDevice(index));
     const Current current(*device);
     LLMINFER_TRY(device->status(Api::describe(index, device->info_), "device properties"));
-    LLMINFER_TRY(device->status(Api::make_stream(&device->stream_), "a stream"));
+    for (typename Api::Stream& stream : device->streams_)
+      LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
     for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
-    if (const int error = device->kernels().probe(device->stream_); error != 0) {
+    if (const int error = device->kernels().probe(device->stream()); error != 0) {
       (void)Api::take_error();
       return fail(ErrorCode::unsupported, "this build has no code for ", device->info_.name, " (",
                   device->info_.architecture, "): ", Api::message(error));
     }
-    LLMINFER_TRY(device->wait());
+    LLMINFER_TRY(device->wait(Stream::work));
     return std::shared_ptr<Device>(device);
   }
 
   ~RuntimeDevice() override {
     const Current current(*this);
-    if (stream_) (void)Api::wait(stream_);
+    for (const typename Api::Stream stream : streams_) {
+      if (stream) (void)Api::wait(stream);
+    }
     for (const typename Api::Event mark : marks_) {
       if (mark) (void)Api::destroy_event(mark);
     }
-    if (stream_) (void)Api::destroy_stream(stream_);
+    for (const typename Api::Stream stream : streams_) {
+      if (stream) (void)Api::destroy_stream(stream);
+    }
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }
   const KernelTable& kernels() const noexcept override { return Api::kernels(); }
-  void* stream() noexcept override { return stream_; }
+  void* stream() noexcept override { return of(Stream::work); }
   int enter() noexcept override {
     int previous = index_;
     (void)Api::get_device(&previous);
@@ -83,28 +88,46 @@ class RuntimeDevice final : public Device {
     (void)Api::release_host(memory);
   }
 
-  Result<void> copy(void* to, const void* from, std::int64_t bytes) override {
+  Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream) override {
     const Current current(*this);
-    return status(Api::copy(to, from, static_cast<std::size_t>(bytes), stream_), "a copy of", bytes, "bytes");
+    return status(Api::copy(to, from, static_cast<std::size_t>(bytes), of(stream)), "a copy of", bytes, "bytes");
   }
   Result<void> copy_pieces(void* to, const void* from, std::int64_t bytes, std::int64_t pitch,
                            std::int64_t height) override {
     const Current current(*this);
     return status(Api::copy_pieces(to, from, static_cast<std::size_t>(bytes), static_cast<std::size_t>(pitch),
-                                   static_cast<std::size_t>(height), stream_),
+                                   static_cast<std::size_t>(height), of(Stream::work)),
                   "a copy of", height, "pieces");
   }
   Result<void> clear(void* memory, std::int64_t bytes) override {
     const Current current(*this);
-    return status(Api::clear(memory, static_cast<std::size_t>(bytes), stream_), "clearing", bytes, "bytes");
+    return status(Api::clear(memory, static_cast<std::size_t>(bytes), of(Stream::work)), "clearing", bytes, "bytes");
   }
-  Result<void> wait() override {
+  Result<void> wait(Stream stream) override {
     const Current current(*this);
-    return status(Api::wait(stream_), "the work that was given to it");
+    return status(Api::wait(of(stream)), "the work that was given to it");
+  }
+  Result<void*> make_event() override {
+    const Current current(*this);
+    typename Api::Event event = nullptr;
+    LLMINFER_TRY(status(Api::make_event(&event), "an event"));
+    return static_cast<void*>(event);
+  }
+  void release_event(void* event) noexcept override {
+    const Current current(*this);
+    (void)Api::destroy_event(static_cast<typename Api::Event>(event));
+  }
+  Result<void> record(void* event, Stream stream) override {
+    const Current current(*this);
+    return status(Api::record(static_cast<typename Api::Event>(event), of(stream)), "an event");
+  }
+  Result<void> follow(void* event, Stream stream) override {
+    const Current current(*this);
+    return status(Api::follow_event(of(stream), static_cast<typename Api::Event>(event)), "an event");
   }
   Result<void> mark(int place) override {
     const Current current(*this);
-    return status(Api::record(marks_[place], stream_), "an event");
+    return status(Api::record(marks_[place], of(Stream::work)), "an event");
   }
   Result<void> wait_for(int place) override {
     const Current current(*this);
@@ -115,6 +138,7 @@ class RuntimeDevice final : public Device {
  private:
   explicit RuntimeDevice(int index) : index_(index) {}
 
+  typename Api::Stream of(Stream stream) const noexcept { return streams_[static_cast<int>(stream)]; }
   template <class... Words>
   Result<void> status(int error, const Words&... words) {
     if (error == 0) return {};
@@ -128,7 +152,7 @@ class RuntimeDevice final : public Device {
 
   const int index_;
   DeviceInfo info_;
-  typename Api::Stream stream_ = nullptr;
+  typename Api::Stream streams_[2] = {};
   typename Api::Event marks_[kMarks] = {};
 };
 

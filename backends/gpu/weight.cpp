@@ -227,7 +227,7 @@ std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_
 }
 
 Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::shared_ptr<Device> device,
-                                                   Buffer& staging) {
+                                                   Buffer& staging, bool streamed) {
   const quant::Format& format = quant::format(view.type);
   const bool permuted = view.details.permutation != nullptr;
   auto weight = std::make_unique<GpuWeight>();
@@ -240,7 +240,14 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
                 " weight of shape [", view.rows, ", ", view.cols, "]");
   }
   const std::int64_t vector_bytes = view.rows == 1 ? view.cols * static_cast<std::int64_t>(sizeof(float)) : 0;
-  weight->memory_ = LLMINFER_TRY(Buffer::make(device, l.bytes + vector_bytes));
+  weight->streamed_ = streamed;
+  const std::int64_t bytes = l.bytes + vector_bytes;
+  weight->memory_ = LLMINFER_TRY(streamed ? Buffer::make_host(device, bytes) : Buffer::make(device, bytes));
+  const auto put = [&](std::int64_t offset, const std::byte* from, std::int64_t bytes) -> Result<void> {
+    if (!streamed) return device->copy(weight->memory_.at(offset), from, bytes);
+    std::memcpy(weight->memory_.at(offset), from, static_cast<std::size_t>(bytes));
+    return {};
+  };
 
   // Some rows at a time through the staging memory, part by part as on the device.
   const std::int64_t per_row = l.high_row + l.pairs_row + l.bits_row + 2 * l.scales_row + 64;
@@ -281,7 +288,7 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
     }
     const auto send = [&](std::int64_t offset, const std::byte* from, std::int64_t bytes) -> Result<void> {
       if (bytes == 0) return {};
-      return device->copy(weight->memory_.at(offset + first * bytes), from, bytes * count);
+      return put(offset + first * bytes, from, bytes * count);
     };
     LLMINFER_TRY(send(l.high, high, l.high_row));
     LLMINFER_TRY(send(l.pairs, pairs, l.pairs_row));
@@ -293,31 +300,33 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
   }
   if (l.table) {
     std::memcpy(staging.at(), l.table, 16 * sizeof(float));
-    LLMINFER_TRY(device->copy(weight->memory_.at(l.table_at), staging.at(), 16 * sizeof(float)));
+    LLMINFER_TRY(put(l.table_at, staging.at(), 16 * sizeof(float)));
     LLMINFER_TRY(device->wait());
   }
   if (vector_bytes > 0) {
     LLMINFER_TRY(unpack_rows(view, 0, 1, {staging.at<float>(), static_cast<std::size_t>(view.cols)}));
-    LLMINFER_TRY(device->copy(weight->memory_.at(l.bytes), staging.at(), vector_bytes));
+    LLMINFER_TRY(put(l.bytes, staging.at(), vector_bytes));
     LLMINFER_TRY(device->wait());
   }
   return weight;
 }
 
-MatrixArgs GpuWeight::matrix() const noexcept {
+MatrixArgs GpuWeight::matrix_at(const std::byte* data) const noexcept {
+  const auto halves = [&](std::int64_t offset) { return reinterpret_cast<const std::uint16_t*>(data + offset); };
+  const auto floats = [&](std::int64_t offset) { return reinterpret_cast<const float*>(data + offset); };
   MatrixArgs m{};
   m.form = layout_.form;
   m.rows = static_cast<int>(layout_.rows);
   m.cols = static_cast<int>(layout_.padded_cols);
   m.group_shift = layout_.group == 16 ? 4 : 5;
   m.zero = layout_.zero;
-  m.high = memory_.at(layout_.high);
-  m.pairs = memory_.at<std::uint16_t>(layout_.pairs);
-  m.bits = memory_.at<std::uint8_t>(layout_.bits);
-  m.scales = layout_.scales_row ? memory_.at<std::uint16_t>(layout_.scale) : nullptr;
-  m.minimums = layout_.minimums ? memory_.at<std::uint16_t>(layout_.minimum) : nullptr;
-  m.factors = memory_.at<float>(layout_.factor);
-  m.table = layout_.table ? memory_.at<float>(layout_.table_at) : nullptr;
+  m.high = data + layout_.high;
+  m.pairs = halves(layout_.pairs);
+  m.bits = reinterpret_cast<const std::uint8_t*>(data + layout_.bits);
+  m.scales = layout_.scales_row ? halves(layout_.scale) : nullptr;
+  m.minimums = layout_.minimums ? halves(layout_.minimum) : nullptr;
+  m.factors = floats(layout_.factor);
+  m.table = layout_.table ? floats(layout_.table_at) : nullptr;
   return m;
 }
 

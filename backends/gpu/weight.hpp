@@ -31,24 +31,32 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
 /// A matrix, or a vector of floats (rows == 1, for norms and biases, as well as a matrix of one row).
 class GpuWeight final : public PreparedWeight {
  public:
-  /// `staging` is host memory that is used during the call. Errors: invalid_argument, out_of_memory, device_error.
+  /// `staging` is host memory that is used during the call. A weight that is `streamed` stays in host memory, in the
+  /// form that it has on the device. Errors: invalid_argument, out_of_memory, device_error.
   static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device,
-                                                 Buffer& staging);
+                                                 Buffer& staging, bool streamed = false);
   static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
 
   std::int64_t bytes() const noexcept override { return memory_.bytes(); }
   std::int64_t rows() const noexcept { return layout_.rows; }
   std::int64_t cols() const noexcept { return layout_.cols; }
   const InputQuantization& input() const noexcept { return input_; }
-  MatrixArgs matrix() const noexcept;
+  bool streamed() const noexcept { return streamed_; }
+  const std::byte* data() const noexcept { return memory_.at(); }  ///< bytes()
+  MatrixArgs matrix() const noexcept { return matrix_at(data()); }
+  /// Of a copy of its bytes.
+  MatrixArgs matrix_at(const std::byte* data) const noexcept;
   /// [cols], null unless rows == 1
-  const float* vector() const noexcept { return rows() == 1 ? memory_.at<float>(layout_.bytes) : nullptr; }
+  const float* vector_at(const std::byte* data) const noexcept {
+    return rows() == 1 ? reinterpret_cast<const float*>(data + layout_.bytes) : nullptr;
+  }
   const Device* device() const noexcept { return device_.get(); }
 
  private:
   std::shared_ptr<Device> device_;
   MatrixLayout layout_;
   InputQuantization input_;
+  bool streamed_ = false;
   Buffer memory_;
 };
 

@@ -60,6 +60,7 @@ struct Api {
   static int destroy_event(Event event) { return hipEventDestroy(event); }
   static int record(Event event, Stream stream) { return hipEventRecord(event, stream); }
   static int wait_event(Event event) { return hipEventSynchronize(event); }
+  static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
 };
 
 }  // namespace

@@ -123,6 +123,10 @@ struct PlanOptions {
   /// at a time, with the rows of its input without gaps: all rows of the batch, or past the last attention those whose
   /// logits or hidden states are wanted, and not at all where there are none. Its error is the pass's.
   Reduction reduce{};
+  /// Empty, or per weight of the program -1, or the number of a group of weights that prepare_streamed() made: the plan
+  /// copies them to its device in each pass, group by group, while it computes with the group before. A pass reads the
+  /// groups in ascending order, one after the other: a layer is such a group.
+  std::vector<std::int32_t> streamed{};
 };
 
 class Backend {
@@ -151,6 +155,12 @@ class Backend {
   }
 
   virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
+  /// Whether the backend has a memory of its own, and can copy weights to it in each pass: PlanOptions::streamed.
+  virtual bool streams() const noexcept { return false; }
+  /// The same weight, of as many bytes, in host memory. Errors: as prepare(), and unsupported unless streams().
+  virtual Result<std::unique_ptr<PreparedWeight>> prepare_streamed([[maybe_unused]] const WeightView& weight) {
+    return Error{ErrorCode::unsupported, "the backend streams no weights"};
+  }
   /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes.
   /// Empty: weights of this backend are not stored.
   virtual std::string stored_form() const { return {}; }

@@ -31,6 +31,12 @@ struct LayerShare {
   std::shared_ptr<Backend> backend{};    ///< null: the CPU backend that EngineOptions describes
   std::optional<std::int32_t> layers{};  ///< so many; empty: as many as `memory` allows
   std::int64_t memory = 0;               ///< bytes that weights, KV cache and scratch may take; 0: no limit
+  /// The backend computes all its layers (`layers`, or all that the others leave), also those that `memory` has no room
+  /// for: their weights stay in host memory, and each pass copies them to the device while it computes the layers
+  /// before. A pass then takes at least the time of copying MemoryShare::streamed bytes, however few tokens it has: so
+  /// this is for prompts, large batches and hosts with slow CPUs; to decode few sequences the CPU is mostly faster. For
+  /// backends with a memory of their own (GPUs); needs `memory`. Results are those without it, bit for bit.
+  bool stream = false;
 };
 
 struct EngineOptions {
@@ -39,13 +45,15 @@ struct EngineOptions {
   std::shared_ptr<Backend> custom_backend{};
   /// The backends that share a model between them: the first gets the first layers, and so on. The embedding table goes
   /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
-  /// them may have neither a number of layers nor a memory limit, and gets what the others leave. So {{gpu, {}, bytes},
-  /// {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the last 20; the others
-  /// are the CPU's. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
+  /// them may have no number of layers, and no memory limit unless it streams, and gets what the others leave. So
+  /// {{gpu, {}, bytes}, {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the
+  /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do not
+  /// hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
   std::vector<LayerShare> split{};
   /// Ranks that share the model between them, each with some layers, on a backend of its own. Rank 0 has the engine: it
-  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, none with a
-  /// memory limit; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no other ranks.
+  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, with a memory
+  /// limit only where it streams; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no
+  /// other ranks.
   std::shared_ptr<Communicator> communicator{};
   /// Ranks that share each layer: so many have some of its attention heads and some features of its feed-forward block
   /// each, and sum what these give, twice per layer. They read less memory per token each, so this can be faster, where
@@ -94,6 +102,9 @@ struct MemoryShare {
   std::int32_t layers = 0;
   std::int32_t shard = 0, shards = 1;  ///< with EngineOptions::tensor_parallel: which part of those layers
   std::int64_t weights = 0, cache = 0, activations = 0;
+  std::int64_t streamed = 0;  ///< of weights in host memory, which each pass copies to the backend (LayerShare::stream)
+  /// What counts for LayerShare::memory: all but `streamed`. The slots that streamed weights are copied to count as
+  /// activations.
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 
@@ -102,12 +113,13 @@ struct MemoryPlan {
   std::int64_t weights = 0;      ///< in the form that the backend's kernels read
   std::int64_t cache = 0;        ///< KV pages
   std::int64_t activations = 0;  ///< scratch of one forward pass
+  std::int64_t streamed = 0;     ///< weights that stay in host memory, beside `weights`; see MemoryShare
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
   /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of
   /// `activations` is for what goes from one backend to the next.
   std::vector<MemoryShare> shares{};
-  std::int64_t total() const noexcept { return weights + cache + activations; }
+  std::int64_t total() const noexcept { return weights + cache + activations + streamed; }
 };
 
 /// What happens when a sequence reaches the context length.

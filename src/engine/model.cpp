@@ -119,9 +119,11 @@ using Prepared = std::set<std::pair<const Backend*, const load::TensorInfo*>>;
 MemoryShare measure(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
                     Prepared* prepared) {
   MemoryShare memory;
-  for (const load::TensorInfo* tensor : layout.tensors) {
+  for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
+    const load::TensorInfo* tensor = layout.tensors[i];
     if (prepared && !prepared->insert({layout.backend.get(), tensor}).second) continue;
-    memory.weights += layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
+    (layout.streams(i) ? memory.streamed : memory.weights) +=
+        layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
     memory.cache += size.pages_of(group) * layout.backend->page_bytes(group, options.cache_type) +
@@ -131,8 +133,25 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   for (const load::TensorInfo* tensor : layout.tensors) {
     views.push_back({tensor->name, tensor->type, tensor->rows, tensor->cols, {}, nullptr, tensor->details});
   }
-  memory.activations = layout.backend->plan_bytes(layout.stage.program, views, {options.max_batch_tokens});
+  memory.activations =
+      layout.backend->plan_bytes(layout.stage.program, views, {options.max_batch_tokens, {}, layout.streamed});
   return memory;
+}
+
+/// Streams what LayerShare::memory of the share has no room for, if it says so. `held`: what it holds already.
+Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, const CacheSize& size, std::size_t share,
+                           std::int64_t held) {
+  if (share >= options.split.size() || !options.split[share].stream) return {};
+  const auto bytes = [&](const Streamed& streamed) {
+    layout.streamed = streamed;
+    return measure(layout, options, size, nullptr).total();
+  };
+  const std::string option = "EngineOptions::split[" + std::to_string(share) + "]";
+  auto streamed = choose_streamed(layout.stage.program, options.split[share].memory - held, bytes);
+  if (!streamed) return core::at(option, std::move(streamed).error());
+  layout.streamed = std::move(*streamed);
+  if (layout.streamed.empty() || layout.backend->streams()) return {};
+  return fail(ErrorCode::unsupported, option, ": ", layout.backend->description(), " does not stream weights");
 }
 
 /// Where the layers of each stage of ranks begin: as the split says, or so that all have as many.
@@ -148,8 +167,9 @@ Result<std::vector<std::int32_t>> place_ranks(const EngineOptions& options, std:
                 shards > 1 ? std::to_string(stages) + " of" : "");
   }
   for (const LayerShare& share : shares) {
-    if (share.memory == 0) continue;
-    return fail(ErrorCode::invalid_argument, "EngineOptions::split: with a communicator, memory is not a limit");
+    if (share.memory == 0 || share.stream) continue;
+    return fail(ErrorCode::invalid_argument,
+                "EngineOptions::split: with a communicator, memory is not a limit unless the share streams");
   }
   const auto unlimited = [](std::size_t, std::int32_t, std::int32_t) -> Result<std::int64_t> {
     return std::int64_t{0};
@@ -191,6 +211,7 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
   }
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
+  share.streamed += bytes.streamed;
   return {};
 }
 
@@ -228,7 +249,9 @@ Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOpti
       continue;
     }
     Stage stage = LLMINFER_TRY(cut_stage(layout.program, borders, places[i], places[i + 1]));
-    LLMINFER_TRY(keep(stage_of(checkpoint, layout, backends[i], std::move(stage)), std::move(share), &seen));
+    StageLayout of_share = stage_of(checkpoint, layout, backends[i], std::move(stage));
+    LLMINFER_TRY(stream_layers(of_share, options, layout.cache, i, 0));
+    LLMINFER_TRY(keep(std::move(of_share), std::move(share), &seen));
   }
   return {};
 }
@@ -258,8 +281,11 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
       Stage cut = LLMINFER_TRY(cut_stage(layout.program, borders, from, to));
       StageLayout stage = stage_of(checkpoint, layout, backends[r], std::move(cut));
       if (!whole) LLMINFER_TRY(cut_shard(stage, rank % shards, shards));
+      const bool own = rank == options.communicator->rank();  // others' backends are not known here
+      if ((own || stage.backend->streams()) && to > 1)
+        LLMINFER_TRY(stream_layers(stage, options, layout.cache, i, share.total()));
       LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
-      if (rank == options.communicator->rank()) layout.stages.push_back(std::move(stage));
+      if (own) layout.stages.push_back(std::move(stage));
       return {};
     };
     if (shards > 1 && rank == 0) LLMINFER_TRY(add(0, 1, true));
@@ -305,6 +331,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.weights += share.weights;
     memory.cache += share.cache;
     memory.activations += share.activations;
+    memory.streamed += share.streamed;
   }
   if (layout.stages.size() > 1 && layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
@@ -349,7 +376,7 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   const std::int64_t before = loader.bytes();
   auto weights = LLMINFER_TRY(loader.load(layout));
   stage.weight_bytes = loader.bytes() - before;
-  PlanOptions plan{options.max_batch_tokens};
+  PlanOptions plan{options.max_batch_tokens, {}, layout.streamed};
   if (ranks_of(options) > 1) {
     stage.group = group_of(program, options);
     plan.reduce = [group = stage.group](std::span<float> rows) { return group->sum(rows); };

@@ -32,7 +32,7 @@ class Placement {
     if (places_.back() < end_) return no_place();
     for (std::size_t i = 0; i < count; ++i) {
       const std::int64_t limit = shares_[i].memory;
-      if (limit == 0 || !shares_[i].layers) continue;
+      if (limit == 0 || !shares_[i].layers || shares_[i].stream) continue;
       const std::int64_t bytes = LLMINFER_TRY(bytes_(i, places_[i], places_[i + 1]));
       if (bytes <= limit) continue;
       return fail(ErrorCode::out_of_memory, "EngineOptions::split[", i, "]: ", *shares_[i].layers, " layers take ",
@@ -61,10 +61,11 @@ class Placement {
       if (share.layers && (*share.layers < 0 || *share.layers > layers_)) {
         return error(i, "layers is ", *share.layers, ", expected 0 to ", layers_);
       }
+      if (share.stream && share.memory == 0) return error(i, "stream without a memory limit");
       sum += share.layers.value_or(0);
-      if (share.layers || share.memory > 0) continue;
+      if (share.layers || (share.memory > 0 && !share.stream)) continue;
       if (rest_ < i) {
-        return error(i, "neither a number of layers nor a memory limit, like [", rest_, "]; expected one such at most");
+        return error(i, "gets what the others leave, like [", rest_, "]; expected one such at most");
       }
       rest_ = i;
     }

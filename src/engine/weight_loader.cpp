@@ -37,9 +37,9 @@ Result<bool> report_progress(const EngineOptions& options, float fraction) {
 
 Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
                                                        const load::TensorInfo& tensor, core::Team* team,
-                                                       Backend& backend) {
+                                                       Backend& backend, bool streamed) {
   const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team));
-  auto prepared = backend.prepare(view);
+  auto prepared = streamed ? backend.prepare_streamed(view) : backend.prepare(view);
   if (!prepared) return core::at(tensor.name, std::move(prepared).error());
   return prepared;
 }
@@ -96,13 +96,14 @@ Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayo
   const load::TensorInfo& tensor = *stage.tensors[i];
   std::shared_ptr<const PreparedWeight>& weight = done_[{stage.backend.get(), &tensor}];
   if (weight) return weight;
-  if (cache && cache->found()) {
+  const bool streamed = stage.streams(i);  // by no other stage: a layer is of one
+  if (cache && cache->found() && !streamed) {
     auto restored = restore_weight(*cache, i, tensor, *stage.backend);
     if (restored) weight = std::move(*restored);
     if (!restored) LLMINFER_TRY(log(options_, LogLevel::warning, restored.error().message));
   }
   if (!weight) {
-    weight = LLMINFER_TRY(prepare_weight(checkpoint_, tensor, team_.get(), *stage.backend));
+    weight = LLMINFER_TRY(prepare_weight(checkpoint_, tensor, team_.get(), *stage.backend, streamed));
     checkpoint_.release(tensor);
   }
   bytes_ += weight->bytes();

@@ -12,6 +12,7 @@
 
 #include "core/parallel.hpp"
 #include "engine/stages.hpp"
+#include "engine/streaming.hpp"
 #include "engine/weight_cache.hpp"
 #include "load/checkpoint.hpp"
 
@@ -22,8 +23,11 @@ struct StageLayout {
   std::shared_ptr<Backend> backend;
   Stage stage;
   std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the stage
+  Streamed streamed{};
   /// Owns those that are parts of a checkpoint's tensors.
   std::shared_ptr<const std::vector<load::TensorInfo>> parts{};
+
+  bool streams(std::size_t weight) const noexcept { return !streamed.empty() && streamed[weight] >= 0; }
 };
 
 class WeightLoader {

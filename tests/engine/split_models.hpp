@@ -76,21 +76,25 @@ inline std::vector<float> everything(const Engine& engine) {
   return all;
 }
 
+/// The bytes of another model's tokenizer, for one that has none of its own and 256 tokens.
+inline void write_byte_tokenizer(const TempDir& folder) {
+  auto tokenizer = nlohmann::json::parse(std::ifstream(path_of("tiny-bf16/tokenizer.json")));
+  auto& vocabulary = tokenizer["model"]["vocab"];
+  for (auto token = vocabulary.begin(); token != vocabulary.end();) {
+    token = token.value() < 256 ? std::next(token) : vocabulary.erase(token);
+  }
+  tokenizer["model"]["merges"] = nlohmann::json::array();
+  folder.write("tokenizer.json", tokenizer.dump());
+}
+
 /// A model of one layer that sees everything and two with a window, whose embedding table is also its output matrix.
-/// It has no tokenizer of its own: it gets the bytes of another one's.
 class WindowModel {
  public:
   WindowModel() {
     for (const char* file : {"model.safetensors", "config.json"}) {
       std::filesystem::copy_file(path_of("qwen2-window/") + file, folder_ / file);
     }
-    auto tokenizer = nlohmann::json::parse(std::ifstream(path_of("tiny-bf16/tokenizer.json")));
-    auto& vocabulary = tokenizer["model"]["vocab"];
-    for (auto token = vocabulary.begin(); token != vocabulary.end();) {
-      token = token.value() < 256 ? std::next(token) : vocabulary.erase(token);
-    }
-    tokenizer["model"]["merges"] = nlohmann::json::array();
-    folder_.write("tokenizer.json", tokenizer.dump());
+    write_byte_tokenizer(folder_);
   }
   const std::string& path() const { return folder_.path(); }
 

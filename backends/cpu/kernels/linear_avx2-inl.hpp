@@ -8,7 +8,7 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;
 #if defined(LLMINFER_LOW_TILES)
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 2, kHighTileRows = 2;
 #elif defined(__AVXVNNI__)
 constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers
 constexpr int kHighTileRows = 4;

@@ -3,10 +3,13 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "backends/gpu/emulator/emulator.hpp"
+#include "backends/gpu/emulator/streams.hpp"
 #include "core/error.hpp"
 
 namespace llminfer::gpu {
@@ -22,13 +25,15 @@ const KernelTable& kernel_table();
 
 namespace {
 
-std::atomic<std::int64_t> memory_in_use{0};
+std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0};
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(const EmulatorOptions& options) : options_(options) {
+  explicit EmulatedDevice(const EmulatorOptions& options)
+      : options_(options), streams_(options.seed, options.deaf ? static_cast<int>(*options.deaf) : -1) {
     machine_.warp_width = options.warp_width;
     machine_.seed = options.seed;
+    machine_.later = [this](std::function<int()> work) { add(std::move(work)); };
     info_.kind = "emulator";
     info_.name = "host emulator";
     info_.architecture = "warps of " + std::to_string(options.warp_width);
@@ -53,65 +58,120 @@ class EmulatedDevice final : public Device {
   void leave(int) noexcept override {}
 
   Result<void*> allocate(std::int64_t bytes) override {
-    const std::lock_guard lock(mutex_);
-    void* memory = used_ + bytes <= options_.memory ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
-    if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes on the emulated device");
-    std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
-    sizes_[memory] = bytes;
-    used_ += bytes;
-    memory_in_use += bytes;
-    return memory;
+    return allocate(bytes, used_, memory_in_use, options_.memory, "on the emulated device");
   }
-  void release(void* memory) noexcept override {
-    const std::lock_guard lock(mutex_);
-    const auto it = sizes_.find(memory);
-    used_ -= it->second;
-    memory_in_use -= it->second;
-    sizes_.erase(it);
-    std::free(memory);
-  }
+  void release(void* memory) noexcept override { release(memory, used_, memory_in_use); }
   Result<void*> allocate_host(std::int64_t bytes) override {
-    void* memory = std::malloc(static_cast<std::size_t>(bytes));
-    if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes of host memory");
-    return memory;
+    return allocate(bytes, pinned_, pinned_memory_in_use, options_.pinned_memory, "of pinned memory");
   }
-  void release_host(void* memory) noexcept override { std::free(memory); }
+  void release_host(void* memory) noexcept override { release(memory, pinned_, pinned_memory_in_use); }
 
-  Result<void> copy(void* to, const void* from, std::int64_t bytes) override {
-    std::memcpy(to, from, static_cast<std::size_t>(bytes));
-    return {};
+  Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream) override {
+    return copy(to, from, bytes, 0, 1, stream);
   }
   Result<void> copy_pieces(void* to, const void* from, std::int64_t bytes, std::int64_t pitch,
                            std::int64_t height) override {
-    for (std::int64_t i = 0; i < height; ++i) {
-      std::memcpy(static_cast<std::byte*>(to) + i * pitch, static_cast<const std::byte*>(from) + i * pitch,
-                  static_cast<std::size_t>(bytes));
-    }
-    return {};
+    return copy(to, from, bytes, pitch, height, Stream::work);
   }
   Result<void> clear(void* memory, std::int64_t bytes) override {
-    std::memset(memory, 0, static_cast<std::size_t>(bytes));
+    add([=] {
+      std::memset(memory, 0, static_cast<std::size_t>(bytes));
+      return emulator::ok;
+    });
     return {};
   }
-  Result<void> wait() override { return {}; }
-  Result<void> mark(int) override { return {}; }
-  Result<void> wait_for(int) override { return {}; }
+  Result<void> wait(Stream stream) override { return outcome(streams_.wait(static_cast<int>(stream))); }
+  Result<void*> make_event() override { return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>())); }
+  void release_event(void* event) noexcept override { delete static_cast<Mark*>(event); }
+  Result<void> record(void* event, Stream stream) override {
+    streams_.record(static_cast<int>(stream), *static_cast<Mark*>(event));
+    return {};
+  }
+  Result<void> follow(void* event, Stream stream) override {
+    streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
+    return {};
+  }
+  Result<void> mark(int place) override { return record(&marks_[place], Stream::work); }
+  Result<void> wait_for(int place) override { return outcome(streams_.wait(*marks_[place])); }
 
   Result<void> check(int error, const char* what) override {
     if (error == 0 && launches_++ != options_.fail_launch) return {};
-    if (error == emulator::deadlock) {
-      return core::fail(ErrorCode::device_error, what, ": threads wait for others that never come");
-    }
     return core::fail(ErrorCode::device_error, what, ": launch failed with error ", error);
   }
 
  private:
+  using Mark = std::shared_ptr<emulator::Streams::Event>;
+  static constexpr int kReleased = 1000;  ///< error of a copy to or from memory that is gone
+
+  void add(emulator::Streams::Work work, Stream stream = Stream::work) {
+    streams_.add(static_cast<int>(stream), std::move(work));
+  }
+  static Result<void> outcome(int error) {
+    switch (error) {
+      case emulator::ok:
+        return {};
+      case emulator::deadlock:
+        return core::fail(ErrorCode::device_error, "threads or streams wait for others that never come");
+      case kReleased:
+        return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
+    }
+    return core::fail(ErrorCode::device_error, "error ", error);
+  }
+
+  Result<void*> allocate(std::int64_t bytes, std::int64_t& used, std::atomic<std::int64_t>& in_use, std::int64_t limit,
+                         const char* where) {
+    const std::lock_guard lock(mutex_);
+    void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
+    if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
+    std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
+    sizes_[memory] = bytes;
+    used += bytes;
+    in_use += bytes;
+    return memory;
+  }
+  void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
+    const std::lock_guard lock(mutex_);
+    const auto it = sizes_.find(memory);
+    used -= it->second;
+    in_use -= it->second;
+    sizes_.erase(it);
+    std::free(memory);
+  }
+  /// Whether it is a part of memory that is allocated.
+  bool known(const void* memory, std::int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    auto it = sizes_.upper_bound(const_cast<void*>(memory));
+    if (it == sizes_.begin()) return false;
+    --it;
+    return static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second;
+  }
+
+  Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
+                    Stream stream) {
+    const std::int64_t all = pitch * (height - 1) + bytes;
+    const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
+    add(
+        [=, this]() -> int {
+          if ((checks_to && !known(to, all)) || (checks_from && !known(from, all))) return kReleased;
+          for (std::int64_t i = 0; i < height; ++i) {
+            std::memcpy(static_cast<std::byte*>(to) + i * pitch, static_cast<const std::byte*>(from) + i * pitch,
+                        static_cast<std::size_t>(bytes));
+          }
+          return emulator::ok;
+        },
+        stream);
+    return {};
+  }
+
   const EmulatorOptions options_;
   emulator::Machine machine_;
+  emulator::Streams streams_;
+  Mark marks_[kMarks] = {std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>(),
+                         std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
   std::mutex mutex_;
-  std::map<void*, std::int64_t> sizes_;
-  std::int64_t used_ = 0, launches_ = 0;
+  std::map<void*, std::int64_t> sizes_;  ///< of the device's memory and of pinned memory
+  std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
 };
 
 }  // namespace
@@ -121,5 +181,6 @@ std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options) {
 }
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }
+std::int64_t emulated_pinned_memory_in_use() noexcept { return pinned_memory_in_use; }
 
 }  // namespace llminfer::gpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "backends/gpu/device.hpp"
 
@@ -12,13 +13,17 @@ struct EmulatorOptions {
   enum class Mma { ptx, mfma, fma } mma = Mma::ptx;
   int warp_width = 32;
   std::uint64_t seed = 1;
-  std::int64_t memory = std::int64_t{1} << 32;  ///< allocations beyond it fail
+  std::int64_t memory = std::int64_t{1} << 32;         ///< allocations beyond it fail
+  std::int64_t pinned_memory = std::int64_t{1} << 32;  ///< likewise, of host memory
   int units = 4;
   std::int64_t fail_launch = -1;  ///< the launch of that number fails
+  /// The stream that does not wait for events, to show that this shows.
+  std::optional<Stream> deaf{};
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
-/// Device memory that is allocated now, by all emulated devices of this process. For tests of leaks.
+/// Memory that is allocated now, by all emulated devices of this process. For tests of leaks.
 std::int64_t emulated_memory_in_use() noexcept;
+std::int64_t emulated_pinned_memory_in_use() noexcept;
 
 }  // namespace llminfer::gpu

@@ -6,6 +6,7 @@
 #include <array>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -200,13 +201,22 @@ int run_block(Random& random) {
   return ok;
 }
 
+bool fits(Index grid, int threads) {
+  return threads >= 1 && threads <= kMaxThreads && grid.y <= 65535 && grid.z <= 65535 && grid.x <= 0x7fffffffu;
+}
+
 }  // namespace
 
 thread_local Place place;
 
+int launch(Machine& machine, Index grid, int threads, std::function<void()> body) {
+  if (!machine.later || !fits(grid, threads)) return run(machine, grid, threads, body);
+  machine.later([&machine, grid, threads, body = std::move(body)] { return run(machine, grid, threads, body); });
+  return ok;
+}
+
 int run(Machine& machine, Index grid, int threads, const std::function<void()>& body) {
-  if (threads < 1 || threads > kMaxThreads || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu)
-    return bad_launch;
+  if (!fits(grid, threads)) return bad_launch;
   Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
   block.body = &body;
   block.warp_width = machine.warp_width;

@@ -19,6 +19,8 @@ struct Machine {
   int warp_width = 32;  ///< 32 or 64
   std::uint64_t seed = 1;
   std::uint64_t launches = 0;
+  /// Gets what launch() is to run, later; empty: it runs at once.
+  std::function<void(std::function<int()>)> later{};
 };
 
 enum Error : int {
@@ -29,6 +31,9 @@ enum Error : int {
 
 /// Runs `body` once per thread of the grid, block after block.
 int run(Machine& machine, Index grid, int threads, const std::function<void()>& body);
+
+/// The same when the machine gets to it. Errors of the body come then; bad_launch at once.
+int launch(Machine& machine, Index grid, int threads, std::function<void()> body);
 
 /// The running thread's place. Valid inside of `body`.
 struct Place {

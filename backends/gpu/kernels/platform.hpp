@@ -78,8 +78,8 @@ using std::rint;
 
 template <class Args>
 int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
-  return emulator::run(*static_cast<emulator::Machine*>(stream), {grid.x, grid.y, grid.z}, threads,
-                       [&] { kernel(args); });
+  return emulator::launch(*static_cast<emulator::Machine*>(stream), {grid.x, grid.y, grid.z}, threads,
+                          [kernel, args] { kernel(args); });
 }
 
 #elif defined(__HIP__)

@@ -1,0 +1,80 @@
+// WeightRing: weights that stay in host memory pass through slots of device memory, group by group in the order in
+// which a pass reads them, over and over. Copies run on a stream of their own beside the launches that read another
+// slot; events alone order the two. Knows nothing of programs or of what the weights are.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "backends/gpu/device.hpp"
+#include "backends/gpu/weight.hpp"
+
+namespace llminfer::gpu {
+
+/// Where the weights of groups lie in a slot. Groups are numbered from 0, in the order of PlanOptions::streamed's.
+struct RingLayout {
+  /// One that is read and one that is filled meanwhile: more would not make the bus any busier.
+  static constexpr std::int64_t kMostSlots = 2;
+
+  /// `groups`: as PlanOptions::streamed; `bytes`: of each of those weights.
+  RingLayout(std::span<const std::int32_t> groups, std::span<const std::int64_t> bytes);
+
+  std::vector<std::int32_t> group;   ///< per weight; -1: not streamed
+  std::vector<std::int64_t> offset;  ///< per weight
+  std::int32_t groups = 0;
+  std::int64_t slots = 0, slot_bytes = 0;
+  std::int64_t bytes() const noexcept { return slots * slot_bytes; }
+};
+
+/// Used by one thread. In each pass: fill(); for each group in order enter(), the launches that read it, leave(); at
+/// the end finish(), or after a failure reset().
+class WeightRing {
+ public:
+  /// `weights`: as in `layout`; those that are streamed outlive the ring. Errors: out_of_memory, device_error.
+  static Result<std::unique_ptr<WeightRing>> make(std::shared_ptr<Device> device, RingLayout layout,
+                                                  std::span<const GpuWeight* const> weights);
+  ~WeightRing();
+
+  /// Enqueues copies to all slots that are read no more. All others do it, too.
+  Result<void> fill();
+  /// What Stream::work gets from now on may read the group. It is the one that was entered last, or a later one.
+  Result<void> enter(std::int32_t group);
+  /// What comes from now on does not read it any more: its slot gets another group, the pass after this one's if need
+  /// be, so that copies go on while the host is busy with what is between passes.
+  Result<void> leave();
+  /// Passes over the groups that were left out.
+  Result<void> finish();
+  /// Waits for both streams and begins anew.
+  void reset() noexcept;
+
+  /// Where a weight of the entered group is.
+  const std::byte* at(std::size_t weight) const noexcept {
+    return memory_.at(slot(used_) * layout_.slot_bytes + layout_.offset[weight]);
+  }
+  bool has(std::size_t weight) const noexcept { return layout_.group[weight] >= 0; }
+  std::int64_t bytes() const noexcept { return memory_.bytes(); }
+
+ private:
+  struct Slot {
+    Event filled, read;
+  };
+  WeightRing(std::shared_ptr<Device> device, RingLayout layout)
+      : device_(std::move(device)), layout_(std::move(layout)) {}
+  std::int64_t slot(std::int64_t turn) const noexcept { return turn % layout_.slots; }
+
+  const std::shared_ptr<Device> device_;
+  const RingLayout layout_;
+  std::vector<std::vector<std::size_t>> members_;  ///< per group
+  std::vector<const GpuWeight*> weights_;
+  std::vector<Slot> slots_;
+  Buffer memory_;
+  // Turns count groups since the last reset: turn t has group t % groups in slot t % slots.
+  std::int64_t used_ = 0;    ///< that is read, or will be next
+  std::int64_t filled_ = 0;  ///< that will be copied next; used_ <= filled_ <= used_ + slots
+  bool entered_ = false;
+};
+
+}  // namespace llminfer::gpu
