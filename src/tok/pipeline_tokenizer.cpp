@@ -118,9 +118,17 @@ std::vector<Token> find_end_tokens(const TokenizerParts& parts, const std::vecto
                                                 "<eos>",           "<|role_end|>",  "<｜end▁of▁sentence｜>"};
   std::vector<Token> ends = named;
   if (parts.eos) ends.push_back(*parts.eos);
-  for (const std::string_view name : kNames) {
+  const auto special = [&](std::string_view name) {
     const auto token = parts.index->find(name);
-    if (token && parts.special[static_cast<std::size_t>(*token)]) ends.push_back(*token);
+    return token && parts.special[static_cast<std::size_t>(*token)] ? token : std::nullopt;
+  };
+  // In OpenAI's Harmony format (gpt-oss) <|end|> closes one of a turn's messages, and these two the turn.
+  const auto call = special("<|call|>");
+  const bool harmony = call && special("<|return|>");
+  if (harmony) ends.push_back(*call);
+  for (const std::string_view name : kNames) {
+    if (harmony && name == "<|end|>") continue;
+    if (const auto token = special(name)) ends.push_back(*token);
   }
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
