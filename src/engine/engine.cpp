@@ -72,9 +72,15 @@ Result<void> Engine::serve(const std::string& path, const EngineOptions& options
       if (!loaded) return core::at(path, std::move(loaded).error());
       return loaded;
     });
+    std::unique_ptr<engine::Follower> follower;
+    auto made = core::guarded([&]() -> Result<void> {
+      if (stage) follower = engine::make_follower(communicator, *stage);
+      return {};
+    });
+    if (!made) stage = std::move(made).error();
     LLMINFER_TRY(engine::send_reply(communicator, stage));
     if (!stage) return std::move(stage).error();
-    return engine::follow(communicator, *stage);
+    return follower->run();
   });
 }
 

@@ -40,7 +40,9 @@ struct OutcomeMessage {
   Result<void> outcome() const {
     if (code == -1) return {};
     const bool known = code >= 0 && code <= static_cast<std::int64_t>(ErrorCode::internal);
-    return Error{known ? static_cast<ErrorCode>(code) : ErrorCode::internal, text_of()};
+    auto words = core::guarded([&]() -> Result<std::string> { return text_of(); });  // others wait for what comes next
+    return Error{known ? static_cast<ErrorCode>(code) : ErrorCode::internal,
+                 words ? std::move(*words) : std::string()};
   }
 };
 

@@ -285,10 +285,10 @@ namespace {
 
 /// Others wait for what a follower sends, so nothing that it does in a pass may fail but what has an outcome to say it:
 /// memory for what has to be received is there before.
-class Follower {
+class StageFollower final : public Follower {
  public:
   /// Throws std::bad_alloc.
-  Follower(Communicator& communicator, const RankStage& stage)
+  StageFollower(Communicator& communicator, const RankStage& stage)
       : communicator_(communicator), stage_(stage), stage_batch_(stage.max_batch_rows) {
     words_.reserve(kUsualWords);
     const auto floats = static_cast<std::size_t>(stage.max_batch_rows * stage.hidden_size);
@@ -296,7 +296,7 @@ class Follower {
     out_.resize(floats);
   }
 
-  Result<void> run() {
+  Result<void> run() override {
     while (true) {
       const Command command = LLMINFER_TRY(receive_message<Command>(communicator_, 0));
       if (command.kind == Command::stop) return {};
@@ -386,6 +386,8 @@ class Follower {
 
 }  // namespace
 
-Result<void> follow(Communicator& communicator, const RankStage& stage) { return Follower(communicator, stage).run(); }
+std::unique_ptr<Follower> make_follower(Communicator& communicator, const RankStage& stage) {
+  return std::make_unique<StageFollower>(communicator, stage);
+}
 
 }  // namespace llminfer::inline v0::engine

@@ -106,6 +106,13 @@ Result<Setup> receive_setup(Communicator& communicator);
 /// Tells rank 0 how the load went.
 Result<void> send_reply(Communicator& communicator, const Result<RankStage>& stage);
 /// Does what rank 0 says until it says stop.
-Result<void> follow(Communicator& communicator, const RankStage& stage);
+class Follower {
+ public:
+  virtual ~Follower() = default;
+  virtual Result<void> run() = 0;
+};
+/// To be made before the reply: it has the memory for what has to be received. `communicator` and `stage` outlive it.
+/// Throws std::bad_alloc.
+std::unique_ptr<Follower> make_follower(Communicator& communicator, const RankStage& stage);
 
 }  // namespace llminfer::inline v0::engine

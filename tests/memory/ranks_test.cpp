@@ -103,7 +103,7 @@ TEST_CASE("a rank without memory for a pass gives that as its outcome") {
     stage.hidden_size = kHidden;
     stage.vocab_size = kVocab;
     stage.max_batch_rows = kRows;
-    const Result<void> outcome = engine::follow(player, stage);
+    const Result<void> outcome = engine::make_follower(player, stage)->run();
     CAPTURE(n);
     REQUIRE(outcome);
     constexpr auto kNoMemory = static_cast<std::int64_t>(ErrorCode::out_of_memory);
