@@ -147,11 +147,14 @@ Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, co
     return measure(layout, options, size, nullptr).total();
   };
   const std::string option = "EngineOptions::split[" + std::to_string(share) + "]";
-  auto streamed = choose_streamed(layout.stage.program, options.split[share].memory - held, bytes);
+  const std::int64_t limit = options.split[share].memory - held;
+  if (!layout.backend->streams() && bytes({}) > limit) {
+    return fail(ErrorCode::unsupported, option, ": ", layout.backend->description(), " does not stream weights");
+  }
+  auto streamed = choose_streamed(layout.stage.program, limit, bytes);
   if (!streamed) return core::at(option, std::move(streamed).error());
   layout.streamed = std::move(*streamed);
-  if (layout.streamed.empty() || layout.backend->streams()) return {};
-  return fail(ErrorCode::unsupported, option, ": ", layout.backend->description(), " does not stream weights");
+  return {};
 }
 
 /// Where the layers of each stage of ranks begin: as the split says, or so that all have as many.
@@ -277,21 +280,23 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
     const std::int32_t first = borders.layers_before(layout.places[i]);
     const std::int32_t last = borders.layers_before(layout.places[i + 1]);
     MemoryShare share{backends[r]->description(), first, last - first, rank % shards, shards};
+    if (shards > 1) share.activations += ShardGroup::bytes(layout.program.hidden_size * options.max_batch_tokens);
+    share.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
     const auto add = [&](std::int32_t from, std::int32_t to, bool whole) -> Result<void> {
       Stage cut = LLMINFER_TRY(cut_stage(layout.program, borders, from, to));
       StageLayout stage = stage_of(checkpoint, layout, backends[r], std::move(cut));
       if (!whole) LLMINFER_TRY(cut_shard(stage, rank % shards, shards));
-      const bool own = rank == options.communicator->rank();  // others' backends are not known here
-      if ((own || stage.backend->streams()) && to > 1)
-        LLMINFER_TRY(stream_layers(stage, options, layout.cache, i, share.total()));
+      const bool own = rank == options.communicator->rank();
+      if (to > 1) {
+        auto streamed = stream_layers(stage, options, layout.cache, i, share.total());
+        if (!streamed && own) return streamed;  // others' backends are not known here
+      }
       LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
       if (own) layout.stages.push_back(std::move(stage));
       return {};
     };
     if (shards > 1 && rank == 0) LLMINFER_TRY(add(0, 1, true));
     LLMINFER_TRY(add(shards > 1 ? std::max(layout.places[i], 1) : layout.places[i], layout.places[i + 1], shards == 1));
-    if (shards > 1) share.activations += ShardGroup::bytes(layout.program.hidden_size * options.max_batch_tokens);
-    share.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
     layout.memory.shares.push_back(std::move(share));
   }
   return {};

@@ -49,7 +49,9 @@ Streamed layers_of_weights(const Program& program, const Borders& borders) {
 Result<Streamed> choose_streamed(const Program& stage, std::int64_t limit, const StreamedBytes& bytes) {
   std::int64_t least = bytes({});
   if (least <= limit) return Streamed();
-  const Borders borders = LLMINFER_TRY(find_borders(stage));
+  const auto is_attention = [](const Op& op) { return std::holds_alternative<op::Attention>(op); };
+  Borders borders;
+  if (std::any_of(stage.ops.begin(), stage.ops.end(), is_attention)) borders = LLMINFER_TRY(find_borders(stage));
   const Streamed layer = layers_of_weights(stage, borders);
   for (std::int32_t count = 1; count <= borders.layers; ++count) {
     Streamed streamed = layer;
