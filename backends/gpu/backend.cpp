@@ -52,7 +52,13 @@ class GpuBackend final : public Backend {
                           const PlanOptions& options) override {
     const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
       const Steps steps = LLMINFER_TRY(make_steps(program));
-      const std::int64_t scratch = PlanLayout(program, steps, std::max(1, options.max_batch_rows)).bytes;
+      const int max_rows = std::max(1, options.max_batch_rows);
+      const PlanLayout layout(program, steps, max_rows);
+      std::int64_t scratch = layout.bytes;
+      const auto rounds = [](const WeightView& w) { return w.details.input.kind != InputQuantization::Kind::none; };
+      if (std::any_of(weights.begin(), weights.end(), rounds)) {
+        scratch += layout.padded_input * max_rows * static_cast<std::int64_t>(sizeof(float));
+      }
       if (options.streamed.size() != weights.size()) return scratch;
       std::vector<std::int64_t> sizes;
       for (const WeightView& w : weights) sizes.push_back(prepared_bytes(w.type, w.rows, w.cols, w.details));

@@ -191,7 +191,7 @@ Result<void> GpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
     Result<void> enqueued;
     {
       const Current current(*device_);
-      enqueued = enqueue(batch);
+      enqueued = core::guarded([&] { return enqueue(batch); });
       if (enqueued && ring_ && !pass_.stop) enqueued = ring_->finish();
     }
     if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
@@ -209,7 +209,9 @@ Result<void> GpuPlan::wait() {
     Result<void> outcome = *std::move(outcome_);
     outcome_.reset();
     if (!outcome) return outcome;
-    LLMINFER_TRY(device_->wait());
+    outcome = device_->wait();
+    if (!outcome && ring_) ring_->reset();
+    LLMINFER_TRY(std::move(outcome));
     const float* from = host_out_.at<float>();
     std::copy_n(from, pass_.logits.size(), pass_.logits.data());
     std::copy_n(from + pass_.logits.size(), pass_.hidden.size(), pass_.hidden.data());
@@ -314,6 +316,7 @@ void GpuPlan::lay_out(const Batch& batch) {
       continue;
     }
     for (std::int32_t row = 0; row < run.rows;) {
+      static_assert(kTileRows == kPageTokens);
       const std::int32_t before = in_pages ? (run.first_position + row) % kPageTokens : 0;
       const std::int32_t rows = std::min(run.rows - row, std::int32_t{kTileRows} - before);
       words.push_back(run.first_row + row);

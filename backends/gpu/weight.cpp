@@ -296,7 +296,7 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::
     LLMINFER_TRY(send(l.scale, scales, l.scales_row));
     if (l.minimums) LLMINFER_TRY(send(l.minimum, minimums, l.scales_row));
     LLMINFER_TRY(send(l.factor, factors, sizeof(float)));
-    LLMINFER_TRY(device->wait());
+    if (!streamed) LLMINFER_TRY(device->wait());
   }
   if (l.table) {
     std::memcpy(staging.at(), l.table, 16 * sizeof(float));

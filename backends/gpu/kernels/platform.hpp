@@ -39,7 +39,7 @@ struct Grid {
 
 #if defined(LLMINFER_GPU_EMULATED)
 
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
 struct alignas(16) uint4 {
