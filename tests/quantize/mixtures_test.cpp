@@ -152,6 +152,30 @@ std::string text_of(const std::string& path) {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
+/// A GGUF file as ggml writes shapes, without outermost sides of 1, and with one more flag if `flag` names it.
+void rewrite_gguf(const std::string& path, const std::string& to, const std::string& flag = {}, bool value = false) {
+  const auto source = core::open_file(path, true).value();
+  const auto file = load::parse_gguf(*source).value();
+  std::vector<quantize::GgufPair> metadata;
+  for (const auto& [key, known] : file.metadata) metadata.push_back({key, known});
+  if (!flag.empty()) metadata.push_back({flag, {load::GgufType::boolean, value}});
+  std::vector<quantize::GgufTensor> tensors;
+  for (const load::TensorInfo& tensor : file.tensors) {
+    auto shape = tensor.shape;
+    while (shape.size() > 1 && shape.front() == 1) shape.erase(shape.begin());
+    tensors.push_back({tensor.name, tensor.type, shape, tensor.bytes});
+  }
+  std::uint64_t size = 0;
+  std::string bytes = quantize::gguf_header(metadata, tensors, size);
+  bytes.resize(size);
+  const std::string before = text_of(path);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    std::copy_n(before.begin() + static_cast<std::ptrdiff_t>(file.tensors[i].offset), tensors[i].bytes,
+                bytes.begin() + static_cast<std::ptrdiff_t>(tensors[i].offset));
+  }
+  std::ofstream(to, std::ios::binary) << bytes;
+}
+
 }  // namespace
 
 TEST_CASE("a mixture as GGUF: experts in stacks, the same model, and back") {
@@ -230,6 +254,27 @@ TEST_CASE("a mixture as GGUF: experts in stacks, the same model, and back") {
   CHECK_THAT(refused.error().message, Catch::Contains("without experts"));
   quantize_model(test::kModels + "qwen2-moe", temp / "dense", options_of(QuantizeFormat::dense, {})).value();
   CHECK(test::relative_error(logits_of(temp / "dense"), logits_of(test::kModels + "qwen2-moe")) < 1e-9);
+}
+
+TEST_CASE("the gate of a shared expert is a matrix in directories, though a vector in GGUF files") {
+  const test::TempDir temp;
+  const Mixture model(Kind::qwen2);
+  quantize_model(model.path(), temp / "matrix.gguf", gguf_of("F32")).value();
+  rewrite_gguf(temp / "matrix.gguf", temp / "vector.gguf");
+  const auto vector = load::open_checkpoint(temp / "vector.gguf", true).value();
+  CHECK(vector.find("blk.1.ffn_gate_inp_shexp.weight")->shape == std::vector<std::int64_t>{kHidden});
+  for (const auto format : {QuantizeFormat::dense, QuantizeFormat::gptq}) {
+    const std::string output = temp / std::to_string(static_cast<int>(format));
+    QuantizeOptions options = options_of(format, {});
+    options.type = "F32";
+    quantize_model(temp / "vector.gguf", output, options).value();
+    const auto written = load::open_checkpoint(output, true).value(),
+               original = load::open_checkpoint(model.path(), true).value();
+    const std::string gate = "model.layers.1.mlp.shared_expert_gate.weight";
+    CHECK(written.find(gate)->shape == std::vector<std::int64_t>{1, kHidden});
+    CHECK(values_of(written, gate) == values_of(original, gate));
+    CHECK(written.find("model.norm.weight")->shape == std::vector<std::int64_t>{kHidden});
+  }
 }
 
 TEST_CASE("packed mixtures have the names of the tools, and routers stay") {
