@@ -14,7 +14,7 @@
 namespace llminfer::quantize {
 namespace {
 
-/// GPTQ needs a token of an expert for so many of its input features.
+/// GPTQ and AWQ need a token of an expert for so many of its input features.
 constexpr std::int64_t kFeaturesPerToken = 8;
 
 /// The linear operation that gives the logits.
@@ -43,6 +43,13 @@ std::vector<float> importance_of(std::span<const float> squares) {
   std::vector<float> importance(squares.begin(), squares.end());
   for (float& square : importance) square = std::max(square, least);
   return importance;
+}
+
+/// Whether the second moments of a group's input // (tokens, width) may choose its numbers. With fewer tokens of an
+/// expert they tell more of these tokens than of the inputs to come.
+bool enough_tokens(const LinearGroup& group, std::span<const float> input) {
+  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / group.width;
+  return group.expert ? tokens * kFeaturesPerToken >= group.width : tokens > 0;
 }
 
 }  // namespace
@@ -142,7 +149,7 @@ Result<void> LayerByLayer::search_awq_scales(LayerRun& run, const OpRange& range
   LayerRun::Hooks hooks;
   hooks.on_group = [&](const LinearGroup& group, std::span<float> input, FloatWeights& of_group) -> Result<void> {
     const auto fold = find_fold(program_, range, group);
-    if (!fold || input.empty()) return {};
+    if (!fold || !enough_tokens(group, input)) return {};
     const auto moments = LLMINFER_TRY(gram(team_, input, group.width));
     const auto magnitude = mean_magnitude(input, group.width);
     const WeightId some = group.moe ? group.moe->gate.front() : group.linears.front()->weight;
@@ -190,14 +197,10 @@ Result<void> LayerByLayer::quantize_group(LayerRun& run, const OpRange& range, c
   const bool any = std::any_of(group.linears.begin(), group.linears.end(),
                                [&](const op::Linear* linear) { return job_of(linear->weight).linear; });
   if (!any) return {};
-  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / group.width;
-  // With fewer tokens the second moments tell more of these tokens than of the inputs to come.
-  const bool enough =
-      group.expert && options_.method == QuantizeMethod::gptq ? tokens * kFeaturesPerToken >= group.width : tokens > 0;
   std::vector<float> moments, squares;
   const bool wanted = options_.method == QuantizeMethod::gptq || options_.method == QuantizeMethod::awq;
-  if (wanted && enough) moments = LLMINFER_TRY(gram(team_, input, group.width));
-  if (tokens > 0) squares = column_squares(input, static_cast<std::size_t>(group.width));
+  if (wanted && enough_tokens(group, input)) moments = LLMINFER_TRY(gram(team_, input, group.width));
+  if (!input.empty()) squares = column_squares(input, static_cast<std::size_t>(group.width));
   for (const op::Linear* linear : group.linears) {
     if (!job_of(linear->weight).linear) continue;
     LLMINFER_TRY(quantize_linear(*linear, weights.at(static_cast<std::int32_t>(linear->weight)), moments, squares));

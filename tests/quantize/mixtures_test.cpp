@@ -375,6 +375,32 @@ TEST_CASE("an expert that no token chooses is rounded to nearest") {
   CHECK(values_of(pruned, up) == values_of(by_size, up));
 }
 
+TEST_CASE("an expert's few tokens do not choose its numbers") {
+  const test::TempDir temp;
+  const Mixture model(Kind::qwen3, true);
+  const auto written = [&](const std::string& name, const QuantizeOptions& options) {
+    quantize_model(model.path(), temp / name, options).value();
+    return load::open_checkpoint(temp / name, true).value();
+  };
+  for (const auto& [format, method] : {std::pair{QuantizeFormat::awq, QuantizeMethod::awq},
+                                       std::pair{QuantizeFormat::gptq, QuantizeMethod::gptq}}) {
+    const std::string kind = std::to_string(static_cast<int>(format));
+    QuantizeOptions options = options_of(format, method);
+    const auto many = written(kind + "-many", options);
+    options.calibration_sequences = 1;
+    options.calibration_length = 8;  // tokens of one sequence, for the experts that they choose
+    const auto few = written(kind + "-few", options), rounded = written(kind + "-rtn", options_of(format, {}));
+    int chosen = 0;
+    for (int expert = 0; expert < kExperts; ++expert) {
+      CAPTURE(kind, expert);
+      const std::string down = "model.layers.0.mlp.experts." + std::to_string(expert) + ".down_proj.weight";
+      CHECK(values_of(few, down) == values_of(rounded, down));
+      chosen += values_of(many, down) != values_of(rounded, down);
+    }
+    CHECK(chosen >= 2);
+  }
+}
+
 TEST_CASE("the output matrix is quantized where the options say so") {
   const test::TempDir temp;
   using enum QuantizeFormat;
