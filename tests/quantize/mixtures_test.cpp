@@ -277,6 +277,27 @@ TEST_CASE("the gate of a shared expert is a matrix in directories, though a vect
   }
 }
 
+TEST_CASE("factors of experts that a directory's config.json cannot say are refused") {
+  const test::TempDir temp;
+  for (const std::string& model : {test::kModels + "mixtral", test::kModels + "gpt-oss"}) {
+    const std::string family = model.ends_with("mixtral") ? "llama" : "gpt-oss", key = family + ".expert_weights_norm";
+    CAPTURE(key);
+    const std::string plain = temp / family + ".gguf", input = temp / family + "-flag.gguf";
+    quantize_model(model, plain, gguf_of("F32")).value();
+    QuantizeOptions options = options_of(QuantizeFormat::gptq, {});
+    options.bits = 8;
+    options.group_size = 8;
+    for (const bool normalized : {true, false}) {
+      rewrite_gguf(plain, input, key, normalized);
+      const auto report = quantize_model(input, temp / family + (normalized ? "-true" : "-false"), options);
+      REQUIRE(report.has_value() == normalized);
+      if (normalized) continue;
+      CHECK(report.error().code == ErrorCode::unsupported);
+      CHECK_THAT(report.error().message, Catch::Contains("'" + key + "'"));
+    }
+  }
+}
+
 TEST_CASE("packed mixtures have the names of the tools, and routers stay") {
   const test::TempDir temp;
   const Mixture mixtral(Kind::mixtral), qwen2(Kind::qwen2);
