@@ -147,6 +147,17 @@ double error_of(const std::string& path, const std::string& source) {
   return test::relative_error(test::LoadedModel(path).logits(text), test::LoadedModel(source).logits(text));
 }
 
+/// The greatest over the least factor of columns, by which the written values are those of the original.
+float spread(const std::vector<float>& written, const std::vector<float>& original, std::size_t cols) {
+  std::vector<float> products(cols), squares(cols), factors;
+  for (std::size_t i = 0; i < original.size(); ++i) {
+    products[i % cols] += written[i] * original[i];
+    squares[i % cols] += original[i] * original[i];
+  }
+  for (std::size_t k = 0; k < cols; ++k) factors.push_back(products[k] / squares[k]);
+  return *std::max_element(factors.begin(), factors.end()) / *std::min_element(factors.begin(), factors.end());
+}
+
 std::string text_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string(std::istreambuf_iterator<char>(file), {});
@@ -351,10 +362,36 @@ TEST_CASE("calibrated methods serve experts, too") {
   CHECK(write("gptq", options_of(gptq, QuantizeMethod::gptq)) < 0.95 * rounded);
   const double asymmetric = write("awq-rtn", options_of(awq, QuantizeMethod::round_to_nearest));
   CHECK(write("awq", options_of(awq, QuantizeMethod::awq)) < 0.98 * asymmetric);
-  QuantizeOptions w8a8 = options_of(compressed_tensors, QuantizeMethod::smoothquant);
+  const auto open = [&](const std::string& path) { return load::open_checkpoint(path, true).value(); };
+  const auto original = open(model.path()), scaled = open(temp / "awq"), unscaled = open(temp / "awq-rtn");
+  for (int expert = 0; expert < kExperts; ++expert) {  // its inner scales, which are more than clipping does
+    CAPTURE(expert);
+    const std::string down = "model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight";
+    const auto wanted = values_of(original, down);
+    CHECK(spread(values_of(scaled, down), wanted, kFfn) > 1.2f);
+    CHECK(spread(values_of(unscaled, down), wanted, kFfn) < 1.1f);
+  }
+  QuantizeOptions w8a8 = options_of(compressed_tensors, QuantizeMethod::round_to_nearest);
   w8a8.bits = 8;
   w8a8.int8_inputs = true;
+  write("w8a8", w8a8);
+  w8a8.method = QuantizeMethod::smoothquant;
+  w8a8.calibration = test::kText;
   CHECK(write("smooth", w8a8) < 1e-3);
+  // The mixture's norm takes up the scales of its input, and so do all of its experts.
+  const auto smooth = open(temp / "smooth"), rough = open(temp / "w8a8");
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    const std::string norm = prefix + "post_attention_layernorm.weight";
+    CHECK(values_of(rough, norm) == values_of(original, norm));
+    CHECK(values_of(smooth, norm) != values_of(rough, norm));
+    for (int expert = 0; expert < kExperts; ++expert) {
+      const std::string up = prefix + "mlp.experts." + std::to_string(expert) + ".up_proj.weight";
+      const auto wanted = values_of(original, up);
+      CHECK(spread(values_of(smooth, up), wanted, kHidden) > 1.2f);
+      CHECK(spread(values_of(rough, up), wanted, kHidden) < 1.1f);
+    }
+  }
   QuantizeOptions blocks = gguf_of("Q4_0");
   const double plain = write("plain.gguf", blocks);
   blocks.calibration = test::kText;
@@ -403,8 +440,8 @@ TEST_CASE("an expert's few tokens do not choose its numbers") {
     quantize_model(model.path(), temp / name, options).value();
     return load::open_checkpoint(temp / name, true).value();
   };
-  for (const auto& [format, method] : {std::pair{QuantizeFormat::awq, QuantizeMethod::awq},
-                                       std::pair{QuantizeFormat::gptq, QuantizeMethod::gptq}}) {
+  for (const auto& [format, method] :
+       {std::pair{QuantizeFormat::awq, QuantizeMethod::awq}, std::pair{QuantizeFormat::gptq, QuantizeMethod::gptq}}) {
     const std::string kind = std::to_string(static_cast<int>(format));
     QuantizeOptions options = options_of(format, method);
     const auto many = written(kind + "-many", options);
