@@ -56,8 +56,9 @@ struct QuantizeOptions {
   int bits = 4;           ///< gptq: 2, 4, 8; compressed_tensors: 4, 8; awq: 4
   int group_size = 128;   ///< input features that share a scale; must divide those of every layer; -1: all of them
   bool symmetric = true;  ///< awq is always asymmetric
-  /// gptq, awq, compressed_tensors: the matrix that gives logits is quantized, too. One that is the embedding table
-  /// becomes a matrix of its own. GGUF types say by themselves what it is.
+  /// gptq, awq, compressed_tensors: the matrix that gives logits is quantized, too (rounded, with GPTQ or with AWQ's
+  /// clipping, but without the scales of AWQ and SmoothQuant), and pruned where the others are. One that is the
+  /// embedding table becomes a matrix of its own. GGUF types say by themselves what it is.
   bool output_matrix = false;
   /// compressed_tensors: int8 weights with a scale per row, and inputs rounded to int8 per token when the model runs.
   bool int8_inputs = false;
@@ -96,8 +97,9 @@ struct QuantizeReport {
 /// The weights are read and written layer by layer. Until all is done, the weights lie in a file whose name ends in
 /// ".partial", beside a ".journal"; the same call goes on where an earlier one ended.
 ///
-/// Memory: the weights of a layer as floats, about twice, but of experts only one; with calibration also the inputs and
-/// outputs of the layer's parts for all tokens of the calibration.
+/// Memory: the weights of a layer as floats, about twice, but of experts only one; where QuantizeOptions::output_matrix
+/// is set, in its turn all of that matrix as floats (with GPTQ twice) and as codes, a byte or two for each; with
+/// calibration also the inputs and outputs of the layer's parts for all tokens of the calibration.
 ///
 /// Errors: those of opening a checkpoint; invalid_argument (an option, named; a group size that does not divide a
 /// layer's inputs; calibration text that is missing or too short), unsupported (settings or a vocabulary that the

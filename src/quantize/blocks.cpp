@@ -84,7 +84,8 @@ void encode_q8_0(const float* x, std::uint8_t* out) {
 void encode_mxfp4(const float* x, std::uint8_t* out) {
   constexpr float kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // twice the floats
   const float most = std::fabs(extreme(x));
-  const int exponent = most > 0 ? std::clamp(std::ilogb(most) - 2 + 127, 0, 254) : 0;
+  // In floats, as ggml has it: just below a power of two the logarithm is that power's.
+  const int exponent = most > 0 ? std::clamp(static_cast<int>(std::floor(std::log2(most))) - 2 + 127, 0, 254) : 0;
   const float unit = std::ldexp(1.0f, exponent - 128);
   std::uint8_t code[kBlock];
   for (int i = 0; i < kBlock; ++i) {

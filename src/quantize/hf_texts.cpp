@@ -114,19 +114,26 @@ FamilyNames names_of(const load::ModelConfig& c) {
   return c.sliding_window > 0 ? FamilyNames{"mistral", "MistralForCausalLM"} : FamilyNames{"llama", "LlamaForCausalLM"};
 }
 
-void add_experts(const load::ModelConfig& c, Fields& config) {
-  if (c.experts == 0) return;
+/// Errors: unsupported (a rule that the family's config.json has no key for).
+Result<void> add_experts(const load::ModelConfig& c, Fields& config) {
+  if (c.experts == 0) return {};
   const bool local = c.architecture == "llama" || c.architecture == "gpt-oss";
   config.add(local ? "num_local_experts" : "num_experts", c.experts).add("num_experts_per_tok", c.experts_used);
-  if (local) return;
+  if (local) {
+    if (c.normalize_experts.value_or(true)) return {};
+    return fail(ErrorCode::unsupported, "metadata '", c.architecture,
+                ".expert_weights_norm' is false, which has no form ",
+                "in this model's config.json; expected true, or no such key");
+  }
   if (c.architecture == "olmoe") {
     config.add("norm_topk_prob", c.normalize_experts.value_or(false));
-    return;
+    return {};
   }
   config.add("moe_intermediate_size", c.expert_ffn_size);
   if (c.shared_ffn_size > 0) config.add("shared_expert_intermediate_size", c.shared_ffn_size);
   config.add("norm_topk_prob", c.normalize_experts.value_or(c.architecture == "qwen3moe"));
   config.add("decoder_sparse_step", 1).add("mlp_only_layers", Json(Json::Array()));
+  return {};
 }
 
 /// config.json of a checkpoint that had none.
@@ -146,7 +153,7 @@ Result<Json> make_config(const load::Checkpoint& checkpoint) {
   config.add("num_key_value_heads", c.kv_heads).add("head_dim", c.head_dim).add("hidden_act", c.activation);
   config.add("max_position_embeddings", c.context_length).add("rms_norm_eps", c.norm_epsilon);
   config.add("tie_word_embeddings", c.tied_embeddings);
-  add_experts(c, config);
+  LLMINFER_TRY(add_experts(c, config));
   if (!qwen2) config.add("attention_bias", checkpoint.find("model.layers.0.self_attn.q_proj.bias") != nullptr);
   if (!qwen && c.experts == 0) config.add("mlp_bias", checkpoint.find("model.layers.0.mlp.up_proj.bias") != nullptr);
   Json rope = LLMINFER_TRY(rope_parameters(c));

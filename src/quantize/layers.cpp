@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "core/error.hpp"
@@ -14,16 +15,16 @@
 namespace llminfer::quantize {
 namespace {
 
-/// GPTQ needs a token of an expert for so many of its input features.
+/// GPTQ and AWQ need a token of an expert for so many of its input features.
 constexpr std::int64_t kFeaturesPerToken = 8;
 
-/// The linear operation that gives the logits.
-const op::Linear* output_of(const Program& program) {
-  for (const Op& op : program.ops) {
-    const auto* linear = std::get_if<op::Linear>(&op);
-    if (linear && linear->out == program.logits) return linear;
+/// The index of the linear operation that gives the logits.
+std::optional<std::size_t> output_of(const Program& program) {
+  for (std::size_t i = 0; i < program.ops.size(); ++i) {
+    const auto* linear = std::get_if<op::Linear>(&program.ops[i]);
+    if (linear && linear->out == program.logits) return i;
   }
-  return nullptr;
+  return std::nullopt;
 }
 
 /// sum of x^2 of each column of an input // (tokens, width)
@@ -45,6 +46,13 @@ std::vector<float> importance_of(std::span<const float> squares) {
   return importance;
 }
 
+/// Whether the second moments of a group's input // (tokens, width) may choose its numbers. With fewer tokens of an
+/// expert they tell more of these tokens than of the inputs to come.
+bool enough_tokens(const LinearGroup& group, std::span<const float> input) {
+  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / group.width;
+  return group.expert ? tokens * kFeaturesPerToken >= group.width : tokens > 0;
+}
+
 }  // namespace
 
 LayerByLayer::LayerByLayer(const Source& source, const Layout& layout, const QuantizeOptions& options, Writer& writer,
@@ -57,8 +65,8 @@ Result<void> LayerByLayer::run(const std::string& state, bool resume, OnLayer on
   auto pieces = LLMINFER_TRY(calibration_pieces(checkpoint_, options_));
   LayerRun run(program_, checkpoint_, std::move(pieces), team_);
   const LayerRanges ranges = split_layers(program_);
-  const op::Linear* const output = output_of(program_);
-  const bool with_output = output && job_of(output->weight).linear;
+  const auto output = output_of(program_);
+  const bool with_output = output && job_of(std::get<op::Linear>(program_.ops[*output]).weight).linear;
   std::size_t first = 0;
   auto saved = resume ? load_values(state, program_, run.tokens()) : std::nullopt;
   if (saved && saved->layer <= ranges.layers.size()) {
@@ -80,7 +88,7 @@ Result<void> LayerByLayer::run(const std::string& state, bool resume, OnLayer on
   }
   if (!with_output) return {};
   written_.clear();
-  LLMINFER_TRY(quantize_output(run, ranges.after, *output));
+  LLMINFER_TRY(quantize_output(run, {ranges.after.begin, *output + 1}));
   return on_layer(written_);
 }
 
@@ -101,13 +109,12 @@ Result<void> LayerByLayer::quantize_layer(LayerRun& run, const OpRange& range, F
 }
 
 /// The logits themselves are never computed: for all tokens they would be more than anything else.
-Result<void> LayerByLayer::quantize_output(LayerRun& run, const OpRange& after, const op::Linear& output) {
-  OpRange before = after;
-  while (before.end > before.begin && std::get_if<op::Linear>(&program_.ops[before.end - 1]) != &output) --before.end;
-  FloatWeights weights = LLMINFER_TRY(run.load_weights({before.begin, before.end}));
-  LLMINFER_TRY(run.run({before.begin, before.end - 1}, weights, {}));
+Result<void> LayerByLayer::quantize_output(LayerRun& run, const OpRange& range) {
+  FloatWeights weights = LLMINFER_TRY(run.load_weights(range));
+  LLMINFER_TRY(run.run({range.begin, range.end - 1}, weights, {}));
+  const auto& output = std::get<op::Linear>(program_.ops[range.end - 1]);
   const LinearGroup group{output.in, run.width(output.in), {&output}, nullptr, nullptr};
-  LLMINFER_TRY(quantize_group(run, before, group, run.value(output.in), weights));
+  LLMINFER_TRY(quantize_group(run, range, group, run.value(output.in), weights));
   return write_others(weights);
 }
 
@@ -142,7 +149,7 @@ Result<void> LayerByLayer::search_awq_scales(LayerRun& run, const OpRange& range
   LayerRun::Hooks hooks;
   hooks.on_group = [&](const LinearGroup& group, std::span<float> input, FloatWeights& of_group) -> Result<void> {
     const auto fold = find_fold(program_, range, group);
-    if (!fold || input.empty()) return {};
+    if (!fold || !enough_tokens(group, input)) return {};
     const auto moments = LLMINFER_TRY(gram(team_, input, group.width));
     const auto magnitude = mean_magnitude(input, group.width);
     const WeightId some = group.moe ? group.moe->gate.front() : group.linears.front()->weight;
@@ -190,14 +197,10 @@ Result<void> LayerByLayer::quantize_group(LayerRun& run, const OpRange& range, c
   const bool any = std::any_of(group.linears.begin(), group.linears.end(),
                                [&](const op::Linear* linear) { return job_of(linear->weight).linear; });
   if (!any) return {};
-  const std::int64_t tokens = static_cast<std::int64_t>(input.size()) / group.width;
-  // With fewer tokens the second moments tell more of these tokens than of the inputs to come.
-  const bool enough =
-      group.expert && options_.method == QuantizeMethod::gptq ? tokens * kFeaturesPerToken >= group.width : tokens > 0;
   std::vector<float> moments, squares;
   const bool wanted = options_.method == QuantizeMethod::gptq || options_.method == QuantizeMethod::awq;
-  if (wanted && enough) moments = LLMINFER_TRY(gram(team_, input, group.width));
-  if (tokens > 0) squares = column_squares(input, static_cast<std::size_t>(group.width));
+  if (wanted && enough_tokens(group, input)) moments = LLMINFER_TRY(gram(team_, input, group.width));
+  if (!input.empty()) squares = column_squares(input, static_cast<std::size_t>(group.width));
   for (const op::Linear* linear : group.linears) {
     if (!job_of(linear->weight).linear) continue;
     LLMINFER_TRY(quantize_linear(*linear, weights.at(static_cast<std::int32_t>(linear->weight)), moments, squares));

@@ -34,7 +34,8 @@ class LayerByLayer {
                               FloatWeights& weights);
   Result<void> quantize_linear(const op::Linear& linear, std::span<float> values, std::span<const float> moments,
                                std::span<const float> squares);
-  Result<void> quantize_output(LayerRun& run, const OpRange& after, const op::Linear& output);
+  /// `range` goes from the end of the layers to the operation that gives the logits.
+  Result<void> quantize_output(LayerRun& run, const OpRange& range);
   /// The weights that are no quantized matrices.
   Result<void> write_others(const FloatWeights& weights);
   /// Gives an expert's weights the scales that were found for them.

@@ -242,7 +242,11 @@ Result<Layout> hf_layout(Source& source, const QuantizeOptions& options) {
       job.scheme = LLMINFER_TRY(scheme_of(tensor, options, dense));
       for (HfTensor& out : affine_tensors(tensor, job.scheme, options)) tensors.push_back(std::move(out));
     } else {
-      tensors.push_back({tensor.name, layout.dense, tensor.shape, tensor_bytes(layout.dense, tensor.shape)});
+      // GGUF files name a matrix of one row as a vector.
+      std::vector<std::int64_t> shape = tensor.shape;
+      if (found != linear.end()) shape = {tensor.rows, tensor.cols};
+      const std::uint64_t bytes = tensor_bytes(layout.dense, shape);
+      tensors.push_back({tensor.name, layout.dense, std::move(shape), bytes});
     }
     ends.push_back(tensors.size());
     layout.jobs.push_back(std::move(job));

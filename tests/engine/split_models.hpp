@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/engine/tiny_model.hpp"
 #include "tests/load/temp_dir.hpp"
 
 namespace llminfer::test {
@@ -33,12 +34,7 @@ inline EngineOptions options_of(std::vector<LayerShare> split) {
   return options;
 }
 
-inline std::vector<Token> some_tokens(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<Token> tokens(count);
-  for (Token& token : tokens) token = static_cast<Token>(random() % 256);
-  return tokens;
-}
+using tiny::some_tokens;
 
 /// What an engine gives: the logits and hidden states of sessions that fork, truncate and get embeddings, and requests
 /// that run together.

@@ -1,7 +1,9 @@
 // The numerics: products, the run of a Program, GPTQ, pruning and the encoders of blocks, against plain definitions.
 #include <Eigen/Dense>
+#include <array>
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <fstream>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -334,4 +336,19 @@ TEST_CASE("encoders of blocks: errors of a step, smaller where importance says")
       }
     }
   }
+}
+
+TEST_CASE("MXFP4 blocks have the bytes of ggml's encoder") {
+  std::ifstream file(LLMINFER_TEST_DATA "/quant/mxfp4_encoded.bin", std::ios::binary);
+  std::array<float, 32> values;
+  std::array<std::uint8_t, 17> wanted, found;
+  int blocks = 0;
+  while (file.read(reinterpret_cast<char*>(values.data()), sizeof values) &&
+         file.read(reinterpret_cast<char*>(wanted.data()), sizeof wanted)) {
+    CAPTURE(blocks);
+    ++blocks;
+    encode_row(WeightType::mxfp4, values.data(), 32, nullptr, found.data());
+    CHECK(found == wanted);
+  }
+  CHECK(blocks == 13);
 }

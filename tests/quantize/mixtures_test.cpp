@@ -147,9 +147,44 @@ double error_of(const std::string& path, const std::string& source) {
   return test::relative_error(test::LoadedModel(path).logits(text), test::LoadedModel(source).logits(text));
 }
 
+/// The greatest over the least factor of columns, by which the written values are those of the original.
+float spread(const std::vector<float>& written, const std::vector<float>& original, std::size_t cols) {
+  std::vector<float> products(cols), squares(cols), factors;
+  for (std::size_t i = 0; i < original.size(); ++i) {
+    products[i % cols] += written[i] * original[i];
+    squares[i % cols] += original[i] * original[i];
+  }
+  for (std::size_t k = 0; k < cols; ++k) factors.push_back(products[k] / squares[k]);
+  return *std::max_element(factors.begin(), factors.end()) / *std::min_element(factors.begin(), factors.end());
+}
+
 std::string text_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+/// A GGUF file as ggml writes shapes, without outermost sides of 1, and with one more flag if `flag` names it.
+void rewrite_gguf(const std::string& path, const std::string& to, const std::string& flag = {}, bool value = false) {
+  const auto source = core::open_file(path, true).value();
+  const auto file = load::parse_gguf(*source).value();
+  std::vector<quantize::GgufPair> metadata;
+  for (const auto& [key, known] : file.metadata) metadata.push_back({key, known});
+  if (!flag.empty()) metadata.push_back({flag, {load::GgufType::boolean, value}});
+  std::vector<quantize::GgufTensor> tensors;
+  for (const load::TensorInfo& tensor : file.tensors) {
+    auto shape = tensor.shape;
+    while (shape.size() > 1 && shape.front() == 1) shape.erase(shape.begin());
+    tensors.push_back({tensor.name, tensor.type, shape, tensor.bytes});
+  }
+  std::uint64_t size = 0;
+  std::string bytes = quantize::gguf_header(metadata, tensors, size);
+  bytes.resize(size);
+  const std::string before = text_of(path);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    std::copy_n(before.begin() + static_cast<std::ptrdiff_t>(file.tensors[i].offset), tensors[i].bytes,
+                bytes.begin() + static_cast<std::ptrdiff_t>(tensors[i].offset));
+  }
+  std::ofstream(to, std::ios::binary) << bytes;
 }
 
 }  // namespace
@@ -232,6 +267,48 @@ TEST_CASE("a mixture as GGUF: experts in stacks, the same model, and back") {
   CHECK(test::relative_error(logits_of(temp / "dense"), logits_of(test::kModels + "qwen2-moe")) < 1e-9);
 }
 
+TEST_CASE("the gate of a shared expert is a matrix in directories, though a vector in GGUF files") {
+  const test::TempDir temp;
+  const Mixture model(Kind::qwen2);
+  quantize_model(model.path(), temp / "matrix.gguf", gguf_of("F32")).value();
+  rewrite_gguf(temp / "matrix.gguf", temp / "vector.gguf");
+  const auto vector = load::open_checkpoint(temp / "vector.gguf", true).value();
+  CHECK(vector.find("blk.1.ffn_gate_inp_shexp.weight")->shape == std::vector<std::int64_t>{kHidden});
+  for (const auto format : {QuantizeFormat::dense, QuantizeFormat::gptq}) {
+    const std::string output = temp / std::to_string(static_cast<int>(format));
+    QuantizeOptions options = options_of(format, {});
+    options.type = "F32";
+    quantize_model(temp / "vector.gguf", output, options).value();
+    const auto written = load::open_checkpoint(output, true).value(),
+               original = load::open_checkpoint(model.path(), true).value();
+    const std::string gate = "model.layers.1.mlp.shared_expert_gate.weight";
+    CHECK(written.find(gate)->shape == std::vector<std::int64_t>{1, kHidden});
+    CHECK(values_of(written, gate) == values_of(original, gate));
+    CHECK(written.find("model.norm.weight")->shape == std::vector<std::int64_t>{kHidden});
+  }
+}
+
+TEST_CASE("factors of experts that a directory's config.json cannot say are refused") {
+  const test::TempDir temp;
+  for (const std::string& model : {test::kModels + "mixtral", test::kModels + "gpt-oss"}) {
+    const std::string family = model.ends_with("mixtral") ? "llama" : "gpt-oss", key = family + ".expert_weights_norm";
+    CAPTURE(key);
+    const std::string plain = temp / family + ".gguf", input = temp / family + "-flag.gguf";
+    quantize_model(model, plain, gguf_of("F32")).value();
+    QuantizeOptions options = options_of(QuantizeFormat::gptq, {});
+    options.bits = 8;
+    options.group_size = 8;
+    for (const bool normalized : {true, false}) {
+      rewrite_gguf(plain, input, key, normalized);
+      const auto report = quantize_model(input, temp / family + (normalized ? "-true" : "-false"), options);
+      REQUIRE(report.has_value() == normalized);
+      if (normalized) continue;
+      CHECK(report.error().code == ErrorCode::unsupported);
+      CHECK_THAT(report.error().message, Catch::Contains("'" + key + "'"));
+    }
+  }
+}
+
 TEST_CASE("packed mixtures have the names of the tools, and routers stay") {
   const test::TempDir temp;
   const Mixture mixtral(Kind::mixtral), qwen2(Kind::qwen2);
@@ -285,10 +362,36 @@ TEST_CASE("calibrated methods serve experts, too") {
   CHECK(write("gptq", options_of(gptq, QuantizeMethod::gptq)) < 0.95 * rounded);
   const double asymmetric = write("awq-rtn", options_of(awq, QuantizeMethod::round_to_nearest));
   CHECK(write("awq", options_of(awq, QuantizeMethod::awq)) < 0.98 * asymmetric);
-  QuantizeOptions w8a8 = options_of(compressed_tensors, QuantizeMethod::smoothquant);
+  const auto open = [&](const std::string& path) { return load::open_checkpoint(path, true).value(); };
+  const auto original = open(model.path()), scaled = open(temp / "awq"), unscaled = open(temp / "awq-rtn");
+  for (int expert = 0; expert < kExperts; ++expert) {  // its inner scales, which are more than clipping does
+    CAPTURE(expert);
+    const std::string down = "model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight";
+    const auto wanted = values_of(original, down);
+    CHECK(spread(values_of(scaled, down), wanted, kFfn) > 1.2f);
+    CHECK(spread(values_of(unscaled, down), wanted, kFfn) < 1.1f);
+  }
+  QuantizeOptions w8a8 = options_of(compressed_tensors, QuantizeMethod::round_to_nearest);
   w8a8.bits = 8;
   w8a8.int8_inputs = true;
+  write("w8a8", w8a8);
+  w8a8.method = QuantizeMethod::smoothquant;
+  w8a8.calibration = test::kText;
   CHECK(write("smooth", w8a8) < 1e-3);
+  // The mixture's norm takes up the scales of its input, and so do all of its experts.
+  const auto smooth = open(temp / "smooth"), rough = open(temp / "w8a8");
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    const std::string norm = prefix + "post_attention_layernorm.weight";
+    CHECK(values_of(rough, norm) == values_of(original, norm));
+    CHECK(values_of(smooth, norm) != values_of(rough, norm));
+    for (int expert = 0; expert < kExperts; ++expert) {
+      const std::string up = prefix + "mlp.experts." + std::to_string(expert) + ".up_proj.weight";
+      const auto wanted = values_of(original, up);
+      CHECK(spread(values_of(smooth, up), wanted, kHidden) > 1.2f);
+      CHECK(spread(values_of(rough, up), wanted, kHidden) < 1.1f);
+    }
+  }
   QuantizeOptions blocks = gguf_of("Q4_0");
   const double plain = write("plain.gguf", blocks);
   blocks.calibration = test::kText;
@@ -328,6 +431,32 @@ TEST_CASE("an expert that no token chooses is rounded to nearest") {
   sparse.prune = PruneMethod::magnitude;
   const auto by_size = written("magnitude", sparse);
   CHECK(values_of(pruned, up) == values_of(by_size, up));
+}
+
+TEST_CASE("an expert's few tokens do not choose its numbers") {
+  const test::TempDir temp;
+  const Mixture model(Kind::qwen3, true);
+  const auto written = [&](const std::string& name, const QuantizeOptions& options) {
+    quantize_model(model.path(), temp / name, options).value();
+    return load::open_checkpoint(temp / name, true).value();
+  };
+  for (const auto& [format, method] :
+       {std::pair{QuantizeFormat::awq, QuantizeMethod::awq}, std::pair{QuantizeFormat::gptq, QuantizeMethod::gptq}}) {
+    const std::string kind = std::to_string(static_cast<int>(format));
+    QuantizeOptions options = options_of(format, method);
+    const auto many = written(kind + "-many", options);
+    options.calibration_sequences = 1;
+    options.calibration_length = 8;  // tokens of one sequence, for the experts that they choose
+    const auto few = written(kind + "-few", options), rounded = written(kind + "-rtn", options_of(format, {}));
+    int chosen = 0;
+    for (int expert = 0; expert < kExperts; ++expert) {
+      CAPTURE(kind, expert);
+      const std::string down = "model.layers.0.mlp.experts." + std::to_string(expert) + ".down_proj.weight";
+      CHECK(values_of(few, down) == values_of(rounded, down));
+      chosen += values_of(many, down) != values_of(rounded, down);
+    }
+    CHECK(chosen >= 2);
+  }
 }
 
 TEST_CASE("the output matrix is quantized where the options say so") {
