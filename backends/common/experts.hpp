@@ -1,4 +1,4 @@
-// Which experts of a mixture a token goes to, the same for all backends.
+// Which experts of a mixture a token goes to, the same for all backends and for the quantizer.
 #pragma once
 
 #include <cmath>

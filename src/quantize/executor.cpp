@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "backends/common/experts.hpp"
 #include "core/error.hpp"
 #include "quantize/gemm.hpp"
 #include "quantize/source.hpp"
@@ -313,31 +314,15 @@ Result<void> LayerRun::apply(const op::Reduce& o, const FloatWeights&) {  // no 
 }
 
 std::vector<LayerRun::Route> LayerRun::routes(const op::Moe& o) {
-  const std::size_t experts = o.gate.size(), used = static_cast<std::size_t>(o.used);
-  std::vector<Route> routes(experts);
-  std::vector<double> scores(experts);
-  std::vector<std::size_t> order(experts);
+  std::vector<Route> routes(o.gate.size());
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(o.used));
+  std::vector<float> factors(chosen.size());
   for (std::int64_t t = 0; t < tokens_; ++t) {
-    const float* const logits = row(o.router, t);
-    const double most = static_cast<double>(*std::max_element(logits, logits + experts));
-    double all = 0;
-    for (std::size_t e = 0; e < experts; ++e) {
-      const auto logit = static_cast<double>(logits[e]);
-      scores[e] = o.scoring == Scoring::softmax ? std::exp(logit - most) : 1 / (1 + std::exp(-logit));
-      all += scores[e];
-      order[e] = e;
-    }
-    std::partial_sort(order.begin(), order.begin() + o.used, order.end(), [&](std::size_t a, std::size_t b) {
-      return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-    });
-    double divisor = o.scoring == Scoring::softmax ? all : 1;
-    if (o.normalize) {
-      divisor = 0;
-      for (std::size_t i = 0; i < used; ++i) divisor += scores[order[i]];
-    }
-    for (std::size_t i = 0; i < used; ++i) {
-      routes[order[i]].tokens.push_back(t);
-      routes[order[i]].factors.push_back(static_cast<float>(scores[order[i]] / divisor) * o.scale);
+    backend::choose_experts(o, row(o.router, t), chosen.data(), factors.data());
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      Route& route = routes[static_cast<std::size_t>(chosen[i])];
+      route.tokens.push_back(t);
+      route.factors.push_back(factors[i]);
     }
   }
   return routes;

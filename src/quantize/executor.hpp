@@ -63,7 +63,8 @@ class LayerRun {
     /// Of an expert the tokens are those that the router sends to it: perhaps none.
     std::function<Result<void>(const LinearGroup& group, std::span<float> input, FloatWeights& weights)> on_group;
     /// An expert's weights have just been read, or are about to go.
-    std::function<Result<void>(const Expert&expert, FloatWeights&weights)> on_expert, on_expert_end;
+    using OnExpert = std::function<Result<void>(const Expert& expert, FloatWeights& weights)>;
+    OnExpert on_expert, on_expert_end;
   };
 
   /// Runs the operations with these weights. Values are dropped after their last use.

@@ -146,7 +146,7 @@ Result<Json> make_config(const load::Checkpoint& checkpoint) {
   config.add("architectures", list_of(model));
   config.add("model_type", type).add("vocab_size", c.vocab_size).add("hidden_size", c.hidden_size);
   // Where there is no key for it, this is the width of an expert.
-  const bool of_expert = c.experts > 0 && !c.architecture.starts_with("qwen");
+  const bool of_expert = c.experts > 0 && !qwen;
   config.add("intermediate_size", of_expert ? c.expert_ffn_size : c.ffn_size)
       .add("num_hidden_layers", c.layers)
       .add("num_attention_heads", c.heads);
