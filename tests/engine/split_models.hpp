@@ -118,4 +118,14 @@ class FailingCommunicator final : public Communicator {
   std::atomic<int> left_;
 };
 
+/// "code: message" of the error that plan() and load() have in common.
+inline std::string refusal(const std::string& model, const EngineOptions& options) {
+  const auto plan = Engine::plan(model, options);
+  const auto engine = Engine::load(model, options);
+  REQUIRE_FALSE(plan);
+  REQUIRE_FALSE(engine);
+  CHECK(plan.error().message == engine.error().message);
+  return std::string(to_string(plan.error().code)) + ": " + plan.error().message;
+}
+
 }  // namespace llminfer::test
