@@ -186,7 +186,7 @@ TEST_CASE("Shares that cannot stream") {
   CHECK_THAT(error({{gpu, {}, 1000, true}}),
              Catch::Contains("out_of_memory") && Catch::Contains("split[0]") && Catch::Contains("more than its limit"));
   const std::int64_t all = Engine::plan(model, options_for({{}})).value().total();
-  CHECK_THAT(error({{{}, {}, all - 1, true}}),
-             Catch::Contains("unsupported") && Catch::Contains("split[0]") && Catch::Contains("does not stream weights"));
+  CHECK_THAT(error({{{}, {}, all - 1, true}}), Catch::Contains("unsupported") && Catch::Contains("split[0]") &&
+                                                   Catch::Contains("does not stream weights"));
   CHECK_THAT(error({{gpu, 1, 1 << 20}, {{}, {}, 1000, true}}), Catch::Contains("split[1]"));
 }
