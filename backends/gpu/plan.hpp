@@ -36,6 +36,11 @@ struct PlanLayout {
   std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
   std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
   std::int64_t logits = 0;                  ///< floats [kLogitRows, vocab_size], if the last layer writes them
+  /// Of rows whose candidates are wanted (CandidatesArgs), so many at a time as of logits; results of all rows.
+  struct Candidates {
+    std::int64_t parts = 0, part_sums = 0;
+    std::int64_t out = 0, sums = 0;  ///< [max_rows, kMaxCandidates], [max_rows]
+  } candidates;
   /// Memory of mixtures of experts, for `places` pairs of a token and one of its experts, sorted by expert.
   struct Experts {
     std::int64_t places = 0;              ///< max_rows * most experts that a token uses; 0: no mixtures
@@ -61,6 +66,8 @@ class GpuPlan final : public Plan {
   }
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
+  std::int32_t max_candidates() const noexcept override;
+  Result<void> fetch_logits(std::size_t index, std::span<float> logits) override;
 
  private:
   /// Rows [first, first + count), of which the last positions go up to `longest`.
@@ -94,6 +101,13 @@ class GpuPlan final : public Plan {
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
+    std::span<const CandidateWish> wishes;  ///< empty: no row has candidates
+    std::span<TokenLogit> candidates;
+    std::span<double> sums;
+    std::int64_t candidate_tasks = 0;  ///< CandidateTasks [logit_rows]
+    int candidate_tokens = 0;
+    std::int64_t piece = -1;  ///< the first of the logit rows that PlanLayout::logits holds; -1: none
+    bool done = false;        ///< wait() has said so
     int layers = 0;     ///< attention steps enqueued
     bool stop = false;  ///< interrupted
   };
@@ -117,6 +131,13 @@ class GpuPlan final : public Plan {
   Result<void> upload(const Batch& batch);
   Result<void> enqueue(const Batch& batch);
   Result<void> fetch_outputs();
+  void lay_out_candidates(const Batch& batch);
+  /// Of logit rows [first, first + count), which are in `rows`: the logits that are wanted, to the host, and candidates.
+  Result<void> give_logits(const RowsArgs& rows, std::int64_t first, std::int64_t count);
+  Result<void> fetch_candidates();
+  /// Where in host_out_ the candidates lie, and behind them their sums; in bytes.
+  std::int64_t candidates_at() const noexcept;
+  void give_candidates() const noexcept;
 
   Result<void> run(const EmbedStep& step);
   Result<void> run(const NormStep& step);
@@ -138,6 +159,8 @@ class GpuPlan final : public Plan {
   Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
+  /// Logit rows from `first` on, at most kLogitRows, by the last layer. Gives where they are.
+  Result<RowsArgs> compute_logits(const LinearStep& step, std::int64_t first, std::int32_t count);
   Result<void> attend_rows(const AttendArgs& args, const RowRange& range);
   Result<void> compute_angles(std::int64_t positions, std::int32_t rows);
   /// The rows of a value that `indices` (words) names, to the gathered rows.
@@ -178,7 +201,7 @@ class GpuPlan final : public Plan {
   Buffer embeddings_, host_embeddings_;  ///< likewise
   Buffer host_experts_;                  ///< outputs of routers, and what is made of them
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
-  Buffer host_out_;                      ///< logits and hidden states on their way back; grows
+  Buffer host_out_;                      ///< outputs on their way back; grows
   Pass pass_;
   std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for
 };

@@ -144,21 +144,27 @@ Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const
   return device_->check(kernels().glu(device_->stream(), glu), "glu");
 }
 
-/// The last layer, for the rows whose logits are wanted alone, and straight to the host.
+/// The last layer, for the rows whose logits are wanted alone, and straight to where they are wanted.
 Result<void> GpuPlan::run_logits(const LinearStep& step) {
-  const LinearPart& part = step.parts.front();
   for (std::int64_t first = 0; first < pass_.logit_rows; first += kLogitRows) {
     const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows));
-    const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
-    LLMINFER_TRY(prepare(in, step, count));
-    LinearArgs args{};
-    args.rows = count;
-    args.out = {memory_.at<float>(layout_.logits), program_.vocab_size};
-    LLMINFER_TRY(linear(args, part.weight, part.bias));
-    const std::int64_t row_bytes = program_.vocab_size * static_cast<std::int64_t>(sizeof(float));
-    LLMINFER_TRY(device_->copy(host_out_.at(first * row_bytes), args.out.data, count * row_bytes));
+    const RowsArgs rows = LLMINFER_TRY(compute_logits(step, first, count));
+    LLMINFER_TRY(give_logits(rows, first, count));
   }
   return {};
+}
+
+Result<RowsArgs> GpuPlan::compute_logits(const LinearStep& step, std::int64_t first, std::int32_t count) {
+  const LinearPart& part = step.parts.front();
+  pass_.piece = -1;
+  const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
+  LLMINFER_TRY(prepare(in, step, count));
+  LinearArgs args{};
+  args.rows = count;
+  args.out = {memory_.at<float>(layout_.logits), program_.vocab_size};
+  LLMINFER_TRY(linear(args, part.weight, part.bias));
+  pass_.piece = first;
+  return args.out;
 }
 
 Result<void> GpuPlan::run(const RopeStep& step) {

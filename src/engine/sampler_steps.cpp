@@ -12,16 +12,14 @@ namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-bool better(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-}
-
 }  // namespace
 
 void Candidates::assign(std::span<const float> logits) {
   list_.clear();
   list_.reserve(logits.size());
   by_id_ = true;
+  rest_.reset();
+  in_doubt_ = false;
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] >= std::numeric_limits<float>::lowest()) {
       list_.push_back({static_cast<Token>(i), std::min(logits[i], std::numeric_limits<float>::max())});
@@ -62,6 +60,7 @@ void Candidates::keep_mass(double target, Before before, Mass mass) {
 }
 
 void Candidates::top_k(std::size_t k) {
+  if (rest_) return top_k_of_best(k);
   if (k >= list_.size()) return;
   std::nth_element(list_.begin(), list_.begin() + static_cast<std::ptrdiff_t>(k), list_.end(), better);
   list_.resize(k);
@@ -70,11 +69,13 @@ void Candidates::top_k(std::size_t k) {
 }
 
 void Candidates::top_p(double p) {
+  if (rest_) return top_p_of_best(p);
   const double best = best_logit(), sum = total(best);
   keep_mass(p, better, [&](const Candidate& c) { return std::exp(c.logit - best) / sum; });
 }
 
 void Candidates::typical(double p) {
+  if (rest_) return doubt();  // the entropy is that of all
   const double best = best_logit(), sum = total(best), log_sum = std::log(sum);
   double entropy = 0;  // nats
   for (const Candidate& c : list_) {
@@ -91,11 +92,13 @@ void Candidates::typical(double p) {
 }
 
 void Candidates::min_p(double p) {
+  if (rest_) return min_p_of_best(p);
   const double least = best_logit() + std::log(p);
   std::erase_if(list_, [&](const Candidate& c) { return c.logit < least; });
 }
 
 void Candidates::xtc(double threshold) {
+  if (rest_) return xtc_of_best(threshold);
   const double best = best_logit(), least = threshold * total(best);
   const auto top = [&](const Candidate& c) { return std::exp(c.logit - best) >= least; };
   const Candidate* kept = nullptr;
@@ -108,10 +111,12 @@ void Candidates::xtc(double threshold) {
 }
 
 void Candidates::temperature(double temperature) {
+  if (rest_) return temperature_of_best(temperature);
   for (Candidate& c : list_) c.logit /= temperature;
 }
 
 void Candidates::mirostat(double mu) {
+  if (rest_) return mirostat_of_best(mu);
   const Candidate top = best();
   const double least = top.logit + std::log(total(top.logit)) - mu * std::log(2.0);
   if (top.logit < least) {
@@ -122,6 +127,10 @@ void Candidates::mirostat(double mu) {
 }
 
 Candidates::Drawn Candidates::draw(double u) {
+  if (rest_) {
+    doubt();
+    return {};
+  }
   const double best = best_logit();
   weights_.clear();
   weights_.reserve(list_.size());
@@ -147,7 +156,10 @@ double* Candidates::find(Token token) {
   if (!by_id_) std::sort(list_.begin(), list_.end(), by_id);
   by_id_ = true;
   const auto it = std::lower_bound(list_.begin(), list_.end(), Candidate{token, 0}, by_id);
-  return it != list_.end() && it->token == token ? &it->logit : nullptr;
+  if (it != list_.end() && it->token == token) return &it->logit;
+  // One of the rest, if anything: whatever is taken from it, it had no more than the best of them may have.
+  if (rest_) rest_->sum.low = std::max(0.0, rest_->sum.low - std::exp(rest_->last.logit - rest_->origin));
+  return nullptr;
 }
 
 double log_sum_exp(std::span<const Candidate> list) {

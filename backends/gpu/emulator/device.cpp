@@ -25,7 +25,7 @@ const KernelTable& kernel_table();
 
 namespace {
 
-std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0};
+std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0}, fetched{0};
 
 class EmulatedDevice final : public Device {
  public:
@@ -124,7 +124,7 @@ class EmulatedDevice final : public Device {
     void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
     if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
     std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
-    sizes_[memory] = bytes;
+    sizes_[memory] = {bytes, &in_use == &memory_in_use};
     used += bytes;
     in_use += bytes;
     return memory;
@@ -132,24 +132,31 @@ class EmulatedDevice final : public Device {
   void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
     const std::lock_guard lock(mutex_);
     const auto it = sizes_.find(memory);
-    used -= it->second;
-    in_use -= it->second;
+    used -= it->second.bytes;
+    in_use -= it->second.bytes;
     sizes_.erase(it);
     std::free(memory);
   }
-  /// Whether it is a part of memory that is allocated.
-  bool known(const void* memory, std::int64_t bytes) {
+  struct Piece {
+    std::int64_t bytes = 0;
+    bool on_device = false;
+  };
+  /// The allocated piece that this is a part of; one without bytes if there is none.
+  Piece piece_of(const void* memory, std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
     auto it = sizes_.upper_bound(const_cast<void*>(memory));
-    if (it == sizes_.begin()) return false;
+    if (it == sizes_.begin()) return {};
     --it;
-    return static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second;
+    const auto* end = static_cast<std::byte*>(it->first) + it->second.bytes;
+    return static_cast<const std::byte*>(memory) + bytes <= end ? it->second : Piece();
   }
+  bool known(const void* memory, std::int64_t bytes) { return piece_of(memory, bytes).bytes > 0; }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
                     Stream stream) {
     const std::int64_t all = pitch * (height - 1) + bytes;
     const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
+    if (piece_of(from, all).on_device && !piece_of(to, all).on_device) fetched += bytes * height;
     add(
         [=, this]() -> int {
           if ((checks_to && !known(to, all)) || (checks_from && !known(from, all))) return kReleased;
@@ -170,7 +177,7 @@ class EmulatedDevice final : public Device {
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
   std::mutex mutex_;
-  std::map<void*, std::int64_t> sizes_;  ///< of the device's memory and of pinned memory
+  std::map<void*, Piece> sizes_;  ///< of the device's memory and of pinned memory
   std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
 };
 
@@ -182,5 +189,6 @@ std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options) {
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }
 std::int64_t emulated_pinned_memory_in_use() noexcept { return pinned_memory_in_use; }
+std::int64_t emulated_bytes_fetched() noexcept { return fetched; }
 
 }  // namespace llminfer::gpu
