@@ -157,6 +157,7 @@ TEST_CASE("A plan gives candidates of some rows, logits of others, and any row's
     std::vector<float> fetched(static_cast<std::size_t>(vocab));
     CHECK(driver.plan->fetch_logits(0, fetched).error().code == ErrorCode::invalid_state);
     Parts whole(model, count), some(model, count);
+    for (Parts* parts : {&whole, &some}) parts->runs[0].block_tables.resize(model.program.cache_groups.size());
     REQUIRE(pass(driver, whole.batch));
     std::vector<CandidateWish> wishes;
     std::size_t candidates = 0;
