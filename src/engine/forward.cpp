@@ -77,13 +77,15 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
     std::copy(from.begin(), from.end(), pass.embeddings.begin() + static_cast<std::ptrdiff_t>(row * width));
   }
   std::size_t whole_rows = 0, candidates = 0;
+  bool sums = false;
   for (const CandidateWish& wish : pass.wishes) {
     if (wish.count == 0) ++whole_rows;
     candidates += static_cast<std::size_t>(wish.count);
+    sums = sums || wish.sum;
   }
   pass.logits.resize(whole_rows * vocab);
   pass.candidates.resize(candidates);
-  pass.sums.resize(candidates > 0 ? pass.wishes.size() : 0);
+  pass.sums.resize(sums ? pass.wishes.size() : 0);
   pass.hidden.resize(pass.hidden_rows.size() * width);
 
   Batch batch;

@@ -22,13 +22,15 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr std::int32_t kMost = 128;
 using Step = SamplerStep;
 
-/// Tokens of one letter or none.
+/// Tokens a, b, c, … z, two more, and padding.
 const Tokenizer& vocabulary(std::int32_t size) {
   const auto make = [](std::int32_t n) {
     load::VocabularyData data;
     data.model = "gpt2";
     data.pre = "gpt-2";
     for (char c = 'a'; c <= 'z'; ++c) data.tokens.push_back(std::string(1, c));
+    data.tokens.insert(data.tokens.end(), {",", "x,"});
+    data.merges = {"x ,"};
     data.types.assign(data.tokens.size(), 1);
     return Tokenizer(tok::make_tokenizer(data, n, {}).value());
   };
