@@ -17,7 +17,7 @@ namespace {
 
 /// The tensors of one case of sparse.safetensors.
 std::map<std::string, Tensor> golden(const std::string& name) {
-  const auto source = core::open_file(LLMINFER_TEST_DATA "/quantized/sparse.safetensors", false).value();
+  const auto source = core::open_file(LLMINFER_TEST_DATA "/load/sparse.safetensors", false).value();
   std::map<std::string, Tensor> tensors;
   for (const load::TensorInfo& tensor : load::read_safetensors_header(*source, 0).value()) {
     if (!tensor.name.starts_with(name + "/")) continue;
