@@ -233,8 +233,8 @@ Result<void> check_wishes(const Batch& batch, const Program& program, std::int32
   }
   const WantedLogits wanted = wanted_logits(batch);
   if (wanted.candidates > 0 && (batch.candidate_tokens < 1 || batch.candidate_tokens > program.vocab_size)) {
-    return fail(ErrorCode::invalid_argument, "Batch::candidate_tokens is ", batch.candidate_tokens,
-                "; expected 1 to ", program.vocab_size);
+    return fail(ErrorCode::invalid_argument, "Batch::candidate_tokens is ", batch.candidate_tokens, "; expected 1 to ",
+                program.vocab_size);
   }
   if (batch.candidates.size() != wanted.candidates) {
     return fail(ErrorCode::invalid_argument, "Batch::candidates has ", batch.candidates.size(),
@@ -346,8 +346,8 @@ Result<void> check_batch(const Batch& batch, const Program& program, const Batch
   }
   LLMINFER_TRY(check_wishes(batch, program, limits.max_candidates));
   const std::size_t whole = wanted_logits(batch).rows;
-  LLMINFER_TRY(check_wanted(batch.logit_rows, "logit_rows", whole, batch.logits.size(), "logits", program.vocab_size,
-                            rows));
+  LLMINFER_TRY(
+      check_wanted(batch.logit_rows, "logit_rows", whole, batch.logits.size(), "logits", program.vocab_size, rows));
   return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden_rows.size(), batch.hidden.size(), "hidden",
                       program.hidden_size, rows);
 }

@@ -108,8 +108,8 @@ class GpuPlan final : public Plan {
     int candidate_tokens = 0;
     std::int64_t piece = -1;  ///< the first of the logit rows that PlanLayout::logits holds; -1: none
     bool done = false;        ///< wait() has said so
-    int layers = 0;     ///< attention steps enqueued
-    bool stop = false;  ///< interrupted
+    int layers = 0;           ///< attention steps enqueued
+    bool stop = false;        ///< interrupted
   };
 
   /// What a step reads of the ring.
@@ -132,7 +132,8 @@ class GpuPlan final : public Plan {
   Result<void> enqueue(const Batch& batch);
   Result<void> fetch_outputs();
   void lay_out_candidates(const Batch& batch);
-  /// Of logit rows [first, first + count), which are in `rows`: the logits that are wanted, to the host, and candidates.
+  /// Of logit rows [first, first + count), which are in `rows`: the logits that are wanted, to the host, and
+  /// candidates.
   Result<void> give_logits(const RowsArgs& rows, std::int64_t first, std::int64_t count);
   Result<void> fetch_candidates();
   /// Where in host_out_ the candidates lie, and behind them their sums; in bytes.

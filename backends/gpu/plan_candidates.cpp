@@ -71,8 +71,7 @@ Result<void> GpuPlan::fetch_candidates() {
   const auto bytes = [](const auto& span) { return static_cast<std::int64_t>(span.size_bytes()); };
   if (pass_.candidates.empty()) return {};
   const Buffer& to = host_out_;
-  LLMINFER_TRY(
-      device_->copy(to.at(candidates_at()), memory_.at(layout_.candidates.out), bytes(pass_.candidates)));
+  LLMINFER_TRY(device_->copy(to.at(candidates_at()), memory_.at(layout_.candidates.out), bytes(pass_.candidates)));
   if (pass_.sums.empty()) return {};
   return device_->copy(to.at(candidates_at() + bytes(pass_.candidates)), memory_.at(layout_.candidates.sums),
                        bytes(pass_.sums));

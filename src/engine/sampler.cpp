@@ -1,4 +1,5 @@
-// The public Sampler: options, history and random numbers around the steps of sampler_steps.hpp. Knows nothing of models.
+// The public Sampler: options, history and random numbers around the steps of sampler_steps.hpp. Knows nothing of
+// models.
 #include "engine/sampler.hpp"
 
 #include <algorithm>
@@ -60,7 +61,7 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
   bool add_logprobs(const engine::RowCandidates& row, Sample& sample) const;
   Result<std::span<const float>> edit(std::span<const float> raw);
   void run(SamplerStep step);
-  void add_logprobs(std::span<const float> raw, Sample& sample);
+  void add_logprobs(std::span<const float> raw, Sample & sample);
   void accept(Token token);
 
   double mu() const { return mus.empty() ? 2.0 * static_cast<double>(options.mirostat_tau) : mus.back(); }
@@ -123,7 +124,8 @@ void Sampler::Impl::run(SamplerStep step) {
     case SamplerStep::temperature:
       if (!greedy && o.temperature != 1.0f) candidates.temperature(o.temperature);
       return;
-    default: break;
+    default:
+      break;
   }
   if (greedy || mirostat || candidates.in_doubt()) return;
   switch (step) {
@@ -142,7 +144,8 @@ void Sampler::Impl::run(SamplerStep step) {
     case SamplerStep::xtc:
       if (uniform(o.seed, history.size(), Stream::xtc) < o.xtc_probability) candidates.xtc(o.xtc_threshold);
       return;
-    default: return;
+    default:
+      return;
   }
 }
 

@@ -176,8 +176,8 @@ std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n) {
   return out;
 }
 
-// Maxima of blocks in independent lanes, which compilers turn into vector code without leave to reorder floats; then the
-// first block that holds the maximum is searched.
+// Maxima of blocks in independent lanes, which compilers turn into vector code without leave to reorder floats; then
+// the first block that holds the maximum is searched.
 std::int64_t argmax(std::span<const float> logits) {
   constexpr std::size_t kLanes = 16, kBlock = 512;
   float best = -std::numeric_limits<float>::infinity();

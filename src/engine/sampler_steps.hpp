@@ -77,7 +77,7 @@ class Candidates {
  private:
   /// What is known of the tokens that are not in the list.
   struct Rest {
-    Candidate last;    ///< all come after it in order
+    Candidate last;     ///< all come after it in order
     double tokens = 0;  ///< at most so many
     bool some = false;  ///< at least one
     double origin = 0;  ///< a logit
@@ -123,7 +123,8 @@ SumBounds log_sum_bounds(double best, double sum, std::int32_t tokens);
 /// The n best, best first; ties by lower id.
 std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n);
 
-/// The first index of the greatest value of logits, NaN being less than everything; -1 if there is none above -infinity.
+/// The first index of the greatest value of logits, NaN being less than everything; -1 if there is none above
+/// -infinity.
 std::int64_t argmax(std::span<const float> logits);
 
 struct Penalties {
@@ -138,9 +139,10 @@ struct Dry {
   std::int64_t allowed_length = 2;
   std::span<const std::string> breakers;
 };
-/// DRY ("don't repeat yourself"): where the window's last L tokens occurred before, followed by t, choosing t would prolong a
-/// repetition: its logit falls by multiplier * base^(L - allowed_length) for the greatest such L, if L >= allowed_length. A
-/// repetition doesn't reach back over the end of a breaker's text, and a token that ends a breaker is free. O(window) time.
+/// DRY ("don't repeat yourself"): where the window's last L tokens occurred before, followed by t, choosing t would
+/// prolong a repetition: its logit falls by multiplier * base^(L - allowed_length) for the greatest such L, if L >=
+/// allowed_length. A repetition doesn't reach back over the end of a breaker's text, and a token that ends a breaker is
+/// free. O(window) time.
 void apply_dry(Candidates& candidates, std::span<const Token> window, const Dry& dry, const Tokenizer& tokenizer);
 
 }  // namespace engine

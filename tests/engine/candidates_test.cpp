@@ -108,8 +108,9 @@ bool same_float(float a, float b) { return a == b && std::signbit(a) == std::sig
 
 bool same(const Sample& a, const Sample& b) {
   return a.token == b.token && same_float(a.logprob, b.logprob) &&
-         std::equal(a.top.begin(), a.top.end(), b.top.begin(), b.top.end(),
-                    [](const auto& x, const auto& y) { return x.token == y.token && same_float(x.logprob, y.logprob); });
+         std::equal(a.top.begin(), a.top.end(), b.top.begin(), b.top.end(), [](const auto& x, const auto& y) {
+           return x.token == y.token && same_float(x.logprob, y.logprob);
+         });
 }
 
 struct Counts {
@@ -167,15 +168,15 @@ void compare(const SamplingOptions& options, Random& random, std::int32_t size, 
 TEST_CASE("A choice from candidates is that of the whole row, with any options") {
   Random random(1);
   Counts counts;
-  for (int i = 0; i < 6000; ++i) {
+  for (int i = 0; i < 2500; ++i) {
     const std::int32_t size = i % 20 == 0 ? 5000 : i % 3 == 0 ? 40 : 700;
     CAPTURE(i, size);
     compare(some_options(random, size), random, size, counts);
   }
   CAPTURE(counts.rows, counts.doubts, counts.same);
-  CHECK(counts.same > 4000);
-  CHECK(counts.doubts > 300);
-  CHECK(counts.rows > 1000);
+  CHECK(counts.same > 1500);
+  CHECK(counts.doubts > 100);
+  CHECK(counts.rows > 500);
 }
 
 TEST_CASE("What usual options want, and that it suffices") {
@@ -202,11 +203,13 @@ TEST_CASE("What usual options want, and that it suffices") {
   add("top-k and top-p", {41, false}, [](O& o) { o.top_k = 40, o.top_p = 0.9f; });
   add("top-k and penalties", {61, false}, [](O& o) { o.top_k = 40, o.repetition_penalty = 1.1f; });
   add("top-p", {kMost, true}, [](O& o) { o.top_p = 0.9f; });
-  add("temperature, then top-p", {kMost, false},
-      [](O& o) { o.top_p = 0.9f, o.chain = {Step::temperature, Step::top_p}; });
+  add("temperature, then top-p", {kMost, false}, [](O& o) {
+    o.top_p = 0.9f, o.chain = {Step::temperature, Step::top_p};
+  });
   add("min-p", {kMost / 2, false}, [](O& o) { o.min_p = 0.05f; });
-  add("temperature, then min-p", {kMost / 2, false},
-      [](O& o) { o.min_p = 0.05f, o.chain = {Step::temperature, Step::min_p}; });
+  add("temperature, then min-p", {kMost / 2, false}, [](O& o) {
+    o.min_p = 0.05f, o.chain = {Step::temperature, Step::min_p};
+  });
   add("Mirostat", {kMost, true}, [](O& o) { o.mirostat_tau = 3; });
   for (const Case& c : cases) {
     CAPTURE(c.name);
@@ -219,7 +222,7 @@ TEST_CASE("What usual options want, and that it suffices") {
     // Like a language model: a hundred likely tokens above noise.
     Random random(5);
     int certain = 0;
-    for (int i = 0; i < 50; ++i) {
+    for (int i = 0; i < 20; ++i) {
       std::vector<float> logits(static_cast<std::size_t>(size));
       for (float& x : logits) x = random.normal();
       for (int likely = 0; likely < 20; ++likely) logits[random.below(logits.size())] = random.uniform(8.0f, 18.0f);
@@ -230,7 +233,7 @@ TEST_CASE("What usual options want, and that it suffices") {
       ++certain;
       CHECK(same(*chosen, sampler.sample(logits).value()));
     }
-    CHECK(certain >= 45);
+    CHECK(certain >= 18);
   }
 }
 

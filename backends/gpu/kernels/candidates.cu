@@ -7,8 +7,8 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kSliceThreads = 256, kMergeThreads = 512;
-constexpr int kKeys = 16;  ///< of a thread
-static_assert(kSliceThreads * kKeys == kCandidateSlice);
+constexpr int kSliceKeys = 16, kMergeKeys = 8;  ///< of a thread
+static_assert(kSliceThreads * kSliceKeys == kCandidateSlice);
 
 /// Greater for a higher logit, and among equal ones for a lower token; 0 for NaN and -infinity.
 __device__ __forceinline__ uint64_t key_of(float logit, int token) {
@@ -63,12 +63,12 @@ struct Shared {
   int selected[kThreads];
 };
 
-/// The lowest of the `count` greatest keys of the block, of which each thread has kKeys; if there are fewer above 0,
+/// The lowest of the `count` greatest keys of the block, of which each thread has some; if there are fewer above 0,
 /// then 1. Bit by bit from the highest one, until just so many keys are above.
-template <int kThreads>
-__device__ __forceinline__ uint64_t lowest_of_best(const uint64_t (&keys)[kKeys], int count,
-                                                   Shared<kThreads>& shared) {
+template <int kThreads, int kKeys>
+__device__ __forceinline__ uint64_t lowest_of_best(const uint64_t (&keys)[kKeys], int count, Shared<kThreads>& shared) {
   uint64_t lowest = 0;
+#pragma unroll 1
   for (int bit = 63; bit >= 0; --bit) {
     const uint64_t next = lowest | uint64_t{1} << bit;
     int above = 0;
@@ -82,11 +82,11 @@ __device__ __forceinline__ uint64_t lowest_of_best(const uint64_t (&keys)[kKeys]
 }
 
 /// Puts the `count` greatest keys, or as many as there are above 0, at the beginning of `out`, and zeros after them.
-template <int kThreads>
+template <int kThreads, int kKeys>
 __device__ __forceinline__ void write_best(const uint64_t (&keys)[kKeys], int count, uint64_t* out,
                                            Shared<kThreads>& shared) {
   const int thread = static_cast<int>(threadIdx.x);
-  const uint64_t lowest = lowest_of_best<kThreads>(keys, count, shared);
+  const uint64_t lowest = lowest_of_best<kThreads, kKeys>(keys, count, shared);
   int mine = 0;
 #pragma unroll
   for (int i = 0; i < kKeys; ++i) mine += keys[i] >= lowest ? 1 : 0;
@@ -109,6 +109,7 @@ __device__ __forceinline__ void write_best(const uint64_t (&keys)[kKeys], int co
   __syncthreads();
 }
 
+template <int kKeys>
 __device__ __forceinline__ uint64_t greatest_of(const uint64_t (&keys)[kKeys]) {
   uint64_t most = 0;
 #pragma unroll
@@ -127,9 +128,9 @@ __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) 
   const CandidateTask task = a.tasks[row];
   if (task.count == 0) return;
   const float* in = a.in.data + row * a.in.stride;
-  uint64_t keys[kKeys];
+  uint64_t keys[kSliceKeys];
 #pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
+  for (int i = 0; i < kSliceKeys; ++i) {
     const int token = slice * kCandidateSlice + i * kSliceThreads + static_cast<int>(threadIdx.x);
     keys[i] = token < a.tokens ? key_of(in[token], token) : 0;
   }
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) 
     greatest = greatest_of_block<kSliceThreads>(greatest_of(keys), shared.greatest);
   }
   if (task.count > 1) {
-    write_best<kSliceThreads>(keys, task.count, out, shared);
+    write_best<kSliceThreads, kSliceKeys>(keys, task.count, out, shared);
   } else if (threadIdx.x == 0) {
     out[0] = greatest;
   }
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) 
   const double most = static_cast<double>(logit_of(greatest));
   double sum = 0.0;
 #pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
+  for (int i = 0; i < kSliceKeys; ++i) {
     if (keys[i] != 0) sum += exp(static_cast<double>(logit_of(keys[i])) - most);
   }
   sum = double_sum_of_block<kSliceThreads>(sum, shared.sums);
@@ -167,9 +168,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(CandidatesArgs a) 
   if (task.count == 0) return;
   const int slices = slices_of(a), all = slices * task.count;
   const int64_t place = static_cast<int64_t>(row) * slices;
-  const auto part = [&](int i) {
-    return a.parts[(place + i / task.count) * kMaxCandidates + i % task.count];
-  };
+  const auto part = [&](int i) { return a.parts[(place + i / task.count) * kMaxCandidates + i % task.count]; };
   if (task.count == 1) {
     uint64_t most = 0;
     for (int i = thread; i < all; i += kMergeThreads) most = part(i) > most ? part(i) : most;
@@ -179,15 +178,15 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(CandidatesArgs a) 
   } else {
     // As many keys as the block holds at a time, and with them the best of those before.
     for (int done = 0, kept = 0; done < all; kept = task.count) {
-      uint64_t keys[kKeys];
+      uint64_t keys[kMergeKeys];
 #pragma unroll
-      for (int i = 0; i < kKeys; ++i) {
+      for (int i = 0; i < kMergeKeys; ++i) {
         const int at = i * kMergeThreads + thread;
         keys[i] = at < kept ? best[at] : done + at - kept < all ? part(done + at - kept) : 0;
       }
       __syncthreads();
-      write_best<kMergeThreads>(keys, task.count, best, shared);
-      done += kKeys * kMergeThreads - kept;
+      write_best<kMergeThreads, kMergeKeys>(keys, task.count, best, shared);
+      done += kMergeKeys * kMergeThreads - kept;
     }
   }
   const float* in = a.in.data + row * a.in.stride;
