@@ -59,6 +59,7 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
   CandidateWish wish(std::int32_t most) const;
   Result<std::optional<Sample>> sample(const engine::RowCandidates& row);
   bool add_logprobs(const engine::RowCandidates& row, Sample& sample) const;
+  void count(bool doubt);
   Result<std::span<const float>> edit(std::span<const float> raw);
   void run(SamplerStep step);
   void add_logprobs(std::span<const float> raw, Sample & sample);
@@ -80,6 +81,10 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
     Token token = 0;
     double mu = 0;
   } pending;  ///< Mirostat: what the last choice makes of mu if it is accepted
+
+  /// After candidates that were in doubt so many rows are wanted whole, more each time: which way costs what is not
+  /// known here, but one of two that often fails costs both.
+  int whole_rows = 0, next_whole_rows = 1;
 
   // Scratch, kept for its memory.
   std::vector<float> work;  // [vocab_size]
@@ -216,7 +221,7 @@ void Sampler::Impl::accept(Token token) {
 
 CandidateWish Sampler::Impl::wish(std::int32_t most) const {
   const SamplingOptions& o = options;
-  if (o.processor || most <= 0) return {};
+  if (o.processor || most <= 0 || whole_rows > 0) return {};
   // The rest may only become less likely.
   for (const LogitBias& bias : o.logit_bias) {
     if (bias.bias > 0) return {};
@@ -279,6 +284,12 @@ Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates&
   return std::optional<Sample>(std::move(sample));
 }
 
+void Sampler::Impl::count(bool doubt) {
+  constexpr int kMostRows = 32;
+  whole_rows = doubt ? next_whole_rows : 0;
+  next_whole_rows = doubt ? std::min(2 * next_whole_rows, kMostRows) : 1;
+}
+
 /// Whether the log probabilities are certain to the last bit.
 bool Sampler::Impl::add_logprobs(const engine::RowCandidates& row, Sample& sample) const {
   if (!row.sum) return false;
@@ -321,6 +332,7 @@ void Sampler::accept(std::span<const Token> tokens) {
 
 Result<Sample> Sampler::sample(std::span<const float> logits) {
   if (!impl_) return core::fail(ErrorCode::invalid_state, "the sampler was moved from");
+  impl_->whole_rows = std::max(0, impl_->whole_rows - 1);
   return core::guarded([&] { return impl_->sample(logits); });
 }
 
@@ -343,7 +355,11 @@ CandidateWish CandidateSampler::wish(const Sampler& sampler, std::int32_t most) 
 
 Result<std::optional<Sample>> CandidateSampler::sample(Sampler& sampler, const RowCandidates& row) {
   if (!sampler.impl_) return core::fail(ErrorCode::invalid_state, "the sampler was moved from");
-  return core::guarded([&] { return sampler.impl_->sample(row); });
+  return core::guarded([&] {
+    auto sample = sampler.impl_->sample(row);
+    sampler.impl_->count(sample && !*sample);
+    return sample;
+  });
 }
 
 }  // namespace engine

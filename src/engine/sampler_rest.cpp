@@ -16,9 +16,9 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// Of a sum of so many exponentials in double precision and what is computed of it: n additions, each off by 2^-53 at
-/// most, and few other operations; twice that, for both ways of getting there.
-double rounding_of(double tokens) { return (tokens + 1024) * 0x1p-52; }
+/// Of a sum of so many exponentials in double precision and what is computed of it: the additions of a block and of the
+/// blocks, each off by 2^-53 at most, and few other operations; twice that, for both ways of getting there.
+double rounding_of(double tokens) { return (512 + tokens / static_cast<double>(kSumBlock)) * 0x1p-52; }
 
 }  // namespace
 

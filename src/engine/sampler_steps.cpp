@@ -12,6 +12,19 @@ namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
+/// Of exp(logit - best).
+double sum_of_exp(std::span<const Candidate> list, double best) {
+  double sum = 0;
+  for (std::size_t block = 0; block < list.size(); block += kSumBlock) {
+    double part = 0;
+    for (const Candidate& c : list.subspan(block, std::min(kSumBlock, list.size() - block))) {
+      part += std::exp(c.logit - best);
+    }
+    sum += part;
+  }
+  return sum;
+}
+
 }  // namespace
 
 void Candidates::assign(std::span<const float> logits) {
@@ -29,11 +42,7 @@ void Candidates::assign(std::span<const float> logits) {
 
 Candidate Candidates::best() const { return *std::min_element(list_.begin(), list_.end(), better); }
 
-double Candidates::total(double best) const {
-  double sum = 0;
-  for (const Candidate& c : list_) sum += std::exp(c.logit - best);
-  return sum;
-}
+double Candidates::total(double best) const { return sum_of_exp(list_, best); }
 
 // Selects in growing prefixes, because the set is small as a rule and the vocabulary is not: O(V) unless it is large.
 template <class Before, class Mass>
@@ -165,9 +174,7 @@ double* Candidates::find(Token token) {
 double log_sum_exp(std::span<const Candidate> list) {
   if (list.empty()) return kNever;
   const double best = std::min_element(list.begin(), list.end(), better)->logit;
-  double sum = 0;
-  for (const Candidate& c : list) sum += std::exp(c.logit - best);
-  return best + std::log(sum);
+  return best + std::log(sum_of_exp(list, best));
 }
 
 std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n) {

@@ -20,6 +20,9 @@ struct Candidate {
   double logit = 0;  ///< always finite
 };
 
+/// Sums of exponentials are added up in blocks, so that rounding hardly grows with the vocabulary.
+inline constexpr std::size_t kSumBlock = 256;
+
 /// Bounds of a sum of exponentials: that of a whole row as a computation in double precision may give it, whatever the
 /// order of its additions.
 struct SumBounds {
