@@ -18,7 +18,7 @@ Error out_of_range(const char* option, Value value, const char* range) {
 
 struct FloatRange {
   const char* name;
-  float SamplingOptions::*member;
+  float SamplingOptions::* member;
   float low, high;
   bool open;  ///< the lower end itself is out
   const char* text;
@@ -26,7 +26,7 @@ struct FloatRange {
 
 struct IntRange {
   const char* name;
-  std::int32_t SamplingOptions::*member;
+  std::int32_t SamplingOptions::* member;
   std::int32_t low, high;
   const char* text;
 };

@@ -12,8 +12,8 @@ namespace {
 
 constexpr double kMaxDryPenalty = 1e30;  // base^length has no bound, and two infinities have no order
 
-/// z[i]: how many of the last tokens of `window` equal those that end i tokens before its end (Gusfield's Z algorithm
-/// on the reversed window). z[0] is 0, and so is z[n]: nothing comes before the first token.
+/// z[i]: how many of the last tokens of `window` equal those that end i tokens before its end (Gusfield's Z algorithm on the
+/// reversed window). z[0] is 0, and so is z[n]: nothing comes before the first token.
 std::vector<std::int64_t> suffix_matches(std::span<const Token> window) {
   const auto n = static_cast<std::int64_t>(window.size());
   const auto at = [&](std::int64_t i) { return window[static_cast<std::size_t>(n - 1 - i)]; };
