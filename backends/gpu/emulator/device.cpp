@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "backends/gpu/emulator/emulator.hpp"
 #include "backends/gpu/emulator/streams.hpp"
@@ -91,6 +92,32 @@ class EmulatedDevice final : public Device {
     streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
+  Result<void*> make_graph(const Enqueue& enqueue) override {
+    auto graph = std::make_unique<Nodes>();
+    graph->machine = machine_;
+    graph->machine.later = [&graph](std::function<int()> work) { graph->work.push_back(std::move(work)); };
+    building_ = true;
+    Result<void> enqueued = core::guarded([&] { return enqueue(&graph->machine); });
+    building_ = false;
+    LLMINFER_TRY(std::move(enqueued));
+    if (counts_.graphs_made >= options_.graphs) return core::fail(ErrorCode::out_of_memory, "no memory for a graph");
+    ++counts_.graphs_made;
+    ++counts_.graphs;
+    return static_cast<void*>(graph.release());
+  }
+  void release_graph(void* graph) noexcept override {
+    --counts_.graphs;
+    delete static_cast<Nodes*>(graph);
+  }
+  Result<void> launch(void* graph) override {
+    if (counts_.graph_launches >= options_.graph_launches) {
+      return core::fail(ErrorCode::out_of_memory, "no memory to launch a graph");
+    }
+    ++counts_.graph_launches;
+    for (const emulator::Streams::Work& node : static_cast<Nodes*>(graph)->work) add(node);
+    return {};
+  }
+  const EmulatedCounts& counts() const noexcept { return counts_; }
   Result<void> mark(int place) override { return record(&marks_[place], Stream::work); }
   Result<void> wait_for(int place) override { return outcome(streams_.wait(*marks_[place])); }
 
@@ -101,9 +128,16 @@ class EmulatedDevice final : public Device {
 
  private:
   using Mark = std::shared_ptr<emulator::Streams::Event>;
-  static constexpr int kReleased = 1000;  ///< error of a copy to or from memory that is gone
+  struct Nodes {
+    emulator::Machine machine;
+    std::vector<emulator::Streams::Work> work;
+  };
+  // Errors beside those of the emulator.
+  static constexpr int kReleased = 1000;  ///< of a copy to or from memory that is gone
+  static constexpr int kNoLaunch = 1001;  ///< of anything but a launch while a graph is built
 
   void add(emulator::Streams::Work work, Stream stream = Stream::work) {
+    if (building_) work = [] { return kNoLaunch; };
     streams_.add(static_cast<int>(stream), std::move(work));
   }
   static Result<void> outcome(int error) {
@@ -114,6 +148,8 @@ class EmulatedDevice final : public Device {
         return core::fail(ErrorCode::device_error, "threads or streams wait for others that never come");
       case kReleased:
         return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
+      case kNoLaunch:
+        return core::fail(ErrorCode::device_error, "what is no launch was enqueued while a graph was built");
     }
     return core::fail(ErrorCode::device_error, "error ", error);
   }
@@ -172,12 +208,18 @@ class EmulatedDevice final : public Device {
   std::mutex mutex_;
   std::map<void*, std::int64_t> sizes_;  ///< of the device's memory and of pinned memory
   std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
+  bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
+  EmulatedCounts counts_;
 };
 
 }  // namespace
 
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options) {
   return std::make_shared<EmulatedDevice>(options);
+}
+
+const EmulatedCounts& emulated_counts(const Device& device) {
+  return dynamic_cast<const EmulatedDevice&>(device).counts();
 }
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }
