@@ -21,6 +21,9 @@ std::int64_t float_bytes(std::int64_t floats) { return floats * static_cast<std:
 constexpr int kLayersAhead = 2;
 static_assert(kLayersAhead < Device::kMarks);
 
+/// Room for what goes up, so that it seldom grows and takes the graphs with it.
+constexpr std::int64_t kLeastUpload = 1 << 16;
+
 InputQuantization::Kind kind_of(const GpuWeight& weight) { return weight.input().kind; }
 
 }  // namespace
@@ -379,8 +382,9 @@ Result<void> GpuPlan::grow(Buffer& buffer, std::int64_t bytes, bool host) {
 Result<void> GpuPlan::upload(const Batch& batch) {
   const auto send = [&](Buffer& to, Buffer& through, const void* from, std::size_t size) -> Result<void> {
     const auto bytes = static_cast<std::int64_t>(size);
-    LLMINFER_TRY(grow(to, bytes, false));
-    LLMINFER_TRY(grow(through, bytes, true));
+    const std::int64_t room = std::max(bytes, kLeastUpload);
+    LLMINFER_TRY(grow(to, room, false));
+    LLMINFER_TRY(grow(through, room, true));
     std::memcpy(through.at(), from, size);
     return device_->copy(to.at(), through.at(), bytes);
   };

@@ -128,6 +128,10 @@ class EmulatedDevice final : public Device {
 
  private:
   using Mark = std::shared_ptr<emulator::Streams::Event>;
+  struct Piece {
+    std::int64_t bytes = 0;
+    bool pinned = false;
+  };
   struct Nodes {
     emulator::Machine machine;
     std::vector<emulator::Streams::Work> work;
@@ -160,31 +164,35 @@ class EmulatedDevice final : public Device {
     void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
     if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
     std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
-    sizes_[memory] = bytes;
+    pieces_[memory] = {bytes, &used == &pinned_};
     used += bytes;
     in_use += bytes;
     return memory;
   }
   void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
     const std::lock_guard lock(mutex_);
-    const auto it = sizes_.find(memory);
-    used -= it->second;
-    in_use -= it->second;
-    sizes_.erase(it);
+    const auto it = pieces_.find(memory);
+    used -= it->second.bytes;
+    in_use -= it->second.bytes;
+    pieces_.erase(it);
     std::free(memory);
   }
-  /// Whether it is a part of memory that is allocated.
-  bool known(const void* memory, std::int64_t bytes) {
+  /// The memory that it is a part of, if that is allocated.
+  std::optional<Piece> piece_of(const void* memory, std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    auto it = sizes_.upper_bound(const_cast<void*>(memory));
-    if (it == sizes_.begin()) return false;
+    auto it = pieces_.upper_bound(const_cast<void*>(memory));
+    if (it == pieces_.begin()) return {};
     --it;
-    return static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second;
+    const bool inside =
+        static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second.bytes;
+    return inside ? std::optional(it->second) : std::nullopt;
   }
+  bool known(const void* memory, std::int64_t bytes) { return piece_of(memory, bytes).has_value(); }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
                     Stream stream) {
     const std::int64_t all = pitch * (height - 1) + bytes;
+    if (options_.lose_uploads && counts_.graph_launches > 0 && piece_of(from, all).value_or(Piece()).pinned) return {};
     const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
     add(
         [=, this]() -> int {
@@ -206,7 +214,7 @@ class EmulatedDevice final : public Device {
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
   std::mutex mutex_;
-  std::map<void*, std::int64_t> sizes_;  ///< of the device's memory and of pinned memory
+  std::map<void*, Piece> pieces_;  ///< of the device's memory and of pinned memory
   std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
   bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
   EmulatedCounts counts_;

@@ -18,6 +18,7 @@ struct EmulatorOptions {
   int units = 4;
   std::int64_t fail_launch = -1;          ///< the launch of that number fails
   std::int64_t graphs = 1 << 20;          ///< so many can be made
+  bool lose_uploads = false;              ///< once a graph was launched, copies from pinned memory do nothing
   std::int64_t graph_launches = 1 << 20;  ///< so many succeed
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
