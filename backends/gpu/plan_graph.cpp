@@ -89,7 +89,9 @@ std::vector<std::int64_t> GpuPlan::graph_key() const {
 /// Enqueues the steps as one graph, or gives false. A graph is made when it is needed for the second time: what comes
 /// once is enqueued sooner than a graph is made.
 bool GpuPlan::launch_graph() {
-  if (!options_.graphs || !pass_.bucket || ring_) return false;
+  const bool copies =
+      ring_ || std::any_of(pass_.caches.begin(), pass_.caches.end(), [](auto* c) { return c->pager(); });
+  if (!options_.graphs || !pass_.bucket || copies) return false;
   GraphTable::Entry& entry = graphs_.of(graph_key());
   if (entry.failed || !std::exchange(entry.seen, true)) return false;
   if (!entry.graph) {
