@@ -60,10 +60,13 @@ TEST_CASE("Graphs that were used long ago are given back") {
   const Model model = decoded_model();
   Decoder decoder(model, {});
   const gpu::EmulatedCounts& counts = counts_of(decoder);
-  Sequence a;
-  for (const int rows : {1, 2, 3, 4, 6, 8, 9, 12, 13, 15}) {
+  using Feeds = std::vector<std::pair<Sequence*, int>>;
+  Sequence a, b;
+  for (const int rows : {1, 2, 3, 4, 6, 8, 12, 15, 24}) {
     for (int wanted = 0; wanted < 2; ++wanted) {
-      for (int i = 0; i < 2; ++i) decoder.pass({{&a, rows}}, wanted == 1);
+      for (int i = 0; i < 2; ++i) {
+        decoder.pass(rows < 16 ? Feeds{{&a, rows}} : Feeds{{&a, 12}, {&b, 12}}, wanted == 1);
+      }
     }
   }
   CHECK(counts.graphs_made > static_cast<std::int64_t>(gpu::GraphTable::kMost));
