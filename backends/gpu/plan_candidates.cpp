@@ -39,6 +39,7 @@ void GpuPlan::lay_out_candidates(const Batch& batch) {
 
 Result<void> GpuPlan::give_logits(const RowsArgs& rows, std::int64_t first, std::int64_t count) {
   const std::int64_t row_bytes = program_.vocab_size * std::int64_t{sizeof(float)};
+  pass_.piece = first;
   if (pass_.wishes.empty()) return device_->copy(host_out_.at(first * row_bytes), rows.data, count * row_bytes);
   const auto is_whole = [](const CandidateWish& wish) { return wish.count == 0; };
   std::int64_t before = std::count_if(pass_.wishes.begin(), pass_.wishes.begin() + first, is_whole), wishing = 0;
@@ -59,7 +60,7 @@ Result<void> GpuPlan::give_logits(const RowsArgs& rows, std::int64_t first, std:
   args.part_sums = memory_.at<double>(layout_.candidates.part_sums);
   args.out = memory_.at<CandidateOut>(layout_.candidates.out);
   args.sums = memory_.at<double>(layout_.candidates.sums);
-  return device_->check(kernels().candidates(device_->stream(), args), "candidates");
+  return device_->check(kernels().candidates(stream(), args), "candidates");
 }
 
 std::int64_t GpuPlan::candidates_at() const noexcept {
@@ -104,12 +105,13 @@ Result<void> GpuPlan::fetch_logits(std::size_t index, std::span<float> logits) {
     std::int64_t at = 0;
     if (steps_.logits_direct) {
       const std::int64_t first = row / kLogitRows * kLogitRows;
-      rows = {memory_.at<float>(layout_.logits), program_.vocab_size};
+      rows = this->logits();
       at = row - first;
       if (pass_.piece != first) {
         const Current current(*device_);
-        const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows));
-        rows = LLMINFER_TRY(compute_logits(std::get<LinearStep>(steps_.steps.back()), first, count));
+        pass_.piece = -1;
+        LLMINFER_TRY(compute_logits(std::get<LinearStep>(steps_.steps.back()), first));
+        pass_.piece = first;
       }
     } else {
       rows = value(program_.logits);
