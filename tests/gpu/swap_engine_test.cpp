@@ -2,6 +2,7 @@
 // errors.
 #include <catch2/catch.hpp>
 
+#include <chrono>
 #include <cmath>
 
 #include "tests/engine/split_models.hpp"
@@ -138,6 +139,35 @@ TEST_CASE("A context that device memory has no room for passes through it", "[.s
       CHECK(std::abs(answers[0][i] - answers[1][i]) <= 1e-2f * (1 + std::abs(answers[0][i])));
     }
   }
+}
+
+TEST_CASE("Requests that have no room beside each other all come to their end", "[.slow]") {
+  const std::string model = path_of("tiny-bf16");
+  const auto gpu = make_machine_backend();
+  const auto answers = [&](std::int64_t device_tokens) {
+    EngineOptions options = options_for(gpu, device_tokens);
+    options.context_length = 64;
+    const Engine engine = Engine::load(model, options).value();
+    std::vector<Completion> running;
+    for (unsigned i = 0; i < 6; ++i) {
+      CompletionRequest request;
+      request.tokens = some_tokens(2, i);
+      request.options = some(3);
+      if (i == 3) request.options.deadline = std::chrono::milliseconds(0);
+      running.push_back(engine.submit(std::move(request)).value());
+    }
+    running[1].cancel();
+    std::vector<std::vector<Token>> all;
+    for (std::size_t i = 0; i < running.size(); ++i) {
+      const CompletionResult result = running[i].wait().value();
+      if (i != 1) all.push_back(result.tokens);
+      if (i == 3) CHECK(result.reason == FinishReason::deadline);
+    }
+    CHECK(engine.stats().pages_used == 0);
+    CHECK(engine.stats().preemptions == 0);
+    return all;
+  };
+  CHECK(answers(64) == answers(0));  // one page: one request at a time
 }
 
 TEST_CASE("Device memory for a cache that cannot be") {
