@@ -18,6 +18,7 @@ struct Api {
   using Event = cudaEvent_t;
   static constexpr const char* kVendor = "NVIDIA";
   static constexpr int kOutOfMemory = cudaErrorMemoryAllocation;
+  static constexpr int kNotReady = cudaErrorNotReady;
 
   static const KernelTable& kernels() noexcept { return cuda::kernel_table(); }
   static const char* message(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
@@ -30,6 +31,7 @@ struct Api {
     cudaDeviceProp properties{};
     const int error = cudaGetDeviceProperties(&properties, index);
     info.kind = "cuda";
+    info.collectives = "libnccl.so.2";
     info.name = properties.name;
     info.architecture = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
     info.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
@@ -60,6 +62,7 @@ struct Api {
   static int destroy_event(Event event) { return cudaEventDestroy(event); }
   static int record(Event event, Stream stream) { return cudaEventRecord(event, stream); }
   static int wait_event(Event event) { return cudaEventSynchronize(event); }
+  static int query_event(Event event) { return cudaEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
 };
 

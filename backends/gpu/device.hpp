@@ -24,6 +24,7 @@ struct DeviceInfo {
   std::string architecture;  ///< "sm_90", "gfx90a", …
   std::int64_t memory = 0;   ///< bytes
   int units = 1;             ///< multiprocessors
+  std::string collectives;   ///< file of the library that sums over such devices (nccl.hpp); empty: none
 };
 
 /// What goes to one of them is in no order with what goes to the other but by events.
@@ -61,6 +62,8 @@ class Device {
   virtual void release_event(void* event) noexcept = 0;
   virtual Result<void> record(void* event, Stream stream) = 0;
   virtual Result<void> follow(void* event, Stream stream) = 0;
+  /// Whether what was enqueued before the event's last record() is done. Errors: device_error.
+  virtual Result<bool> reached(void* event) = 0;
   /// Marks the end of what was enqueued so far in Stream::work, in one of kMarks places; wait_for waits for it.
   static constexpr int kMarks = 4;
   virtual Result<void> mark(int place) = 0;
@@ -154,6 +157,7 @@ class Event {
   }
   Result<void> record(Stream stream) const { return device_->record(handle_, stream); }
   Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
+  Result<bool> reached() const { return device_->reached(handle_); }
 
  private:
   Event(std::shared_ptr<Device> device, void* handle) noexcept : device_(std::move(device)), handle_(handle) {}

@@ -11,6 +11,7 @@
 
 #include "backends/common/steps.hpp"
 #include "backends/gpu/cache.hpp"
+#include "backends/gpu/collective.hpp"
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/ring.hpp"
 #include "backends/gpu/weight.hpp"
@@ -61,6 +62,7 @@ class GpuPlan final : public Plan {
   }
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
+  Result<void> sum_with(std::shared_ptr<Collective> collective) override;
 
  private:
   /// Rows [first, first + count), of which the last positions go up to `longest`.
@@ -95,6 +97,8 @@ class GpuPlan final : public Plan {
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
     int layers = 0;     ///< attention steps enqueued
+    bool sums_on_devices = false;
+    int sums = 0;  ///< of the collective, enqueued
     bool stop = false;  ///< interrupted
   };
 
@@ -117,6 +121,11 @@ class GpuPlan final : public Plan {
   Result<void> upload(const Batch& batch);
   Result<void> enqueue(const Batch& batch);
   Result<void> fetch_outputs();
+  // plan_collective.cpp
+  /// Waits for what the pass has enqueued.
+  Result<void> settle();
+  Result<void> sum_on_devices(const op::Reduce& op);
+  Result<void> owe_sums();
 
   Result<void> run(const EmbedStep& step);
   Result<void> run(const NormStep& step);
@@ -164,6 +173,7 @@ class GpuPlan final : public Plan {
   const PlanLayout layout_;
   const std::int32_t max_rows_;
   const Reduction reduce_;
+  std::shared_ptr<GpuCollective> collective_;  ///< or null
   const std::shared_ptr<Device> device_;
   const bool batch_invariant_;
   std::vector<std::shared_ptr<const PreparedWeight>> owned_;

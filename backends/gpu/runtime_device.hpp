@@ -125,6 +125,16 @@ class RuntimeDevice final : public Device {
     const Current current(*this);
     return status(Api::follow_event(of(stream), static_cast<typename Api::Event>(event)), "an event");
   }
+  Result<bool> reached(void* event) override {
+    const Current current(*this);
+    const int error = Api::query_event(static_cast<typename Api::Event>(event));
+    if (error == Api::kNotReady) {
+      (void)Api::take_error();
+      return false;
+    }
+    LLMINFER_TRY(status(error, "the work that was given to it"));
+    return true;
+  }
   Result<void> mark(int place) override {
     const Current current(*this);
     return status(Api::record(marks_[place], of(Stream::work)), "an event");

@@ -39,6 +39,7 @@ class EmulatedDevice final : public Device {
     info_.architecture = "warps of " + std::to_string(options.warp_width);
     info_.memory = options.memory;
     info_.units = options.units;
+    info_.collectives = options.collectives;
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }
@@ -91,6 +92,7 @@ class EmulatedDevice final : public Device {
     streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
+  Result<bool> reached(void* event) override { return streams_.reached(**static_cast<Mark*>(event)); }
   Result<void> mark(int place) override { return record(&marks_[place], Stream::work); }
   Result<void> wait_for(int place) override { return outcome(streams_.wait(*marks_[place])); }
 

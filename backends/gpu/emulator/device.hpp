@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "backends/gpu/device.hpp"
 
@@ -19,6 +20,7 @@ struct EmulatorOptions {
   std::int64_t fail_launch = -1;  ///< the launch of that number fails
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
+  std::string collectives{};  ///< as DeviceInfo's
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
