@@ -96,8 +96,9 @@ class GpuBackend final : public Backend {
       const DeviceInfo& info = device_->info();
       if (info.collectives.empty()) return fail(ErrorCode::unsupported, info.kind, " devices have no collectives");
       if (batch_invariant_) {
-        return fail(ErrorCode::unsupported, "GpuOptions::batch_invariant: the order of sums over several GPUs may depend "
-                                            "on how many rows a batch has");
+        return fail(ErrorCode::unsupported,
+                    "GpuOptions::batch_invariant: the order of sums over several GPUs may depend "
+                    "on how many rows a batch has");
       }
       return LLMINFER_TRY(Nccl::load(info.collectives))->name;
     });

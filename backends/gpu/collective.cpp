@@ -33,8 +33,9 @@ Result<std::vector<std::byte>> GpuCollective::make_id(const Device& device) {
   return std::vector<std::byte>(bytes.begin(), bytes.end());
 }
 
-Result<std::shared_ptr<GpuCollective>> GpuCollective::make(std::shared_ptr<Device> device, std::span<const std::byte> id,
-                                                           int rank, int ranks, Watch watch) {
+Result<std::shared_ptr<GpuCollective>> GpuCollective::make(std::shared_ptr<Device> device,
+                                                           std::span<const std::byte> id, int rank, int ranks,
+                                                           Watch watch) {
   Nccl::Id unique{};
   if (id.size() != sizeof unique) {
     return fail(ErrorCode::invalid_argument, "an id of ", id.size(), " bytes; expected ", sizeof unique);
@@ -128,6 +129,7 @@ Result<void> GpuCollective::wait() {
   if (!aborted()) {
     LLMINFER_TRY(give_up(end_.front().record(Stream::work)));
     LLMINFER_TRY(wait_until([&] { return end_.front().reached(); }));
+    LLMINFER_TRY(give_up(look()));  // what the library has failed to enqueue does not show in the stream
   }
   return device_->wait();
 }

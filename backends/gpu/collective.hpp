@@ -18,8 +18,8 @@ namespace llminfer::gpu {
 
 class GpuCollective final : public Collective {
  public:
-  /// See Backend::make_collective. Errors: not_found, unsupported, invalid_argument, device_error (the library's own, or
-  /// that the others did not come in time), those of `watch`.
+  /// See Backend::make_collective. Errors: not_found, unsupported, invalid_argument, device_error (the library's own,
+  /// or that the others did not come in time), those of `watch`.
   static Result<std::shared_ptr<GpuCollective>> make(std::shared_ptr<Device> device, std::span<const std::byte> id,
                                                      int rank, int ranks, Watch watch);
   static Result<std::vector<std::byte>> make_id(const Device& device);

@@ -31,8 +31,8 @@ Result<std::shared_ptr<const Nccl>> Nccl::load(const std::string& file) {
     return fail(ErrorCode::unsupported, file, " is not NCCL 2.14 or later, or RCCL of that interface");
   }
   std::ostringstream name;
-  name << (file.find("rccl") == std::string::npos ? "NCCL " : "RCCL ") << version / 10000 << '.'
-       << version / 100 % 100 << '.' << version % 100;
+  name << (file.find("rccl") == std::string::npos ? "NCCL " : "RCCL ") << version / 10000 << '.' << version / 100 % 100
+       << '.' << version % 100;
   made->name = name.str();
   return std::shared_ptr<const Nccl>(std::move(made));
 }

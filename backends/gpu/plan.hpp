@@ -96,9 +96,9 @@ class GpuPlan final : public Plan {
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
-    int layers = 0;     ///< attention steps enqueued
+    int layers = 0;  ///< attention steps enqueued
     bool sums_on_devices = false;
-    int sums = 0;  ///< of the collective, enqueued
+    int sums = 0;       ///< of the collective, enqueued
     bool stop = false;  ///< interrupted
   };
 

@@ -1,5 +1,6 @@
-// Sums over the devices of several ranks, in the order of the other launches. Once a pass has begun, the other ranks' sums
-// wait on their devices for this one's, so each is made, whatever becomes of the pass; or the collective is aborted.
+// Sums over the devices of several ranks, in the order of the other launches. Once a pass has begun, the other ranks'
+// sums wait on their devices for this one's, so each is made, whatever becomes of the pass; or the collective is
+// aborted.
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
 

@@ -127,10 +127,10 @@ class Plan {
   virtual Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) = 0;
   /// Waits for the end of the pass that was submitted and gives its outcome.
   virtual Result<void> wait() = 0;
-  /// From the next pass on, the operations that PlanOptions::reduce is for sum with `collective`, until that is aborted;
-  /// null: they go back to `reduce`. All ranks then make the same sums in each pass: one whose submit() has succeeded
-  /// makes all of them, whatever becomes of the pass, or aborts the collective. Errors: unsupported; invalid_argument
-  /// (the collective of another backend).
+  /// From the next pass on, the operations that PlanOptions::reduce is for sum with `collective`, until that is
+  /// aborted; null: they go back to `reduce`. All ranks then make the same sums in each pass: one whose submit() has
+  /// succeeded makes all of them, whatever becomes of the pass, or aborts the collective. Errors: unsupported;
+  /// invalid_argument (the collective of another backend).
   virtual Result<void> sum_with([[maybe_unused]] std::shared_ptr<Collective> collective) {
     return Error{ErrorCode::unsupported, "the backend's plans sum in host memory"};
   }

@@ -429,7 +429,8 @@ std::vector<std::int64_t> model_numbers(const Layout& layout, const EngineOption
           options.output_bits};
 }
 
-/// Lets the ranks sum on their devices, as EngineOptions::device_sums says; what comes of it goes to their descriptions.
+/// Lets the ranks sum on their devices, as EngineOptions::device_sums says; what comes of it goes to their
+/// descriptions.
 Result<void> start_collectives(Leader& leader, const RankStage& own, const EngineOptions& options, Layout& layout) {
   if (options.tensor_parallel == 1 || options.device_sums == DeviceSums::never) return {};
   const auto outcomes = LLMINFER_TRY(leader.start_collectives(own));

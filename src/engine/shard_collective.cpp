@@ -79,7 +79,8 @@ Result<std::string> ShardGroup::start_collective(Backend& backend, Plan& plan) {
     return {};
   });
   const bool made = own.has_value();
-  LLMINFER_TRY(finish_on_devices(named(std::move(own)), made));
+  if (!made && watch()) own = named(std::move(own));  // or it is another's error, which says whose
+  LLMINFER_TRY(finish_on_devices(std::move(own), made));
   return collective_->description();
 }
 

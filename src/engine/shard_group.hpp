@@ -20,9 +20,9 @@ namespace llminfer::inline v0::engine {
 ///
 /// A sum is ((x0 + x1) + x2) + … in floats, in the order of the shards: the same bits on all ranks, whoever was first.
 ///
-/// Or the ranks' devices sum by themselves, through a Collective (docs/adr/0031). Then the ranks meet only at the end of
-/// a pass, where each sends how it went as soon as it knows, and whether it has made its sums. If one has not, the others
-/// find its message where they wait for their devices, and all abort the collective; later passes sum as above.
+/// Or the ranks' devices sum by themselves, through a Collective (docs/adr/0031). Then the ranks meet only at the end
+/// of a pass, where each sends how it went as soon as it knows, and whether it has made its sums. If one has not, the
+/// others find its message where they wait for their devices, and all abort the collective; later passes sum as above.
 class ShardGroup {
  public:
   /// Ranks [first, first + count), with this one. A sum has at most `most_floats`. Throws std::bad_alloc.

@@ -10,8 +10,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const chat::Value context = core::parse_json(R"({"messages": [{"role": "user", "content": "Hé"},
     {"role": "assistant", "content": [{"type": "text", "text": "x"}]}], "tools": [{"name": "f", "n": [1, -2.5, null, true]}],
     "add_generation_prompt": true, "bos_token": "<s>", "__now": 1700000000})",
-                                                           "context")
-                                              .value();
+                                                      "context")
+                                         .value();
   chat::TemplateLimits limits;
   limits.steps = 100'000;
   limits.output_bytes = 1 << 16;

@@ -80,22 +80,27 @@ TEST_CASE("Ranks that cannot sum on their GPUs sum in host memory, or say why no
       CHECK(fake().communicators == 0);
     }
   };
-  check([](auto& backends, auto&) {
-    gpu::EmulatorOptions other;
-    other.collectives = "/nonexistent/libnccl.so.2";
-    backends[1] = make_machine_backend(other);
-  }, ErrorCode::not_found, "rank 1: /nonexistent/libnccl.so.2", true);
-  check([](auto& backends, auto&) { backends[1] = nullptr; }, ErrorCode::unsupported, "rank 1: the backend has no", false);
-  check([](auto& backends, auto&) {
-    gpu::EmulatorOptions options;
-    options.collectives = LLMINFER_TEST_FAKE_NCCL;
-    backends[1] = make_machine_backend(options, true);
-  }, ErrorCode::unsupported, "rank 1: GpuOptions::batch_invariant", false);
-  check([](auto&, auto& communicators) {
-    communicators[1] = std::make_shared<PlainCommunicator>(communicators[1]);
-  }, ErrorCode::unsupported, "rank 1: the Communicator has no ready()", false);
+  check(
+      [](auto& backends, auto&) {
+        gpu::EmulatorOptions other;
+        other.collectives = "/nonexistent/libnccl.so.2";
+        backends[1] = make_machine_backend(other);
+      },
+      ErrorCode::not_found, "rank 1: /nonexistent/libnccl.so.2", true);
+  check([](auto& backends, auto&) { backends[1] = nullptr; }, ErrorCode::unsupported, "rank 1: the backend has no",
+        false);
+  check(
+      [](auto& backends, auto&) {
+        gpu::EmulatorOptions options;
+        options.collectives = LLMINFER_TEST_FAKE_NCCL;
+        backends[1] = make_machine_backend(options, true);
+      },
+      ErrorCode::unsupported, "rank 1: GpuOptions::batch_invariant", false);
+  check([](auto&, auto& communicators) { communicators[1] = std::make_shared<PlainCommunicator>(communicators[1]); },
+        ErrorCode::unsupported, "rank 1: the Communicator has no ready()", false);
   fake().fail_init = 1;
-  check([](auto&, auto&) {}, ErrorCode::device_error, "rank 1: host emulator, NCCL 2.28.3: making a communicator", true);
+  check([](auto&, auto&) {}, ErrorCode::device_error, "rank 1: host emulator, NCCL 2.28.3: making a communicator",
+        true);
   fake().fail_init = -1;
 }
 

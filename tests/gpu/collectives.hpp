@@ -51,7 +51,8 @@ class FourHeadsModel : public ModelFolder {
       const std::string layer = "model.layers." + std::to_string(i) + ".";
       add(layer + "input_layernorm.weight", 1, 32);
       add(layer + "post_attention_layernorm.weight", 1, 32);
-      for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) add(layer + "self_attn." + name + ".weight", 32, 32);
+      for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
+        add(layer + "self_attn." + name + ".weight", 32, 32);
       add(layer + "mlp.gate_proj.weight", 24, 32);
       add(layer + "mlp.up_proj.weight", 24, 32);
       add(layer + "mlp.down_proj.weight", 32, 24);

@@ -1,6 +1,7 @@
-// A library with the functions of NCCL that llminfer uses. Ranks are threads of this process, their devices emulated ones,
-// whose memory is the host's. A sum is work of its device's stream: it reads and writes when its turn comes there, and
-// waits for the others' turns. As NCCL may, it puts some sums into the stream only once it was asked how they are.
+// A library with the functions of NCCL that llminfer uses. Ranks are threads of this process, their devices emulated
+// ones, whose memory is the host's. A sum is work of its device's stream: it reads and writes when its turn comes
+// there, and waits for the others' turns. As NCCL may, it puts some sums into the stream only once it was asked how
+// they are.
 #include "tests/gpu/fake_nccl.hpp"
 
 #include <algorithm>
@@ -166,9 +167,8 @@ int ncclAllReduce(const void* in, void* out, std::size_t count, int type, int op
   if (type != 7 || operation != 0 || self.state != success || due(control.fail_sum)) return invalid_argument;
   const std::uint64_t number = self.sums++;
   auto enqueue = [handle = *static_cast<Handle*>(handle), number, in, out, count, stream] {
-    static_cast<emulator::Machine*>(stream)->later([=] {
-      return work(*handle, number, static_cast<const float*>(in), static_cast<float*>(out), count);
-    });
+    static_cast<emulator::Machine*>(stream)->later(
+        [=] { return work(*handle, number, static_cast<const float*>(in), static_cast<float*>(out), count); });
   };
   ++control.sums;
   if (due(control.break_sum)) {

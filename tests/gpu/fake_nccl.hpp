@@ -9,9 +9,9 @@ struct FakeNccl {
   std::atomic<int> communicators{0};  ///< that live
   std::atomic<int> sums{0};           ///< that ranks have enqueued
   // Errors to come. -1: none. Those of one sum happen once.
-  std::atomic<int> fail_init{-1};   ///< the rank whose communicator cannot be made
-  std::atomic<int> fail_sum{-1};    ///< the sum of that number, counted over all ranks from 0, is refused
-  std::atomic<int> break_sum{-1};   ///< likewise: it is accepted, then its communicator is broken
+  std::atomic<int> fail_init{-1};  ///< the rank whose communicator cannot be made
+  std::atomic<int> fail_sum{-1};   ///< the sum of that number, counted over all ranks from 0, is refused
+  std::atomic<int> break_sum{-1};  ///< likewise: it is accepted, then its communicator is broken
 };
 
 }  // namespace llminfer::test
