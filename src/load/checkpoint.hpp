@@ -22,7 +22,7 @@ namespace llminfer::load {
 
 /// The types of safetensors elements that llminfer reads. Only the first three are weights as they are; the others
 /// occur in tensors that make up a packed weight.
-enum class ElementType : std::uint8_t { f32, f16, bf16, i8, u8, i32, i64, f8_e4m3, f8_e8m0, boolean };
+enum class ElementType : std::uint8_t { f32, f16, bf16, i8, u8, i32, i64, f8_e4m3, f8_e8m0, boolean, i16 };
 
 struct Checkpoint;
 struct TensorInfo;

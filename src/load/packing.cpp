@@ -20,8 +20,8 @@ struct ElementRow {
   std::string_view name;
   std::uint64_t bytes;
 };
-constexpr ElementRow kElements[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2},    {"I8", 1},      {"U8", 1},
-                                    {"I32", 4}, {"I64", 8}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"BOOL", 1}};
+constexpr ElementRow kElements[] = {{"F32", 4}, {"F16", 2},     {"BF16", 2},    {"I8", 1},   {"U8", 1}, {"I32", 4},
+                                    {"I64", 8}, {"F8_E4M3", 1}, {"F8_E8M0", 1}, {"BOOL", 1}, {"I16", 2}};
 
 bool fits(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& expected) {
   if (shape.size() != expected.size()) return false;
@@ -108,13 +108,18 @@ Result<TensorInfo> Layers::need(const std::string& name, std::initializer_list<E
 
 void Layers::add(const std::string& prefix, WeightType type, std::int64_t rows, std::int64_t cols,
                  const TensorInfo& largest, std::shared_ptr<const Packing> packing, WeightDetails details) {
+  add_tensor(prefix + ".weight", type, {rows, cols}, largest, std::move(packing), std::move(details));
+}
+
+void Layers::add_tensor(std::string name, WeightType type, std::vector<std::int64_t> shape, const TensorInfo& largest,
+                        std::shared_ptr<const Packing> packing, WeightDetails details) {
   TensorInfo tensor = largest;
-  tensor.name = prefix + ".weight";
+  tensor.name = std::move(name);
   tensor.type = type;
   tensor.element = ElementType::f32;
-  tensor.shape = {rows, cols};
-  tensor.rows = rows;
-  tensor.cols = cols;
+  tensor.rows = shape.size() < 2 ? 1 : shape[0];
+  tensor.cols = shape.back();
+  tensor.shape = std::move(shape);
   tensor.packing = std::move(packing);
   tensor.details = std::move(details);
   added_.push_back(std::move(tensor));

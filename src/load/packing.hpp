@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -43,6 +44,9 @@ class Layers {
   /// Adds the weight `prefix`.weight [rows, cols], of which `largest` is the largest part.
   void add(const std::string& prefix, WeightType type, std::int64_t rows, std::int64_t cols, const TensorInfo& largest,
            std::shared_ptr<const Packing> packing, WeightDetails details);
+  /// The same with a whole name, for a matrix or a vector.
+  void add_tensor(std::string name, WeightType type, std::vector<std::int64_t> shape, const TensorInfo& largest,
+                  std::shared_ptr<const Packing> packing, WeightDetails details);
   /// Ends the collection: parts leave the checkpoint, weights enter it. Errors: corrupt (a name that occurs twice).
   Result<void> finish();
 
@@ -134,9 +138,25 @@ Result<void> add_fp8(const core::Json& settings, Layers& layers);
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
 Result<void> add_hqq(const core::Json& settings, Layers& layers);
 
-/// Adds the weights that compressed-tensors stores as sparse-24-bitmask. Errors: missing_tensor (there is none),
-/// unsupported_type (values that are quantized, too), shape_mismatch, corrupt.
-Result<void> add_sparse_24(Layers& layers);
+/// A matrix of which compressed-tensors stores some elements (sparse-bitmask, sparse-24-bitmask); the others are zero.
+struct SparseMatrix {
+  TensorInfo values;       ///< those that are kept, row by row
+  TensorInfo mask;         ///< [rows, ceil(cols / 8)], a bit for each element, the lowest first
+  TensorInfo row_offsets;  ///< [rows], where each row's values begin; no name: the file has none
+  std::int64_t rows = 0, cols = 0;
+  bool half = false;  ///< rows keep half of their columns
+};
+/// All elements, as many bytes each as in `values`, to `out`. Errors: corrupt (a mask, offsets and values that do not
+/// belong together), those of the source.
+Result<void> expand(const Checkpoint& checkpoint, const SparseMatrix& matrix, core::Team* team, std::uint8_t* out);
+
+/// Adds the weights that compressed-tensors stores with masks, as `format` does. Gives those whose elements are
+/// quantized, by prefix. Errors: missing_tensor (there is none), unsupported_type, shape_mismatch, corrupt.
+Result<std::map<std::string, SparseMatrix>> add_sparse(std::string_view format, Layers& layers);
+
+/// Adds a layer of compressed-tensors' marlin-24: integers of which two of four are kept, for tensor cores.
+/// `group_size` 0: a scale per row. Errors: unsupported, missing_tensor, unsupported_type, shape_mismatch.
+Result<void> add_marlin_24(const std::string& prefix, int bits, std::int64_t group_size, Layers& layers);
 
 /// Codes of a layer in which groups of columns share scales and zero points: GPTQ, AWQ, pack-quantized.
 struct AffineLayer {
@@ -168,9 +188,10 @@ Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint,
 struct ByteLayer {
   std::int64_t rows = 0, cols = 0;
   std::int64_t block_rows = 1, block_cols = 0;
-  TensorInfo weight, scales;   ///< scales: one per rectangle, row-major
-  bool divide = false;         ///< value = element / scale
-  float scale_divisor = 1.0f;  ///< value = element * (scale / divisor)
+  TensorInfo weight, scales;           ///< scales: one per rectangle, row-major
+  std::optional<SparseMatrix> sparse;  ///< instead of all elements; its values are `weight`
+  bool divide = false;                 ///< value = element / scale
+  float scale_divisor = 1.0f;          ///< value = element * (scale / divisor)
 };
 Result<void> add_bytes(const std::string& prefix, ByteLayer layer, const InputQuantization& input, Layers& layers);
 

@@ -30,13 +30,22 @@ class BytePacking final : public Packing {
       }
       scale = l.divide ? 1.0f / scale : scale / l.scale_divisor;
     }
-    const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
-    const auto* codes = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
+    core::Bytes bytes;
+    std::vector<std::uint8_t> expanded;
+    const std::uint8_t* codes = nullptr;
+    if (l.sparse) {
+      expanded.resize(static_cast<std::size_t>(l.rows * l.cols));
+      LLMINFER_TRY(expand(checkpoint, *l.sparse, team, expanded.data()));
+      codes = expanded.data();
+    } else {
+      bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
+      codes = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
+    }
     const bool floats = l.weight.element == ElementType::f8_e4m3;
     if (floats) {
-      const auto* nan =
-          std::find_if(codes, codes + bytes.data.size(), [](std::uint8_t u) { return (u & 0x7f) == 0x7f; });
-      if (nan != codes + bytes.data.size()) {
+      const std::uint8_t* const end = codes + l.rows * l.cols;
+      const auto* nan = std::find_if(codes, end, [](std::uint8_t u) { return (u & 0x7f) == 0x7f; });
+      if (nan != end) {
         return fail(ErrorCode::corrupt, "tensor ", l.weight.name, ": element ", nan - codes, " is not a number");
       }
     }

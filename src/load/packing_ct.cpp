@@ -1,4 +1,5 @@
-// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized.
+// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized,
+// marlin-24, and masks of elements that are not zero.
 // A layer's scheme is the one of config_groups that its tensors fit.
 #include <utility>
 
@@ -92,12 +93,18 @@ Result<Scheme> read_scheme(const std::string& name, const Json& json, const std:
 
 class CompressedTensors {
  public:
-  CompressedTensors(std::vector<Scheme> schemes, Layers& layers) : schemes_(std::move(schemes)), layers_(layers) {}
+  /// `sparse`: what add_sparse gave.
+  CompressedTensors(std::vector<Scheme> schemes, std::map<std::string, SparseMatrix> sparse, Layers& layers)
+      : schemes_(std::move(schemes)), sparse_(std::move(sparse)), layers_(layers) {}
 
   Result<void> add_all() {
     std::size_t found = 0;
     for (const std::string& prefix : layers_.with(".weight_packed")) LLMINFER_TRY(add_packed(prefix)), ++found;
     for (const std::string& prefix : layers_.with(".weight_scale")) LLMINFER_TRY(add_whole(prefix)), ++found;
+    for (const auto& [prefix, matrix] : sparse_) {
+      return fail(ErrorCode::missing_tensor, "no tensor ", prefix, ".weight_scale, but ", matrix.values.name,
+                  " is of type ", name_of(matrix.values.element));
+    }
     if (found > 0) return {};
     return fail(ErrorCode::missing_tensor, kPlace,
                 " says compressed-tensors, but no tensor is named *.weight_packed or *.weight_scale");
@@ -144,8 +151,21 @@ class CompressedTensors {
 
   Result<void> add_packed(const std::string& prefix) {
     const std::string name = prefix + ".weight_packed";
+    if (layers_.find(prefix + ".scale_packed")) return add_marlin(prefix, name);
     const TensorInfo packed = LLMINFER_TRY(layers_.need(name, {i32, u8}, {-1, -1}));
     return packed.element == i32 ? add_integers(prefix, packed) : add_fp4(prefix, packed);
+  }
+
+  Result<void> add_marlin(const std::string& prefix, const std::string& name) {
+    const Scheme scheme = LLMINFER_TRY(scheme_of(name, [&](const Scheme& s) {
+      return s.format == "marlin-24" && s.integers && s.symmetric && (s.bits == 4 || s.bits == 8) &&
+             (s.strategy == "channel" || (s.strategy == "group" && s.group_size > 0));
+    }));
+    if (scheme.input.kind != InputQuantization::Kind::none) {
+      return fail(ErrorCode::unsupported, scheme.name, ": marlin-24 with inputs that are rounded");
+    }
+    return add_marlin_24(prefix, static_cast<int>(scheme.bits), scheme.strategy == "group" ? scheme.group_size : 0,
+                         layers_);
   }
 
   /// Streams of integers along K.
@@ -235,9 +255,17 @@ class CompressedTensors {
   /// Whole bytes: int8 or E4M3.
   Result<void> add_whole(const std::string& prefix) {
     ByteLayer layer;
-    layer.weight = LLMINFER_TRY(layers_.need(prefix + ".weight", {i8, f8_e4m3}, {-1, -1}));
-    layer.rows = layer.weight.shape[0];
-    layer.cols = layer.weight.shape[1];
+    if (const auto found = sparse_.find(prefix); found != sparse_.end()) {
+      layer.sparse = std::move(found->second);
+      sparse_.erase(found);
+      layer.weight = layer.sparse->values;
+      layer.rows = layer.sparse->rows;
+      layer.cols = layer.sparse->cols;
+    } else {
+      layer.weight = LLMINFER_TRY(layers_.need(prefix + ".weight", {i8, f8_e4m3}, {-1, -1}));
+      layer.rows = layer.weight.shape[0];
+      layer.cols = layer.weight.shape[1];
+    }
     const bool integers = layer.weight.element == i8;
     const Scheme scheme = LLMINFER_TRY(scheme_of(layer.weight.name, [&](const Scheme& s) {
       const char* const format = integers ? "int-quantized" : "float-quantized";
@@ -275,13 +303,16 @@ class CompressedTensors {
   }
 
   const std::vector<Scheme> schemes_;
+  std::map<std::string, SparseMatrix> sparse_;  ///< quantized, by prefix; those that are not yet added
   Layers& layers_;
 };
 
-bool sparse_24(const Json& settings) {
+/// sparse-bitmask, sparse-24-bitmask, or nothing.
+std::string sparse_format(const Json& settings) {
   const Json* sparsity = settings.find("sparsity_config");
   const Json* format = sparsity ? sparsity->find("format") : nullptr;
-  return format && format->is_string() && format->string() == "sparse-24-bitmask";
+  if (!format || !format->is_string() || !format->string().ends_with("-bitmask")) return "";
+  return std::string(format->string());
 }
 
 /// Parts of the format that change what weights mean, and that llminfer does not have.
@@ -300,13 +331,15 @@ Result<void> refuse_others(const Json& settings, bool sparse) {
 }  // namespace
 
 Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
-  const bool sparse = sparse_24(settings);
-  LLMINFER_TRY(refuse_others(settings, sparse));
+  const std::string sparse = sparse_format(settings);
+  LLMINFER_TRY(refuse_others(settings, sparse == "sparse-bitmask" || sparse == "sparse-24-bitmask"));
   const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
   const Json* groups = settings.find("config_groups");
-  if (sparse) {
-    LLMINFER_TRY(add_sparse_24(layers));
-    if (!groups || groups->is_null() || groups->size() == 0) return {};  // sparse, but not quantized
+  std::map<std::string, SparseMatrix> quantized;
+  if (!sparse.empty()) {
+    quantized = LLMINFER_TRY(add_sparse(sparse, layers));
+    const bool none = !groups || groups->is_null() || groups->size() == 0;
+    if (none && quantized.empty()) return {};  // sparse, but not quantized
   }
   if (!groups || !groups->is_object() || groups->size() == 0) {
     return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
@@ -316,7 +349,7 @@ Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
   for (const char* suffix : {".k_scale", ".v_scale"}) {  // of a quantized KV cache; llminfer's own has its own scales
     for (const std::string& prefix : layers.with(suffix)) layers.take(prefix + suffix);
   }
-  return CompressedTensors(std::move(schemes), layers).add_all();
+  return CompressedTensors(std::move(schemes), std::move(quantized), layers).add_all();
 }
 
 }  // namespace llminfer::load

@@ -37,6 +37,7 @@ constexpr Element kElements[] = {
     {"F8_E4M3", ElementType::f8_e4m3, {}, 1},
     {"F8_E8M0", ElementType::f8_e8m0, {}, 1},
     {"BOOL", ElementType::boolean, {}, 1},
+    {"I16", ElementType::i16, {}, 2},
 };
 
 /// An array of unsigned integers that fit an int64.
@@ -64,7 +65,7 @@ Result<TensorInfo> read_tensor(const std::string& name, const Json& entry, const
                                   [&](const Element& candidate) { return candidate.name == *type_name; });
   if (type == std::end(kElements)) {
     return fail(ErrorCode::unsupported_type, place, ": the type ", *type_name,
-                "; expected F32, F16 or BF16, or one of packed weights: I8, U8, I32, I64, F8_E4M3, F8_E8M0, BOOL");
+                "; expected F32, F16 or BF16, or one of packed weights: I8, U8, I16, I32, I64, F8_E4M3, F8_E8M0, BOOL");
   }
   const auto [begin, end] = std::pair((*range)[0], (*range)[1]);
   if (begin > end) return fail(ErrorCode::corrupt, place, ": the data begins at ", begin, " and ends at ", end);

@@ -68,6 +68,29 @@ TEST_CASE("Rotary table: yarn") {
   }
 }
 
+// The ramp of gpt-oss lies between dimensions 8.09 and 17.40; llama.cpp, and "truncate": true, have 8 and 18. These are
+// the dimensions where the two differ, with others around them, of transformers' own GptOssConfig.
+TEST_CASE("Rotary table: gpt-oss does not round the ramp of yarn") {
+  load::ModelConfig config = config_of(150000, Kind::yarn, 32);
+  config.head_dim = config.rotary_dim = 64;
+  config.rope_scaling.original_context = 4096;
+  config.rope_scaling.truncate = GENERATE(false, true);
+  const RopeTable table = arch::make_rope_table(config, false).value();
+  CHECK(table.magnitude == Approx(1.3465735902799727).epsilon(1e-7));
+  const std::vector<double> exact = {0.0508132726,   0.0317056961,   0.0193349998,   0.0115920492,
+                                     0.00679495931,  0.00386035908,  0.00209379266,  0.00105260219,
+                                     0.000456483918, 0.000129318694, 3.83088118e-05, 2.63964685e-05};
+  const std::vector<double> rounded = {0.0508132726,   0.0316207521,   0.0194509663,   0.0117921913,
+                                       0.00701571396,  0.00406955462,  0.00227727205,  0.00120613095,
+                                       0.000580947497, 0.000227947836, 3.83088118e-05, 2.63964685e-05};
+  const std::vector<double>& expected = config.rope_scaling.truncate ? rounded : exact;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    CHECK(table.inverse_frequency[8 + i] == Approx(expected[i]).epsilon(2e-7));
+  }
+  CHECK(table.inverse_frequency[1] == Approx(0.689044297).epsilon(2e-7));
+  CHECK(table.inverse_frequency[31] == Approx(3.0235114e-07).epsilon(2e-7));
+}
+
 TEST_CASE("Rotary table: factors divide") {
   load::ModelConfig config = config_of(10000, Kind::factors, 1);
   config.rope_scaling.factors = {1, 2, 4, 8, 1, 1, 1, 1};

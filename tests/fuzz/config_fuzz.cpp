@@ -18,10 +18,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (!config) return 0;
   llminfer::load::Checkpoint checkpoint;
   checkpoint.config = std::move(config->model);
-  // A few small layers with names of every packing; whatever the settings say of them, they are read or refused.
+  // Whatever the settings say of small layers of each packing, they are read or refused.
   if (config->quantization.is_object()) {
-    llminfer::load::Checkpoint packed = llminfer::fuzz::packed_layers();
-    if (llminfer::load::apply_quantization(config->quantization, packed)) {
+    for (llminfer::load::Checkpoint packed : llminfer::fuzz::packed_layers()) {
+      if (!llminfer::load::apply_quantization(config->quantization, packed)) continue;
       for (const auto& tensor : packed.tensors) (void)packed.read(tensor).has_value();
     }
   }

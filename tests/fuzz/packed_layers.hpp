@@ -1,48 +1,131 @@
-// A checkpoint in memory with one small layer of each packing, for fuzzing settings against tensors.
+// Checkpoints in memory with a small layer of one packing each, for fuzzing settings against tensors.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/file.hpp"
 #include "load/checkpoint.hpp"
+#include "load/packing.hpp"
+#include "quant/traits_w.hpp"
 
 namespace llminfer::fuzz {
 
-inline load::Checkpoint packed_layers() {
-  using enum load::ElementType;
-  static const std::vector<std::byte> data(4096, std::byte{0x11});
-  load::Checkpoint checkpoint;
-  checkpoint.sources.push_back(core::memory_source("memory", data, nullptr));
-  const auto add = [&](const char* name, load::ElementType element, std::uint64_t size,
-                       std::vector<std::int64_t> shape) {
+class PackedLayer {
+ public:
+  /// Its bytes are `content`, repeated.
+  PackedLayer& add(const char* name, load::ElementType element, std::vector<std::int64_t> shape,
+                   std::string_view content = "\x11") {
     load::TensorInfo tensor;
     tensor.name = name;
     tensor.element = element;
-    tensor.shape = shape;
-    tensor.cols = shape.back();
+    tensor.cols = shape.empty() ? 1 : shape.back();
     std::uint64_t count = 1;
     for (const std::int64_t side : shape) count *= static_cast<std::uint64_t>(side);
     tensor.rows = static_cast<std::int64_t>(count) / tensor.cols;
-    tensor.bytes = count * size;
-    checkpoint.by_name.emplace(tensor.name, checkpoint.tensors.size());
-    checkpoint.tensors.push_back(std::move(tensor));
-  };
-  add("g.qweight", i32, 4, {8, 8});  // GPTQ of 4 bits [8, 64], AWQ [64, 8]
-  add("g.qzeros", i32, 4, {2, 1});
-  add("g.scales", f16, 2, {2, 8});
-  add("p.weight_packed", i32, 4, {8, 8});
-  add("p.weight_scale", bf16, 2, {8, 2});
-  add("p.weight_shape", i64, 8, {2});
-  add("f.weight", f8_e4m3, 1, {8, 64});
-  add("f.weight_scale", bf16, 2, {8, 1});
-  add("f.weight_scale_inv", f32, 4, {1, 1});
-  add("i.weight", i8, 1, {8, 64});
-  add("i.weight_scale", bf16, 2, {8, 1});
-  add("b.weight", i8, 1, {8, 64});
-  add("b.SCB", f32, 4, {8});
-  return checkpoint;
+    tensor.shape = std::move(shape);
+    tensor.offset = data_->size();
+    tensor.bytes = count * load::bytes_of(element);
+    for (std::uint64_t i = 0; i < tensor.bytes; ++i) {
+      data_->push_back(static_cast<std::byte>(content[i % content.size()]));
+    }
+    checkpoint_.by_name.emplace(tensor.name, checkpoint_.tensors.size());
+    checkpoint_.tensors.push_back(std::move(tensor));
+    return *this;
+  }
+  template <class T>
+  PackedLayer& add_numbers(const char* name, load::ElementType element, std::vector<std::int64_t> shape,
+                           const std::vector<T>& numbers) {
+    return add(name, element, std::move(shape),
+               {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)});
+  }
+  load::Checkpoint take() {
+    checkpoint_.sources.push_back(core::memory_source("memory", *data_, data_));
+    return std::move(checkpoint_);
+  }
+
+ private:
+  load::Checkpoint checkpoint_;
+  std::shared_ptr<std::vector<std::byte>> data_ = std::make_shared<std::vector<std::byte>>();
+};
+
+/// Most are [8, 64] in groups of 32.
+inline const std::vector<load::Checkpoint>& packed_layers() {
+  using enum load::ElementType;
+  using Sides = std::vector<std::int64_t>;
+  static const std::vector<load::Checkpoint> layers = [] {
+    std::vector<load::Checkpoint> all;
+    const auto put = [&](PackedLayer& layer) { all.push_back(layer.take()); };
+    const Sides sides = {8, 64};
+    const std::string_view nf4 = R"({"blocksize": 64, "shape": [8, 64], "quant_type": "nf4"})";
+    const auto length = static_cast<std::int64_t>(nf4.size());
+    const std::vector<float> table(std::begin(quant::kNf4Values), std::end(quant::kNf4Values));
+    put(PackedLayer().add("x.qweight", i32, {8, 8}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
+    put(PackedLayer().add("x.qweight", i32, {64, 1}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
+    put(PackedLayer().add("x.B", i32, {4, 128}).add("x.s", f16, {2, 64}));
+    put(PackedLayer()
+            .add("x.weight_packed", i32, {8, 8})
+            .add("x.weight_scale", bf16, {8, 2})
+            .add_numbers("x.weight_shape", i64, {2}, sides)
+            .add("x.weight_zero_point", i32, {1, 2})
+            .add("x.weight_g_idx", i32, {64}, std::string_view("\0\0\0\0\1\0\0\0", 8)));
+    put(PackedLayer()
+            .add("x.weight_packed", u8, {8, 32})
+            .add("x.weight_scale", f8_e4m3, {8, 4})
+            .add("x.weight_global_scale", f32, {1}));
+    put(PackedLayer().add("x.weight_packed", u8, {8, 32}).add("x.weight_scale", u8, {8, 2}));
+    put(PackedLayer()
+            .add("x.weight_packed", i32, {2, 128})
+            .add("x.scale_packed", f16, {1, 64})
+            .add("x.meta", i16, {2, 128}, "\x44"));
+    put(PackedLayer()
+            .add("x.weight", i8, {8, 64})
+            .add("x.weight_scale", bf16, {8, 1})
+            .add("x.input_scale", bf16, {1})
+            .add("x.input_zero_point", i8, {1}));
+    put(PackedLayer()
+            .add("x.weight", f8_e4m3, {8, 64})
+            .add("x.weight_scale", bf16, {8, 1})
+            .add("x.weight_scale_inv", f32, {1, 1}));
+    put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale", f32, {}).add("x.input_scale", f32, {}));
+    put(PackedLayer()
+            .add("x.compressed", i8, {128})
+            .add("x.bitmask", u8, {8, 8})
+            .add_numbers("x.shape", i64, {2}, sides)
+            .add("x.weight_scale", bf16, {8, 1}));
+    put(PackedLayer()
+            .add("x.compressed", bf16, {8, 32})
+            .add("x.bitmask", u8, {8, 8}, "\x55")
+            .add_numbers("x.shape", i64, {2, 1}, sides));
+    put(PackedLayer().add("x.weight", i8, {8, 64}).add("x.SCB", f32, {8}));
+    put(PackedLayer()
+            .add("x.weight", u8, {256, 1})
+            .add("x.weight.absmax", f32, {8})
+            .add("x.weight.quant_state.bitsandbytes__nf4", u8, {length}, nf4)
+            .add_numbers("x.weight.quant_map", f32, {16}, table));
+    const auto scalar = [](std::int32_t value) { return std::vector{value}; };
+    put(PackedLayer()
+            .add("mlp.up_proj.W_q", u8, {8, 32})
+            .add("mlp.up_proj.scale", f32, {16, 1})
+            .add("mlp.up_proj.zero", f32, {16, 1})
+            .add_numbers("mlp.up_proj.nbits", i32, {}, scalar(4))
+            .add_numbers("mlp.up_proj.group_size", i32, {}, scalar(32))
+            .add_numbers("mlp.up_proj.axis", i32, {}, scalar(1))
+            .add_numbers("mlp.up_proj.shape", i64, {2}, sides)
+            .add("mlp.up_proj.packing", u8, {7}, "4bit_u8"));
+    PackedLayer experts;
+    experts.add("experts.gate_up_proj_blocks", u8, {2, 4, 2, 16}).add("experts.gate_up_proj_scales", u8, {2, 4, 2});
+    put(experts.add("experts.down_proj_blocks", u8, {2, 3, 1, 16}).add("experts.down_proj_scales", u8, {2, 3, 1}));
+    all.back().config.layers = 1;
+    all.back().config.experts = 2;
+    return all;
+  }();
+  return layers;
 }
 
 }  // namespace llminfer::fuzz

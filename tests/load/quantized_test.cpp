@@ -383,7 +383,7 @@ TEST_CASE("compressed-tensors: what is refused") {
     layer.expect(ErrorCode::corrupt, "config_groups");
   }
   SECTION("sparsity") {
-    layer.settings.insert(1, R"("sparsity_config": {"format": "sparse-bitmask"}, )");
+    layer.settings.insert(1, R"("sparsity_config": {"format": "sparse-bytemask"}, )");
     layer.expect(ErrorCode::unsupported, "sparsity_config");
   }
   SECTION("transforms") {
