@@ -54,13 +54,13 @@ struct EngineOptions {
   /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
   /// them may have no number of layers, and no memory limit unless it streams, and gets what the others leave. So
   /// {{gpu, {}, bytes}, {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the
-  /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do
-  /// not hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
+  /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do not
+  /// hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
   std::vector<LayerShare> split{};
   /// Ranks that share the model between them, each with some layers, on a backend of its own. Rank 0 has the engine: it
-  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, with a
-  /// memory limit only where it streams; its `backend` is used by that rank alone. Empty: each has as many layers.
-  /// Null: no other ranks.
+  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, with a memory
+  /// limit only where it streams; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no
+  /// other ranks.
   std::shared_ptr<Communicator> communicator{};
   /// Ranks that share each layer: so many have some of its attention heads and some features of its feed-forward block
   /// each, and sum what these give, twice per layer. They read less memory per token each, so this can be faster, where
@@ -81,8 +81,7 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed
-  /// instead.
+  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed instead.
   int activation_bits = 16;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
   /// loaded, the embedding table with it where both are one: half as many bytes are read for each token and held in

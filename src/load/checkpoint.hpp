@@ -29,8 +29,8 @@ struct TensorInfo;
 
 inline constexpr std::int64_t kMaxExperts = 1 << 12;  ///< of a mixture; far above any model
 
-/// How a weight is made of what a checkpoint stores otherwise: of several tensors (GPTQ's qweight, qzeros, scales, …),
-/// or of a part of one whose elements do not lie together. read() gives it in blocks of its type. Immutable.
+/// How a weight is made of what a checkpoint stores otherwise: of several tensors (GPTQ's qweight, qzeros, scales, …), or
+/// of a part of one whose elements do not lie together. read() gives it in blocks of its type. Immutable.
 class Packing {
  public:
   virtual ~Packing() = default;
@@ -96,7 +96,7 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   std::int64_t sliding_window = 0;  ///< 0: none
   std::vector<std::uint8_t>
-      sliding_layers;                       ///< one per layer: 1 where the sliding window applies; empty: in all layers
+      sliding_layers;  ///< one per layer: 1 where the sliding window applies; empty: in all layers
   std::int64_t experts = 0;                 ///< of each mixture; 0: the model has none
   std::int64_t experts_used = 0;            ///< by a token
   std::int64_t expert_ffn_size = 0;         ///< inner width of an expert
