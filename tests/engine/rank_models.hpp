@@ -104,12 +104,14 @@ class ModelFolder {
         (header_.empty() ? "{" : ",") +
         entry(name, "F32", shape, std::to_string(data_.size() - count * sizeof(float)), std::to_string(data_.size()));
   }
-  void finish(const std::string& config, int hidden = 48, int heads = 6, int kv_heads = 3) {
-    folder_.write("config.json", "{\"vocab_size\":256,\"hidden_size\":" + std::to_string(hidden) +
-                                     ",\"num_attention_heads\":" + std::to_string(heads) +
-                                     ",\"rms_norm_eps\":1e-5,\"num_key_value_heads\":" + std::to_string(kv_heads) +
-                                     ",\"head_dim\":8,\"max_position_embeddings\":512,"
-                                     "\"num_hidden_layers\":2,\"hidden_act\":\"silu\"," +
+  void finish(const std::string& config, int layers = 2, int hidden = 48, int heads = 6, int kv_heads = 3) {
+    const auto number = [](const char* name, int value) {
+      return "\"" + std::string(name) + "\":" + std::to_string(value) + ",";
+    };
+    folder_.write("config.json", "{" + number("num_hidden_layers", layers) + number("hidden_size", hidden) +
+                                     number("num_attention_heads", heads) + number("num_key_value_heads", kv_heads) +
+                                     "\"vocab_size\":256,\"rms_norm_eps\":1e-5,\"head_dim\":8,"
+                                     "\"max_position_embeddings\":512,\"hidden_act\":\"silu\"," +
                                      config + "}");
     folder_.write("model.safetensors", safetensors_file(header_ + "}", data_));
   }

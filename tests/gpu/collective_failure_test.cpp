@@ -107,7 +107,7 @@ TEST_CASE("Ranks that cannot sum on their GPUs sum in host memory, or say why no
 TEST_CASE("A pass that fails on one rank makes its sums all the same, and the GPUs go on summing") {
   const FourHeadsModel model;
   for (const std::size_t broken : {0, 1}) {
-    for (const int launch : {3, 9, 21, 30}) {
+    for (const int launch : {9, 30}) {
       CAPTURE(broken, launch);
       Backends backends = summing_backends(2);
       gpu::EmulatorOptions options;
@@ -134,7 +134,7 @@ TEST_CASE("A pass that fails on one rank makes its sums all the same, and the GP
 TEST_CASE("A sum that cannot be made is an error of its pass, and later ones are made in host memory") {
   const FourHeadsModel model;
   for (const bool late : {false, true}) {
-    for (const int sum : {0, 3, 13}) {
+    for (const int sum : {3, 12}) {
       CAPTURE(late, sum);
       Ranks ranks(model.path(), two_ranks(), 2, summing_options(DeviceSums::required), summing_backends(2));
       REQUIRE(ranks.engine());
@@ -171,7 +171,7 @@ TEST_CASE("Prompts that are interrupted while GPUs sum") {
 TEST_CASE("A rank that is lost while GPUs sum is an error, and nobody waits for it") {
   const FourHeadsModel model;
   int later = 0;
-  for (int messages = 0; messages < 40; messages += 3) {
+  for (int messages = 0; messages < 40; messages += 5) {
     CAPTURE(messages);
     auto communicators = two_ranks();
     communicators[1] = std::make_shared<FailingCommunicator>(communicators[1], messages);
@@ -188,5 +188,5 @@ TEST_CASE("A rank that is lost while GPUs sum is an error, and nobody waits for 
     CHECK(ranks.end()[1].error().code == ErrorCode::peer_lost);
     CHECK(fake().communicators == 0);
   }
-  CHECK(later > 5);
+  CHECK(later > 3);
 }

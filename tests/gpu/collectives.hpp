@@ -44,10 +44,10 @@ inline Backends summing_backends(std::size_t count, gpu::EmulatorOptions options
 /// 4 KV heads, so that as many as 4 ranks share its layers.
 class FourHeadsModel : public ModelFolder {
  public:
-  FourHeadsModel() {
+  explicit FourHeadsModel(int layers = 2) {
     add("model.embed_tokens.weight", 256, 32);
     add("model.norm.weight", 1, 32);
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < layers; ++i) {
       const std::string layer = "model.layers." + std::to_string(i) + ".";
       add(layer + "input_layernorm.weight", 1, 32);
       add(layer + "post_attention_layernorm.weight", 1, 32);
@@ -57,7 +57,7 @@ class FourHeadsModel : public ModelFolder {
       add(layer + "mlp.up_proj.weight", 24, 32);
       add(layer + "mlp.down_proj.weight", 32, 24);
     }
-    finish(R"("model_type":"llama","tie_word_embeddings":true,"intermediate_size":24)", 32, 4, 4);
+    finish(R"("model_type":"llama","tie_word_embeddings":true,"intermediate_size":24)", layers, 32, 4, 4);
   }
 };
 

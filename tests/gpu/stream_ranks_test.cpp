@@ -2,13 +2,12 @@
 #include <catch2/catch.hpp>
 
 #include "tests/gpu/collectives.hpp"
-#include "tests/gpu/deep_model.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
 
 TEST_CASE("Ranks that share layers and stream their weights give what they give without") {
-  const DeepModel model;
+  const FourHeadsModel model(8);
   EngineOptions options = summing_options(DeviceSums::never);
   options.split = {{summing_backends(1)[0]}};
   const auto communicators = make_thread_communicators(2).value();
@@ -23,18 +22,17 @@ TEST_CASE("Ranks that share layers and stream their weights give what they give 
   };
   const MemoryPlan whole = planned();
   const std::vector<float> expected = run(0);
-  for (const DeviceSums sums : {DeviceSums::never, DeviceSums::required}) {
+  // Rank 0 has the embedding, too, and is the first to stream.
+  for (const auto& [sums, rank] : {std::pair(DeviceSums::never, 0), {DeviceSums::required, 1}}) {
+    CAPTURE(rank, sums);
     options.device_sums = sums;
-    for (const std::size_t rank : {0, 1}) {  // rank 0 has the embedding, too, and is the first to stream
-      CAPTURE(rank, sums);
-      options.split[0].memory = whole.shares[rank].total() - 1;
-      options.split[0].stream = true;
-      const MemoryPlan plan = planned();
-      CHECK(plan.weights + plan.streamed == whole.weights);
-      CHECK(plan.shares[0].streamed > 0);
-      CHECK((plan.shares[1].streamed > 0) == (rank == 1));
-      for (const MemoryShare& share : plan.shares) CHECK(share.total() <= options.split[0].memory);
-      CHECK(run(plan.streamed) == expected);
-    }
+    options.split[0].memory = whole.shares[static_cast<std::size_t>(rank)].total() - 1;
+    options.split[0].stream = true;
+    const MemoryPlan plan = planned();
+    CHECK(plan.weights + plan.streamed == whole.weights);
+    CHECK(plan.shares[0].streamed > 0);
+    CHECK((plan.shares[1].streamed > 0) == (rank == 1));
+    for (const MemoryShare& share : plan.shares) CHECK(share.total() <= options.split[0].memory);
+    CHECK(run(plan.streamed) == expected);
   }
 }
