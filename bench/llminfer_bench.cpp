@@ -31,7 +31,7 @@ struct Options {
   std::string type_k = "f16", type_v = "f16", weight_cache;
   std::string cpu_level;
   std::string backend = "cpu", split;
-  int resident = 100;
+  int resident = 100, resident_cache = 100;
   int device = 0;
   bool exact = false;
   int activation_bits = 16;
@@ -114,6 +114,10 @@ void declare(CLI::App& app, Options& o) {
       ->check(CLI::Range(0, 100))
       ->excludes("--split")
       ->capture_default_str();
+  app.add_option("--resident-cache", o.resident_cache,
+                 "percent of the cache that a GPU holds; the rest lies in host memory (device_cache_tokens)")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
   app.add_option("--activation-bits", o.activation_bits, "bits of activations that meet quantized weights")
       ->check(CLI::IsMember({8, 16}))
@@ -167,6 +171,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
     // 256: room for pages that are not full, and for a session beside the test.
     options.cache_tokens = std::max(options.cache_tokens, (context + std::int64_t{256}) * sequences);
   }
+  if (o.resident_cache < 100) options.device_cache_tokens = options.cache_tokens * o.resident_cache / 100;
   return options;
 }
 

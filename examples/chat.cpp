@@ -163,12 +163,13 @@ int print_plan(const ChatCommand& command, const li::EngineOptions& options) {
     return 1;
   }
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  std::printf("%-14s %10s %10s %10s %10s %10s  backend\n", "layers", "weights", "cache", "scratch", "streamed",
+  std::printf("%-14s %10s %10s %10s %10s %10s  backend\n", "layers", "weights", "cache", "scratch", "on host",
               "all, MiB");
   const auto row = [&](const std::string& layers, const auto& bytes, const std::string& backend) {
     std::printf("%-14s %10.1f %10.1f %10.1f %10.1f %10.1f  %s\n", layers.c_str(), mib(bytes.weights), mib(bytes.cache),
-                mib(bytes.activations), mib(bytes.streamed),
-                mib(bytes.weights + bytes.cache + bytes.activations + bytes.streamed), backend.c_str());
+                mib(bytes.activations), mib(bytes.streamed + bytes.host_cache),
+                mib(bytes.weights + bytes.cache + bytes.activations + bytes.streamed + bytes.host_cache),
+                backend.c_str());
   };
   for (const li::MemoryShare& share : plan->shares) {
     const int last = share.first_layer + share.layers - 1;

@@ -49,6 +49,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
+  app.add_option("--device-cache", command.device_cache_tokens,
+                 "Tokens of the cache that a GPU has room for; the others lie in host memory. 0: all")
+      ->group(engine);
   app.add_option(
          "--cache-type", command.cache_type,
          "How keys and values are cached; int8 and (on GPUs) fp8 take half the memory of f16, int4 about a third")
@@ -122,6 +125,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
   options.threads = command.threads;
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;
+  options.device_cache_tokens = command.device_cache_tokens;
   options.cache_type = command.cache_type;
   options.weight_cache = command.weight_cache;
   options.activation_bits = command.activation_bits;

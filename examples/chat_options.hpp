@@ -23,6 +23,7 @@ struct ChatCommand {
   bool plan = false;
   std::string cpu_level;
   std::int32_t context = 0;
+  std::int64_t device_cache_tokens = 0;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
   std::string weight_cache;
   int activation_bits = 16;

@@ -116,7 +116,14 @@ class GpuBackend final : public Backend {
   Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
                                                    std::int32_t pages) override {
     return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
-      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(GpuCache::make(group, type, pages, device_)));
+      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(GpuCache::make(group, type, pages, pages, device_)));
+    });
+  }
+  bool swaps() const noexcept override { return true; }
+  Result<std::unique_ptr<CacheStorage>> make_swapped_cache(const CacheGroup& group, CacheType type, std::int32_t pages,
+                                                           std::int32_t resident) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
+      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(GpuCache::make(group, type, pages, resident, device_)));
     });
   }
 

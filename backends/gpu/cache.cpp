@@ -129,7 +129,7 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
 }
 
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
-                                                 std::shared_ptr<Device> device) {
+                                                 std::int32_t resident, std::shared_ptr<Device> device) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
@@ -143,9 +143,14 @@ Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheT
   if (!bytes || *bytes > std::uint64_t{1} << 62) {
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
-  cache->memory_ = LLMINFER_TRY(Buffer::make(device, static_cast<std::int64_t>(*bytes)));
-  LLMINFER_TRY(device->clear(cache->memory_.at(), static_cast<std::int64_t>(*bytes)));
-  LLMINFER_TRY(device->wait());
+  if (resident < pages) {
+    cache->pager_ = LLMINFER_TRY(
+        CachePager::make(device, {group.layers, pages, resident, cache->page_bytes_ / std::max(group.layers, 1)}));
+  } else {
+    cache->memory_ = LLMINFER_TRY(Buffer::make(device, static_cast<std::int64_t>(*bytes)));
+    LLMINFER_TRY(device->clear(cache->memory_.at(), static_cast<std::int64_t>(*bytes)));
+    LLMINFER_TRY(device->wait());
+  }
   if (type == CacheType::int4) {
     const std::int64_t floats = open_page_bytes(group, type);
     const auto make = [device, floats]() -> Result<std::shared_ptr<void>> {
@@ -161,8 +166,13 @@ CacheArgs GpuCache::layer(std::int32_t layer) const noexcept {
   CacheArgs args{};
   const std::int64_t head = std::int64_t{layer} * group_.kv_heads;
   args.head_bytes = head_bytes(group_, type_);
-  args.data = memory_.at<unsigned char>(head * args.head_bytes);
-  args.page_bytes = page_bytes_;
+  if (pager_) {
+    args.data = reinterpret_cast<unsigned char*>(pager_->blocks());
+    args.page_bytes = pager_->size().block_bytes;
+  } else {
+    args.data = memory_.at<unsigned char>(head * args.head_bytes);
+    args.page_bytes = page_bytes_;
+  }
   args.value_offset = matrix_bytes(group_, type_);
   args.scale_offset = 2 * args.value_offset;
   args.open_offset = head * head_bytes(group_, CacheType::f32);
@@ -189,15 +199,20 @@ Result<void> GpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
   return core::guarded([&]() -> Result<void> {
     LLMINFER_TRY(backend::check_copy(from, to, tokens, pages_));
     if (tokens == 0) return {};
+    if (open_ && LLMINFER_TRY(backend::open_copy(*open_, from, to, tokens))) {
+      LLMINFER_TRY(copy_tokens(CacheType::f32, open_->data<std::byte>(to), open_->data<std::byte>(from), tokens));
+    }
+    const bool whole = tokens == kPageTokens;
+    if (pager_) {
+      if (!open_ || whole) LLMINFER_TRY(pager_->copy_page(from, to));
+      return device_->wait();
+    }
     std::byte* const target = memory_.at(to * page_bytes_);
     const std::byte* const source = memory_.at(from * page_bytes_);
     if (!open_) {
       LLMINFER_TRY(copy_tokens(type_, target, source, tokens));
-    } else {
-      if (LLMINFER_TRY(backend::open_copy(*open_, from, to, tokens))) {
-        LLMINFER_TRY(copy_tokens(CacheType::f32, open_->data<std::byte>(to), open_->data<std::byte>(from), tokens));
-      }
-      if (tokens == kPageTokens) LLMINFER_TRY(device_->copy(target, source, page_bytes_));
+    } else if (whole) {
+      LLMINFER_TRY(device_->copy(target, source, page_bytes_));
     }
     return device_->wait();
   });
@@ -229,10 +244,13 @@ Result<void> GpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
     const bool open = open_ && open_->is_open(page);
     const CacheType type = open ? CacheType::f32 : type_;
     const std::int64_t bytes = cache_page_bytes(group_, type);
-    const std::byte* const from = open ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_);
     std::byte* const host = LLMINFER_TRY(staging(bytes));
-    LLMINFER_TRY(device_->copy(host, from, bytes));
-    LLMINFER_TRY(device_->wait());
+    if (pager_ && !open) {
+      LLMINFER_TRY(pager_->read(page, host));
+    } else {
+      LLMINFER_TRY(device_->copy(host, open ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_), bytes));
+      LLMINFER_TRY(device_->wait());
+    }
     for_each_matrix([&](std::int64_t head, std::int64_t canonical, std::int64_t which) {
       const std::byte* const data = host + head * head_bytes(group_, type);
       for (std::int64_t t = 0; t < kPageTokens; ++t) {
@@ -253,8 +271,7 @@ Result<void> GpuCache::import_page(std::int32_t page, std::span<const std::byte>
     if (open_) LLMINFER_TRY(open_->open(page));
     const CacheType type = open_ ? CacheType::f32 : type_;
     const std::int64_t bytes = cache_page_bytes(group_, type);
-    std::byte* const to = open_ ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_);
-    std::byte* const host = LLMINFER_TRY(staging(bytes));
+    std::byte* const host = LLMINFER_TRY(staging(std::max(bytes, page_bytes_)));
     std::memset(host, 0, static_cast<std::size_t>(bytes));
     std::vector<float> row(static_cast<std::size_t>(group_.head_dim));
     for_each_matrix([&](std::int64_t head, std::int64_t canonical, std::int64_t which) {
@@ -264,16 +281,30 @@ Result<void> GpuCache::import_page(std::int32_t page, std::span<const std::byte>
         write_row(group_, type, data, which, t, row.data());
       }
     });
+    if (pager_ && !open_) {
+      pager_->write(page, host);
+      return {};
+    }
+    std::byte* const to = open_ ? open_->data<std::byte>(page) : memory_.at(page * page_bytes_);
     LLMINFER_TRY(device_->copy(to, host, bytes));
+    Buffer sealed;  // on its way to host memory
+    if (pager_) sealed = LLMINFER_TRY(Buffer::make(device_, page_bytes_));
     for (std::int32_t l = 0; open_ && l < group_.layers; ++l) {
       SealArgs args{};
       args.cache = layer(l);
       args.task = {reinterpret_cast<std::uintptr_t>(to), page, 0};
       args.count = 1;
+      if (pager_) {
+        args.cache.data = sealed.at<unsigned char>(l * args.cache.page_bytes);
+        args.task.page = 0;
+      }
       const Current current(*device_);
       LLMINFER_TRY(device_->check(device_->kernels().seal(device_->stream(), args), "seal"));
     }
-    return device_->wait();
+    if (pager_) LLMINFER_TRY(device_->copy(host, sealed.at(), page_bytes_));
+    LLMINFER_TRY(device_->wait());
+    if (pager_) pager_->write(page, host);
+    return {};
   });
 }
 

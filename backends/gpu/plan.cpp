@@ -186,18 +186,23 @@ Result<void> GpuPlan::bind_weights(const PlanOptions& options) {
 Result<void> GpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> caches) {
   return core::guarded([&]() -> Result<void> {
     if (outcome_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
-    LLMINFER_TRY(begin(batch, caches));
-    LLMINFER_TRY(upload(batch));
+    auto begun = core::guarded([&]() -> Result<void> {
+      LLMINFER_TRY(begin(batch, caches));
+      return upload(batch);
+    });
+    if (!begun) abandon_pages({});
+    LLMINFER_TRY(std::move(begun));
     Result<void> enqueued;
     {
       const Current current(*device_);
       enqueued = core::guarded([&] { return enqueue(batch); });
       if (enqueued && ring_ && !pass_.stop) enqueued = ring_->finish();
+      if (enqueued && !pass_.stop) enqueued = finish_pages();
       if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
       if (!enqueued) (void)core::guarded([&] { return owe_sums(); });
     }
     // Nothing of a pass that ends early may still run when the caller goes on.
-    if (!enqueued) (void)core::guarded([&] { return settle(); });
+    if (!enqueued) abandon_pages(end_on_device(core::guarded([&] { return settle(); })));
     if (!enqueued && ring_) ring_->reset();
     outcome_ = std::move(enqueued);
     return {};
@@ -211,6 +216,7 @@ Result<void> GpuPlan::wait() {
     outcome_.reset();
     if (!outcome) return outcome;
     outcome = settle();
+    if (!outcome) abandon_pages(end_on_device(outcome));
     if (!outcome && ring_) ring_->reset();
     LLMINFER_TRY(std::move(outcome));
     const float* from = host_out_.at<float>();
@@ -245,6 +251,7 @@ Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     if (!pass_.caches[g]->seals_pages()) continue;
     pass_.open[g].page_of_row = LLMINFER_TRY(pass_.caches[g]->open_pages().begin_pass(batch.runs, g));
   }
+  LLMINFER_TRY(begin_pages(batch));
   lay_out(batch);
   pass_.sums_on_devices = collective_ && !collective_->aborted();
   return {};
@@ -294,11 +301,13 @@ void GpuPlan::lay_out(const Batch& batch) {
   for (const Run& run : batch.runs) {
     const auto used = static_cast<std::size_t>((run.first_position + run.rows + kPageTokens - 1) / kPageTokens);
     for (std::size_t g = 0; g < p.caches.size(); ++g) {
+      if (p.caches[g]->pager()) continue;
       const auto begin = static_cast<std::int32_t>(append(run.block_tables[g].first(used)) - p.pages);
       std::fill_n(words.begin() + p.begins[g] + run.first_row, run.rows, begin);
     }
   }
 
+  lay_out_blocks(batch);
   lay_out_open_pages(batch);
 
   // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together. The rows of
@@ -346,12 +355,16 @@ void GpuPlan::lay_out_open_pages(const Batch& batch) {
     for (const std::int32_t page : open.page_of_row) append_address(pages.data<void>(page));
     words.resize((words.size() + 3) / 4 * 4);
     open.seals = static_cast<std::int64_t>(words.size());
-    for (std::size_t row = 0; row < open.page_of_row.size(); ++row) {
-      if (batch.positions[row] % kPageTokens != kPageTokens - 1) continue;
-      const std::int32_t page = open.page_of_row[row];
-      append_address(pages.data<void>(page));
-      words.insert(words.end(), {page, 0});
-      ++open.seal_count;
+    const CachePager* const pager = pass_.caches[g]->pager();
+    const std::int32_t layers = pager ? pager->size().layers : 1;
+    for (std::int32_t layer = 0; layer < layers; ++layer) {
+      for (std::size_t row = 0; row < open.page_of_row.size(); ++row) {
+        if (batch.positions[row] % kPageTokens != kPageTokens - 1) continue;
+        const std::int32_t page = open.page_of_row[row];
+        append_address(pages.data<void>(page));
+        words.insert(words.end(), {pager ? pager->block(layer, page) : page, 0});
+        open.seal_count += layer == 0;
+      }
     }
   }
 }
@@ -397,7 +410,12 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
     }
     const StepGroup group = ring_ ? step_groups_[i] : StepGroup();
     if (group.group >= 0) LLMINFER_TRY(ring_->enter(group.group));
+    const auto* attention = std::get_if<AttentionStep>(&step);
+    CachePager* const pager =
+        attention ? pass_.caches[static_cast<std::size_t>(attention->op.group)]->pager() : nullptr;
+    if (pager) LLMINFER_TRY(pager->enter(attention->op.layer));
     LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
+    if (pager) LLMINFER_TRY(pager->leave(attention->op.layer));
     if (group.last) LLMINFER_TRY(ring_->leave());
     if (std::holds_alternative<AttentionStep>(step)) LLMINFER_TRY(device_->mark(pass_.layers++ % Device::kMarks));
     if (pass_.current_rows == 0) return {};  // nothing was asked for

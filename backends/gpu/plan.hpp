@@ -1,6 +1,7 @@
 // GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
 // and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
-// Weights that are streamed go up beside the launches, through a WeightRing.
+// Weights that are streamed go up beside the launches, through a WeightRing, and so do cache pages that lie in host
+// memory, by their CachePager.
 #pragma once
 
 #include <memory>
@@ -78,15 +79,16 @@ class GpuPlan final : public Plan {
     std::int64_t selected_positions = 0;
     std::int64_t logit_index = 0, hidden_index = 0;  ///< of each wanted row among the selected ones
     std::vector<std::int64_t> begins;                ///< per cache group [rows]
-    std::int64_t pages = 0;                          ///< all block tables of all groups
+    std::int64_t pages = 0;                          ///< all block tables of the groups without a pager
+    std::vector<std::vector<std::int64_t>> blocks;   ///< per group with a pager and per layer: its block tables
     std::int64_t tasks = 0;                          ///< TileTasks
     std::int32_t task_count = 0;
     /// Per cache group that seals pages, else empty: the page of each row; what the words have of them.
     struct Open {
       std::vector<std::int32_t> page_of_row;
-      std::int64_t rows = 0;   ///< [rows] addresses of open pages
-      std::int64_t seals = 0;  ///< SealTasks
-      std::int32_t seal_count = 0;
+      std::int64_t rows = 0;        ///< [rows] addresses of open pages
+      std::int64_t seals = 0;       ///< SealTasks; with a pager, of each layer one after the other
+      std::int32_t seal_count = 0;  ///< of a layer
     };
     std::vector<Open> open;
     std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
@@ -116,6 +118,10 @@ class GpuPlan final : public Plan {
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
   void lay_out_open_pages(const Batch& batch);
+  Result<void> begin_pages(const Batch& batch);
+  void lay_out_blocks(const Batch& batch);
+  Result<void> finish_pages();
+  void abandon_pages(const Result<void>& waited) noexcept;
   /// Makes room for so many bytes, once the device no longer uses what is there. What was in it is lost.
   Result<void> grow(Buffer& buffer, std::int64_t bytes, bool host);
   Result<void> upload(const Batch& batch);
@@ -124,6 +130,7 @@ class GpuPlan final : public Plan {
   // plan_collective.cpp
   /// Waits for what the pass has enqueued.
   Result<void> settle();
+  Result<void> end_on_device(const Result<void>& settled);
   Result<void> sum_on_devices(const op::Reduce& op);
   Result<void> owe_sums();
 
@@ -164,7 +171,7 @@ class GpuPlan final : public Plan {
   std::int64_t width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }
   RowsArgs value(ValueId id) const noexcept;
   RopeArgs rope(std::int32_t table) const noexcept;
-  TablesArgs tables(std::int32_t group) const noexcept;
+  TablesArgs tables(std::int32_t group, std::int32_t layer) const noexcept;
   const std::int32_t* words(std::int64_t at) const noexcept { return words_.at<std::int32_t>(at * 4); }
   const KernelTable& kernels() const noexcept { return device_->kernels(); }
 

@@ -17,6 +17,12 @@ Result<void> GpuPlan::sum_with(std::shared_ptr<Collective> collective) {
 
 Result<void> GpuPlan::settle() { return pass_.sums_on_devices ? collective_->wait() : device_->wait(); }
 
+/// How this device's own work has ended, once settle() has given an error: that of another rank is none of it.
+Result<void> GpuPlan::end_on_device(const Result<void>& settled) {
+  if (pass_.sums_on_devices) return core::guarded([&] { return device_->wait(); });
+  return settled ? Result<void>() : Result<void>(core::copy_of(settled.error()));
+}
+
 Result<void> GpuPlan::sum_on_devices(const op::Reduce& op) {
   const std::int64_t n = width(op.in), floats = n * pass_.current_rows;
   RowsArgs in = value(op.in), out = value(op.out);

@@ -31,11 +31,12 @@ RopeArgs GpuPlan::rope(std::int32_t table) const noexcept {
           static_cast<int>(rope.inverse_frequency.size()), rope.interleaved};
 }
 
-TablesArgs GpuPlan::tables(std::int32_t group) const noexcept {
+TablesArgs GpuPlan::tables(std::int32_t group, std::int32_t layer) const noexcept {
   const auto g = static_cast<std::size_t>(group);
   const bool open = !pass_.open[g].page_of_row.empty();
-  return {words(pass_.pages), words(pass_.begins[g]), words(pass_.positions),
-          open ? reinterpret_cast<const std::uint64_t*>(words(pass_.open[g].rows)) : nullptr};
+  const auto& blocks = pass_.blocks[g];
+  return {words(blocks.empty() ? pass_.pages : blocks[static_cast<std::size_t>(layer)]), words(pass_.begins[g]),
+          words(pass_.positions), open ? reinterpret_cast<const std::uint64_t*>(words(pass_.open[g].rows)) : nullptr};
 }
 
 Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) {
@@ -177,7 +178,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   const GpuCache& storage = *pass_.caches[static_cast<std::size_t>(step.op.group)];
   StoreArgs store{};
   store.cache = storage.layer(step.op.layer);
-  store.tables = tables(step.op.group);
+  store.tables = tables(step.op.group, step.op.layer);
   store.q = value(step.op.q);
   store.k = value(step.op.k);
   store.v = value(step.op.v);
@@ -192,6 +193,7 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
     SealArgs seal{};
     seal.cache = store.cache;
     seal.tasks = reinterpret_cast<const SealTask*>(words(open.seals));
+    if (storage.pager()) seal.tasks += std::int64_t{step.op.layer} * open.seal_count;
     seal.count = open.seal_count;
     LLMINFER_TRY(device_->check(kernels().seal(device_->stream(), seal), "seal"));
   }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -58,6 +59,12 @@ class PreparedWeight {
   virtual std::span<const std::byte> stored() const noexcept { return {}; }
 };
 
+/// How many pages of a cache one pass may use, each counted once.
+struct PassPages {
+  std::int32_t resident = std::numeric_limits<std::int32_t>::max();  ///< that the device has room for
+  std::int32_t most = resident;  ///< more than that: some layers are copied to the device in each pass
+};
+
 /// The pages of one cache group. Pages are numbered from 0; the backend owns their layout.
 class CacheStorage {
  public:
@@ -76,6 +83,9 @@ class CacheStorage {
   virtual void finish_page([[maybe_unused]] std::int32_t page) noexcept {}
   /// No sequence has the page any more. Called on any thread, but not while a pass uses the page.
   virtual void forget_page([[maybe_unused]] std::int32_t page) noexcept {}
+  virtual PassPages pass_pages() const noexcept { return {}; }
+  /// Bytes of pages that were copied between host and device so far. Any thread.
+  virtual std::int64_t moved_bytes() const noexcept { return 0; }
 };
 
 /// Consecutive new tokens of one sequence: a chunk of a prompt, or one decoded token. All are causal.
@@ -216,6 +226,18 @@ class Backend {
   }
   virtual Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
                                                            std::int32_t pages) = 0;
+  /// Whether the backend has a memory of its own, and can keep pages of a cache in the host's: make_swapped_cache().
+  virtual bool swaps() const noexcept { return false; }
+  /// The same in host memory, with device memory for `resident` pages, 1 to `pages`: page_bytes() of all pages there,
+  /// and of the resident ones here. Results of passes are those of make_cache(), bit for bit. A pass may use
+  /// `resident` pages; or, where the group has several layers, as many as `resident` pages of all layers have room for
+  /// in two of them. Errors: as make_cache(), and unsupported unless swaps().
+  virtual Result<std::unique_ptr<CacheStorage>> make_swapped_cache([[maybe_unused]] const CacheGroup& group,
+                                                                   [[maybe_unused]] CacheType type,
+                                                                   [[maybe_unused]] std::int32_t pages,
+                                                                   [[maybe_unused]] std::int32_t resident) {
+    return Error{ErrorCode::unsupported, "the backend keeps no cache in host memory"};
+  }
 };
 
 /// The CPU backend. Errors: invalid_argument (an unknown cpu_level, or one that this machine cannot run; threads < 0).

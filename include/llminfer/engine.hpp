@@ -53,7 +53,9 @@ struct EngineStats {
   std::int32_t pages_used = 0;
   std::int32_t pages_total = 0;
   std::int64_t weight_bytes = 0;
-  std::int64_t cache_bytes = 0;
+  std::int64_t cache_bytes = 0;  ///< in host memory, too
+  /// Of KV pages, copied between host and GPU (EngineOptions::device_cache_tokens).
+  std::int64_t moved_cache_bytes = 0;
   double load_seconds = 0;
 };
 
@@ -69,8 +71,8 @@ class LLMINFER_API Engine {
   static Result<Engine> load_reader(std::uint64_t size, ReadCallback read, const EngineOptions& options = {});
   /// Computes the layers of this rank of EngineOptions::communicator, which is not rank 0, for the engine that rank 0
   /// loads, and returns when that engine is gone. The checkpoint and the options are the same as there, but for those
-  /// of threads and backends. Errors: those of a load, on any rank; peer_lost, corrupt or out_of_memory, after which the
-  /// other ranks wait until this one's Communicator is destroyed.
+  /// of threads and backends. Errors: those of a load, on any rank; peer_lost, corrupt or out_of_memory, after which
+  /// the other ranks wait until this one's Communicator is destroyed.
   static Result<void> serve(const std::string& path, const EngineOptions& options);
   /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only.
   static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});

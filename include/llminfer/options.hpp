@@ -54,13 +54,13 @@ struct EngineOptions {
   /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
   /// them may have no number of layers, and no memory limit unless it streams, and gets what the others leave. So
   /// {{gpu, {}, bytes}, {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the
-  /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do not
-  /// hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
+  /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do
+  /// not hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
   std::vector<LayerShare> split{};
   /// Ranks that share the model between them, each with some layers, on a backend of its own. Rank 0 has the engine: it
-  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, with a memory
-  /// limit only where it streams; its `backend` is used by that rank alone. Empty: each has as many layers. Null: no
-  /// other ranks.
+  /// calls Engine::load(), the others Engine::serve(). `split`, if not empty, then has one share per rank, with a
+  /// memory limit only where it streams; its `backend` is used by that rank alone. Empty: each has as many layers.
+  /// Null: no other ranks.
   std::shared_ptr<Communicator> communicator{};
   /// Ranks that share each layer: so many have some of its attention heads and some features of its feed-forward block
   /// each, and sum what these give, twice per layer. They read less memory per token each, so this can be faster, where
@@ -81,7 +81,8 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed instead.
+  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed
+  /// instead.
   int activation_bits = 16;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
   /// loaded, the embedding table with it where both are one: half as many bytes are read for each token and held in
@@ -102,6 +103,13 @@ struct EngineOptions {
   /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 2048 tokens, and
   /// one of context_length. Layers with a sliding window hold no more than max_sequences windows.
   std::int64_t cache_tokens = 0;
+  /// Of these, the tokens that a GPU has room for; 0: all. The cache of its layers then lies in host memory, and pages
+  /// are copied to the GPU when a pass needs them, while it computes the layers before: sessions that are idle take no
+  /// device memory when others need it, and go on without being computed again. Requests that have no room beside older
+  /// ones wait for these. What a single context has too much passes through device memory layer by layer in each pass,
+  /// which then takes at least the time of copying it; two layers of a context have to fit. Backends without a memory
+  /// of their own, the CPU's, ignore this, and there may be no other ranks. Results are those without it, bit for bit.
+  std::int64_t device_cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
   std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
@@ -117,8 +125,10 @@ struct MemoryShare {
   std::int32_t shard = 0, shards = 1;  ///< with EngineOptions::tensor_parallel: which part of those layers
   std::int64_t weights = 0, cache = 0, activations = 0;
   std::int64_t streamed = 0;  ///< of weights in host memory, which each pass copies to the backend (LayerShare::stream)
-  /// What counts for LayerShare::memory: all but `streamed`. The slots that streamed weights are copied to count as
-  /// activations.
+  /// Of KV pages in host memory, where `cache` is what the backend holds of them (EngineOptions::device_cache_tokens).
+  std::int64_t host_cache = 0;
+  /// What counts for LayerShare::memory: all but `streamed` and `host_cache`. The slots that streamed weights are
+  /// copied to count as activations.
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 
@@ -128,12 +138,13 @@ struct MemoryPlan {
   std::int64_t cache = 0;        ///< KV pages
   std::int64_t activations = 0;  ///< scratch of one forward pass
   std::int64_t streamed = 0;     ///< weights that stay in host memory, beside `weights`; see MemoryShare
+  std::int64_t host_cache = 0;   ///< KV pages in host memory, beside `cache`; see MemoryShare
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
   /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of
   /// `activations` is for what goes from one backend to the next.
   std::vector<MemoryShare> shares{};
-  std::int64_t total() const noexcept { return weights + cache + activations + streamed; }
+  std::int64_t total() const noexcept { return weights + cache + activations + streamed + host_cache; }
 };
 
 /// What happens when a sequence reaches the context length.

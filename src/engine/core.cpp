@@ -22,6 +22,14 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
     pools_.emplace_back(pages);
     stats_.pages_total += pages;
   }
+  const auto limited = [](const auto& cache) { return cache->pass_pages().most < PassPages().most; };
+  if (std::any_of(model_->caches.begin(), model_->caches.end(), limited)) {
+    for (std::size_t g = 0; g < pools_.size(); ++g) {
+      PassRoom& room = rooms_.emplace_back();
+      room.limit = model_->caches[g]->pass_pages();
+      room.counted.resize(static_cast<std::size_t>(pools_[g].size()));
+    }
+  }
   stats_.weight_bytes = model_->weight_bytes;
   stats_.load_seconds = model_->load_seconds;
   running_.reserve(static_cast<std::size_t>(max_sequences_));  // so that admitting a request takes no memory
@@ -42,7 +50,10 @@ EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
   stats.waiting = static_cast<std::int32_t>(waiting_.size());
   for (const PagePool& pool : pools_) stats.pages_used += pool.used();
-  for (const auto& cache : model_->caches) stats.cache_bytes += cache->bytes();
+  for (const auto& cache : model_->caches) {
+    stats.cache_bytes += cache->bytes();
+    stats.moved_cache_bytes += cache->moved_bytes();
+  }
   return stats;
 }
 
@@ -249,13 +260,13 @@ void EngineCore::drop_done() noexcept {
 std::vector<EngineCore::Share> EngineCore::schedule() {
   std::vector<Share> shares;
   std::int32_t budget = max_batch_tokens_;
-  const auto candidates = running_;
+  const auto candidates = with_room();
   for (const bool decoding : {true, false}) {
-    for (const auto& request : candidates) {
+    for (const auto& [request, most] : candidates) {
       const Sequence& sequence = *request->sequence;
       const std::int32_t pending = sequence.size() - sequence.cached;
       if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
-      const std::int32_t rows = std::min(pending, budget);
+      const std::int32_t rows = std::min({pending, budget, most});
       if (!make_room(*request, rows)) continue;
       shares.push_back({request, rows});
       budget -= rows;

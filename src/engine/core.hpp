@@ -51,6 +51,13 @@ class EngineCore {
     std::int32_t rows = 0;
   };
 
+  /// What with_room() counts of a cache group.
+  struct PassRoom {
+    PassPages limit;
+    std::int64_t used = 0, room = 0;     ///< pages
+    std::vector<std::uint64_t> counted;  ///< per page: the last call that has counted it
+  };
+
   void run() noexcept;
   Result<void> enqueue(const std::shared_ptr<Request>& request);
   void begin_step();
@@ -58,10 +65,12 @@ class EngineCore {
   void drop_done() noexcept;
   void admit();
   std::vector<Share> schedule();
+  std::vector<Share> with_room();
   bool make_room(Request& request, std::int32_t rows);
   bool reclaim_pages(const Request& asking);
   void free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept;
   bool seals_pages() const noexcept;
+  std::size_t first_kept(std::size_t group, std::int32_t cached) const noexcept;
   void release_page(std::size_t group, std::int32_t page) noexcept;
   Result<void> forward(std::span<const Share> shares);
   void commit(std::span<const Share> shares);
@@ -81,8 +90,9 @@ class EngineCore {
   bool stopping_ = false;
   std::deque<std::shared_ptr<Request>> waiting_;
   std::vector<PagePool> pools_;  ///< per cache group
+  std::vector<PassRoom> rooms_;  ///< per cache group; empty, if passes may use all pages
   std::vector<std::weak_ptr<Sequence>> sequences_;
-  std::uint64_t use_counter_ = 0;
+  std::uint64_t use_counter_ = 0, room_counter_ = 0;
   EngineStats stats_;
 
   std::vector<std::shared_ptr<Request>> running_;  ///< the engine thread's own, oldest first

@@ -42,6 +42,12 @@ Result<void> check_options(const EngineOptions& options) {
   if (options.cache_tokens < 0 || options.cache_tokens > (std::int64_t{1} << 36)) {
     return out_of_range("cache_tokens", options.cache_tokens, "0 to 2^36");
   }
+  if (options.device_cache_tokens < 0 || options.device_cache_tokens > (std::int64_t{1} << 36)) {
+    return out_of_range("device_cache_tokens", options.device_cache_tokens, "0 to 2^36");
+  }
+  if (options.device_cache_tokens > 0 && ranks_of(options) > 1) {
+    return fail(ErrorCode::unsupported, "EngineOptions::device_cache_tokens with a communicator of several ranks");
+  }
   if (options.max_batch_tokens < 1 || options.max_batch_tokens > 65536) {
     return out_of_range("max_batch_tokens", options.max_batch_tokens, "1 to 65536");
   }
@@ -129,8 +135,11 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
         layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
-    memory.cache += size.pages_of(group) * layout.backend->page_bytes(group, options.cache_type) +
+    const std::int64_t page_bytes = layout.backend->page_bytes(group, options.cache_type);
+    const bool swaps = layout.backend->swaps() && size.swaps(group);
+    memory.cache += (swaps ? size.resident : size.pages_of(group)) * page_bytes +
                     size.open_pages_of(group) * layout.backend->open_page_bytes(group, options.cache_type);
+    if (swaps) memory.host_cache += size.pages_of(group) * page_bytes;
   }
   std::vector<WeightView> views;
   for (const load::TensorInfo* tensor : layout.tensors) {
@@ -204,7 +213,21 @@ std::string_view name_of(CacheType type) {
   return i < kNames.size() ? kNames[i] : "unknown";
 }
 
-/// Adds what the stage takes to a share. Errors: unsupported.
+/// That one sequence has room on the device. Errors: invalid_argument.
+Result<void> check_resident(const StageLayout& stage, const EngineOptions& options, const CacheSize& size) {
+  for (const CacheGroup& group : stage.stage.program.cache_groups) {
+    if (!stage.backend->swaps() || !size.swaps(group)) continue;
+    const std::int64_t pages = size.pages_of_sequence(group);
+    const std::int64_t least = group.layers < 2 ? pages : (2 * pages + group.layers - 1) / group.layers;
+    if (size.resident >= least) continue;
+    return fail(ErrorCode::invalid_argument, "EngineOptions::device_cache_tokens is ", options.device_cache_tokens,
+                ", expected 0 or at least ", least * kPageTokens, ": ", std::min(group.layers, 2), " of ", group.layers,
+                " layers have to fit of a context of ", size.context, " tokens");
+  }
+  return {};
+}
+
+/// Adds what the stage takes to a share. Errors: unsupported; invalid_argument, if a sequence has no room.
 Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
                        Prepared* prepared, MemoryShare& share) {
   std::vector<WeightType> types;
@@ -215,9 +238,10 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
     return fail(ErrorCode::unsupported, "EngineOptions::cache_type is ", name_of(options.cache_type),
                 ", which the backend ", stage.backend->name(), " does not have");
   }
+  LLMINFER_TRY(check_resident(stage, options, size));
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
-  share.streamed += bytes.streamed;
+  share.streamed += bytes.streamed, share.host_cache += bytes.host_cache;
   return {};
 }
 
@@ -332,6 +356,8 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
   layout.cache.sequences =
       options.cache_tokens ? options.max_sequences : std::min(options.max_sequences, kDefaultSequences);
   layout.cache.batch_tokens = options.max_batch_tokens;
+  layout.cache.resident = static_cast<std::int32_t>((options.device_cache_tokens + kPageTokens - 1) / kPageTokens);
+  layout.cache.context = layout.context_length;
 
   LLMINFER_TRY((ranks_of(options) > 1 ? lay_out_ranks : lay_out_stages)(checkpoint, options, backends, layout));
   MemoryPlan& memory = layout.memory;
@@ -340,6 +366,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.cache += share.cache;
     memory.activations += share.activations;
     memory.streamed += share.streamed;
+    memory.host_cache += share.host_cache;
   }
   if (layout.stages.size() > 1 && layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);
@@ -391,7 +418,11 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   }
   stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), plan));
   for (const CacheGroup& group : program.cache_groups) {
-    stage.caches.push_back(LLMINFER_TRY(layout.backend->make_cache(group, options.cache_type, size.pages_of(group))));
+    const std::int32_t pages = size.pages_of(group);
+    const bool swaps = layout.backend->swaps() && size.swaps(group);
+    stage.caches.push_back(
+        LLMINFER_TRY(swaps ? layout.backend->make_swapped_cache(group, options.cache_type, pages, size.resident)
+                           : layout.backend->make_cache(group, options.cache_type, pages)));
   }
   return stage;
 }

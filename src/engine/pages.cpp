@@ -65,6 +65,13 @@ bool EngineCore::seals_pages() const noexcept {
                      [](const auto& cache) { return cache->seals_pages(); });
 }
 
+/// The first page that a sequence with so many tokens keeps: a sliding window has left those before it behind. Where
+/// pages are sealed a rewind goes to a page's begin.
+std::size_t EngineCore::first_kept(std::size_t group, std::int32_t cached) const noexcept {
+  const std::int32_t rewind = kRewindTokens + (seals_pages() ? kPageTokens : 0);
+  return first_needed(model_->program.cache_groups[group], cached - rewind);
+}
+
 /// Mutex held.
 void EngineCore::release_page(std::size_t group, std::int32_t page) noexcept {
   if (pools_[group].release(page)) model_->caches[group]->forget_page(page);
@@ -92,6 +99,45 @@ void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexce
   sequence.cached = std::min(sequence.cached, keep_tokens);
 }
 
+/// The requests that may take part in a pass, oldest first, each with its rows at most: all, or where device memory has
+/// room for some pages only, as many of the oldest as have room for theirs beside each other. If it has not even for
+/// those of the oldest one, layers pass through it, and others may join. Those that are left out wait until older ones
+/// have ended: pages that came and went with every pass would cost more than they could gain. Mutex held.
+std::vector<EngineCore::Share> EngineCore::with_room() {
+  std::vector<Share> chosen;
+  std::int32_t budget = max_batch_tokens_;
+  ++room_counter_;
+  for (PassRoom& room : rooms_) room.used = 0;
+  for (const auto& request : running_) {
+    const Sequence& sequence = *request->sequence;
+    const std::int32_t pending = sequence.size() - sequence.cached;
+    const std::int32_t rows = pending == 1 ? 1 : std::min(pending, budget);
+    if (rows == 0) continue;
+    if (pending > 1 && !rooms_.empty()) budget -= rows;
+    const auto written = static_cast<std::size_t>(sequence.cached / kPageTokens);
+    const auto end = static_cast<std::size_t>((sequence.cached + rows + kPageTokens - 1) / kPageTokens);
+    bool fits = true;
+    for (std::size_t group = 0; group < rooms_.size(); ++group) {
+      PassRoom& room = rooms_[group];
+      const auto& pages = sequence.pages[group];
+      for (std::size_t i = first_kept(group, sequence.cached); i < end; ++i) {
+        // A page that is shared and written to will be copied first.
+        const bool fresh = i >= pages.size() || (i >= written && pools_[group].shared(pages[i]));
+        if (!fresh && pages[i] < 0) continue;
+        const auto counts = [&](std::int32_t page) {
+          return std::exchange(room.counted[static_cast<std::size_t>(page)], room_counter_) != room_counter_;
+        };
+        if (fresh || counts(pages[i])) ++room.used;
+      }
+      if (chosen.empty()) room.room = room.used <= room.limit.resident ? room.limit.resident : room.limit.most;
+      fits = fits && room.used <= room.room;
+    }
+    if (!fits && !chosen.empty()) break;
+    chosen.push_back({request, rows});
+  }
+  return chosen;
+}
+
 /// Sees that the request's next `rows` tokens have pages of their own. False: not in this step. Mutex held; no pass in
 /// flight.
 bool EngineCore::make_room(Request& request, std::int32_t rows) {
@@ -105,10 +151,7 @@ bool EngineCore::make_room(Request& request, std::int32_t rows) {
       return page;
     };
     auto& pages = sequence.pages[group];
-    // Pages that a sliding window has left behind go back first. Where pages are sealed a rewind goes to a page's
-    // begin.
-    const std::int32_t rewind = kRewindTokens + (seals_pages() ? kPageTokens : 0);
-    for (std::size_t i = first_needed(model_->program.cache_groups[group], sequence.cached - rewind); i-- > 0;) {
+    for (std::size_t i = first_kept(group, sequence.cached); i-- > 0;) {  // those left behind go back first
       if (pages[i] < 0) break;
       release_page(group, std::exchange(pages[i], -1));
     }

@@ -67,6 +67,21 @@ void StagedCache::forget_page(std::int32_t page) noexcept {
   for (const Part& part : parts_) part.storage->forget_page(page);
 }
 
+PassPages StagedCache::pass_pages() const noexcept {
+  PassPages least;
+  for (const Part& part : parts_) {
+    const PassPages pages = part.storage->pass_pages();
+    least = {std::min(least.resident, pages.resident), std::min(least.most, pages.most)};
+  }
+  return least;
+}
+
+std::int64_t StagedCache::moved_bytes() const noexcept {
+  std::int64_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.storage->moved_bytes();
+  return bytes;
+}
+
 StageBatch::StageBatch(std::int32_t max_rows)
     : no_token_(static_cast<std::size_t>(max_rows), -1), all_rows_(static_cast<std::size_t>(max_rows)) {
   std::iota(all_rows_.begin(), all_rows_.end(), 0);

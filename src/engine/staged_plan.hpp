@@ -29,6 +29,8 @@ class StagedCache final : public CacheStorage {
   bool seals_pages() const noexcept override;
   void finish_page(std::int32_t page) noexcept override;
   void forget_page(std::int32_t page) noexcept override;
+  PassPages pass_pages() const noexcept override;
+  std::int64_t moved_bytes() const noexcept override;
 
  private:
   std::vector<Part> parts_;
