@@ -53,7 +53,7 @@ template <PanelShape s>
       store_bytes(to + n.value * Slice::kVector, kUp == 0 ? codes : add_bytes(codes, fill_bytes(kUp)));
     });
     fill_scales<Slice>(from, to);
-    from.template leave<2>();
+    from.leave();
   }
 }
 

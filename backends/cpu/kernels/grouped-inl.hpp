@@ -30,20 +30,25 @@ template <int V>
   return c;
 }
 
+/// What is prefetched meanwhile: bytes from a code to another, and from a scale or minimum to another.
+struct Ahead {
+  std::int64_t codes, scales;
+};
+
 /// The weights of a tile, read group by group from panels: enter(), then what the group has, then leave().
 template <PanelShape s>
 struct PanelReader {
   static constexpr int V = kTileVectors;
   const PanelLayout& layout;
   const Columns<V> columns;
-  const std::int64_t ahead;  ///< bytes from a code to the one to be prefetched meanwhile
+  const Ahead ahead;
   std::int64_t group;
   Bytes table;
   const std::uint8_t* codes[V];
   Floats super_scale[V], super_minimum[V];
 
   [[gnu::always_inline]] PanelReader(const PackedWeightView& w, const Columns<V>& from, std::int64_t first_group,
-                                     std::int64_t prefetch)
+                                     Ahead prefetch)
       : layout(w.layout), columns(from), ahead(prefetch), group(first_group) {
     if constexpr (s.table) table = load_table(w.table);
     for (int v = 0; v < V; ++v) {
@@ -55,10 +60,13 @@ struct PanelReader {
     if constexpr (s.scale == PanelScale::two_level) {
       if (group % kSuperGroups != 0) return;
       unroll<V>([&](auto v) __attribute__((always_inline)) {
-        const std::int64_t at = (group / kSuperGroups * kPanelRows + columns.lane[v.value]) * 2;
-        super_scale[v.value] = load_halves(columns.panel[v.value] + layout.super_scale + at);
+        const std::uint8_t* const at =
+            columns.panel[v.value] + (group / kSuperGroups * kPanelRows + columns.lane[v.value]) * 2;
+        super_scale[v.value] = load_halves(at + layout.super_scale);
+        __builtin_prefetch(at + layout.super_scale + ahead.scales);
         if constexpr (s.minimum) {
-          super_minimum[v.value] = load_halves(columns.panel[v.value] + layout.super_minimum + at);
+          super_minimum[v.value] = load_halves(at + layout.super_minimum);
+          __builtin_prefetch(at + layout.super_minimum + ahead.scales);
         }
       });
     }
@@ -84,22 +92,23 @@ struct PanelReader {
     if constexpr (s.scale == PanelScale::f16) return load_halves(base + at * 2);
     if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }
-  template <int M>
   [[gnu::always_inline]] void leave() {
     unroll<V>([&](auto v) __attribute__((always_inline)) {
-      // Hardware prefetching alone keeps up with nothing but a wide stream of 8-bit codes in wide vectors.
-      if constexpr (M > 1 || s.bits < 8 || kLanes < 16) {
-        constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
-        constexpr int kFirst = v.value * kLanes % kPanelRows / kLanes * kLines;
-        const std::uint8_t* const line = codes[v.value] + ahead;
-        for (int i = kFirst; i < kFirst + kLines; ++i) __builtin_prefetch(line + i * 64);
-      }
+      constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
+      constexpr int kFirst = v.value * kLanes % kPanelRows / kLanes * kLines;
+      const std::uint8_t* const line = codes[v.value] + ahead.codes;
+      for (int i = kFirst; i < kFirst + kLines; ++i) __builtin_prefetch(line + i * 64);
+      const std::uint8_t* const scales = columns.panel[v.value] + scale_at(v.value, 0) * kScaleBytes + ahead.scales;
+      __builtin_prefetch(scales + layout.scale);
+      if constexpr (s.minimum && s.scale != PanelScale::f32) __builtin_prefetch(scales + layout.minimum);
       codes[v.value] += layout.code_bytes;
     });
     ++group;
   }
 
  private:
+  static constexpr std::int64_t kScaleBytes = s.scale == PanelScale::f32 ? 4 : s.scale == PanelScale::f16 ? 2 : 1;
+
   /// Which of the panel's scales is vector v's first one.
   [[gnu::always_inline]] std::int64_t scale_at(int v, int half) const {
     const std::int64_t index = s.group < kGroupValues || s.scale == PanelScale::two_level ? group * halves(s) + half
@@ -142,10 +151,7 @@ struct SliceReader {
   [[gnu::always_inline]] Floats minimum(int v, int half) const {
     return load_floats(at + kCodes + kScales + (half * V + v) * kVector);
   }
-  template <int M>
-  [[gnu::always_inline]] void leave() {
-    at += kGroup;
-  }
+  [[gnu::always_inline]] void leave() { at += kGroup; }
 };
 
 /// The scales and minimums of the group that `from` is in.
@@ -177,7 +183,7 @@ template <PanelShape s>
       });
     });
     fill_scales<Slice>(from, to);
-    from.template leave<2>();
+    from.leave();
   }
 }
 
@@ -255,7 +261,7 @@ template <PanelShape s, int M, class Way, class Reader>
         });
       });
     }
-    w.template leave<M>();
+    w.leave();
   }
 }
 

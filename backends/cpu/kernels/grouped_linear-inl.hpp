@@ -6,6 +6,9 @@ namespace {
 /// From so many rows of 8-bit activations on, weights of all shapes are unpacked into slices (docs/adr/0022).
 constexpr int kHighSliceRows = 6;
 
+/// No tile's weights are prefetched from further away.
+constexpr std::int64_t kPrefetchBytes = 128 << 10;
+
 /// Of levels of ActivationForm::bytes (dot_bytes-inl.hpp).
 struct HighProducts;
 
@@ -41,9 +44,10 @@ template <PanelShape s>
   const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
   SliceBlock block(rows);
   if (!slices) block.rows = fit < 32 ? 32 : fit, block.groups = groups;
-  // Prefetch the same place of the next tile's panels where that is near, else further down in these.
+  // Prefetch the same place of the next tile's panels if a second-level cache holds what lies between, else what is
+  // further down in these, of which scales are then so many that the processor finds them by itself.
   const std::int64_t next = kTilePanels * w.layout.bytes;
-  const std::int64_t ahead = next <= 16384 ? next : 4096;
+  const Ahead ahead = next <= kPrefetchBytes ? Ahead{next, next} : Ahead{4096, 0};
   for (std::int32_t begin = 0; begin < rows; begin += block.rows) {
     const std::int32_t count = rows - begin < block.rows ? rows - begin : block.rows;
     const QuantizedGroup* const in = x.groups + (row_begin + begin) * x.group_stride;
@@ -62,7 +66,7 @@ template <PanelShape s>
         }
         for (std::int64_t g = first; g < last; g += kSliceGroups) {
           const int some = static_cast<int>(last - g < kSliceGroups ? last - g : kSliceGroups);
-          const PanelReader<s> weights(w, columns, g, kSliceGroups * w.layout.code_bytes);
+          const PanelReader<s> weights(w, columns, g, {kSliceGroups * w.layout.code_bytes, 0});
           if constexpr (kPairs) {
             if (pairs) {
               multiply_byte_pairs<s>(weights, some, in + g, x.group_stride, count, to, g > 0, slice);

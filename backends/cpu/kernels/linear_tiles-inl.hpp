@@ -43,7 +43,7 @@ template <PanelShape s>
         store_floats(reinterpret_cast<float*>(at + Slice::kMinimums), from.minimum(n.value % V, n.value / V));
       }
     });
-    from.template leave<2>();
+    from.leave();
   }
 }
 
@@ -196,7 +196,7 @@ template <PanelShape s>
         const auto columns = columns_of<kTileVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
         for (std::int64_t g = first; g < stop; g += kSliceGroups) {
           const int some = static_cast<int>(stop - g < kSliceGroups ? stop - g : kSliceGroups);
-          fill_tiles<s>(PanelReader<s>(w, columns, g, kSliceGroups * w.layout.code_bytes), some, slice);
+          fill_tiles<s>(PanelReader<s>(w, columns, g, {kSliceGroups * w.layout.code_bytes, 0}), some, slice);
           for (std::int32_t row = begin; row < end; row += kTokens) {
             const int rows = end - row < kTokens ? end - row : kTokens;
             const QuantizedGroup* in = x.groups + row * x.group_stride + g;
