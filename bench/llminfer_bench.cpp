@@ -33,6 +33,7 @@ struct Options {
   std::string backend = "cpu", split;
   int resident = 100, resident_cache = 100;
   int device = 0;
+  bool no_graphs = false;
   bool exact = false;
   int activation_bits = 16;
   int output_bits = 16;
@@ -108,6 +109,7 @@ void declare(CLI::App& app, Options& o) {
       ->check(CLI::IsMember(backend_names()))
       ->capture_default_str();
   app.add_option("--device", o.device, "GPU by number")->check(CLI::Range(0, kMost))->capture_default_str();
+  app.add_flag("--no-graphs", o.no_graphs, "launch each kernel by itself (GpuOptions::graphs)");
   app.add_option("--split", o.split, kSplitHelp);
   app.add_option("--resident", o.resident,
                  "percent of the weights that a GPU holds; the rest is streamed (LayerShare::stream)")
@@ -160,7 +162,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.cache_type = cache_types().at(o.type_k);
   options.weight_cache = o.weight_cache;
   if (o.split.empty())
-    options.custom_backend = backend_by_name(o.backend, o.device).value();
+    options.custom_backend = backend_by_name(o.backend, o.device, !o.no_graphs).value();
   else
     options.split = parse_split(o.split).value();
   for (const bench::Test& test : tests) {

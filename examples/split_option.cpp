@@ -28,7 +28,8 @@ li::Result<void> parse_amount(const std::string& item, const std::string& amount
   }
   const char* const end = amount.data() + amount.size();
   int layers = 0;
-  if (const auto read = std::from_chars(amount.data(), end, layers); read.ptr == end && read.ec == std::errc() && layers >= 0) {
+  if (const auto read = std::from_chars(amount.data(), end, layers);
+      read.ptr == end && read.ec == std::errc() && layers >= 0) {
     share.layers = layers;
     return {};
   }
@@ -57,13 +58,14 @@ std::vector<std::string> backend_names() {
   };
 }
 
-li::Result<std::shared_ptr<li::Backend>> backend_by_name(const std::string& name, [[maybe_unused]] int device) {
+li::Result<std::shared_ptr<li::Backend>> backend_by_name(const std::string& name, [[maybe_unused]] int device,
+                                                         [[maybe_unused]] bool graphs) {
   if (name == "cpu") return std::shared_ptr<li::Backend>();
 #ifdef LLMINFER_HAS_CUDA
-  if (name == "cuda") return li::make_cuda_backend({.device = device});
+  if (name == "cuda") return li::make_cuda_backend({.device = device, .graphs = graphs});
 #endif
 #ifdef LLMINFER_HAS_HIP
-  if (name == "hip") return li::make_hip_backend({.device = device});
+  if (name == "hip") return li::make_hip_backend({.device = device, .graphs = graphs});
 #endif
   std::string names;
   for (const std::string& known : backend_names()) names += (names.empty() ? "" : ", ") + known;

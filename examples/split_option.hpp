@@ -12,12 +12,14 @@
 std::vector<std::string> backend_names();
 
 /// Null for "cpu", which the engine makes itself. Errors: not_found, and those of the backend.
-llminfer::Result<std::shared_ptr<llminfer::Backend>> backend_by_name(const std::string& name, int device);
+llminfer::Result<std::shared_ptr<llminfer::Backend>> backend_by_name(const std::string& name, int device,
+                                                                     bool graphs = true);
 
 inline constexpr const char* kSplitHelp =
     "Backends that share the layers, first layers first: NAME[:AMOUNT][:stream],…, where a GPU's name may end in its "
     "number and AMOUNT is a number of layers, or a limit such as 8GiB or 500MiB; one without gets the rest. "
-    "\"cpu,cuda0:8GiB\" puts as many of the last layers on the GPU as 8 GiB hold; \"cuda0:8GiB:stream\" computes all on "
+    "\"cpu,cuda0:8GiB\" puts as many of the last layers on the GPU as 8 GiB hold; \"cuda0:8GiB:stream\" computes all "
+    "on "
     "the GPU, and copies what 8 GiB do not hold there in each pass";
 
 /// EngineOptions::split of such a text. Errors: invalid_argument, not_found, and those of the backends.

@@ -16,6 +16,9 @@ namespace {
 struct Api {
   using Stream = cudaStream_t;
   using Event = cudaEvent_t;
+  using Graph = cudaGraph_t;
+  using Node = cudaGraphNode_t;
+  using ReadyGraph = cudaGraphExec_t;
   static constexpr const char* kVendor = "NVIDIA";
   static constexpr int kOutOfMemory = cudaErrorMemoryAllocation;
   static constexpr int kNotReady = cudaErrorNotReady;
@@ -64,6 +67,27 @@ struct Api {
   static int wait_event(Event event) { return cudaEventSynchronize(event); }
   static int query_event(Event event) { return cudaEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
+
+  static int launch(const KernelLaunch& launch, void** args, Stream stream) {
+    return cudaLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, 0, stream);
+  }
+  static int make_graph(Graph* graph) { return cudaGraphCreate(graph, 0); }
+  /// `args` stay where they are as long as the graph. `former`: null for the first kernel.
+  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args) {
+    cudaKernelNodeParams params{};
+    params.func = const_cast<void*>(launch.kernel);
+    params.gridDim = grid_of(launch);
+    params.blockDim = dim3(launch.threads);
+    params.kernelParams = args;
+    return cudaGraphAddKernelNode(node, graph, &former, former ? 1 : 0, &params);
+  }
+  static int instantiate(ReadyGraph* ready, Graph graph) { return cudaGraphInstantiate(ready, graph, 0); }
+  static int launch_graph(ReadyGraph graph, Stream stream) { return cudaGraphLaunch(graph, stream); }
+  static int destroy_graph(Graph graph) { return cudaGraphDestroy(graph); }
+  static int destroy_ready_graph(ReadyGraph graph) { return cudaGraphExecDestroy(graph); }
+
+ private:
+  static dim3 grid_of(const KernelLaunch& launch) { return {launch.grid[0], launch.grid[1], launch.grid[2]}; }
 };
 
 }  // namespace
@@ -79,7 +103,7 @@ namespace llminfer::inline v0 {
 Result<std::shared_ptr<Backend>> make_cuda_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
     std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::cuda::make_device(options.device));
-    return gpu::make_backend(std::move(device), options.batch_invariant);
+    return gpu::make_backend(std::move(device), options);
   });
 }
 

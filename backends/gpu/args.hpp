@@ -143,7 +143,7 @@ struct CacheArgs {
 struct TablesArgs {
   const int32_t* pages;      ///< all block tables, one after the other
   const int32_t* begins;     ///< [rows] where the row's begins
-  const int32_t* positions;  ///< [rows]
+  const int32_t* positions;  ///< [rows]; negative: no row, which attention passes over
   const uint64_t* open;      ///< int4: [rows] addresses of the open pages that they are in; else null
 };
 
@@ -160,7 +160,7 @@ struct StoreArgs {
 
 /// A page that has become full, to be packed in 4 bits.
 struct SealTask {
-  uint64_t open;  ///< its address
+  uint64_t open;  ///< its address; 0: no task
   int32_t page, unused;
 };
 struct SealArgs {
@@ -228,7 +228,22 @@ struct CombineArgs {
   RowsArgs out;
 };
 
-/// Launches on a stream; each gives the runtime's error code, 0 for success.
+/// A launch as the runtimes take it.
+struct KernelLaunch {
+  const void* kernel;
+  unsigned grid[3];
+  unsigned threads;
+  const void* args;  ///< the struct that is the kernel's only argument; read during the call
+  uint64_t arg_bytes;
+};
+/// Where launches go: into a stream, or into a graph that is being built.
+struct Queue {
+  void* owner;
+  int (*put)(void* owner, const KernelLaunch& launch);
+};
+
+/// Launches on a stream; each gives the runtime's error code, 0 for success. `stream` comes from a Device: a Queue,
+/// or the emulator's machine.
 struct KernelTable {
   int (*probe)(void* stream);  ///< does nothing, but fails where there is no code for the device
   int (*embed)(void* stream, const EmbedArgs& args);

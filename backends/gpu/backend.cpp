@@ -17,14 +17,14 @@ using core::fail;
 
 class GpuBackend final : public Backend {
  public:
-  GpuBackend(std::shared_ptr<Device> device, bool batch_invariant)
-      : device_(std::move(device)), batch_invariant_(batch_invariant) {}
+  GpuBackend(std::shared_ptr<Device> device, const GpuOptions& options)
+      : device_(std::move(device)), options_(options) {}
 
   std::string_view name() const noexcept override { return device_->info().kind; }
   std::string description() const override {
     const DeviceInfo& info = device_->info();
     return info.kind + ", " + info.name + " (" + info.architecture + "), " + std::to_string(info.memory >> 20) +
-           " MiB" + (batch_invariant_ ? ", batch-invariant" : "");
+           " MiB" + (options_.batch_invariant ? ", batch-invariant" : "");
   }
 
   Result<void> supports(const Program& program, std::span<const WeightType> types) override {
@@ -87,7 +87,7 @@ class GpuBackend final : public Backend {
         staging_ = Buffer();
       }
       return std::unique_ptr<Plan>(
-          LLMINFER_TRY(GpuPlan::make(program, std::move(weights), options, device_, batch_invariant_)));
+          LLMINFER_TRY(GpuPlan::make(program, std::move(weights), options, device_, options_)));
     });
   }
 
@@ -95,7 +95,7 @@ class GpuBackend final : public Backend {
     return core::guarded([&]() -> Result<std::string> {
       const DeviceInfo& info = device_->info();
       if (info.collectives.empty()) return fail(ErrorCode::unsupported, info.kind, " devices have no collectives");
-      if (batch_invariant_) {
+      if (options_.batch_invariant) {
         return fail(ErrorCode::unsupported,
                     "GpuOptions::batch_invariant: the order of sums over several GPUs may depend "
                     "on how many rows a batch has");
@@ -143,15 +143,15 @@ class GpuBackend final : public Backend {
   }
 
   const std::shared_ptr<Device> device_;
-  const bool batch_invariant_;
+  const GpuOptions options_;
   std::mutex mutex_;
   Buffer staging_;  ///< host memory that weights go through
 };
 
 }  // namespace
 
-std::shared_ptr<Backend> make_backend(std::shared_ptr<Device> device, bool batch_invariant) {
-  return std::make_shared<GpuBackend>(std::move(device), batch_invariant);
+std::shared_ptr<Backend> make_backend(std::shared_ptr<Device> device, const GpuOptions& options) {
+  return std::make_shared<GpuBackend>(std::move(device), options);
 }
 
 }  // namespace llminfer::gpu

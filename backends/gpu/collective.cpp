@@ -111,7 +111,7 @@ Result<void> GpuCollective::sum(const float* in, float* out, std::int64_t floats
   const Event& mark = sums_[count_ % kAhead];
   if (count_ >= kAhead) LLMINFER_TRY(wait_until([&] { return mark.reached(); }));
   const int status = nccl_->all_reduce(in, out, static_cast<std::size_t>(floats), Nccl::kFloat, Nccl::kSum,
-                                       communicator_, device_->stream());
+                                       communicator_, device_->runtime_stream());
   LLMINFER_TRY(give_up(check("a sum", status)));
   if (status == Nccl::in_progress) {  // nothing else may go to the stream before it is there
     LLMINFER_TRY(wait_until([&]() -> Result<bool> {

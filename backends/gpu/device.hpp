@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -37,6 +38,8 @@ class Device {
   virtual const KernelTable& kernels() const noexcept = 0;
   /// The KernelTable's first argument.
   virtual void* stream() noexcept = 0;
+  /// Stream::work as the runtime's own libraries take it.
+  virtual void* runtime_stream() noexcept = 0;
   /// Before and after launches: makes this device the calling thread's, and puts back what was.
   virtual int enter() noexcept = 0;
   virtual void leave(int previous) noexcept = 0;
@@ -64,6 +67,14 @@ class Device {
   virtual Result<void> follow(void* event, Stream stream) = 0;
   /// Whether what was enqueued before the event's last record() is done. Errors: device_error.
   virtual Result<bool> reached(void* event) = 0;
+  /// A graph is a list of launches that are enqueued at once. Those that `enqueue` makes with the KernelTable's first
+  /// argument that it is given go into a new one, with their arguments as they are then; kernels run in the same order.
+  /// `enqueue` does nothing else with the device. Errors: its own, unsupported, out_of_memory, device_error.
+  using Enqueue = std::function<Result<void>(void* stream)>;
+  virtual Result<void*> make_graph(const Enqueue& enqueue) = 0;
+  /// What was launched has ended.
+  virtual void release_graph(void* graph) noexcept = 0;
+  virtual Result<void> launch(void* graph) = 0;
   /// Marks the end of what was enqueued so far in Stream::work, in one of kMarks places; wait_for waits for it.
   static constexpr int kMarks = 4;
   virtual Result<void> mark(int place) = 0;
@@ -138,32 +149,58 @@ class Buffer {
   Kind kind_ = Kind::device;
 };
 
+/// A handle of a device's, given back by `kRelease`.
+template <void (Device::*kRelease)(void*) noexcept>
+class Handle {
+ public:
+  Handle() = default;
+  Handle(Handle&& other) noexcept : device_(std::move(other.device_)), handle_(std::exchange(other.handle_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Handle() {
+    if (handle_) (device_.get()->*kRelease)(handle_);
+  }
+  explicit operator bool() const noexcept { return handle_ != nullptr; }
+
+ protected:
+  Handle(std::shared_ptr<Device> device, void* handle) noexcept : device_(std::move(device)), handle_(handle) {}
+
+  std::shared_ptr<Device> device_;
+  void* handle_ = nullptr;
+};
+
 /// An event of a device.
-class Event {
+class Event : public Handle<&Device::release_event> {
  public:
   static Result<Event> make(std::shared_ptr<Device> device) {
     auto handle = device->make_event();
     if (!handle) return std::move(handle).error();
     return Result<Event>(Event(std::move(device), *handle));
   }
-  Event(Event&& other) noexcept : device_(std::move(other.device_)), handle_(std::exchange(other.handle_, nullptr)) {}
-  Event& operator=(Event&& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(handle_, other.handle_);
-    return *this;
-  }
-  ~Event() {
-    if (handle_) device_->release_event(handle_);
-  }
   Result<void> record(Stream stream) const { return device_->record(handle_, stream); }
   Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
   Result<bool> reached() const { return device_->reached(handle_); }
 
  private:
-  Event(std::shared_ptr<Device> device, void* handle) noexcept : device_(std::move(device)), handle_(handle) {}
+  using Handle::Handle;
+};
 
-  std::shared_ptr<Device> device_;
-  void* handle_ = nullptr;
+/// A graph of a device, or none.
+class Graph : public Handle<&Device::release_graph> {
+ public:
+  Graph() = default;
+  static Result<Graph> make(std::shared_ptr<Device> device, const Device::Enqueue& enqueue) {
+    auto handle = device->make_graph(enqueue);
+    if (!handle) return std::move(handle).error();
+    return Result<Graph>(Graph(std::move(device), *handle));
+  }
+  Result<void> launch() const { return device_->launch(handle_); }
+
+ private:
+  using Handle::Handle;
 };
 
 }  // namespace llminfer::gpu

@@ -17,11 +17,12 @@ using core::fail;
 std::int64_t on_line(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 std::int64_t float_bytes(std::int64_t floats) { return floats * static_cast<std::int64_t>(sizeof(float)); }
 
-/// A run of at least so many rows is attended to in tiles.
-constexpr std::int32_t kTileMinRows = 16;
 /// While a long pass may be interrupted, the host is at most so many layers ahead of the device.
 constexpr int kLayersAhead = 2;
 static_assert(kLayersAhead < Device::kMarks);
+
+/// Room for what goes up, so that it seldom grows and takes the graphs with it.
+constexpr std::int64_t kLeastUpload = 1 << 16;
 
 InputQuantization::Kind kind_of(const GpuWeight& weight) { return weight.input().kind; }
 
@@ -74,14 +75,15 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
 
 GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
                  std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
-                 std::shared_ptr<Device> device, bool batch_invariant)
+                 std::shared_ptr<Device> device, const GpuOptions& gpu_options)
     : program_(program),
       steps_(std::move(steps)),
       layout_(layout),
       max_rows_(options.max_batch_rows),
       reduce_(options.reduce),
       device_(std::move(device)),
-      batch_invariant_(batch_invariant),
+      options_(gpu_options),
+      launches_alone_(launches_alone(steps_)),
       owned_(std::move(weights)) {}
 
 GpuPlan::~GpuPlan() {
@@ -91,7 +93,7 @@ GpuPlan::~GpuPlan() {
 Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, std::shared_ptr<Device> device,
-                                               bool batch_invariant) {
+                                               const GpuOptions& gpu_options) {
   if (options.max_batch_rows < 1 || options.max_batch_rows > 1 << 20) {
     return fail(ErrorCode::invalid_argument, "PlanOptions::max_batch_rows is ", options.max_batch_rows,
                 "; expected 1 to ", 1 << 20);
@@ -103,7 +105,7 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
   }
   const PlanLayout layout(program, steps, options.max_batch_rows);
   std::unique_ptr<GpuPlan> plan(
-      new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), batch_invariant));
+      new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), gpu_options));
   LLMINFER_TRY(plan->bind_weights(options));
   plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {
@@ -265,38 +267,46 @@ void GpuPlan::lay_out(const Batch& batch) {
     words.insert(words.end(), some.begin(), some.end());
     return at;
   };
-  p.rows = p.current_rows = static_cast<std::int32_t>(batch.positions.size());
-  p.tokens = append(batch.tokens);
-  p.positions = append(batch.positions);
-
+  // The same, and numbers for the rows that a bucket adds.
+  const auto append_rows = [&](std::span<const std::int32_t> some, std::int32_t rows, std::int32_t filler) {
+    const auto at = append(some);
+    words.resize(std::max(words.size(), static_cast<std::size_t>(at + rows)), filler);
+    return at;
+  };
   std::vector<std::int32_t> selected, selected_positions;
   std::set_union(batch.logit_rows.begin(), batch.logit_rows.end(), batch.hidden_rows.begin(), batch.hidden_rows.end(),
                  std::back_inserter(selected));
   for (const std::int32_t row : selected) selected_positions.push_back(batch.positions[static_cast<std::size_t>(row)]);
-  p.selected_rows = static_cast<std::int32_t>(selected.size());
-  p.selected = append(selected);
-  p.selected_positions = append(selected_positions);
-  const auto append_indexes = [&](std::span<const std::int32_t> wanted) {
-    const auto at = static_cast<std::int64_t>(words.size());
+  p.rows = static_cast<std::int32_t>(batch.positions.size());
+  p.has_embeddings = !batch.embeddings.empty();
+  choose_bucket(batch, static_cast<std::int32_t>(selected.size()));
+  p.current_rows = p.rows;
+
+  // What lies before the block tables has the same place in all passes of a bucket.
+  p.tokens = append_rows(batch.tokens, p.rows, p.has_embeddings ? -1 : 0);
+  p.positions = append_rows(batch.positions, p.rows, -1);
+  p.selected = append_rows(selected, p.selected_rows, 0);
+  p.selected_positions = append_rows(selected_positions, p.selected_rows, 0);
+  const auto indexes_of = [&](std::span<const std::int32_t> wanted) {
+    std::vector<std::int32_t> indexes;
     for (const std::int32_t row : wanted) {
-      words.push_back(
+      indexes.push_back(
           static_cast<std::int32_t>(std::lower_bound(selected.begin(), selected.end(), row) - selected.begin()));
     }
-    return at;
+    return indexes;
   };
-  p.logit_index = append_indexes(batch.logit_rows);
-  p.hidden_index = append_indexes(batch.hidden_rows);
+  p.logit_index = append_rows(indexes_of(batch.logit_rows), p.launched_logits, 0);
   p.logit_rows = static_cast<std::int64_t>(batch.logit_rows.size());
   p.hidden_rows = static_cast<std::int64_t>(batch.hidden_rows.size());
   p.logits = batch.logits;
   p.hidden = batch.hidden;
-  p.has_embeddings = !batch.embeddings.empty();
 
   // Where each row's block table begins, then the tables.
   for (std::size_t g = 0; g < p.caches.size(); ++g) {
     p.begins.push_back(static_cast<std::int64_t>(words.size()));
     words.resize(words.size() + static_cast<std::size_t>(p.rows));
   }
+  lay_out_open_pages(batch);
   p.pages = static_cast<std::int64_t>(words.size());
   for (const Run& run : batch.runs) {
     const auto used = static_cast<std::size_t>((run.first_position + run.rows + kPageTokens - 1) / kPageTokens);
@@ -308,7 +318,7 @@ void GpuPlan::lay_out(const Batch& batch) {
   }
 
   lay_out_blocks(batch);
-  lay_out_open_pages(batch);
+  p.hidden_index = append(indexes_of(batch.hidden_rows));
 
   // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together. The rows of
   // a tile read the same open page.
@@ -317,6 +327,7 @@ void GpuPlan::lay_out(const Batch& batch) {
   for (const Run& run : batch.runs) {
     const std::int32_t tokens = run.first_position + run.rows;
     p.all_rows = {0, p.rows, std::max(p.all_rows.longest, tokens)};
+    if (p.bucket) continue;
     if (run.rows < kTileMinRows) {
       if (!p.single_rows.empty() && p.single_rows.back().first + p.single_rows.back().count == run.first_row) {
         p.single_rows.back().count += run.rows;
@@ -336,6 +347,7 @@ void GpuPlan::lay_out(const Batch& batch) {
       ++p.task_count;
     }
   }
+  if (p.bucket) p.single_rows = {p.all_rows};
 }
 
 /// Of caches that seal pages: where each row's open page lies, and which pages the pass fills.
@@ -353,18 +365,22 @@ void GpuPlan::lay_out_open_pages(const Batch& batch) {
     words.resize((words.size() + 3) / 4 * 4);  // addresses, and tasks, on multiples of their size
     open.rows = static_cast<std::int64_t>(words.size());
     for (const std::int32_t page : open.page_of_row) append_address(pages.data<void>(page));
+    for (auto row = static_cast<std::int32_t>(batch.positions.size()); row < pass_.rows; ++row) append_address(nullptr);
     words.resize((words.size() + 3) / 4 * 4);
     open.seals = static_cast<std::int64_t>(words.size());
     const CachePager* const pager = pass_.caches[g]->pager();
     const std::int32_t layers = pager ? pager->size().layers : 1;
     for (std::int32_t layer = 0; layer < layers; ++layer) {
+      std::int32_t tasks = 0;
       for (std::size_t row = 0; row < open.page_of_row.size(); ++row) {
         if (batch.positions[row] % kPageTokens != kPageTokens - 1) continue;
         const std::int32_t page = open.page_of_row[row];
         append_address(pages.data<void>(page));
         words.insert(words.end(), {pager ? pager->block(layer, page) : page, 0});
-        open.seal_count += layer == 0;
+        ++tasks;
       }
+      open.seal_count = tasks == 0 || !pass_.bucket ? tasks : pass_.rows;  // in a bucket one for each row, or none
+      words.resize(words.size() + 4 * static_cast<std::size_t>(open.seal_count - tasks));
     }
   }
 }
@@ -372,6 +388,7 @@ void GpuPlan::lay_out_open_pages(const Batch& batch) {
 Result<void> GpuPlan::grow(Buffer& buffer, std::int64_t bytes, bool host) {
   if (buffer.bytes() >= bytes) return {};
   LLMINFER_TRY(device_->wait());
+  if (!host) graphs_.clear();  // which have its address
   buffer = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, host));
   return {};
 }
@@ -379,13 +396,15 @@ Result<void> GpuPlan::grow(Buffer& buffer, std::int64_t bytes, bool host) {
 Result<void> GpuPlan::upload(const Batch& batch) {
   const auto send = [&](Buffer& to, Buffer& through, const void* from, std::size_t size) -> Result<void> {
     const auto bytes = static_cast<std::int64_t>(size);
-    LLMINFER_TRY(grow(to, bytes, false));
-    LLMINFER_TRY(grow(through, bytes, true));
+    const std::int64_t room = std::max(bytes, kLeastUpload);
+    LLMINFER_TRY(grow(to, room, false));
+    LLMINFER_TRY(grow(through, room, true));
     std::memcpy(through.at(), from, size);
     return device_->copy(to.at(), through.at(), bytes);
   };
   LLMINFER_TRY(send(words_, host_words_, pass_.words.data(), pass_.words.size() * sizeof(std::int32_t)));
   if (pass_.has_embeddings) {
+    LLMINFER_TRY(grow(embeddings_, float_bytes(pass_.rows * program_.hidden_size), false));
     LLMINFER_TRY(send(embeddings_, host_embeddings_, batch.embeddings.data(), batch.embeddings.size_bytes()));
   }
   return grow(host_out_, float_bytes(static_cast<std::int64_t>(pass_.logits.size() + pass_.hidden.size())), true);
@@ -393,9 +412,13 @@ Result<void> GpuPlan::upload(const Batch& batch) {
 
 Result<void> GpuPlan::enqueue(const Batch& batch) {
   if (ring_) LLMINFER_TRY(ring_->fill());
-  LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
   const auto interrupted = [&] { return batch.interrupted && batch.interrupted(); };
   if (interrupted()) pass_.stop = true;
+  if (!pass_.stop && launch_graph()) {
+    if (steps_.logits_direct && pass_.logit_rows > 0) LLMINFER_TRY(fetch_logits(0, pass_.logit_rows));
+    return fetch_outputs();
+  }
+  LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
   for (std::size_t i = 0; i < steps_.steps.size() && !pass_.stop; ++i) {
     const Step& step = steps_.steps[i];
     if (std::holds_alternative<AttentionStep>(step) && batch.interrupted) {

@@ -1,7 +1,7 @@
 // GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
 // and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
 // Weights that are streamed go up beside the launches, through a WeightRing, and so do cache pages that lie in host
-// memory, by their CachePager.
+// memory, by their CachePager. Passes of few rows are padded to a bucket and launched as one graph.
 #pragma once
 
 #include <memory>
@@ -9,11 +9,13 @@
 #include <vector>
 
 #include <llminfer/backend.hpp>
+#include <llminfer/gpu.hpp>
 
 #include "backends/common/steps.hpp"
 #include "backends/gpu/cache.hpp"
 #include "backends/gpu/collective.hpp"
 #include "backends/gpu/device.hpp"
+#include "backends/gpu/graphs.hpp"
 #include "backends/gpu/ring.hpp"
 #include "backends/gpu/weight.hpp"
 
@@ -23,6 +25,16 @@ using namespace backend;  // steps and checks, which all backends of this tree s
 
 /// Logits are computed so many rows at a time: a vocabulary is wide.
 inline constexpr std::int32_t kLogitRows = 64;
+/// A run of at least so many rows is attended to in tiles.
+inline constexpr std::int32_t kTileMinRows = 16;
+/// A pass of up to so many rows, of short runs, has the launches of a bucket.
+inline constexpr std::int32_t kBucketRows = 64;
+static_assert(kBucketRows <= kLogitRows);
+/// Keys that a split of a batch-invariant attention has, in pages: the same for every batch.
+inline constexpr int kInvariantSplitPages = 16;
+/// Blocks per multiprocessor that attention is split into.
+inline constexpr int kBlocksPerUnit = 4;
+inline constexpr std::int32_t kAllPages = 1 << 30;  ///< of a split that has them all
 
 /// The sizes of a plan's device memory, known from the program alone. Offsets are in bytes.
 struct PlanLayout {
@@ -55,7 +67,7 @@ class GpuPlan final : public Plan {
   static Result<std::unique_ptr<GpuPlan>> make(const Program& program,
                                                std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                const PlanOptions& options, std::shared_ptr<Device> device,
-                                               bool batch_invariant);
+                                               const GpuOptions& gpu_options);
   ~GpuPlan() override;
 
   std::int64_t bytes() const noexcept override {
@@ -93,7 +105,13 @@ class GpuPlan final : public Plan {
     std::vector<Open> open;
     std::vector<RowRange> single_rows;  ///< that attention takes one by one, if it takes tiles
     RowRange all_rows{};
-    std::int32_t rows = 0, selected_rows = 0;
+    /// Rows that are launched. In a bucket they are more than the batch's: the position of one that is none of these is
+    /// negative, and nobody reads what is computed for it.
+    std::int32_t rows = 0;
+    bool bucket = false;             ///< launches depend on graph_key() alone
+    bool selects = false;            ///< not the outputs of all rows are wanted, but of some
+    std::int32_t selected_rows = 0;  ///< in a bucket padded likewise
+    std::int32_t launched_logits = 0;
     std::int32_t current_rows = 0;  ///< that the next step works on
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
@@ -104,6 +122,10 @@ class GpuPlan final : public Plan {
     bool stop = false;  ///< interrupted
   };
 
+  /// Splits of attention, and the pages of each.
+  struct Splits {
+    std::int32_t count = 1, pages = kAllPages;
+  };
   /// What a step reads of the ring.
   struct StepGroup {
     std::int32_t group = -1;  ///< or none
@@ -112,11 +134,16 @@ class GpuPlan final : public Plan {
 
   GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options,
-          std::shared_ptr<Device> device, bool batch_invariant);
+          std::shared_ptr<Device> device, const GpuOptions& gpu_options);
   Result<void> bind_weights(const PlanOptions& options);
   Result<void> make_ring(const PlanOptions& options);
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void lay_out(const Batch& batch);
+  static bool launches_alone(const Steps& steps);
+  void choose_bucket(const Batch& batch, std::int32_t selected);
+  Splits splits_of(std::size_t group, const RowRange& range) const;
+  std::vector<std::int64_t> graph_key() const;
+  bool launch_graph();
   void lay_out_open_pages(const Batch& batch);
   Result<void> begin_pages(const Batch& batch);
   void lay_out_blocks(const Batch& batch);
@@ -133,6 +160,7 @@ class GpuPlan final : public Plan {
   Result<void> end_on_device(const Result<void>& settled);
   Result<void> sum_on_devices(const op::Reduce& op);
   Result<void> owe_sums();
+  Result<void> fetch_logits(std::int64_t first, std::int64_t count);
 
   Result<void> run(const EmbedStep& step);
   Result<void> run(const NormStep& step);
@@ -154,7 +182,7 @@ class GpuPlan final : public Plan {
   Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
-  Result<void> attend_rows(const AttendArgs& args, const RowRange& range);
+  Result<void> attend_rows(const AttendArgs& args, std::size_t group, const RowRange& range);
   Result<void> compute_angles(std::int64_t positions, std::int32_t rows);
   /// The rows of a value that `indices` (words) names, to the gathered rows.
   Result<RowsArgs> gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count);
@@ -174,6 +202,7 @@ class GpuPlan final : public Plan {
   TablesArgs tables(std::int32_t group, std::int32_t layer) const noexcept;
   const std::int32_t* words(std::int64_t at) const noexcept { return words_.at<std::int32_t>(at * 4); }
   const KernelTable& kernels() const noexcept { return device_->kernels(); }
+  void* stream() const noexcept { return queue_ ? queue_ : device_->stream(); }
 
   const Program program_;
   const Steps steps_;
@@ -182,7 +211,8 @@ class GpuPlan final : public Plan {
   const Reduction reduce_;
   std::shared_ptr<GpuCollective> collective_;  ///< or null
   const std::shared_ptr<Device> device_;
-  const bool batch_invariant_;
+  const GpuOptions options_;
+  const bool launches_alone_;
   std::vector<std::shared_ptr<const PreparedWeight>> owned_;
   std::vector<const GpuWeight*> weights_;
   std::unique_ptr<WeightRing> ring_;    ///< null: no weight is streamed
@@ -196,6 +226,8 @@ class GpuPlan final : public Plan {
   Buffer host_experts_;                  ///< outputs of routers, and what is made of them
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< logits and hidden states on their way back; grows
+  GraphTable graphs_;
+  void* queue_ = nullptr;  ///< where launches go while a graph is made
   Pass pass_;
   std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for
 };

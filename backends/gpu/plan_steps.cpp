@@ -8,11 +8,6 @@
 namespace llminfer::gpu {
 namespace {
 
-/// Keys that a split of a batch-invariant attention has, in pages: the same for every batch.
-constexpr int kInvariantSplitPages = 16;
-/// Blocks per multiprocessor that attention is split into.
-constexpr int kBlocksPerUnit = 4;
-
 RoundingArgs rounding_of(const InputQuantization& input) {
   return {static_cast<int>(input.kind), input.dynamic, input.group, input.scale, static_cast<float>(input.zero)};
 }
@@ -46,7 +41,7 @@ Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) 
     if (pairs == 0) continue;
     const AnglesArgs args{words(positions), memory_.at<float>(layout_.frequencies[t]), pairs, rows,
                           table.magnitude,  memory_.at<float>(layout_.angles[t])};
-    LLMINFER_TRY(device_->check(kernels().angles(device_->stream(), args), "angles"));
+    LLMINFER_TRY(device_->check(kernels().angles(stream(), args), "angles"));
   }
   return {};
 }
@@ -54,7 +49,7 @@ Result<void> GpuPlan::compute_angles(std::int64_t positions, std::int32_t rows) 
 Result<RowsArgs> GpuPlan::gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count) {
   const RowsArgs out{memory_.at<float>(layout_.gathered), width};
   const GatherArgs args{in, words(indices), count, static_cast<int>(width), out};
-  LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), args), "gather"));
+  LLMINFER_TRY(device_->check(kernels().gather(stream(), args), "gather"));
   return out;
 }
 
@@ -62,11 +57,11 @@ Result<void> GpuPlan::run(const EmbedStep& step) {
   EmbedArgs args{};
   if (step.table != WeightId::none) args.table = matrix(step.table);
   args.tokens = words(pass_.tokens);
-  args.embeddings = embeddings_.at<float>();
+  if (pass_.has_embeddings) args.embeddings = embeddings_.at<float>();
   args.rows = pass_.current_rows;
   args.width = static_cast<int>(width(step.out));
   args.out = value(step.out);
-  return device_->check(kernels().embed(device_->stream(), args), "embed");
+  return device_->check(kernels().embed(stream(), args), "embed");
 }
 
 Result<void> GpuPlan::run(const NormStep& step) {
@@ -79,7 +74,7 @@ Result<void> GpuPlan::run(const NormStep& step) {
   args.width = static_cast<int>(size);
   args.out = value(step.out);
   for (std::int64_t i = 0; i < width(step.in); i += size, args.in.data += size, args.out.data += size) {
-    LLMINFER_TRY(device_->check(kernels().prepare(device_->stream(), args), "norm"));
+    LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "norm"));
   }
   return {};
 }
@@ -98,7 +93,7 @@ Result<void> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, std::i
   if (args.rounding.kind != 0) args.out = {rounded_.at<float>(), layout_.padded_input};
   args.halves = memory_.at<std::uint16_t>(layout_.halves);
   args.scales = memory_.at<float>(layout_.scales);
-  return device_->check(kernels().prepare(device_->stream(), args), "prepare");
+  return device_->check(kernels().prepare(stream(), args), "prepare");
 }
 
 Result<void> GpuPlan::run(const LinearStep& step) {
@@ -116,8 +111,8 @@ Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
     args.in = memory_.at<std::uint16_t>(layout_.halves);
     args.in_scales = memory_.at<float>(layout_.scales);
   }
-  const bool few = args.rows <= kFewRows && !batch_invariant_;
-  const int error = (few ? kernels().linear_few : kernels().linear_many)(device_->stream(), args);
+  const bool few = args.rows <= kFewRows && !options_.batch_invariant;
+  const int error = (few ? kernels().linear_few : kernels().linear_many)(stream(), args);
   return device_->check(error, few ? "linear_few" : "linear_many");
 }
 
@@ -133,7 +128,7 @@ Result<void> GpuPlan::run_part(const LinearPart& part) {
 Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
   args.activation = static_cast<int>(part.activation);
   const MatrixArgs up = matrix(part.up_weight);
-  if (args.rows <= kFewRows && !batch_invariant_ && up.form == matrix(part.weight).form) {
+  if (args.rows <= kFewRows && !options_.batch_invariant && up.form == matrix(part.weight).form) {
     args.up = up;
     args.up_bias = vector(part.up_bias);
     return linear(args, part.weight, part.bias);
@@ -142,24 +137,29 @@ Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const
   const RowsArgs gate = std::exchange(args.out, up_rows);
   LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
   const GluArgs glu{gate, up_rows, gate, args.rows, static_cast<int>(weight(part.up_weight).rows()), args.activation};
-  return device_->check(kernels().glu(device_->stream(), glu), "glu");
+  return device_->check(kernels().glu(stream(), glu), "glu");
 }
 
 /// The last layer, for the rows whose logits are wanted alone, and straight to the host.
 Result<void> GpuPlan::run_logits(const LinearStep& step) {
   const LinearPart& part = step.parts.front();
-  for (std::int64_t first = 0; first < pass_.logit_rows; first += kLogitRows) {
-    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows));
+  for (std::int32_t first = 0; first < pass_.launched_logits; first += kLogitRows) {
+    const std::int32_t count = std::min(pass_.launched_logits - first, kLogitRows);
     const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
     LLMINFER_TRY(prepare(in, step, count));
     LinearArgs args{};
     args.rows = count;
     args.out = {memory_.at<float>(layout_.logits), program_.vocab_size};
     LLMINFER_TRY(linear(args, part.weight, part.bias));
-    const std::int64_t row_bytes = program_.vocab_size * static_cast<std::int64_t>(sizeof(float));
-    LLMINFER_TRY(device_->copy(host_out_.at(first * row_bytes), args.out.data, count * row_bytes));
+    if (!queue_) LLMINFER_TRY(fetch_logits(first, std::min<std::int64_t>(pass_.logit_rows - first, count)));
   }
   return {};
+}
+
+/// The rows [first, first + count), count <= kLogitRows, of those that run_logits computed last, to the host.
+Result<void> GpuPlan::fetch_logits(std::int64_t first, std::int64_t count) {
+  const std::int64_t row_bytes = program_.vocab_size * static_cast<std::int64_t>(sizeof(float));
+  return device_->copy(host_out_.at(first * row_bytes), memory_.at(layout_.logits), count * row_bytes);
 }
 
 Result<void> GpuPlan::run(const RopeStep& step) {
@@ -170,7 +170,7 @@ Result<void> GpuPlan::run(const RopeStep& step) {
   args.rows = pass_.current_rows;
   args.heads = static_cast<int>(width(step.in) / step.head_dim);
   args.head_dim = step.head_dim;
-  return device_->check(kernels().rotate(device_->stream(), args), "rotate");
+  return device_->check(kernels().rotate(stream(), args), "rotate");
 }
 
 Result<void> GpuPlan::run(const AttentionStep& step) {
@@ -188,14 +188,14 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   store.rows = pass_.rows;
   store.heads = step.op.heads;
   store.q_out = {memory_.at<float>(layout_.queries), layout_.query_width};
-  LLMINFER_TRY(device_->check(kernels().store(device_->stream(), store), "store"));
+  LLMINFER_TRY(device_->check(kernels().store(stream(), store), "store"));
   if (const Pass::Open& open = pass_.open[static_cast<std::size_t>(step.op.group)]; open.seal_count > 0) {
     SealArgs seal{};
     seal.cache = store.cache;
     seal.tasks = reinterpret_cast<const SealTask*>(words(open.seals));
     if (storage.pager()) seal.tasks += std::int64_t{step.op.layer} * open.seal_count;
     seal.count = open.seal_count;
-    LLMINFER_TRY(device_->check(kernels().seal(device_->stream(), seal), "seal"));
+    LLMINFER_TRY(device_->check(kernels().seal(stream(), seal), "seal"));
   }
 
   AttendArgs attend{};
@@ -208,9 +208,11 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   attend.parts = memory_.at<float>(layout_.parts);
   attend.out = value(step.op.out);
   // Tiles round to halves, which a cache of floats was not chosen for, and depend on how a prompt is cut.
-  const bool tiles = !batch_invariant_ && storage.type() != CacheType::f32 && store.cache.padded_dim <= kMaxTileDim;
-  if (!tiles) return attend_rows(attend, pass_.all_rows);
-  for (const RowRange& range : pass_.single_rows) LLMINFER_TRY(attend_rows(attend, range));
+  const bool tiles =
+      !options_.batch_invariant && storage.type() != CacheType::f32 && store.cache.padded_dim <= kMaxTileDim;
+  const auto group_index = static_cast<std::size_t>(step.op.group);
+  if (!tiles) return attend_rows(attend, group_index, pass_.all_rows);
+  for (const RowRange& range : pass_.single_rows) LLMINFER_TRY(attend_rows(attend, group_index, range));
   if (pass_.task_count == 0) return {};
   AttendTilesArgs args{};
   args.cache = attend.cache;
@@ -222,33 +224,25 @@ Result<void> GpuPlan::run(const AttentionStep& step) {
   args.window = attend.window;
   args.sinks = attend.sinks;
   args.out = attend.out;
-  return device_->check(kernels().attend_tiles(device_->stream(), args), "attend_tiles");
+  return device_->check(kernels().attend_tiles(stream(), args), "attend_tiles");
 }
 
-Result<void> GpuPlan::attend_rows(const AttendArgs& common, const RowRange& range) {
+Result<void> GpuPlan::attend_rows(const AttendArgs& common, std::size_t group, const RowRange& range) {
   AttendArgs args = common;
   const std::int64_t part_floats = std::int64_t{args.heads} * (args.cache.head_dim + 2);
   const auto most_splits = static_cast<std::int32_t>(layout_.part_floats / part_floats);
-  // A window may begin in the middle of a page.
-  const std::int32_t seen = args.window > 0 ? std::min(range.longest, args.window + kPageTokens) : range.longest;
-  const std::int32_t pages = (seen + kPageTokens - 1) / kPageTokens;
-  if (batch_invariant_) {
-    args.pages_per_split = kInvariantSplitPages;
-  } else {
-    const std::int64_t blocks = std::int64_t{range.count} * args.cache.kv_heads;
-    const std::int64_t wanted = std::clamp<std::int64_t>(kBlocksPerUnit * device_->info().units / blocks, 1, pages);
-    args.pages_per_split = static_cast<int>((pages + wanted - 1) / wanted);
-  }
-  args.splits = (pages + args.pages_per_split - 1) / args.pages_per_split;
+  const Splits splits = splits_of(group, range);
+  args.splits = splits.count;
+  args.pages_per_split = splits.pages;
   while (args.splits > most_splits) {  // a context of millions of tokens
     args.pages_per_split *= 2;
-    args.splits = (pages + args.pages_per_split - 1) / args.pages_per_split;
+    args.splits = (args.splits + 1) / 2;
   }
   const std::int32_t rows = args.splits == 1 ? range.count : most_splits / args.splits;
   for (std::int32_t row = 0; row < range.count; row += rows) {
     args.first_row = range.first + row;
     args.rows = std::min(rows, range.count - row);
-    LLMINFER_TRY(device_->check(kernels().attend(device_->stream(), args), "attend"));
+    LLMINFER_TRY(device_->check(kernels().attend(stream(), args), "attend"));
   }
   return {};
 }
@@ -260,13 +254,13 @@ Result<void> GpuPlan::run(const GluStep& step) {
                      pass_.current_rows,
                      static_cast<int>(width(step.op.out)),
                      static_cast<int>(step.op.activation)};
-  return device_->check(kernels().glu(device_->stream(), args), "glu");
+  return device_->check(kernels().glu(stream(), args), "glu");
 }
 
 Result<void> GpuPlan::run(const AddStep& step) {
   const AddArgs args{value(step.op.a), value(step.op.b), value(step.op.out), pass_.current_rows,
                      static_cast<int>(width(step.op.out))};
-  return device_->check(kernels().add(device_->stream(), args), "add");
+  return device_->check(kernels().add(stream(), args), "add");
 }
 
 /// Without a collective the rows go to the host and back: ranks talk to each other there.
@@ -279,7 +273,7 @@ Result<void> GpuPlan::run(const ReduceStep& step) {
   const auto width = static_cast<int>(n);
   const auto gather = [&](const RowsArgs& from, const RowsArgs& to) {
     const GatherArgs args{from, nullptr, pass_.current_rows, width, to};
-    return device_->check(kernels().gather(device_->stream(), args), "gather");
+    return device_->check(kernels().gather(stream(), args), "gather");
   };
   LLMINFER_TRY(gather(value(step.op.in), packed));
   LLMINFER_TRY(device_->copy(host_reduced_.at(), packed.data, bytes));
@@ -291,13 +285,12 @@ Result<void> GpuPlan::run(const ReduceStep& step) {
 
 Result<void> GpuPlan::run(const SelectStep& step) {
   pass_.current_rows = pass_.selected_rows;
-  if (pass_.selected_rows == pass_.rows || pass_.selected_rows == 0) return {};
+  if (!pass_.selects) return {};
   for (const ValueId id : step.values) {
     const RowsArgs rows = value(id);
     const RowsArgs some = LLMINFER_TRY(gather(rows, width(id), pass_.selected, pass_.selected_rows));
     LLMINFER_TRY(device_->check(
-        kernels().gather(device_->stream(), {some, nullptr, pass_.selected_rows, static_cast<int>(width(id)), rows}),
-        "gather"));
+        kernels().gather(stream(), {some, nullptr, pass_.selected_rows, static_cast<int>(width(id)), rows}), "gather"));
   }
   return rotates_selected_ ? compute_angles(pass_.selected_positions, pass_.selected_rows) : Result<void>();
 }

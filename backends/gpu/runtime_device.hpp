@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
+#include <deque>
 #include <memory>
 #include <sstream>
+#include <utility>
 
 #include "backends/gpu/device.hpp"
 #include "core/error.hpp"
@@ -56,7 +59,8 @@ class RuntimeDevice final : public Device {
 
   const DeviceInfo& info() const noexcept override { return info_; }
   const KernelTable& kernels() const noexcept override { return Api::kernels(); }
-  void* stream() noexcept override { return of(Stream::work); }
+  void* stream() noexcept override { return &queue_; }
+  void* runtime_stream() noexcept override { return of(Stream::work); }
   int enter() noexcept override {
     int previous = index_;
     (void)Api::get_device(&previous);
@@ -135,6 +139,23 @@ class RuntimeDevice final : public Device {
     LLMINFER_TRY(status(error, "the work that was given to it"));
     return true;
   }
+  Result<void*> make_graph(const Enqueue& enqueue) override {
+    const Current current(*this);
+    auto graph = std::make_unique<GraphParts>();
+    LLMINFER_TRY(status(Api::make_graph(&graph->nodes), "a graph"));
+    Queue queue{graph.get(), add};
+    LLMINFER_TRY(enqueue(&queue));
+    LLMINFER_TRY(status(Api::instantiate(&graph->ready, graph->nodes), "a graph of", graph->args.size(), "kernels"));
+    return static_cast<void*>(graph.release());
+  }
+  void release_graph(void* graph) noexcept override {
+    const Current current(*this);
+    delete static_cast<GraphParts*>(graph);
+  }
+  Result<void> launch(void* graph) override {
+    const Current current(*this);
+    return status(Api::launch_graph(static_cast<GraphParts*>(graph)->ready, of(Stream::work)), "the launch of a graph");
+  }
   Result<void> mark(int place) override {
     const Current current(*this);
     return status(Api::record(marks_[place], of(Stream::work)), "an event");
@@ -146,7 +167,40 @@ class RuntimeDevice final : public Device {
   Result<void> check(int error, const char* what) override { return status(error, "kernel", what); }
 
  private:
+  /// A graph, and the arguments of its kernels, since not every version of HIP copies these.
+  struct GraphParts {
+    GraphParts() = default;
+    GraphParts(const GraphParts&) = delete;
+    ~GraphParts() {
+      if (ready) (void)Api::destroy_ready_graph(ready);
+      if (nodes) (void)Api::destroy_graph(nodes);
+    }
+    struct Args {
+      std::unique_ptr<std::byte[]> bytes;
+      void* pointer = nullptr;  ///< to them
+    };
+    std::deque<Args> args;  ///< which stay where they are
+    typename Api::Graph nodes = nullptr;
+    typename Api::ReadyGraph ready = nullptr;
+    typename Api::Node last = nullptr;
+  };
+
   explicit RuntimeDevice(int index) : index_(index) {}
+
+  /// To the stream of work, and to a graph: Queue::put.
+  static int put(void* device, const KernelLaunch& launch) {
+    void* args = const_cast<void*>(launch.args);
+    return Api::launch(launch, &args, static_cast<RuntimeDevice*>(device)->of(Stream::work));
+  }
+  static int add(void* parts, const KernelLaunch& launch) {
+    auto* const graph = static_cast<GraphParts*>(parts);
+    auto bytes = std::make_unique<std::byte[]>(launch.arg_bytes);
+    std::memcpy(bytes.get(), launch.args, launch.arg_bytes);
+    void* const pointer = bytes.get();
+    void** const args = &graph->args.emplace_back(typename GraphParts::Args{std::move(bytes), pointer}).pointer;
+    const typename Api::Node former = graph->last;
+    return Api::add_kernel(&graph->last, graph->nodes, former, launch, args);
+  }
 
   typename Api::Stream of(Stream stream) const noexcept { return streams_[static_cast<int>(stream)]; }
   template <class... Words>
@@ -162,6 +216,7 @@ class RuntimeDevice final : public Device {
 
   const int index_;
   DeviceInfo info_;
+  Queue queue_{this, put};
   typename Api::Stream streams_[2] = {};
   typename Api::Event marks_[kMarks] = {};
 };

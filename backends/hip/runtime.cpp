@@ -16,6 +16,9 @@ namespace {
 struct Api {
   using Stream = hipStream_t;
   using Event = hipEvent_t;
+  using Graph = hipGraph_t;
+  using Node = hipGraphNode_t;
+  using ReadyGraph = hipGraphExec_t;
   static constexpr const char* kVendor = "AMD";
   static constexpr int kOutOfMemory = hipErrorOutOfMemory;
   static constexpr int kNotReady = hipErrorNotReady;
@@ -64,6 +67,29 @@ struct Api {
   static int wait_event(Event event) { return hipEventSynchronize(event); }
   static int query_event(Event event) { return hipEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
+
+  static int launch(const KernelLaunch& launch, void** args, Stream stream) {
+    return hipLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, 0, stream);
+  }
+  static int make_graph(Graph* graph) { return hipGraphCreate(graph, 0); }
+  /// `args` stay where they are as long as the graph. `former`: null for the first kernel.
+  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args) {
+    hipKernelNodeParams params{};
+    params.func = const_cast<void*>(launch.kernel);
+    params.gridDim = grid_of(launch);
+    params.blockDim = dim3(launch.threads);
+    params.kernelParams = args;
+    return hipGraphAddKernelNode(node, graph, &former, former ? 1 : 0, &params);
+  }
+  static int instantiate(ReadyGraph* ready, Graph graph) {
+    return hipGraphInstantiate(ready, graph, nullptr, nullptr, 0);
+  }
+  static int launch_graph(ReadyGraph graph, Stream stream) { return hipGraphLaunch(graph, stream); }
+  static int destroy_graph(Graph graph) { return hipGraphDestroy(graph); }
+  static int destroy_ready_graph(ReadyGraph graph) { return hipGraphExecDestroy(graph); }
+
+ private:
+  static dim3 grid_of(const KernelLaunch& launch) { return {launch.grid[0], launch.grid[1], launch.grid[2]}; }
 };
 
 }  // namespace
@@ -79,7 +105,7 @@ namespace llminfer::inline v0 {
 Result<std::shared_ptr<Backend>> make_hip_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
     std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::hip::make_device(options.device));
-    return gpu::make_backend(std::move(device), options.batch_invariant);
+    return gpu::make_backend(std::move(device), options);
   });
 }
 

@@ -12,6 +12,10 @@ struct GpuOptions {
   /// One kernel for all batches: each request then gives bit for bit what it would give alone. Otherwise few rows are
   /// multiplied by other kernels than many, which differ in the last bits.
   bool batch_invariant = false;
+  /// Passes of few tokens, such as those that decode, are launched as one graph (CUDA's or HIP's) each instead of some
+  /// hundreds of kernels. Graphs take a little device memory beside what Engine::plan counts; passes for which none can
+  /// be made are launched as without. The results are the same bits.
+  bool graphs = true;
 };
 
 }  // namespace llminfer::inline v0

@@ -419,6 +419,7 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   stage.plan = LLMINFER_TRY(layout.backend->compile(program, std::move(weights), plan));
   for (const CacheGroup& group : program.cache_groups) {
     const std::int32_t pages = size.pages_of(group);
+    stage.pages.push_back(pages);
     const bool swaps = layout.backend->swaps() && size.swaps(group);
     stage.caches.push_back(
         LLMINFER_TRY(swaps ? layout.backend->make_swapped_cache(group, options.cache_type, pages, size.resident)
@@ -494,6 +495,11 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> s
     layout.memory.shares[rank].backend = replies[rank].backend;
   }
   LLMINFER_TRY(start_collectives(*leader, stages.back(), options, layout));
+  if (seals) {
+    std::vector<std::int32_t> pages;
+    for (const CacheGroup& group : layout.program.cache_groups) pages.push_back(layout.cache.pages_of(group));
+    leader->forgotten().reserve(pages);
+  }
   RankStage embedding;
   if (stages.size() > 1) embedding = std::move(stages.front());
   auto plan =

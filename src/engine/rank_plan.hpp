@@ -23,12 +23,13 @@ class RankCache final : public CacheStorage {
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
   bool seals_pages() const noexcept override { return seals_ || (own_ && own_->seals_pages()); }
-  // Other ranks keep what they have for the page until its sequence goes on, or it is used again.
+  // Other ranks keep what they have for a full page until its sequence goes on.
   void finish_page(std::int32_t page) noexcept override {
     if (own_) own_->finish_page(page);
   }
   void forget_page(std::int32_t page) noexcept override {
     if (own_) own_->forget_page(page);
+    leader_->forgotten().add(group_, page);
   }
 
  private:

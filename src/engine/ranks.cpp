@@ -44,7 +44,8 @@ std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
   return numbers;
 }
 
-/// A batch without its tokens, as words: five counts, positions, runs with their block tables, wanted rows.
+/// A batch without its tokens, as words: five counts, positions, runs with their block tables, wanted rows. After them
+/// come ForgottenPages.
 void write_pass(const Batch& batch, std::vector<std::int32_t>& words) {
   const auto count = [](const auto& list) { return static_cast<std::int32_t>(list.size()); };
   const auto append = [&](std::span<const std::int32_t> some) { words.insert(words.end(), some.begin(), some.end()); };
@@ -213,6 +214,7 @@ Result<std::vector<Result<std::string>>> Leader::start_collectives(const RankSta
 
 Result<void> Leader::copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens) {
   if (broken_) return core::copy_of(*broken_);
+  forgotten_.remove(group, to);
   const Command command{Command::copy_page, {static_cast<std::int64_t>(group), from, to, tokens}};
   for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send_message(*communicator_, rank, command)));
   return {};
@@ -221,6 +223,7 @@ Result<void> Leader::copy_page(std::size_t group, std::int32_t from, std::int32_
 Result<void> Leader::announce(const Batch& batch) {
   if (broken_) return core::copy_of(*broken_);
   write_pass(batch, words_);
+  forgotten_.move_to(words_);
   // Memory for collect(), which has to come to its end.
   if (shards_ > 1) logits_.reserve(batch.logits.size() / static_cast<std::size_t>(shards_) + batch.logit_rows.size());
   const Command command{Command::pass, {static_cast<std::int64_t>(words_.size())}};
@@ -351,9 +354,32 @@ class StageFollower final : public Follower {
     if (!copied && copied_) copied_ = std::move(copied);
   }
 
+  /// Those at the end of the words, which they leave.
+  Result<void> forget_pages() {
+    const auto take = [&] {
+      const std::int32_t last = words_.back();
+      words_.pop_back();
+      return last;
+    };
+    const std::int64_t count = words_.empty() ? -1 : take();
+    if (count < 0 || 2 * count > static_cast<std::int64_t>(words_.size())) {
+      return fail(ErrorCode::corrupt, "rank 0 sent a batch that contradicts itself");
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int32_t page = take(), group = take();
+      for (std::size_t g = 0; g < stage_.groups.size(); ++g) {
+        if (stage_.groups[g] != static_cast<std::size_t>(group)) continue;
+        if (page < 0 || page >= stage_.pages[g]) return fail(ErrorCode::corrupt, "rank 0 forgets a page ", page);
+        stage_.caches[g]->forget_page(page);
+      }
+    }
+    return {};
+  }
+
   Result<void> pass(std::size_t words) {
     words_.resize(words);
     LLMINFER_TRY(communicator_.receive(0, std::as_writable_bytes(std::span(words_))));
+    LLMINFER_TRY(forget_pages());
     const auto rows = words_.empty() ? std::size_t{0} : static_cast<std::size_t>(words_[0]);  // as in write_pass()
     if (rows > static_cast<std::size_t>(stage_.max_batch_rows)) {
       return fail(ErrorCode::corrupt, "rank 0 sent a batch of ", words_[0], " rows");

@@ -20,6 +20,7 @@
 #include <llminfer/backend.hpp>
 #include <llminfer/communicator.hpp>
 
+#include "engine/forgotten_pages.hpp"
 #include "engine/shard_group.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -51,6 +52,7 @@ struct RankStage {
   std::unique_ptr<Plan> plan;
   std::vector<std::size_t> groups;                    ///< per cache group of the stage its index in the whole program
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< per cache group of the stage
+  std::vector<std::int32_t> pages;                    ///< likewise
   std::int64_t weight_bytes = 0;
   std::int64_t hidden_size = 0;
   std::int64_t vocab_size = 0;  ///< that the stage gives logits of
@@ -82,6 +84,8 @@ class Leader {
   Result<std::vector<Result<std::string>>> start_collectives(const RankStage& own);
 
   Result<void> copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens);
+  /// What no sequence has any more; the followers learn of it with the next pass, if they keep open pages.
+  ForgottenPages& forgotten() noexcept { return forgotten_; }
   // A pass, in this order. Rank 0's own stage computes when its turn comes.
   /// Tells all followers what the pass is.
   Result<void> announce(const Batch& batch);
@@ -101,6 +105,7 @@ class Leader {
   int shards_ = 1;
   std::vector<bool> ended_;  ///< per rank: a follower that could not load, and does not wait for commands
   std::optional<Error> broken_;
+  ForgottenPages forgotten_;
   std::vector<std::int32_t> words_;  ///< of a pass; kept for its memory
   std::vector<float> logits_;        ///< of another rank; likewise
 };

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <thread>
 
+#include "engine/ranks.hpp"
 #include "tests/engine/split_models.hpp"
 
 using namespace llminfer;
@@ -90,6 +91,83 @@ TEST_CASE("ranks seal the pages of an int4 cache as one process does") {
   Followers followers(std::move(ranks), path_of("tiny-bf16"));
   CHECK(everything(Engine::load(path_of("tiny-bf16"), leading).value()) ==
         everything(Engine::load(path_of("tiny-bf16"), alone).value()));
+}
+
+namespace {
+
+/// Notes which pages are forgotten and copied.
+struct NotingCache final : CacheStorage {
+  std::vector<std::int32_t>* forgotten;
+  std::int64_t bytes() const noexcept override { return 0; }
+  Result<void> copy_page(std::int32_t, std::int32_t, std::int32_t) override { return {}; }
+  std::int64_t canonical_page_bytes() const noexcept override { return 0; }
+  Result<void> export_page(std::int32_t, std::span<std::byte>) override { return {}; }
+  Result<void> import_page(std::int32_t, std::span<const std::byte>) override { return {}; }
+  bool seals_pages() const noexcept override { return true; }
+  void forget_page(std::int32_t page) noexcept override { forgotten->push_back(page); }
+};
+
+struct IdlePlan final : Plan {
+  std::int64_t bytes() const noexcept override { return 0; }
+  Result<void> submit(const Batch&, std::span<CacheStorage* const>) override { return {}; }
+  Result<void> wait() override { return {}; }
+};
+
+}  // namespace
+
+TEST_CASE("other ranks learn with the next pass which pages nobody has any more") {
+  auto ranks = make_thread_communicators(2).value();
+  std::vector<std::int32_t> forgotten;
+  Result<engine::RankStage> stage = engine::RankStage();
+  auto cache = std::make_unique<NotingCache>();
+  cache->forgotten = &forgotten;
+  stage->backend = cpu(1);
+  stage->group = std::make_shared<engine::ShardGroup>(ranks[1], 1, 1, 0);
+  stage->plan = std::make_unique<IdlePlan>();
+  stage->groups = {1};
+  stage->caches.push_back(std::move(cache));
+  stage->pages = {6};
+  stage->hidden_size = stage->vocab_size = 2;
+  stage->max_batch_rows = 1;
+  const auto follower = engine::make_follower(*ranks[1], *stage);
+  std::thread other([&] {
+    engine::receive_setup(*ranks[1]).value();
+    engine::send_reply(*ranks[1], stage).value();
+    follower->run().value();
+  });
+  {
+    engine::Leader leader(ranks[0]);
+    leader.begin({std::vector<std::int64_t>(engine::kModelNumbers), 64, 6, 1, 1, CacheType::int4, 1, {0, 1, 2}})
+        .value();
+    CHECK(leader.ready().value().at(1).seals_pages);
+    const std::vector<std::int32_t> pages = {4, 6};
+    leader.forgotten().reserve(pages);
+    const std::vector<std::int32_t> position = {0}, table = {2};
+    const std::vector<Run> runs = {{0, 1, 0, {std::span(table), std::span(table)}}};
+    std::vector<float> logits(2), rows(2);
+    Batch batch;
+    batch.positions = position;
+    batch.runs = runs;
+    batch.logit_rows = position;
+    batch.logits = logits;
+    const auto pass = [&] {
+      leader.announce(batch).value();
+      leader.give(1, {}, rows).value();
+      leader.collect(batch, 2, {}).value();
+    };
+    const auto forget = [&](std::size_t group, std::int32_t page) { leader.forgotten().add(group, page); };
+    for (const std::int32_t page : {3, 5, 3}) forget(1, page);
+    forget(0, 2);  // not of that rank
+    pass();
+    CHECK(forgotten == std::vector<std::int32_t>{5, 3});
+    pass();
+    CHECK(forgotten.size() == 2);
+    for (const std::int32_t page : {0, 4, 3}) forget(1, page);
+    leader.copy_page(1, 2, 4, 7).value();  // which has something in it again
+    pass();
+    CHECK(forgotten == std::vector<std::int32_t>{5, 3, 3, 0});
+  }
+  other.join();
 }
 
 TEST_CASE("a communicator serves one engine after the other") {

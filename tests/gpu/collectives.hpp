@@ -21,7 +21,7 @@ inline Backends summing_backends(std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     auto device = gpu::LLMINFER_TEST_GPU::make_device(static_cast<int>(i));
     if (!device) return {};
-    all[i] = gpu::make_backend(std::move(*device), false);
+    all[i] = gpu::make_backend(std::move(*device), {});
   }
   return all;
 }

@@ -50,8 +50,8 @@ inline std::shared_ptr<gpu::Device> make_machine(const gpu::EmulatorOptions& opt
 }
 
 inline std::shared_ptr<Backend> make_machine_backend(const gpu::EmulatorOptions& options = {},
-                                                     bool batch_invariant = false) {
-  return gpu::make_backend(make_machine(options), batch_invariant);
+                                                     bool batch_invariant = false, bool graphs = true) {
+  return gpu::make_backend(make_machine(options), {0, batch_invariant, graphs});
 }
 
 }  // namespace llminfer::test

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "backends/gpu/emulator/emulator.hpp"
 #include "backends/gpu/emulator/streams.hpp"
@@ -55,6 +56,7 @@ class EmulatedDevice final : public Device {
     return emulated_ptx::kernel_table();
   }
   void* stream() noexcept override { return &machine_; }
+  void* runtime_stream() noexcept override { return &machine_; }
   int enter() noexcept override { return 0; }
   void leave(int) noexcept override {}
 
@@ -93,6 +95,32 @@ class EmulatedDevice final : public Device {
     return {};
   }
   Result<bool> reached(void* event) override { return streams_.reached(**static_cast<Mark*>(event)); }
+  Result<void*> make_graph(const Enqueue& enqueue) override {
+    auto graph = std::make_unique<Nodes>();
+    graph->machine = machine_;
+    graph->machine.later = [&graph](std::function<int()> work) { graph->work.push_back(std::move(work)); };
+    building_ = true;
+    Result<void> enqueued = core::guarded([&] { return enqueue(&graph->machine); });
+    building_ = false;
+    LLMINFER_TRY(std::move(enqueued));
+    if (counts_.graphs_made >= options_.graphs) return core::fail(ErrorCode::out_of_memory, "no memory for a graph");
+    ++counts_.graphs_made;
+    ++counts_.graphs;
+    return static_cast<void*>(graph.release());
+  }
+  void release_graph(void* graph) noexcept override {
+    --counts_.graphs;
+    delete static_cast<Nodes*>(graph);
+  }
+  Result<void> launch(void* graph) override {
+    if (counts_.graph_launches >= options_.graph_launches) {
+      return core::fail(ErrorCode::out_of_memory, "no memory to launch a graph");
+    }
+    ++counts_.graph_launches;
+    for (const emulator::Streams::Work& node : static_cast<Nodes*>(graph)->work) add(node);
+    return {};
+  }
+  const EmulatedCounts& counts() const noexcept { return counts_; }
   Result<void> mark(int place) override { return record(&marks_[place], Stream::work); }
   Result<void> wait_for(int place) override { return outcome(streams_.wait(*marks_[place])); }
 
@@ -103,9 +131,20 @@ class EmulatedDevice final : public Device {
 
  private:
   using Mark = std::shared_ptr<emulator::Streams::Event>;
-  static constexpr int kReleased = 1000;  ///< error of a copy to or from memory that is gone
+  struct Piece {
+    std::int64_t bytes = 0;
+    bool pinned = false;
+  };
+  struct Nodes {
+    emulator::Machine machine;
+    std::vector<emulator::Streams::Work> work;
+  };
+  // Errors beside those of the emulator.
+  static constexpr int kReleased = 1000;  ///< of a copy to or from memory that is gone
+  static constexpr int kNoLaunch = 1001;  ///< of anything but a launch while a graph is built
 
   void add(emulator::Streams::Work work, Stream stream = Stream::work) {
+    if (building_) work = [] { return kNoLaunch; };
     streams_.add(static_cast<int>(stream), std::move(work));
   }
   static Result<void> outcome(int error) {
@@ -116,6 +155,8 @@ class EmulatedDevice final : public Device {
         return core::fail(ErrorCode::device_error, "threads or streams wait for others that never come");
       case kReleased:
         return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
+      case kNoLaunch:
+        return core::fail(ErrorCode::device_error, "what is no launch was enqueued while a graph was built");
     }
     return core::fail(ErrorCode::device_error, "error ", error);
   }
@@ -126,31 +167,35 @@ class EmulatedDevice final : public Device {
     void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
     if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
     std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
-    sizes_[memory] = bytes;
+    pieces_[memory] = {bytes, &used == &pinned_};
     used += bytes;
     in_use += bytes;
     return memory;
   }
   void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
     const std::lock_guard lock(mutex_);
-    const auto it = sizes_.find(memory);
-    used -= it->second;
-    in_use -= it->second;
-    sizes_.erase(it);
+    const auto it = pieces_.find(memory);
+    used -= it->second.bytes;
+    in_use -= it->second.bytes;
+    pieces_.erase(it);
     std::free(memory);
   }
-  /// Whether it is a part of memory that is allocated.
-  bool known(const void* memory, std::int64_t bytes) {
+  /// The memory that it is a part of, if that is allocated.
+  std::optional<Piece> piece_of(const void* memory, std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    auto it = sizes_.upper_bound(const_cast<void*>(memory));
-    if (it == sizes_.begin()) return false;
+    auto it = pieces_.upper_bound(const_cast<void*>(memory));
+    if (it == pieces_.begin()) return {};
     --it;
-    return static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second;
+    const bool inside =
+        static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second.bytes;
+    return inside ? std::optional(it->second) : std::nullopt;
   }
+  bool known(const void* memory, std::int64_t bytes) { return piece_of(memory, bytes).has_value(); }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
                     Stream stream) {
     const std::int64_t all = pitch * (height - 1) + bytes;
+    if (options_.lose_uploads && counts_.graph_launches > 0 && piece_of(from, all).value_or(Piece()).pinned) return {};
     const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
     add(
         [=, this]() -> int {
@@ -172,14 +217,20 @@ class EmulatedDevice final : public Device {
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
   std::mutex mutex_;
-  std::map<void*, std::int64_t> sizes_;  ///< of the device's memory and of pinned memory
+  std::map<void*, Piece> pieces_;  ///< of the device's memory and of pinned memory
   std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
+  bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
+  EmulatedCounts counts_;
 };
 
 }  // namespace
 
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options) {
   return std::make_shared<EmulatedDevice>(options);
+}
+
+const EmulatedCounts& emulated_counts(const Device& device) {
+  return dynamic_cast<const EmulatedDevice&>(device).counts();
 }
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }

@@ -17,12 +17,23 @@ struct EmulatorOptions {
   std::int64_t memory = std::int64_t{1} << 32;         ///< allocations beyond it fail
   std::int64_t pinned_memory = std::int64_t{1} << 32;  ///< likewise, of host memory
   int units = 4;
-  std::int64_t fail_launch = -1;  ///< the launch of that number fails
+  std::int64_t fail_launch = -1;          ///< the launch of that number fails
+  std::int64_t graphs = 1 << 20;          ///< so many can be made
+  bool lose_uploads = false;              ///< once a graph was launched, copies from pinned memory do nothing
+  std::int64_t graph_launches = 1 << 20;  ///< so many succeed
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
   std::string collectives{};  ///< as DeviceInfo's
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
+
+struct EmulatedCounts {
+  std::int64_t graphs = 0;          ///< that exist
+  std::int64_t graphs_made = 0;     ///< ever
+  std::int64_t graph_launches = 0;  ///< that succeeded
+};
+/// Of a device that make_emulated_device made.
+const EmulatedCounts& emulated_counts(const Device& device);
 
 /// Memory that is allocated now, by all emulated devices of this process. For tests of leaks.
 std::int64_t emulated_memory_in_use() noexcept;

@@ -18,6 +18,8 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
   const int vectors = a.heads + 2 * a.cache.kv_heads;
   if (item >= static_cast<int64_t>(a.rows) * vectors) return;
   const int row = static_cast<int>(item / vectors), vector = static_cast<int>(item % vectors);
+  const int position = a.tables.positions[row], slot = position % kPageSlots;
+  if (position < 0) return;
   if (vector < a.heads) {
     const float* q = a.q.data + row * a.q.stride + vector * dim;
     float* out = a.q_out.data + row * a.q_out.stride + vector * dim;
@@ -29,7 +31,6 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
   const RowsArgs& from = is_key ? a.k : a.v;
   const RopeArgs rope = is_key ? a.k_rope : RopeArgs{nullptr, 0, 0};
   const float* in = from.data + row * from.stride + head * dim;
-  const int position = a.tables.positions[row], slot = position % kPageSlots;
   const HeadPage page = page_of(a.cache, a.tables, row, position / kPageSlots, head);
   float inverse = 1.0f;
   if (has_scales(a.cache.element)) {
@@ -48,6 +49,7 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
 /// One block per page and KV head: a range for each dimension of the keys and for each value, then the codes.
 __global__ void __launch_bounds__(kThreads) seal_kernel(SealArgs a) {
   const SealTask task = a.tasks ? a.tasks[blockIdx.x] : a.task;
+  if (task.open == 0) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, head = static_cast<int>(blockIdx.y);
   const int dim = a.cache.head_dim, padded = a.cache.padded_dim;
   const float* keys = reinterpret_cast<const float*>(open_head_of(a.cache, task.open, head));
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
   const int left = (kv_head + 1) * group - first_head, heads = left < block_heads ? left : block_heads;
 
   const int last = a.tables.positions[row], first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0;
+  if (last < 0) return;
   const int begin = first / kPageSlots + split * a.pages_per_split;
   int end = begin + a.pages_per_split;
   if (end > last / kPageSlots + 1) end = last / kPageSlots + 1;
@@ -192,6 +195,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
 __global__ void __launch_bounds__(kThreads) combine_kernel(AttendArgs a) {
   const int dim = a.cache.head_dim, row = a.first_row + static_cast<int>(blockIdx.x),
             head = static_cast<int>(blockIdx.y);
+  if (a.tables.positions[row] < 0) return;
   const float* parts = a.parts + (static_cast<int64_t>(blockIdx.x) * a.heads + head) * a.splits * (dim + 2);
   float most = -infinity();
   for (int s = 0; s < a.splits; ++s) most = largest(most, parts[s * (dim + 2)]);

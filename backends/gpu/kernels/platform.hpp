@@ -94,14 +94,6 @@ __device__ __forceinline__ uint16_t float_to_half(float x) {
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 
-template <class Args>
-int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
-  void* pointers[] = {const_cast<Args*>(&args)};
-  return static_cast<int>(hipLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z),
-                                          dim3(static_cast<unsigned>(threads)), pointers, 0,
-                                          static_cast<hipStream_t>(stream)));
-}
-
 #else
 
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
@@ -112,14 +104,18 @@ __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_us
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 
+#endif
+
+#if !defined(LLMINFER_GPU_EMULATED)
 template <class Args>
 int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
-  void* pointers[] = {const_cast<Args*>(&args)};
-  return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z),
-                                           dim3(static_cast<unsigned>(threads)), pointers, 0,
-                                           static_cast<cudaStream_t>(stream)));
+  const Queue& queue = *static_cast<const Queue*>(stream);
+  return queue.put(queue.owner, {reinterpret_cast<const void*>(kernel),
+                                 {grid.x, grid.y, grid.z},
+                                 static_cast<unsigned>(threads),
+                                 &args,
+                                 sizeof(Args)});
 }
-
 #endif
 
 // What follows is the same for all three.

@@ -1,0 +1,62 @@
+// Passes that are launched as graphs give the bits that they give without.
+#include <catch2/catch.hpp>
+
+#include <llminfer/llminfer.hpp>
+
+#include "tests/engine/split_models.hpp"
+#include "tests/gpu/graph_script.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test;
+
+namespace {
+
+bool same_with_graphs(const Model& model, CacheType cache, bool longer = false, bool batch_invariant = false) {
+  Decoder with(model, {0, batch_invariant, true}, cache), without(model, {0, batch_invariant, false}, cache);
+  const std::vector<float> expected = decode_all(without, longer);
+  return same_bits(decode_all(with, longer), expected);
+}
+
+}  // namespace
+
+TEST_CASE("Graphs give the bits of single launches: a cache that is sealed page by page") {
+  CHECK(same_with_graphs(decoded_model(), CacheType::int4));
+}
+
+TEST_CASE("Graphs give the bits of single launches: all caches, windows, sinks, batch-invariant or not", "[.slow]") {
+  bool batch_invariant = false;
+  for (const CacheType cache :
+       {CacheType::f16, CacheType::f32, CacheType::bf16, CacheType::int8, CacheType::int4, CacheType::fp8}) {
+    for (const int window : {0, 70}) {
+      CAPTURE(static_cast<int>(cache), batch_invariant, window);
+      CHECK(same_with_graphs(decoded_model(2, window), cache, true, batch_invariant));
+      batch_invariant = !batch_invariant;
+    }
+    batch_invariant = !batch_invariant;
+  }
+}
+
+TEST_CASE("Graphs of two plans on one device") {
+  const Model model = decoded_model();
+  const auto device = make_machine();
+  Decoder one(model, {}, CacheType::f16, device), two(model, {}, CacheType::int8, device);
+  Decoder lone_one(model, {0, false, false}), lone_two(model, {0, false, false}, CacheType::int8);
+  Sequence s1, s2, t1, t2;
+  for (int i = 0; i < 6; ++i) {
+    CHECK(same_bits(one.pass({{&s1, 1}}), lone_one.pass({{&t1, 1}})));
+    CHECK(same_bits(two.pass({{&s2, i % 2 + 1}}), lone_two.pass({{&t2, i % 2 + 1}})));
+  }
+}
+
+TEST_CASE("An engine with graphs gives what one without gives", "[.slow]") {
+  for (const CacheType cache : {CacheType::f16, CacheType::int4}) {
+    CAPTURE(static_cast<int>(cache));
+    const auto of = [&](bool graphs) {
+      EngineOptions options = options_of({});
+      options.cache_type = cache;
+      options.custom_backend = make_machine_backend({}, true, graphs);
+      return everything(Engine::load(path_of("tiny-bf16"), options).value());
+    };
+    CHECK(same_bits(of(true), of(false)));
+  }
+}
