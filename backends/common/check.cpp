@@ -198,8 +198,9 @@ class ProgramCheck {
   std::vector<bool> written_;
 };
 
-Result<void> check_wanted(std::span<const std::int32_t> wanted, const char* wanted_name, std::size_t out,
-                          const char* out_name, std::int64_t width, std::size_t rows) {
+/// `whole` of the wanted rows are to be in an output of `out` floats.
+Result<void> check_wanted(std::span<const std::int32_t> wanted, const char* wanted_name, std::size_t whole,
+                          std::size_t out, const char* out_name, std::int64_t width, std::size_t rows) {
   std::int32_t before = -1;
   for (const std::int32_t row : wanted) {
     if (row <= before || row >= static_cast<std::int64_t>(rows)) {
@@ -208,9 +209,40 @@ Result<void> check_wanted(std::span<const std::int32_t> wanted, const char* want
     }
     before = row;
   }
-  if (out != wanted.size() * static_cast<std::size_t>(width)) {
-    return fail(ErrorCode::invalid_argument, "Batch::", out_name, " has ", out, " floats; expected ", wanted.size(),
+  if (out != whole * static_cast<std::size_t>(width)) {
+    return fail(ErrorCode::invalid_argument, "Batch::", out_name, " has ", out, " floats; expected ", whole,
                 " rows of ", width);
+  }
+  return {};
+}
+
+Result<void> check_wishes(const Batch& batch, const Program& program, std::int32_t most) {
+  const auto wishes = batch.candidate_wishes;
+  if (!wishes.empty() && wishes.size() != batch.logit_rows.size()) {
+    return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes has ", wishes.size(), " entries; expected ",
+                batch.logit_rows.size());
+  }
+  for (const CandidateWish& wish : wishes) {
+    if (wish.count < 0 || wish.count > most) {
+      return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes: ", wish.count,
+                  " candidates; expected at most ", most);
+    }
+    if (wish.sum && wish.count == 0) {
+      return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes: a sum without candidates");
+    }
+  }
+  const WantedLogits wanted = wanted_logits(batch);
+  if (wanted.candidates > 0 && (batch.candidate_tokens < 1 || batch.candidate_tokens > program.vocab_size)) {
+    return fail(ErrorCode::invalid_argument, "Batch::candidate_tokens is ", batch.candidate_tokens, "; expected 1 to ",
+                program.vocab_size);
+  }
+  if (batch.candidates.size() != wanted.candidates) {
+    return fail(ErrorCode::invalid_argument, "Batch::candidates has ", batch.candidates.size(),
+                " entries; the wishes are for ", wanted.candidates);
+  }
+  if ((wanted.sums || !batch.candidate_sums.empty()) && batch.candidate_sums.size() != batch.logit_rows.size()) {
+    return fail(ErrorCode::invalid_argument, "Batch::candidate_sums has ", batch.candidate_sums.size(),
+                " entries; expected ", batch.logit_rows.size());
   }
   return {};
 }
@@ -263,6 +295,18 @@ Result<void> check_reduction(const Program& program, const PlanOptions& options)
   return fail(ErrorCode::invalid_argument, "PlanOptions::reduce is empty; the program is one of several shards");
 }
 
+WantedLogits wanted_logits(const Batch& batch) noexcept {
+  WantedLogits wanted;
+  wanted.rows = batch.logit_rows.size();
+  for (const CandidateWish& wish : batch.candidate_wishes) {
+    if (wish.count == 0) continue;
+    --wanted.rows;
+    wanted.candidates += static_cast<std::size_t>(wish.count);
+    wanted.sums = wanted.sums || wish.sum;
+  }
+  return wanted;
+}
+
 Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits) {
   const std::size_t rows = batch.positions.size();
   if (rows == 0 || rows > static_cast<std::size_t>(limits.max_rows)) {
@@ -300,8 +344,12 @@ Result<void> check_batch(const Batch& batch, const Program& program, const Batch
       (program.hidden == ValueId::none && !batch.hidden_rows.empty())) {
     return fail(ErrorCode::invalid_argument, "the batch asks for an output that the program does not have");
   }
-  LLMINFER_TRY(check_wanted(batch.logit_rows, "logit_rows", batch.logits.size(), "logits", program.vocab_size, rows));
-  return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden.size(), "hidden", program.hidden_size, rows);
+  LLMINFER_TRY(check_wishes(batch, program, limits.max_candidates));
+  const std::size_t whole = wanted_logits(batch).rows;
+  LLMINFER_TRY(
+      check_wanted(batch.logit_rows, "logit_rows", whole, batch.logits.size(), "logits", program.vocab_size, rows));
+  return check_wanted(batch.hidden_rows, "hidden_rows", batch.hidden_rows.size(), batch.hidden.size(), "hidden",
+                      program.hidden_size, rows);
 }
 
 Result<void> check_cache(const CacheGroup& group, CacheType type, std::int32_t pages, std::int32_t max_head_dim) {

@@ -47,10 +47,19 @@ struct BatchLimits {
   std::int32_t max_rows = 0;
   std::int64_t vocab_rows = 0;          ///< rows of the embedding table
   std::span<const std::int32_t> pages;  ///< per cache group: pages of the storage
+  std::int32_t max_candidates = 0;      ///< Plan::max_candidates()
 };
 
 /// Errors: invalid_argument, naming the field and row.
 Result<void> check_batch(const Batch& batch, const Program& program, const BatchLimits& limits);
+
+/// What a batch's rows are given.
+struct WantedLogits {
+  std::size_t rows = 0;        ///< whose logits are wanted whole
+  std::size_t candidates = 0;  ///< of all others
+  bool sums = false;
+};
+WantedLogits wanted_logits(const Batch& batch) noexcept;
 
 /// Of a cache that is to be made. Errors: invalid_argument.
 Result<void> check_cache(const CacheGroup& group, CacheType type, std::int32_t pages, std::int32_t max_head_dim);

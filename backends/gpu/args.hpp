@@ -228,6 +228,32 @@ struct CombineArgs {
   RowsArgs out;
 };
 
+inline constexpr int kMaxCandidates = 128;
+inline constexpr int kCandidateSlice = 4096;  ///< logits of which a block finds the highest
+
+/// What is wanted of a row: the `count` highest logits at out[first], and their sum at sums[sum].
+struct CandidateTask {
+  int32_t count;  ///< up to kMaxCandidates; 0: nothing
+  int32_t first;
+  int32_t sum;  ///< -1: none
+  int32_t unused;
+};
+/// As llminfer::TokenLogit.
+struct CandidateOut {
+  int32_t token;
+  float logit;
+};
+/// Of each row's first `tokens` logits the highest, as Batch::candidates and candidate_sums say.
+struct CandidatesArgs {
+  RowsArgs in;
+  const CandidateTask* tasks;  ///< [rows]
+  int rows, tokens;
+  uint64_t* parts;    ///< [rows][slices][kMaxCandidates]: the best of each slice
+  double* part_sums;  ///< [rows][slices][2]: the sum, and the highest logit that it is relative to
+  CandidateOut* out;
+  double* sums;
+};
+
 /// A launch as the runtimes take it.
 struct KernelLaunch {
   const void* kernel;
@@ -260,6 +286,7 @@ struct KernelTable {
   int (*add)(void* stream, const AddArgs& args);
   int (*gather)(void* stream, const GatherArgs& args);
   int (*combine)(void* stream, const CombineArgs& args);
+  int (*candidates)(void* stream, const CandidatesArgs& args);
 };
 
 }  // namespace llminfer::gpu

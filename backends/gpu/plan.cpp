@@ -71,6 +71,14 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
     experts.words = place(float_bytes(3 * experts.places));
   }
   logits = place(steps.logits_direct ? float_bytes(program.vocab_size * std::min(max_rows, kLogitRows)) : 0);
+  if (program.logits != ValueId::none) {
+    const std::int64_t slices = (program.vocab_size + kCandidateSlice - 1) / kCandidateSlice,
+                       all_slices = slices * std::min(max_rows, kLogitRows);
+    candidates.parts = place(all_slices * kMaxCandidates * std::int64_t{sizeof(std::uint64_t)});
+    candidates.part_sums = place(2 * all_slices * std::int64_t{sizeof(double)});
+    candidates.out = place(max_rows * kMaxCandidates * std::int64_t{sizeof(CandidateOut)});
+    candidates.sums = place(max_rows * std::int64_t{sizeof(double)});
+  }
 }
 
 GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
@@ -224,6 +232,8 @@ Result<void> GpuPlan::wait() {
     const float* from = host_out_.at<float>();
     std::copy_n(from, pass_.logits.size(), pass_.logits.data());
     std::copy_n(from + pass_.logits.size(), pass_.hidden.size(), pass_.hidden.data());
+    give_candidates();
+    pass_.done = true;
     return {};
   });
 }
@@ -247,7 +257,7 @@ Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     pass_.caches.push_back(cache);
     pages.push_back(cache->pages());
   }
-  LLMINFER_TRY(check_batch(batch, program_, {max_rows_, embed_rows_, pages}));
+  LLMINFER_TRY(check_batch(batch, program_, {max_rows_, embed_rows_, pages, max_candidates()}));
   pass_.open.resize(caches.size());
   for (std::size_t g = 0; g < caches.size(); ++g) {
     if (!pass_.caches[g]->seals_pages()) continue;
@@ -319,6 +329,7 @@ void GpuPlan::lay_out(const Batch& batch) {
 
   lay_out_blocks(batch);
   p.hidden_index = append(indexes_of(batch.hidden_rows));
+  lay_out_candidates(batch);
 
   // Attention: long runs in tiles, the rows of short ones by themselves. Neighbours are launched together. The rows of
   // a tile read the same open page.
@@ -407,7 +418,8 @@ Result<void> GpuPlan::upload(const Batch& batch) {
     LLMINFER_TRY(grow(embeddings_, float_bytes(pass_.rows * program_.hidden_size), false));
     LLMINFER_TRY(send(embeddings_, host_embeddings_, batch.embeddings.data(), batch.embeddings.size_bytes()));
   }
-  return grow(host_out_, float_bytes(static_cast<std::int64_t>(pass_.logits.size() + pass_.hidden.size())), true);
+  const std::size_t candidate_bytes = pass_.candidates.size_bytes() + pass_.sums.size_bytes();
+  return grow(host_out_, candidates_at() + static_cast<std::int64_t>(candidate_bytes), true);
 }
 
 Result<void> GpuPlan::enqueue(const Batch& batch) {
@@ -415,7 +427,7 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
   const auto interrupted = [&] { return batch.interrupted && batch.interrupted(); };
   if (interrupted()) pass_.stop = true;
   if (!pass_.stop && launch_graph()) {
-    if (steps_.logits_direct && pass_.logit_rows > 0) LLMINFER_TRY(fetch_logits(0, pass_.logit_rows));
+    if (steps_.logits_direct && pass_.logit_rows > 0) LLMINFER_TRY(give_logits(logits(), 0, pass_.logit_rows));
     return fetch_outputs();
   }
   LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
@@ -451,7 +463,10 @@ Result<void> GpuPlan::fetch_outputs() {
   if (!steps_.logits_direct && pass_.logit_rows > 0) {
     const RowsArgs rows = LLMINFER_TRY(gather(value(program_.logits), program_.vocab_size, pass_.logit_index,
                                               static_cast<std::int32_t>(pass_.logit_rows)));
-    LLMINFER_TRY(device_->copy(host_out_.at(), rows.data, float_bytes(pass_.logit_rows * program_.vocab_size)));
+    for (std::int64_t first = 0; first < pass_.logit_rows; first += kLogitRows) {
+      LLMINFER_TRY(give_logits({rows.data + first * rows.stride, rows.stride}, first,
+                               std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows)));
+    }
   }
   if (pass_.hidden_rows > 0) {
     const RowsArgs rows = LLMINFER_TRY(gather(value(program_.hidden), program_.hidden_size, pass_.hidden_index,
@@ -459,7 +474,7 @@ Result<void> GpuPlan::fetch_outputs() {
     LLMINFER_TRY(device_->copy(host_out_.at(float_bytes(static_cast<std::int64_t>(pass_.logits.size()))), rows.data,
                                float_bytes(pass_.hidden_rows * program_.hidden_size)));
   }
-  return {};
+  return fetch_candidates();
 }
 
 }  // namespace llminfer::gpu

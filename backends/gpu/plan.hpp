@@ -50,6 +50,11 @@ struct PlanLayout {
   std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
   std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
   std::int64_t logits = 0;                  ///< floats [kLogitRows, vocab_size], if the last layer writes them
+  /// Of rows whose candidates are wanted (CandidatesArgs), so many at a time as of logits; results of all rows.
+  struct Candidates {
+    std::int64_t parts = 0, part_sums = 0;
+    std::int64_t out = 0, sums = 0;  ///< [max_rows, kMaxCandidates], [max_rows]
+  } candidates;
   /// Memory of mixtures of experts, for `places` pairs of a token and one of its experts, sorted by expert.
   struct Experts {
     std::int64_t places = 0;              ///< max_rows * most experts that a token uses; 0: no mixtures
@@ -76,6 +81,8 @@ class GpuPlan final : public Plan {
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
   Result<void> sum_with(std::shared_ptr<Collective> collective) override;
+  std::int32_t max_candidates() const noexcept override;
+  Result<void> fetch_logits(std::size_t index, std::span<float> logits) override;
 
  private:
   /// Rows [first, first + count), of which the last positions go up to `longest`.
@@ -116,10 +123,17 @@ class GpuPlan final : public Plan {
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
-    int layers = 0;  ///< attention steps enqueued
+    std::span<const CandidateWish> wishes;  ///< empty: no row has candidates
+    std::span<TokenLogit> candidates;
+    std::span<double> sums;
+    std::int64_t candidate_tasks = 0;  ///< CandidateTasks [logit_rows]
+    int candidate_tokens = 0;
+    std::int64_t piece = -1;  ///< the first of the logit rows that PlanLayout::logits holds; -1: none
+    bool done = false;        ///< wait() has said so
+    int layers = 0;           ///< attention steps enqueued
     bool sums_on_devices = false;
-    int sums = 0;       ///< of the collective, enqueued
-    bool stop = false;  ///< interrupted
+    int sums_made = 0;        ///< of them
+    bool stop = false;        ///< interrupted
   };
 
   /// Splits of attention, and the pages of each.
@@ -160,7 +174,14 @@ class GpuPlan final : public Plan {
   Result<void> end_on_device(const Result<void>& settled);
   Result<void> sum_on_devices(const op::Reduce& op);
   Result<void> owe_sums();
-  Result<void> fetch_logits(std::int64_t first, std::int64_t count);
+  void lay_out_candidates(const Batch& batch);
+  /// Of logit rows [first, first + count), which are in `rows`: the logits that are wanted, to the host, and
+  /// candidates.
+  Result<void> give_logits(const RowsArgs& rows, std::int64_t first, std::int64_t count);
+  Result<void> fetch_candidates();
+  /// Where in host_out_ the candidates lie, and behind them their sums; in bytes.
+  std::int64_t candidates_at() const noexcept;
+  void give_candidates() const noexcept;
 
   Result<void> run(const EmbedStep& step);
   Result<void> run(const NormStep& step);
@@ -182,6 +203,8 @@ class GpuPlan final : public Plan {
   Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
   Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
   Result<void> run_logits(const LinearStep& step);
+  /// The logit rows from `first` on, at most kLogitRows, by the last layer, to logits().
+  Result<void> compute_logits(const LinearStep& step, std::int64_t first);
   Result<void> attend_rows(const AttendArgs& args, std::size_t group, const RowRange& range);
   Result<void> compute_angles(std::int64_t positions, std::int32_t rows);
   /// The rows of a value that `indices` (words) names, to the gathered rows.
@@ -196,6 +219,8 @@ class GpuPlan final : public Plan {
   const float* vector(WeightId id) const noexcept {
     return id == WeightId::none ? nullptr : weight(id).vector_at(data(id));
   }
+  /// What the last layer computed last.
+  RowsArgs logits() const noexcept { return {memory_.at<float>(layout_.logits), program_.vocab_size}; }
   std::int64_t width(ValueId id) const noexcept { return program_.values[static_cast<std::size_t>(id)].width; }
   RowsArgs value(ValueId id) const noexcept;
   RopeArgs rope(std::int32_t table) const noexcept;
@@ -225,7 +250,7 @@ class GpuPlan final : public Plan {
   Buffer embeddings_, host_embeddings_;  ///< likewise
   Buffer host_experts_;                  ///< outputs of routers, and what is made of them
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
-  Buffer host_out_;                      ///< logits and hidden states on their way back; grows
+  Buffer host_out_;                      ///< outputs on their way back; grows
   GraphTable graphs_;
   void* queue_ = nullptr;  ///< where launches go while a graph is made
   Pass pass_;

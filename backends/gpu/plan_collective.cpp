@@ -34,7 +34,7 @@ Result<void> GpuPlan::sum_on_devices(const op::Reduce& op) {
   };
   if (gaps) LLMINFER_TRY(pack(in, packed));
   LLMINFER_TRY(gaps ? collective_->sum(packed.data, packed.data, floats) : collective_->sum(in.data, out.data, floats));
-  ++pass_.sums;
+  ++pass_.sums_made;
   return gaps ? pack(packed, out) : Result<void>();
 }
 
@@ -48,7 +48,7 @@ Result<void> GpuPlan::owe_sums() {
     if (std::holds_alternative<SelectStep>(step)) count = pass_.selected_rows;
     if (count == 0) return {};
     const auto* reduce = std::get_if<ReduceStep>(&step);
-    if (reduce && sum++ >= pass_.sums) LLMINFER_TRY(collective_->sum(rows, rows, width(reduce->op.in) * count));
+    if (reduce && sum++ >= pass_.sums_made) LLMINFER_TRY(collective_->sum(rows, rows, width(reduce->op.in) * count));
   }
   return {};
 }

@@ -140,26 +140,25 @@ Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const
   return device_->check(kernels().glu(stream(), glu), "glu");
 }
 
-/// The last layer, for the rows whose logits are wanted alone, and straight to the host.
+/// The last layer, for the rows whose logits are wanted alone, and straight to where they are wanted.
 Result<void> GpuPlan::run_logits(const LinearStep& step) {
-  const LinearPart& part = step.parts.front();
-  for (std::int32_t first = 0; first < pass_.launched_logits; first += kLogitRows) {
-    const std::int32_t count = std::min(pass_.launched_logits - first, kLogitRows);
-    const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
-    LLMINFER_TRY(prepare(in, step, count));
-    LinearArgs args{};
-    args.rows = count;
-    args.out = {memory_.at<float>(layout_.logits), program_.vocab_size};
-    LLMINFER_TRY(linear(args, part.weight, part.bias));
-    if (!queue_) LLMINFER_TRY(fetch_logits(first, std::min<std::int64_t>(pass_.logit_rows - first, count)));
+  for (std::int64_t first = 0; first < pass_.launched_logits; first += kLogitRows) {
+    LLMINFER_TRY(compute_logits(step, first));
+    const std::int64_t count = std::min<std::int64_t>(pass_.logit_rows - first, kLogitRows);
+    if (!queue_) LLMINFER_TRY(give_logits(logits(), first, count));
   }
   return {};
 }
 
-/// The rows [first, first + count), count <= kLogitRows, of those that run_logits computed last, to the host.
-Result<void> GpuPlan::fetch_logits(std::int64_t first, std::int64_t count) {
-  const std::int64_t row_bytes = program_.vocab_size * static_cast<std::int64_t>(sizeof(float));
-  return device_->copy(host_out_.at(first * row_bytes), memory_.at(layout_.logits), count * row_bytes);
+Result<void> GpuPlan::compute_logits(const LinearStep& step, std::int64_t first) {
+  const LinearPart& part = step.parts.front();
+  const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.launched_logits - first, kLogitRows));
+  const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
+  LLMINFER_TRY(prepare(in, step, count));
+  LinearArgs args{};
+  args.rows = count;
+  args.out = logits();
+  return linear(args, part.weight, part.bias);
 }
 
 Result<void> GpuPlan::run(const RopeStep& step) {

@@ -98,6 +98,18 @@ struct Run {
   std::vector<std::span<const std::int32_t>> block_tables;
 };
 
+/// A token and its logit.
+struct TokenLogit {
+  std::int32_t token = -1;
+  float logit = 0.0f;
+};
+
+/// What is wanted of a row in place of its logits.
+struct CandidateWish {
+  std::int32_t count = 0;  ///< so many of the highest logits, at most Plan::max_candidates(); 0: the row's logits
+  bool sum = false;        ///< and Batch::candidate_sums; not without a count
+};
+
 /// The input of one forward pass: token runs of many sequences. Spans belong to the caller and live until wait().
 struct Batch {
   std::span<const std::int32_t> tokens;     ///< [rows] token ids; -1 where the row has an embedding instead
@@ -106,12 +118,24 @@ struct Batch {
   std::span<const Run> runs;
   std::span<const std::int32_t> logit_rows;   ///< ascending batch rows whose logits are wanted
   std::span<const std::int32_t> hidden_rows;  ///< ascending batch rows whose last hidden state is wanted
-  std::span<float> logits;                    ///< out [logit_rows, vocab_size]
+  std::span<float> logits;                    ///< out [logit_rows that want no candidates, vocab_size]
   std::span<float> hidden;                    ///< out [hidden_rows, hidden_size]
+  /// Empty, or one per logit row.
+  std::span<const CandidateWish> candidate_wishes;
+  std::int32_t candidate_tokens = 0;  ///< 1 to vocab_size: only tokens below it are candidates
+  /// Out, the wished counts one after the other: a row's tokens by logit, highest first, equal ones by token, lowest
+  /// first. NaN and -infinity are no candidates: after the last one come tokens of -1.
+  std::span<TokenLogit> candidates;
+  /// Out, one per logit row or empty if no row wishes it: the sum of exp(logit - highest logit) over the row's tokens
+  /// below candidate_tokens but NaN and -infinity, in double precision, its relative error at most kCandidateSumError.
+  /// The order of additions is the same in each pass; nothing is promised where the highest logit is infinite.
+  std::span<double> candidate_sums;
   /// Says whether to abandon the pass; called at least once per layer, on any thread but on one at a time, and must not
   /// throw. Once it is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
   std::function<bool()> interrupted;
 };
+
+inline constexpr double kCandidateSumError = 0x1p-42;
 
 /// Adds on the devices of several ranks what each of them has computed, without the host. Of use to the plans of the
 /// backend that made it.
@@ -143,6 +167,13 @@ class Plan {
   /// invalid_argument (the collective of another backend).
   virtual Result<void> sum_with([[maybe_unused]] std::shared_ptr<Collective> collective) {
     return Error{ErrorCode::unsupported, "the backend's plans sum in host memory"};
+  }
+  /// The most candidates that a row may have; 0: the plan gives nothing but logits, and refuses a wish.
+  virtual std::int32_t max_candidates() const noexcept { return 0; }
+  /// Between wait(), after success, and the next submit(): the logits [vocab_size] of an entry of the batch's
+  /// logit_rows, the very ones that its candidates are of.
+  virtual Result<void> fetch_logits([[maybe_unused]] std::size_t index, [[maybe_unused]] std::span<float> logits) {
+    return Error{ErrorCode::unsupported, "the plan keeps no logits"};
   }
 };
 

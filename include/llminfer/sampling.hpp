@@ -15,6 +15,10 @@
 
 namespace llminfer::inline v0 {
 
+namespace engine {
+struct CandidateSampler;
+}
+
 /// The steps of the chain that turns logits into a choice. A step whose options have their neutral values does nothing.
 enum class SamplerStep : std::uint8_t {
   penalties,  ///< repetition (CTRL, Keskar et al. 2019), presence and frequency penalties
@@ -101,6 +105,7 @@ class LLMINFER_API Sampler {
   std::span<const Token> history() const noexcept;
 
  private:
+  friend struct engine::CandidateSampler;
   struct Impl;
   explicit Sampler(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

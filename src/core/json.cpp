@@ -129,7 +129,10 @@ void write(const Json& json, std::string& out) {
         } else if constexpr (std::is_same_v<T, double>) {
           char text[32];  // the shortest form that reads back as the same number
           const auto end = std::to_chars(text, text + sizeof text, value);
-          out.append(text, end.ptr);
+          const std::string_view written(text, static_cast<std::size_t>(end.ptr - text));
+          out += written;
+          // Readers that tell integers from other numbers find what was read.
+          if (written.find_first_not_of("-0123456789") == written.npos) out += ".0";
         } else if constexpr (std::is_integral_v<T>) {
           out += std::to_string(value);
         } else if constexpr (std::is_same_v<T, std::string>) {

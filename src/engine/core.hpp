@@ -76,6 +76,8 @@ class EngineCore {
   void commit(std::span<const Share> shares);
 
   Result<void> advance(Request& request);
+  Result<Sample> choose(Request& request);
+  Result<void> fetch_logits(Request& request);
   void emit(Request& request, Token token, std::string_view text, const Sample* sample);
   void end_answer(Request& request, FinishReason reason);
   void shift(Request& request);
@@ -103,6 +105,9 @@ class EngineCore {
     std::vector<float> embeddings;
     std::vector<std::int32_t> positions, logit_rows, hidden_rows;
     std::vector<Run> runs;
+    std::vector<CandidateWish> wishes;
+    std::vector<TokenLogit> candidates;
+    std::vector<double> sums;
     std::vector<float> logits, hidden;
   } pass_;
 

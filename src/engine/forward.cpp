@@ -3,6 +3,7 @@
 
 #include "core/error.hpp"
 #include "engine/core.hpp"
+#include "engine/sampler.hpp"
 
 namespace llminfer::inline v0::engine {
 
@@ -20,6 +21,12 @@ void give_logits(Request& request, std::int32_t position, std::span<const float>
   request.cancel_requested = true;
 }
 
+/// What a request wants of the logits after its last token.
+CandidateWish wish_of(const Request& request, std::int32_t most) {
+  if (!request.generate || request.answered || !request.sampler) return {};
+  return CandidateSampler::wish(*request.sampler, most);
+}
+
 }  // namespace
 
 /// Fills the batch, runs it and hands out logits and hidden states. Engine thread, mutex not held: the sequences of the
@@ -34,6 +41,8 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   pass.logit_rows.clear();
   pass.hidden_rows.clear();
   pass.runs.clear();
+  pass.wishes.clear();
+  const std::int32_t most_candidates = model_->plan->max_candidates();
 
   for (const Share& share : shares) {
     const Request& request = *share.request;
@@ -52,6 +61,7 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       }
       if (position + 1 == sequence.size() || (request.on_logits && position >= request.logits_given)) {
         pass.logit_rows.push_back(row);
+        pass.wishes.push_back(wish_of(request, most_candidates));
       }
     }
   }
@@ -66,7 +76,16 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
     const std::vector<float>& from = share->request->sequence->embeddings.at(pass.positions[row]);
     std::copy(from.begin(), from.end(), pass.embeddings.begin() + static_cast<std::ptrdiff_t>(row * width));
   }
-  pass.logits.resize(pass.logit_rows.size() * vocab);
+  std::size_t whole_rows = 0, candidates = 0;
+  bool sums = false;
+  for (const CandidateWish& wish : pass.wishes) {
+    if (wish.count == 0) ++whole_rows;
+    candidates += static_cast<std::size_t>(wish.count);
+    sums = sums || wish.sum;
+  }
+  pass.logits.resize(whole_rows * vocab);
+  pass.candidates.resize(candidates);
+  pass.sums.resize(sums ? pass.wishes.size() : 0);
   pass.hidden.resize(pass.hidden_rows.size() * width);
 
   Batch batch;
@@ -77,6 +96,12 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   batch.logit_rows = pass.logit_rows;
   batch.hidden_rows = pass.hidden_rows;
   batch.logits = pass.logits;
+  if (candidates > 0) {
+    batch.candidate_wishes = pass.wishes;
+    batch.candidate_tokens = model_->tokenizer.vocab_size();
+    batch.candidates = pass.candidates;
+    batch.candidate_sums = pass.sums;
+  }
   batch.hidden = pass.hidden;
   batch.interrupted = [shares] {
     return std::all_of(shares.begin(), shares.end(),
@@ -87,12 +112,22 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   LLMINFER_TRY(model_->plan->submit(batch, caches));
   LLMINFER_TRY(model_->plan->wait());
 
-  std::size_t logit = 0, hidden = 0;
+  std::size_t logit = 0, whole = 0, candidate = 0, hidden = 0;
   for (std::size_t i = 0; i < shares.size(); ++i) {
     Sequence& sequence = *shares[i].request->sequence;
     const std::int32_t end = pass.runs[i].first_row + pass.runs[i].rows;
     for (; logit < pass.logit_rows.size() && pass.logit_rows[logit] < end; ++logit) {
-      const std::span<const float> row(pass.logits.data() + logit * vocab, vocab);
+      if (const CandidateWish wish = pass.wishes[logit]; wish.count > 0) {
+        const auto first = pass.candidates.begin() + static_cast<std::ptrdiff_t>(candidate);
+        auto& given = shares[i].request->candidates;
+        shares[i].request->take_logits();
+        given.best.assign(first, first + wish.count);
+        given.sum = wish.sum ? std::optional(pass.sums[logit]) : std::nullopt;
+        given.row = logit;
+        candidate += static_cast<std::size_t>(wish.count);
+        continue;
+      }
+      const std::span<const float> row(pass.logits.data() + whole++ * vocab, vocab);
       const std::int32_t position = pass.positions[static_cast<std::size_t>(pass.logit_rows[logit])];
       give_logits(*shares[i].request, position, row);
       if (position + 1 < sequence.size()) continue;

@@ -4,12 +4,36 @@
 
 #include "core/error.hpp"
 #include "engine/core.hpp"
+#include "engine/sampler.hpp"
 
 namespace llminfer::inline v0::engine {
 
 using core::fail;
 
-/// Chooses the next token. The sequence is computed up to its last token, whose logits are there.
+/// The logits after the last token, from where the pass left them.
+Result<void> EngineCore::fetch_logits(Request& request) {
+  Sequence& sequence = *request.sequence;
+  if (!sequence.logits.empty()) return {};
+  std::vector<float> logits(static_cast<std::size_t>(model_->program.vocab_size));
+  LLMINFER_TRY(model_->plan->fetch_logits(request.candidates.row, logits));
+  sequence.logits.swap(logits);
+  return {};
+}
+
+/// From the candidates that the pass gave, or from all logits.
+Result<Sample> EngineCore::choose(Request& request) {
+  if (request.sequence->logits.empty()) {
+    const RowCandidates row{request.candidates.best, request.candidates.sum};
+    auto sample = LLMINFER_TRY(CandidateSampler::sample(*request.sampler, row));
+    if (sample) return *std::move(sample);
+    LLMINFER_TRY(fetch_logits(request));
+  }
+  const auto vocab = static_cast<std::size_t>(model_->tokenizer.vocab_size());
+  return request.sampler->sample(std::span(request.sequence->logits).first(vocab));
+}
+
+/// Chooses the next token. The sequence is computed up to its last token, whose logits or candidates are there. Of a
+/// session that goes no further they stay as logits.
 Result<void> EngineCore::advance(Request& request) {
   if (!request.generate || request.answered) return {};
   Sequence& sequence = *request.sequence;
@@ -17,22 +41,22 @@ Result<void> EngineCore::advance(Request& request) {
   CompletionResult& result = request.result;
   if (sequence.size() >= model_->info.context_length) {
     if (options.overflow == OverflowPolicy::stop) {
+      if (request.keep_sequence) LLMINFER_TRY(fetch_logits(request));
       end_answer(request, FinishReason::length);
       return {};
     }
     shift(request);  // the logits at hand still serve for this token
   }
-  const auto vocab = static_cast<std::size_t>(model_->tokenizer.vocab_size());
-  Sample sample = LLMINFER_TRY(request.sampler->sample(std::span(sequence.logits).first(vocab)));
+  Sample sample = LLMINFER_TRY(choose(request));
   if (result.tokens.empty()) request.first_token = Clock::now();
 
-  const auto ends = model_->tokenizer.end_tokens();
-  if (!options.ignore_end && std::find(ends.begin(), ends.end(), sample.token) != ends.end()) {
-    end_answer(request, FinishReason::end_token);
-    return {};
-  }
-  if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), sample.token) != options.stop_tokens.end()) {
-    end_answer(request, FinishReason::stop);
+  const auto is_one_of = [&](std::span<const Token> tokens) {
+    return std::find(tokens.begin(), tokens.end(), sample.token) != tokens.end();
+  };
+  const bool ended = !options.ignore_end && is_one_of(model_->tokenizer.end_tokens());
+  if (ended || is_one_of(options.stop_tokens)) {
+    if (request.keep_sequence) LLMINFER_TRY(fetch_logits(request));
+    end_answer(request, ended ? FinishReason::end_token : FinishReason::stop);
     return {};
   }
 

@@ -47,7 +47,13 @@ struct Request {
   StopMatcher stop;
   CompletionResult result;
   bool started = false;
-  bool callback_failed = false;   ///< on_token or on_logits threw
+  bool callback_failed = false;  ///< on_token or on_logits threw
+  /// In place of the sequence's logits after the last token: what the pass gave of them, until they are fetched.
+  struct {
+    std::vector<TokenLogit> best;
+    std::optional<double> sum;
+    std::size_t row = 0;  ///< of the pass's logit rows
+  } candidates;
   std::int32_t logits_given = 0;  ///< on_logits has had those of the positions before
   bool answered = false;          ///< the reason is set; only the last token is still to be computed
   Clock::time_point prefill_start, first_token;

@@ -1,4 +1,5 @@
-// The public Sampler: options, history and random numbers around the steps of sampler_steps.hpp. Knows nothing of models.
+// The public Sampler: options, history and random numbers around the steps of sampler_steps.hpp. Knows nothing of
+// models.
 #include "engine/sampler.hpp"
 
 #include <algorithm>
@@ -52,9 +53,16 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
 
   Result<Sample> sample(std::span<const float> raw);
   Result<Token> choose(std::span<const float> raw);
+  /// The chain on the candidates and the draw; none if the candidates are in doubt.
+  std::optional<Token> choose_from_candidates();
+  Error forbidden() const;
+  CandidateWish wish(std::int32_t most) const;
+  Result<std::optional<Sample>> sample(const engine::RowCandidates& row);
+  bool add_logprobs(const engine::RowCandidates& row, Sample& sample) const;
+  void count(bool doubt);
   Result<std::span<const float>> edit(std::span<const float> raw);
   void run(SamplerStep step);
-  void add_logprobs(std::span<const float> raw, Sample& sample);
+  void add_logprobs(std::span<const float> raw, Sample & sample);
   void accept(Token token);
 
   double mu() const { return mus.empty() ? 2.0 * static_cast<double>(options.mirostat_tau) : mus.back(); }
@@ -73,6 +81,10 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
     Token token = 0;
     double mu = 0;
   } pending;  ///< Mirostat: what the last choice makes of mu if it is accepted
+
+  /// After candidates that were in doubt so many rows are wanted whole, more each time: which way costs what is not
+  /// known here, but one of two that often fails costs both.
+  int whole_rows = 0, next_whole_rows = 1;
 
   // Scratch, kept for its memory.
   std::vector<float> work;  // [vocab_size]
@@ -104,20 +116,23 @@ void Sampler::Impl::run(SamplerStep step) {
       if (penalties) {
         engine::apply_penalties(candidates, last(history, o.penalty_window),
                                 {o.repetition_penalty, o.presence_penalty, o.frequency_penalty}, sorted);
+        candidates.settle();
       }
       return;
     case SamplerStep::dry:
       if (dry) {
         engine::apply_dry(candidates, last(history, o.dry_window),
                           {o.dry_multiplier, o.dry_base, o.dry_allowed_length, o.dry_breakers}, tokenizer);
+        candidates.settle();
       }
       return;
     case SamplerStep::temperature:
       if (!greedy && o.temperature != 1.0f) candidates.temperature(o.temperature);
       return;
-    default: break;
+    default:
+      break;
   }
-  if (greedy || mirostat) return;
+  if (greedy || mirostat || candidates.in_doubt()) return;
   switch (step) {
     case SamplerStep::top_k:
       if (o.top_k > 0) candidates.top_k(static_cast<std::size_t>(o.top_k));
@@ -134,14 +149,16 @@ void Sampler::Impl::run(SamplerStep step) {
     case SamplerStep::xtc:
       if (uniform(o.seed, history.size(), Stream::xtc) < o.xtc_probability) candidates.xtc(o.xtc_threshold);
       return;
-    default: return;
+    default:
+      return;
   }
 }
 
+Error Sampler::Impl::forbidden() const {
+  return core::fail(ErrorCode::invalid_state, "every one of the ", vocab_size, " tokens is forbidden");
+}
+
 Result<Token> Sampler::Impl::choose(std::span<const float> raw) {
-  const auto forbidden = [&] {
-    return core::fail(ErrorCode::invalid_state, "every one of the ", vocab_size, " tokens is forbidden");
-  };
   const std::span<const float> logits = LLMINFER_TRY(edit(raw));
   if (greedy && !penalties && !dry) {
     const std::int64_t token = engine::argmax(logits);
@@ -150,10 +167,20 @@ Result<Token> Sampler::Impl::choose(std::span<const float> raw) {
   }
   candidates.assign(logits);
   if (candidates.empty()) return forbidden();
-  for (const SamplerStep step : options.chain) run(step);
+  return *choose_from_candidates();
+}
+
+std::optional<Token> Sampler::Impl::choose_from_candidates() {
+  for (const SamplerStep step : options.chain) {
+    if (candidates.in_doubt()) return {};
+    run(step);
+  }
+  if (candidates.in_doubt()) return {};
   if (greedy) return candidates.best().token;
   if (mirostat) candidates.mirostat(mu());
+  if (candidates.in_doubt()) return {};
   const auto drawn = candidates.draw(uniform(options.seed, history.size(), Stream::token));
+  if (candidates.in_doubt()) return {};
   if (mirostat) {
     const double surprise = -std::log2(drawn.probability);
     const double tau = options.mirostat_tau, eta = options.mirostat_eta;
@@ -192,6 +219,96 @@ void Sampler::Impl::accept(Token token) {
   history.push_back(token);
 }
 
+CandidateWish Sampler::Impl::wish(std::int32_t most) const {
+  const SamplingOptions& o = options;
+  if (o.processor || most <= 0 || whole_rows > 0) return {};
+  // The rest may only become less likely.
+  for (const LogitBias& bias : o.logit_bias) {
+    if (bias.bias > 0) return {};
+  }
+  if (penalties && (o.repetition_penalty < 1.0f || o.presence_penalty < 0.0f || o.frequency_penalty < 0.0f)) return {};
+  // So many candidates may fall behind the rest. (DRY and XTC take few, as a rule.)
+  constexpr std::int64_t kFew = 8;
+  std::int64_t fallen = static_cast<std::int64_t>(o.logit_bias.size()) + (dry ? kFew : 0);
+  if (penalties) fallen += static_cast<std::int64_t>(last(history, o.penalty_window).size());
+
+  std::int64_t needed = 0;
+  bool sum = false, tempered = false;
+  if (greedy) {
+    needed = 1;
+  } else if (mirostat) {
+    needed = most;
+    sum = true;
+  } else {
+    for (const SamplerStep step : o.chain) {
+      if (step == SamplerStep::top_k && o.top_k > 0) needed = std::int64_t{o.top_k} + 1;
+      if (step == SamplerStep::top_p && o.top_p < 1.0f) {
+        needed = most;
+        sum = sum || !tempered;
+      }
+      if (step == SamplerStep::min_p && o.min_p > 0.0f) needed = std::max(1, most / 2);
+      if (needed > 0) break;
+      if (step == SamplerStep::typical && o.typical_p < 1.0f) return {};
+      if (step == SamplerStep::xtc && uniform(o.seed, history.size(), Stream::xtc) < o.xtc_probability) {
+        fallen += kFew;
+        sum = !tempered;
+      }
+      tempered = tempered || (step == SamplerStep::temperature && o.temperature != 1.0f);
+    }
+  }
+  if (o.logprobs > 0) {
+    needed = needed > 0 ? std::max(needed, std::int64_t{o.logprobs}) : 0;
+    sum = true;
+  }
+  if (needed == 0 || needed > most) return {};
+  return {static_cast<std::int32_t>(std::min<std::int64_t>(most, needed + fallen)), sum};
+}
+
+Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates& row) {
+  if (lost_history) return core::fail(ErrorCode::out_of_memory, "no memory was left for the accepted tokens");
+  if (row.best.empty() || row.best.front().token < 0) return forbidden();
+  Sample sample;
+  if (greedy && !penalties && !dry && !edits) {
+    sample.token = row.best.front().token;
+  } else {
+    candidates.assign(row.best, vocab_size, row.sum);
+    if (candidates.in_doubt()) return std::optional<Sample>();
+    for (const LogitBias& bias : options.logit_bias) candidates.add(bias.token, bias.bias);
+    candidates.settle();
+    if (candidates.empty() && !candidates.has_rest()) return forbidden();
+    const auto token = choose_from_candidates();
+    if (!token) return std::optional<Sample>();
+    sample.token = *token;
+  }
+  if (options.logprobs > 0 && !add_logprobs(row, sample)) return std::optional<Sample>();
+  return std::optional<Sample>(std::move(sample));
+}
+
+void Sampler::Impl::count(bool doubt) {
+  constexpr int kMostRows = 32;
+  whole_rows = doubt ? next_whole_rows : 0;
+  next_whole_rows = doubt ? std::min(2 * next_whole_rows, kMostRows) : 1;
+}
+
+/// Whether the log probabilities are certain to the last bit.
+bool Sampler::Impl::add_logprobs(const engine::RowCandidates& row, Sample& sample) const {
+  if (!row.sum) return false;
+  const engine::SumBounds log_sum = engine::log_sum_bounds(row.best.front().logit, *row.sum, vocab_size);
+  const auto add = [&](const TokenLogit& c, float& logprob) {
+    logprob = to_float(c.logit - log_sum.low);
+    return logprob == to_float(c.logit - log_sum.high);
+  };
+  const auto none = std::find_if(row.best.begin(), row.best.end(), [](const TokenLogit& c) { return c.token < 0; });
+  const auto wanted = std::min<std::ptrdiff_t>(options.logprobs, none - row.best.begin());
+  for (auto c = row.best.begin(); c != none; ++c) {
+    if (c->token == sample.token && !add(*c, sample.logprob)) return false;
+    if (c - row.best.begin() >= wanted) continue;
+    sample.top.push_back({c->token, 0.0f});
+    if (!add(*c, sample.top.back().logprob)) return false;
+  }
+  return true;
+}
+
 Sampler::Sampler(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Sampler::~Sampler() = default;
 Sampler::Sampler(Sampler&&) noexcept = default;
@@ -215,6 +332,7 @@ void Sampler::accept(std::span<const Token> tokens) {
 
 Result<Sample> Sampler::sample(std::span<const float> logits) {
   if (!impl_) return core::fail(ErrorCode::invalid_state, "the sampler was moved from");
+  impl_->whole_rows = std::max(0, impl_->whole_rows - 1);
   return core::guarded([&] { return impl_->sample(logits); });
 }
 
@@ -229,4 +347,20 @@ std::span<const Token> Sampler::history() const noexcept {
   return impl_ ? std::span<const Token>(impl_->history) : std::span<const Token>();
 }
 
+namespace engine {
+
+CandidateWish CandidateSampler::wish(const Sampler& sampler, std::int32_t most) noexcept {
+  return sampler.impl_ ? sampler.impl_->wish(most) : CandidateWish();
+}
+
+Result<std::optional<Sample>> CandidateSampler::sample(Sampler& sampler, const RowCandidates& row) {
+  if (!sampler.impl_) return core::fail(ErrorCode::invalid_state, "the sampler was moved from");
+  return core::guarded([&] {
+    auto sample = sampler.impl_->sample(row);
+    sampler.impl_->count(sample && !*sample);
+    return sample;
+  });
+}
+
+}  // namespace engine
 }  // namespace llminfer::inline v0

@@ -12,8 +12,17 @@ namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-bool better(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+/// Of exp(logit - best).
+double sum_of_exp(std::span<const Candidate> list, double best) {
+  double sum = 0;
+  for (std::size_t block = 0; block < list.size(); block += kSumBlock) {
+    double part = 0;
+    for (const Candidate& c : list.subspan(block, std::min(kSumBlock, list.size() - block))) {
+      part += std::exp(c.logit - best);
+    }
+    sum += part;
+  }
+  return sum;
 }
 
 }  // namespace
@@ -22,6 +31,8 @@ void Candidates::assign(std::span<const float> logits) {
   list_.clear();
   list_.reserve(logits.size());
   by_id_ = true;
+  rest_.reset();
+  in_doubt_ = false;
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] >= std::numeric_limits<float>::lowest()) {
       list_.push_back({static_cast<Token>(i), std::min(logits[i], std::numeric_limits<float>::max())});
@@ -31,11 +42,7 @@ void Candidates::assign(std::span<const float> logits) {
 
 Candidate Candidates::best() const { return *std::min_element(list_.begin(), list_.end(), better); }
 
-double Candidates::total(double best) const {
-  double sum = 0;
-  for (const Candidate& c : list_) sum += std::exp(c.logit - best);
-  return sum;
-}
+double Candidates::total(double best) const { return sum_of_exp(list_, best); }
 
 // Selects in growing prefixes, because the set is small as a rule and the vocabulary is not: O(V) unless it is large.
 template <class Before, class Mass>
@@ -62,6 +69,7 @@ void Candidates::keep_mass(double target, Before before, Mass mass) {
 }
 
 void Candidates::top_k(std::size_t k) {
+  if (rest_) return top_k_of_best(k);
   if (k >= list_.size()) return;
   std::nth_element(list_.begin(), list_.begin() + static_cast<std::ptrdiff_t>(k), list_.end(), better);
   list_.resize(k);
@@ -70,11 +78,13 @@ void Candidates::top_k(std::size_t k) {
 }
 
 void Candidates::top_p(double p) {
+  if (rest_) return top_p_of_best(p);
   const double best = best_logit(), sum = total(best);
   keep_mass(p, better, [&](const Candidate& c) { return std::exp(c.logit - best) / sum; });
 }
 
 void Candidates::typical(double p) {
+  if (rest_) return doubt();  // the entropy is that of all
   const double best = best_logit(), sum = total(best), log_sum = std::log(sum);
   double entropy = 0;  // nats
   for (const Candidate& c : list_) {
@@ -91,11 +101,13 @@ void Candidates::typical(double p) {
 }
 
 void Candidates::min_p(double p) {
+  if (rest_) return min_p_of_best(p);
   const double least = best_logit() + std::log(p);
   std::erase_if(list_, [&](const Candidate& c) { return c.logit < least; });
 }
 
 void Candidates::xtc(double threshold) {
+  if (rest_) return xtc_of_best(threshold);
   const double best = best_logit(), least = threshold * total(best);
   const auto top = [&](const Candidate& c) { return std::exp(c.logit - best) >= least; };
   const Candidate* kept = nullptr;
@@ -108,10 +120,12 @@ void Candidates::xtc(double threshold) {
 }
 
 void Candidates::temperature(double temperature) {
+  if (rest_) return temperature_of_best(temperature);
   for (Candidate& c : list_) c.logit /= temperature;
 }
 
 void Candidates::mirostat(double mu) {
+  if (rest_) return mirostat_of_best(mu);
   const Candidate top = best();
   const double least = top.logit + std::log(total(top.logit)) - mu * std::log(2.0);
   if (top.logit < least) {
@@ -122,6 +136,10 @@ void Candidates::mirostat(double mu) {
 }
 
 Candidates::Drawn Candidates::draw(double u) {
+  if (rest_) {
+    doubt();
+    return {};
+  }
   const double best = best_logit();
   weights_.clear();
   weights_.reserve(list_.size());
@@ -147,15 +165,16 @@ double* Candidates::find(Token token) {
   if (!by_id_) std::sort(list_.begin(), list_.end(), by_id);
   by_id_ = true;
   const auto it = std::lower_bound(list_.begin(), list_.end(), Candidate{token, 0}, by_id);
-  return it != list_.end() && it->token == token ? &it->logit : nullptr;
+  if (it != list_.end() && it->token == token) return &it->logit;
+  // One of the rest, if anything: whatever is taken from it, it had no more than the best of them may have.
+  if (rest_) rest_->sum.low = std::max(0.0, rest_->sum.low - std::exp(rest_->last.logit - rest_->origin));
+  return nullptr;
 }
 
 double log_sum_exp(std::span<const Candidate> list) {
   if (list.empty()) return kNever;
   const double best = std::min_element(list.begin(), list.end(), better)->logit;
-  double sum = 0;
-  for (const Candidate& c : list) sum += std::exp(c.logit - best);
-  return best + std::log(sum);
+  return best + std::log(sum_of_exp(list, best));
 }
 
 std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n) {
@@ -164,8 +183,8 @@ std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n) {
   return out;
 }
 
-// Maxima of blocks in independent lanes, which compilers turn into vector code without leave to reorder floats; then the
-// first block that holds the maximum is searched.
+// Maxima of blocks in independent lanes, which compilers turn into vector code without leave to reorder floats; then
+// the first block that holds the maximum is searched.
 std::int64_t argmax(std::span<const float> logits) {
   constexpr std::size_t kLanes = 16, kBlock = 512;
   float best = -std::numeric_limits<float>::infinity();

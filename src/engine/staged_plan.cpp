@@ -98,6 +98,9 @@ const Batch& StageBatch::make(const Batch& whole, std::span<const std::size_t> g
   if (!out.empty()) {
     batch_.logit_rows = {};
     batch_.logits = {};
+    batch_.candidate_wishes = {};
+    batch_.candidates = {};
+    batch_.candidate_sums = {};
     batch_.hidden_rows = std::span(all_rows_).first(rows);
     batch_.hidden = out;
   }

@@ -72,6 +72,10 @@ class StagedPlan final : public Plan {
   /// `caches` are StagedCaches.
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
+  std::int32_t max_candidates() const noexcept override { return stages_.back().plan->max_candidates(); }
+  Result<void> fetch_logits(std::size_t index, std::span<float> logits) override {
+    return stages_.back().plan->fetch_logits(index, logits);
+  }
 
  private:
   Result<void> submit_stage();

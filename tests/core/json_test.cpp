@@ -57,6 +57,10 @@ TEST_CASE("JSON that is refused") {
   CHECK(refused(std::string(1'000'000, '{')) == ErrorCode::corrupt);
 }
 
+TEST_CASE("numbers that are no integers are written so that nobody takes them for such") {
+  CHECK(parse("[0.0, -3.0, 1e300, 10000.0, 0.5, 7]").dump() == "[0.0,-3.0,1e+300,10000.0,0.5,7]");
+}
+
 TEST_CASE("members of a type") {
   const Json json = parse(R"({"i": 3, "big": 9223372036854775808, "f": 1.5, "b": false, "s": "x", "n": null})");
   CHECK(core::json_int(json, "i", "test").value() == 3);

@@ -67,7 +67,7 @@ inline const std::vector<load::Checkpoint>& packed_layers() {
     const std::vector<float> table(std::begin(quant::kNf4Values), std::end(quant::kNf4Values));
     put(PackedLayer().add("x.qweight", i32, {8, 8}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
     put(PackedLayer().add("x.qweight", i32, {64, 1}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
-    put(PackedLayer().add("x.B", i32, {4, 128}).add("x.s", f16, {2, 64}));
+    put(PackedLayer().add("x.B", i32, {4, 128}).add("x.s", f16, {1, 64}));
     put(PackedLayer()
             .add("x.weight_packed", i32, {8, 8})
             .add("x.weight_scale", bf16, {8, 2})

@@ -26,7 +26,7 @@ const KernelTable& kernel_table();
 
 namespace {
 
-std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0};
+std::atomic<std::int64_t> memory_in_use{0}, pinned_memory_in_use{0}, fetched{0};
 
 class EmulatedDevice final : public Device {
  public:
@@ -197,6 +197,8 @@ class EmulatedDevice final : public Device {
     const std::int64_t all = pitch * (height - 1) + bytes;
     if (options_.lose_uploads && counts_.graph_launches > 0 && piece_of(from, all).value_or(Piece()).pinned) return {};
     const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
+    const auto is_on_device = [&](const void* memory) { return !piece_of(memory, all).value_or(Piece{0, true}).pinned; };
+    if (is_on_device(from) && !is_on_device(to)) fetched += bytes * height;
     add(
         [=, this]() -> int {
           if ((checks_to && !known(to, all)) || (checks_from && !known(from, all))) return kReleased;
@@ -235,5 +237,6 @@ const EmulatedCounts& emulated_counts(const Device& device) {
 
 std::int64_t emulated_memory_in_use() noexcept { return memory_in_use; }
 std::int64_t emulated_pinned_memory_in_use() noexcept { return pinned_memory_in_use; }
+std::int64_t emulated_bytes_fetched() noexcept { return fetched; }
 
 }  // namespace llminfer::gpu

@@ -38,5 +38,7 @@ const EmulatedCounts& emulated_counts(const Device& device);
 /// Memory that is allocated now, by all emulated devices of this process. For tests of leaks.
 std::int64_t emulated_memory_in_use() noexcept;
 std::int64_t emulated_pinned_memory_in_use() noexcept;
+/// Bytes that they all have copied from device memory to host memory so far.
+std::int64_t emulated_bytes_fetched() noexcept;
 
 }  // namespace llminfer::gpu

@@ -19,6 +19,7 @@ int glu(void* stream, const GluArgs& args);
 int add(void* stream, const AddArgs& args);
 int gather(void* stream, const GatherArgs& args);
 int combine(void* stream, const CombineArgs& args);
+int candidates(void* stream, const CandidatesArgs& args);
 
 /// The kernels of this target.
 const KernelTable& kernel_table();

@@ -12,8 +12,9 @@ int probe(void* stream) { return launch(stream, {}, 32, probe_kernel, Nothing())
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static constexpr KernelTable table = {probe, embed,  prepare,      linear_few, linear_many, angles, rotate, store,
-                                        seal,  attend, attend_tiles, glu,        add,         gather, combine};
+  static constexpr KernelTable table = {probe,  embed,  prepare, linear_few, linear_many,  angles,
+                                        rotate, store,  seal,    attend,     attend_tiles, glu,
+                                        add,    gather, combine, candidates};
   return table;
 }
 

@@ -1,0 +1,223 @@
+// Candidates: the highest logits of a row, in order, and the sum of their exponentials, without sorting the vocabulary.
+// Slices of a row each give their best; one block per row chooses among these. A candidate is a key of 64 bits, no two
+// of them equal, so that nothing depends on who comes first.
+#include "backends/gpu/kernels/kernels.hpp"
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+namespace {
+
+constexpr int kSliceThreads = 256, kMergeThreads = 512;
+constexpr int kSliceKeys = 16, kMergeKeys = 8;  ///< of a thread
+static_assert(kSliceThreads * kSliceKeys == kCandidateSlice);
+
+/// Greater for a higher logit, and among equal ones for a lower token; 0 for NaN and -infinity.
+__device__ __forceinline__ uint64_t key_of(float logit, int token) {
+  uint32_t bits = float_to_bits(logit);
+  if ((bits & 0x7fffffffu) > 0x7f800000u || bits == 0xff800000u) return 0;
+  if (bits == 0x80000000u) bits = 0;  // -0 equals 0
+  bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(token);
+}
+__device__ __forceinline__ int token_of(uint64_t key) { return static_cast<int>(~static_cast<uint32_t>(key)); }
+__device__ __forceinline__ float logit_of(uint64_t key) {
+  const uint32_t bits = static_cast<uint32_t>(key >> 32);
+  return bits_to_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+
+/// The greatest key of a block, in all threads. `shared` has kThreads / 32 keys.
+template <int kThreads>
+__device__ __forceinline__ uint64_t greatest_of_block(uint64_t key, uint64_t* shared) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t high = float_to_bits(shuffle_xor(bits_to_float(static_cast<uint32_t>(key >> 32)), mask));
+    const uint32_t low = float_to_bits(shuffle_xor(bits_to_float(static_cast<uint32_t>(key)), mask));
+    const uint64_t other = static_cast<uint64_t>(high) << 32 | low;
+    key = other > key ? other : key;
+  }
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = key;
+  __syncthreads();
+  key = shared[0];
+  for (int i = 1; i < kThreads / 32; ++i) key = shared[i] > key ? shared[i] : key;
+  __syncthreads();
+  return key;
+}
+
+/// The sum over a block, in thread 0, always in the same order. `shared` has kThreads numbers.
+template <int kThreads>
+__device__ __forceinline__ double double_sum_of_block(double x, double* shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  shared[thread] = x;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) shared[thread] += shared[thread + half];
+  }
+  x = shared[0];
+  __syncthreads();
+  return x;
+}
+
+template <int kThreads>
+struct Shared {
+  uint64_t greatest[kThreads / 32];
+  float counts[kThreads / 32];
+  double sums[kThreads];
+  int selected[kThreads];
+};
+
+/// The lowest of the `count` greatest keys of the block, of which each thread has some; if there are fewer above 0,
+/// then 1. Bit by bit from the highest one, until just so many keys are above.
+template <int kThreads, int kKeys>
+__device__ __forceinline__ uint64_t lowest_of_best(const uint64_t (&keys)[kKeys], int count, Shared<kThreads>& shared) {
+  uint64_t lowest = 0;
+#pragma unroll 1
+  for (int bit = 63; bit >= 0; --bit) {
+    const uint64_t next = lowest | uint64_t{1} << bit;
+    int above = 0;
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) above += keys[i] >= next ? 1 : 0;
+    const int all = static_cast<int>(sum_of_block<kThreads>(static_cast<float>(above), shared.counts));
+    if (all >= count) lowest = next;
+    if (all == count) break;
+  }
+  return lowest > 0 ? lowest : 1;
+}
+
+/// Puts the `count` greatest keys, or as many as there are above 0, at the beginning of `out`, and zeros after them.
+template <int kThreads, int kKeys>
+__device__ __forceinline__ void write_best(const uint64_t (&keys)[kKeys], int count, uint64_t* out,
+                                           Shared<kThreads>& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const uint64_t lowest = lowest_of_best<kThreads, kKeys>(keys, count, shared);
+  int mine = 0;
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) mine += keys[i] >= lowest ? 1 : 0;
+  shared.selected[thread] = mine;
+  const float of_lanes = sum_of_lanes(static_cast<float>(mine));
+  if (thread % 32 == 0) shared.counts[thread / 32] = of_lanes;
+  __syncthreads();
+  int at = 0, all = 0;
+  for (int i = 0; i < kThreads / 32; ++i) {
+    const int group = static_cast<int>(shared.counts[i]);
+    if (i < thread / 32) at += group;
+    all += group;
+  }
+  for (int i = thread / 32 * 32; i < thread; ++i) at += shared.selected[i];
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) {
+    if (keys[i] >= lowest) out[at++] = keys[i];
+  }
+  for (int i = all + thread; i < count; i += kThreads) out[i] = 0;
+  __syncthreads();
+}
+
+template <int kKeys>
+__device__ __forceinline__ uint64_t greatest_of(const uint64_t (&keys)[kKeys]) {
+  uint64_t most = 0;
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) most = keys[i] > most ? keys[i] : most;
+  return most;
+}
+
+__device__ __forceinline__ int slices_of(const CandidatesArgs& a) {
+  return (a.tokens + kCandidateSlice - 1) / kCandidateSlice;
+}
+
+/// A block per slice and row.
+__global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) {
+  __shared__ Shared<kSliceThreads> shared;
+  const int row = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.x);
+  const CandidateTask task = a.tasks[row];
+  if (task.count == 0) return;
+  const float* in = a.in.data + row * a.in.stride;
+  uint64_t keys[kSliceKeys];
+#pragma unroll
+  for (int i = 0; i < kSliceKeys; ++i) {
+    const int token = slice * kCandidateSlice + i * kSliceThreads + static_cast<int>(threadIdx.x);
+    keys[i] = token < a.tokens ? key_of(in[token], token) : 0;
+  }
+  const int64_t place = static_cast<int64_t>(row) * slices_of(a) + slice;
+  uint64_t* out = a.parts + place * kMaxCandidates;
+  uint64_t greatest = 0;
+  if (task.count == 1 || task.sum >= 0) {
+    greatest = greatest_of_block<kSliceThreads>(greatest_of(keys), shared.greatest);
+  }
+  if (task.count > 1) {
+    write_best<kSliceThreads, kSliceKeys>(keys, task.count, out, shared);
+  } else if (threadIdx.x == 0) {
+    out[0] = greatest;
+  }
+  if (task.sum < 0) return;
+  const double most = static_cast<double>(logit_of(greatest));
+  double sum = 0.0;
+#pragma unroll
+  for (int i = 0; i < kSliceKeys; ++i) {
+    if (keys[i] != 0) sum += exp(static_cast<double>(logit_of(keys[i])) - most);
+  }
+  sum = double_sum_of_block<kSliceThreads>(sum, shared.sums);
+  if (threadIdx.x == 0) {
+    a.part_sums[2 * place] = sum;
+    a.part_sums[2 * place + 1] = most;
+  }
+}
+
+/// A block per row.
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(CandidatesArgs a) {
+  __shared__ Shared<kMergeThreads> shared;
+  __shared__ uint64_t best[kMaxCandidates];
+  const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const CandidateTask task = a.tasks[row];
+  if (task.count == 0) return;
+  const int slices = slices_of(a), all = slices * task.count;
+  const int64_t place = static_cast<int64_t>(row) * slices;
+  const auto part = [&](int i) { return a.parts[(place + i / task.count) * kMaxCandidates + i % task.count]; };
+  if (task.count == 1) {
+    uint64_t most = 0;
+    for (int i = thread; i < all; i += kMergeThreads) most = part(i) > most ? part(i) : most;
+    most = greatest_of_block<kMergeThreads>(most, shared.greatest);
+    if (thread == 0) best[0] = most;
+    __syncthreads();
+  } else {
+    // As many keys as the block holds at a time, and with them the best of those before.
+    for (int done = 0, kept = 0; done < all; kept = task.count) {
+      uint64_t keys[kMergeKeys];
+#pragma unroll
+      for (int i = 0; i < kMergeKeys; ++i) {
+        const int at = i * kMergeThreads + thread;
+        keys[i] = at < kept ? best[at] : done + at - kept < all ? part(done + at - kept) : 0;
+      }
+      __syncthreads();
+      write_best<kMergeThreads, kMergeKeys>(keys, task.count, best, shared);
+      done += kMergeKeys * kMergeThreads - kept;
+    }
+  }
+  const float* in = a.in.data + row * a.in.stride;
+  if (thread < task.count) {
+    const uint64_t key = best[thread];
+    int rank = 0;  // keys of 0, which are none, stay behind the others in their order
+    for (int i = 0; i < task.count; ++i) rank += best[i] > key || (best[i] == key && i < thread) ? 1 : 0;
+    CandidateOut& out = a.out[task.first + rank];
+    out.token = key != 0 ? token_of(key) : -1;
+    out.logit = key != 0 ? in[token_of(key)] : 0.0f;
+  }
+  if (task.sum < 0) return;
+  uint64_t greatest = thread < task.count ? best[thread] : 0;
+  greatest = greatest_of_block<kMergeThreads>(greatest, shared.greatest);
+  const double most = static_cast<double>(logit_of(greatest));
+  double sum = 0.0;
+  for (int i = thread; i < slices; i += kMergeThreads) {
+    const double part_sum = a.part_sums[2 * (place + i)];
+    if (part_sum != 0.0) sum += part_sum * exp(a.part_sums[2 * (place + i) + 1] - most);
+  }
+  sum = double_sum_of_block<kMergeThreads>(sum, shared.sums);
+  if (thread == 0) a.sums[task.sum] = sum;
+}
+
+}  // namespace
+
+int candidates(void* stream, const CandidatesArgs& args) {
+  const auto slices = static_cast<unsigned>((args.tokens + kCandidateSlice - 1) / kCandidateSlice);
+  const auto rows = static_cast<unsigned>(args.rows);
+  const int error = launch(stream, {slices, rows}, kSliceThreads, slice_kernel, args);
+  return error ? error : launch(stream, {rows}, kMergeThreads, merge_kernel, args);
+}
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET
