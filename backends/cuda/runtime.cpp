@@ -21,6 +21,7 @@ struct Api {
   using ReadyGraph = cudaGraphExec_t;
   static constexpr const char* kVendor = "NVIDIA";
   static constexpr int kOutOfMemory = cudaErrorMemoryAllocation;
+  static constexpr int kNotReady = cudaErrorNotReady;
 
   static const KernelTable& kernels() noexcept { return cuda::kernel_table(); }
   static const char* message(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
@@ -33,6 +34,7 @@ struct Api {
     cudaDeviceProp properties{};
     const int error = cudaGetDeviceProperties(&properties, index);
     info.kind = "cuda";
+    info.collectives = "libnccl.so.2";
     info.name = properties.name;
     info.architecture = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
     info.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
@@ -63,6 +65,7 @@ struct Api {
   static int destroy_event(Event event) { return cudaEventDestroy(event); }
   static int record(Event event, Stream stream) { return cudaEventRecord(event, stream); }
   static int wait_event(Event event) { return cudaEventSynchronize(event); }
+  static int query_event(Event event) { return cudaEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
 
   static int launch(const KernelLaunch& launch, void** args, Stream stream) {

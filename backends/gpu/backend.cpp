@@ -91,6 +91,28 @@ class GpuBackend final : public Backend {
     });
   }
 
+  Result<std::string> collective_kind() override {
+    return core::guarded([&]() -> Result<std::string> {
+      const DeviceInfo& info = device_->info();
+      if (info.collectives.empty()) return fail(ErrorCode::unsupported, info.kind, " devices have no collectives");
+      if (options_.batch_invariant) {
+        return fail(ErrorCode::unsupported,
+                    "GpuOptions::batch_invariant: the order of sums over several GPUs may depend "
+                    "on how many rows a batch has");
+      }
+      return LLMINFER_TRY(Nccl::load(info.collectives))->name;
+    });
+  }
+  Result<std::vector<std::byte>> collective_id() override {
+    return core::guarded([&] { return GpuCollective::make_id(*device_); });
+  }
+  Result<std::shared_ptr<Collective>> make_collective(std::span<const std::byte> id, int rank, int ranks,
+                                                      Watch watch) override {
+    return core::guarded([&]() -> Result<std::shared_ptr<Collective>> {
+      return std::shared_ptr<Collective>(LLMINFER_TRY(GpuCollective::make(device_, id, rank, ranks, std::move(watch))));
+    });
+  }
+
   Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
                                                    std::int32_t pages) override {
     return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {

@@ -25,6 +25,7 @@ struct DeviceInfo {
   std::string architecture;  ///< "sm_90", "gfx90a", …
   std::int64_t memory = 0;   ///< bytes
   int units = 1;             ///< multiprocessors
+  std::string collectives;   ///< file of the library that sums over such devices (nccl.hpp); empty: none
 };
 
 /// What goes to one of them is in no order with what goes to the other but by events.
@@ -37,6 +38,8 @@ class Device {
   virtual const KernelTable& kernels() const noexcept = 0;
   /// The KernelTable's first argument.
   virtual void* stream() noexcept = 0;
+  /// Stream::work as the runtime's own libraries take it.
+  virtual void* runtime_stream() noexcept = 0;
   /// Before and after launches: makes this device the calling thread's, and puts back what was.
   virtual int enter() noexcept = 0;
   virtual void leave(int previous) noexcept = 0;
@@ -62,6 +65,8 @@ class Device {
   virtual void release_event(void* event) noexcept = 0;
   virtual Result<void> record(void* event, Stream stream) = 0;
   virtual Result<void> follow(void* event, Stream stream) = 0;
+  /// Whether what was enqueued before the event's last record() is done. Errors: device_error.
+  virtual Result<bool> reached(void* event) = 0;
   /// A graph is a list of launches that are enqueued at once. Those that `enqueue` makes with the KernelTable's first
   /// argument that it is given go into a new one, with their arguments as they are then; kernels run in the same order.
   /// `enqueue` does nothing else with the device. Errors: its own, unsupported, out_of_memory, device_error.
@@ -177,6 +182,7 @@ class Event : public Handle<&Device::release_event> {
   }
   Result<void> record(Stream stream) const { return device_->record(handle_, stream); }
   Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
+  Result<bool> reached() const { return device_->reached(handle_); }
 
  private:
   using Handle::Handle;

@@ -95,7 +95,7 @@ GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
       owned_(std::move(weights)) {}
 
 GpuPlan::~GpuPlan() {
-  if (outcome_) (void)core::guarded([&] { return device_->wait(); });  // the device reads what is released now
+  if (outcome_) (void)core::guarded([&] { return settle(); });  // the device reads what is released now
 }
 
 Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
@@ -208,10 +208,11 @@ Result<void> GpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
       enqueued = core::guarded([&] { return enqueue(batch); });
       if (enqueued && ring_ && !pass_.stop) enqueued = ring_->finish();
       if (enqueued && !pass_.stop) enqueued = finish_pages();
+      if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
+      if (!enqueued) (void)core::guarded([&] { return owe_sums(); });
     }
-    if (enqueued && pass_.stop) enqueued = fail(ErrorCode::cancelled, "the pass was interrupted");
     // Nothing of a pass that ends early may still run when the caller goes on.
-    if (!enqueued) abandon_pages(core::guarded([&] { return device_->wait(); }));
+    if (!enqueued) abandon_pages(end_on_device(core::guarded([&] { return settle(); })));
     if (!enqueued && ring_) ring_->reset();
     outcome_ = std::move(enqueued);
     return {};
@@ -224,8 +225,8 @@ Result<void> GpuPlan::wait() {
     Result<void> outcome = *std::move(outcome_);
     outcome_.reset();
     if (!outcome) return outcome;
-    outcome = device_->wait();
-    if (!outcome) abandon_pages(outcome);
+    outcome = settle();
+    if (!outcome) abandon_pages(end_on_device(outcome));
     if (!outcome && ring_) ring_->reset();
     LLMINFER_TRY(std::move(outcome));
     const float* from = host_out_.at<float>();
@@ -264,6 +265,7 @@ Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
   }
   LLMINFER_TRY(begin_pages(batch));
   lay_out(batch);
+  pass_.sums_on_devices = collective_ && !collective_->aborted();
   return {};
 }
 
@@ -432,8 +434,8 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
   for (std::size_t i = 0; i < steps_.steps.size() && !pass_.stop; ++i) {
     const Step& step = steps_.steps[i];
     if (std::holds_alternative<AttentionStep>(step) && batch.interrupted) {
-      // Not so far ahead that an interruption would come too late.
-      if (pass_.rows >= kTileMinRows && pass_.layers >= kLayersAhead) {
+      // Not so far ahead that an interruption would come too late, as with sums on the devices it never is.
+      if (pass_.rows >= kTileMinRows && pass_.layers >= kLayersAhead && !pass_.sums_on_devices) {
         LLMINFER_TRY(device_->wait_for((pass_.layers - kLayersAhead) % Device::kMarks));
       }
       if (interrupted()) {

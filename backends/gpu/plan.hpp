@@ -13,6 +13,7 @@
 
 #include "backends/common/steps.hpp"
 #include "backends/gpu/cache.hpp"
+#include "backends/gpu/collective.hpp"
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/graphs.hpp"
 #include "backends/gpu/ring.hpp"
@@ -79,6 +80,7 @@ class GpuPlan final : public Plan {
   }
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
+  Result<void> sum_with(std::shared_ptr<Collective> collective) override;
   std::int32_t max_candidates() const noexcept override;
   Result<void> fetch_logits(std::size_t index, std::span<float> logits) override;
 
@@ -129,6 +131,8 @@ class GpuPlan final : public Plan {
     std::int64_t piece = -1;  ///< the first of the logit rows that PlanLayout::logits holds; -1: none
     bool done = false;        ///< wait() has said so
     int layers = 0;           ///< attention steps enqueued
+    bool sums_on_devices = false;
+    int sums_made = 0;        ///< of them
     bool stop = false;        ///< interrupted
   };
 
@@ -164,6 +168,12 @@ class GpuPlan final : public Plan {
   Result<void> upload(const Batch& batch);
   Result<void> enqueue(const Batch& batch);
   Result<void> fetch_outputs();
+  // plan_collective.cpp
+  /// Waits for what the pass has enqueued.
+  Result<void> settle();
+  Result<void> end_on_device(const Result<void>& settled);
+  Result<void> sum_on_devices(const op::Reduce& op);
+  Result<void> owe_sums();
   void lay_out_candidates(const Batch& batch);
   /// Of logit rows [first, first + count), which are in `rows`: the logits that are wanted, to the host, and
   /// candidates.
@@ -224,6 +234,7 @@ class GpuPlan final : public Plan {
   const PlanLayout layout_;
   const std::int32_t max_rows_;
   const Reduction reduce_;
+  std::shared_ptr<GpuCollective> collective_;  ///< or null
   const std::shared_ptr<Device> device_;
   const GpuOptions options_;
   const bool launches_alone_;

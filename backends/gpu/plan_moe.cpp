@@ -19,7 +19,7 @@ Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   const GatherArgs gather{value(op.router), nullptr, pass_.current_rows, static_cast<int>(experts), packed};
   LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), gather), "gather"));
   LLMINFER_TRY(device_->copy(host_experts_.at(), packed.data, static_cast<std::int64_t>(logit_bytes)));
-  LLMINFER_TRY(device_->wait());
+  LLMINFER_TRY(settle());
 
   const auto* const logits = host_experts_.at<float>();
   auto* const tokens = host_experts_.at<std::int32_t>(static_cast<std::int64_t>(logit_bytes));

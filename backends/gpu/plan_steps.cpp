@@ -262,8 +262,9 @@ Result<void> GpuPlan::run(const AddStep& step) {
   return device_->check(kernels().add(stream(), args), "add");
 }
 
-/// The rows go to the host and back: ranks talk to each other there.
+/// Without a collective the rows go to the host and back: ranks talk to each other there.
 Result<void> GpuPlan::run(const ReduceStep& step) {
+  if (pass_.sums_on_devices) return sum_on_devices(step.op);
   const std::int64_t n = width(step.op.in), floats = n * pass_.current_rows,
                      bytes = floats * std::int64_t{sizeof(float)};
   LLMINFER_TRY(grow(host_reduced_, bytes, true));

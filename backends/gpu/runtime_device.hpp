@@ -60,6 +60,7 @@ class RuntimeDevice final : public Device {
   const DeviceInfo& info() const noexcept override { return info_; }
   const KernelTable& kernels() const noexcept override { return Api::kernels(); }
   void* stream() noexcept override { return &queue_; }
+  void* runtime_stream() noexcept override { return of(Stream::work); }
   int enter() noexcept override {
     int previous = index_;
     (void)Api::get_device(&previous);
@@ -127,6 +128,16 @@ class RuntimeDevice final : public Device {
   Result<void> follow(void* event, Stream stream) override {
     const Current current(*this);
     return status(Api::follow_event(of(stream), static_cast<typename Api::Event>(event)), "an event");
+  }
+  Result<bool> reached(void* event) override {
+    const Current current(*this);
+    const int error = Api::query_event(static_cast<typename Api::Event>(event));
+    if (error == Api::kNotReady) {
+      (void)Api::take_error();
+      return false;
+    }
+    LLMINFER_TRY(status(error, "the work that was given to it"));
+    return true;
   }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     const Current current(*this);

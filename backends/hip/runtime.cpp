@@ -21,6 +21,7 @@ struct Api {
   using ReadyGraph = hipGraphExec_t;
   static constexpr const char* kVendor = "AMD";
   static constexpr int kOutOfMemory = hipErrorOutOfMemory;
+  static constexpr int kNotReady = hipErrorNotReady;
 
   static const KernelTable& kernels() noexcept { return hip::kernel_table(); }
   static const char* message(int error) { return hipGetErrorString(static_cast<hipError_t>(error)); }
@@ -33,6 +34,7 @@ struct Api {
     hipDeviceProp_t properties{};
     const int error = hipGetDeviceProperties(&properties, index);
     info.kind = "hip";
+    info.collectives = "librccl.so.1";
     info.name = properties.name;
     info.architecture = properties.gcnArchName;
     info.memory = static_cast<std::int64_t>(properties.totalGlobalMem);
@@ -63,6 +65,7 @@ struct Api {
   static int destroy_event(Event event) { return hipEventDestroy(event); }
   static int record(Event event, Stream stream) { return hipEventRecord(event, stream); }
   static int wait_event(Event event) { return hipEventSynchronize(event); }
+  static int query_event(Event event) { return hipEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
 
   static int launch(const KernelLaunch& launch, void** args, Stream stream) {

@@ -137,6 +137,21 @@ struct Batch {
 
 inline constexpr double kCandidateSumError = 0x1p-42;
 
+/// Adds on the devices of several ranks what each of them has computed, without the host. Of use to the plans of the
+/// backend that made it.
+class Collective {
+ public:
+  virtual ~Collective() = default;
+  /// A line for people: the library and its version.
+  virtual std::string description() const = 0;
+  /// Ends sums that wait for ranks which do not come, and the collective itself: no plan sums with it any more.
+  virtual void abort() noexcept = 0;
+  virtual bool aborted() const noexcept = 0;
+};
+
+/// Called again and again while other ranks are waited for. An error: one of them will not come.
+using Watch = std::function<Result<void>()>;
+
 /// A compiled Program. One batch is in flight at a time.
 class Plan {
  public:
@@ -146,6 +161,13 @@ class Plan {
   virtual Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) = 0;
   /// Waits for the end of the pass that was submitted and gives its outcome.
   virtual Result<void> wait() = 0;
+  /// From the next pass on, the operations that PlanOptions::reduce is for sum with `collective`, until that is
+  /// aborted; null: they go back to `reduce`. All ranks then make the same sums in each pass: one whose submit() has
+  /// succeeded makes all of them, whatever becomes of the pass, or aborts the collective. Errors: unsupported;
+  /// invalid_argument (the collective of another backend).
+  virtual Result<void> sum_with([[maybe_unused]] std::shared_ptr<Collective> collective) {
+    return Error{ErrorCode::unsupported, "the backend's plans sum in host memory"};
+  }
   /// The most candidates that a row may have; 0: the plan gives nothing but logits, and refuses a wish.
   virtual std::int32_t max_candidates() const noexcept { return 0; }
   /// Between wait(), after success, and the next submit(): the logits [vocab_size] of an entry of the batch's
@@ -216,6 +238,23 @@ class Backend {
   virtual Result<std::unique_ptr<Plan>> compile(const Program& program,
                                                 std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                                 const PlanOptions& options) = 0;
+  /// Names what the backend's collectives are made with; backends that say the same can have one together. Errors:
+  /// unsupported, not_found (a library that is not installed).
+  virtual Result<std::string> collective_kind() {
+    return Error{ErrorCode::unsupported, "the backend has no collectives"};
+  }
+  /// What make_collective() needs on all ranks: one of them asks for it and tells the others, who may be processes on
+  /// other machines. At most 256 bytes.
+  virtual Result<std::vector<std::byte>> collective_id() {
+    return Error{ErrorCode::unsupported, "the backend has no collectives"};
+  }
+  /// All ranks, 0 to ranks - 1, call it at about the same time: it waits for the others, and calls `watch` meanwhile,
+  /// as the plans will that sum with the collective.
+  virtual Result<std::shared_ptr<Collective>> make_collective([[maybe_unused]] std::span<const std::byte> id,
+                                                              [[maybe_unused]] int rank, [[maybe_unused]] int ranks,
+                                                              [[maybe_unused]] Watch watch) {
+    return Error{ErrorCode::unsupported, "the backend has no collectives"};
+  }
   virtual Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
                                                            std::int32_t pages) = 0;
   /// Whether the backend has a memory of its own, and can keep pages of a cache in the host's: make_swapped_cache().

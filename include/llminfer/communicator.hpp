@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,6 +25,10 @@ class Communicator {
   /// Waits for the next message from `from` and takes it. Errors: peer_lost; corrupt, if it has another size than
   /// `data`.
   virtual Result<void> receive(int from, std::span<std::byte> data) = 0;
+  /// Whether receive() from that rank would return at once, with a message or an error. Empty: this Communicator cannot
+  /// say, and ranks sum in host memory (EngineOptions::device_sums). One that can say does not wait for the receiver
+  /// when it sends a message of up to 1 KiB.
+  virtual std::optional<bool> ready([[maybe_unused]] int from) noexcept { return std::nullopt; }
 };
 
 /// Ranks 0 to size - 1 as threads of this process. A rank is lost to the others once its Communicator is destroyed.

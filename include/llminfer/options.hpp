@@ -26,6 +26,13 @@ using LogCallback = std::function<void(LogLevel level, std::string_view message)
 /// `fraction` of the load that is done, 0 to 1. Returning false abandons the load with Error{cancelled}.
 using ProgressCallback = std::function<bool(float fraction)>;
 
+/// Where ranks that share layers sum what each has computed of them.
+enum class DeviceSums : std::uint8_t {
+  automatic,  ///< on their GPUs, if all ranks of a stage can: see EngineOptions::device_sums; else in host memory
+  never,      ///< in host memory
+  required,   ///< on their GPUs; if a rank cannot, the load fails with its error
+};
+
 /// What one backend gets of a model that is split: see EngineOptions::split.
 struct LayerShare {
   std::shared_ptr<Backend> backend{};    ///< null: the CPU backend that EngineOptions describes
@@ -62,6 +69,13 @@ struct EngineOptions {
   /// process, so logits differ from its by rounding; they are the same each time. Ranks of one process need an
   /// `executor`, if any, that can run all of them at the same time. 1: each rank has its layers alone.
   std::int32_t tensor_parallel = 1;
+  /// With tensor_parallel: ranks whose backends are GPUs of one kind sum on them, through NCCL (CUDA) or RCCL (HIP),
+  /// without the host. The library is looked for when the engine is loaded (libnccl.so.2, librccl.so.1); each rank
+  /// needs a GPU of its own, a backend without GpuOptions::batch_invariant, and a Communicator that has ready(). With
+  /// more than two ranks the order of a sum, and so its last bits, are the library's choice. ModelInfo::backend says
+  /// which ranks sum so. After an error by which a sum was not made, later passes sum in host memory. Rank 0's option
+  /// counts.
+  DeviceSums device_sums = DeviceSums::automatic;
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own

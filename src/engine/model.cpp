@@ -62,6 +62,9 @@ Result<void> check_options(const EngineOptions& options) {
     return fail(ErrorCode::invalid_argument, "EngineOptions::tensor_parallel is ", options.tensor_parallel,
                 ", expected a divisor of the number of ranks, ", ranks);
   }
+  if (options.device_sums > DeviceSums::required) {
+    return out_of_range("device_sums", static_cast<std::int64_t>(options.device_sums), "automatic, never or required");
+  }
   if (options.max_queue < 1) return out_of_range("max_queue", options.max_queue, "1 or more");
   return {};
 }
@@ -458,8 +461,30 @@ std::vector<std::int64_t> model_numbers(const Layout& layout, const EngineOption
           options.output_bits};
 }
 
+/// Lets the ranks sum on their devices, as EngineOptions::device_sums says; what comes of it goes to their
+/// descriptions.
+Result<void> start_collectives(Leader& leader, const RankStage& own, const EngineOptions& options, Layout& layout) {
+  if (options.tensor_parallel == 1 || options.device_sums == DeviceSums::never) return {};
+  const auto outcomes = LLMINFER_TRY(leader.start_collectives(own));
+  for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
+    if (outcomes[rank]) {
+      layout.memory.shares[rank].backend += ", sums by " + *outcomes[rank];
+      continue;
+    }
+    const Error& error = outcomes[rank].error();
+    if (options.device_sums == DeviceSums::required) {
+      return core::at("EngineOptions::device_sums is required", core::copy_of(error));
+    }
+    const bool first = rank % static_cast<std::size_t>(options.tensor_parallel) == 0;  // all of a stage have the same
+    if (!first || error.code == ErrorCode::unsupported) continue;
+    LLMINFER_TRY(log(options, LogLevel::info, "sums in host memory: " + error.message));
+  }
+  return {};
+}
+
 /// Puts rank 0's stage and the others together, and learns what those hold.
-Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, Layout& layout, Model& model) {
+Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, const EngineOptions& options,
+                        Layout& layout, Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
   std::int64_t elsewhere = 0;
   bool seals = false;
@@ -469,6 +494,7 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> s
     seals = seals || replies[rank].seals_pages;
     layout.memory.shares[rank].backend = replies[rank].backend;
   }
+  LLMINFER_TRY(start_collectives(*leader, stages.back(), options, layout));
   if (seals) {
     std::vector<std::int32_t> pages;
     for (const CacheGroup& group : layout.program.cache_groups) pages.push_back(layout.cache.pages_of(group));
@@ -541,7 +567,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   }
   model->weight_bytes = loader.bytes();
   if (leader) {
-    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), layout, *model));
+    LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), options, layout, *model));
   } else {
     join_stages(std::move(stages), layout.program, *model);
   }

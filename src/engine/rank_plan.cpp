@@ -75,8 +75,7 @@ Result<void> RankPlan::run_shard(const Batch& batch) {
   auto outcome = group.finish(core::guarded([&]() -> Result<void> {
     Batch own = stage_batch_.make(batch, stage_.groups, in, out);
     if (last) own.logits = logits_;
-    LLMINFER_TRY(stage_.plan->submit(own, stage_.all_caches()));
-    return stage_.plan->wait();
+    return group.compute(*stage_.plan, own, stage_.all_caches());
   }));
   if (group.broken()) return leader_->lost(*group.broken());
   if (!last) LLMINFER_TRY(leader_->give(group.count(), outcome, out));

@@ -46,6 +46,7 @@ class RankPlan final : public Plan {
  public:
   /// `embedding`: has no plan unless there are several shards. `vocab_size`: of the whole. Throws std::bad_alloc.
   RankPlan(std::shared_ptr<Leader> leader, RankStage embedding, RankStage stage, std::int64_t vocab_size);
+  ~RankPlan() override { leader_->release(); }
 
   const RankStage& stage() const noexcept { return stage_; }
   std::int64_t bytes() const noexcept override;

@@ -21,7 +21,7 @@ struct ReplyMessage {
 };
 
 struct Command {
-  enum Kind : std::int64_t { stop, copy_page, pass } kind = stop;
+  enum Kind : std::int64_t { stop, copy_page, pass, start_collective } kind = stop;
   /// copy_page: group, from, to, tokens. pass: the number of words that follow.
   std::array<std::int64_t, 4> numbers{};
 };
@@ -131,7 +131,8 @@ std::vector<CacheStorage*> RankStage::all_caches() const {
   return all;
 }
 
-Leader::~Leader() {
+void Leader::release() noexcept {
+  if (state_ == State::released) return;
   (void)core::guarded([&]() -> Result<void> {
     if (state_ == State::begun) (void)ready();
     const auto none = setup_numbers(nullptr, ranks());
@@ -144,6 +145,7 @@ Leader::~Leader() {
     }
     return {};
   });
+  state_ = State::released;
 }
 
 Result<void> Leader::checked(Result<void> outcome) {
@@ -189,6 +191,25 @@ Result<std::vector<Reply>> Leader::ready() {
   }
   LLMINFER_TRY(std::move(first_error));
   return replies;
+}
+
+Result<std::vector<Result<std::string>>> Leader::start_collectives(const RankStage& own) {
+  std::vector<Result<std::string>> outcomes;
+  for (int rank = 0; rank < ranks(); ++rank) outcomes.emplace_back(std::string());
+  const Command command{Command::start_collective, {}};
+  for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send_message(*communicator_, rank, command)));
+  outcomes[0] = own.group->start_collective(*own.backend, *own.plan);
+  if (own.group->broken()) return lost(*own.group->broken()).error();
+  for (int rank = 1; rank < ranks(); ++rank) {
+    auto message = receive_message<OutcomeMessage>(*communicator_, rank);
+    if (!message) return checked(std::move(message).error()).error();
+    if (auto outcome = message->outcome(); outcome) {
+      outcomes[static_cast<std::size_t>(rank)] = message->text_of();
+    } else {
+      outcomes[static_cast<std::size_t>(rank)] = std::move(outcome).error();
+    }
+  }
+  return outcomes;
 }
 
 Result<void> Leader::copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens) {
@@ -307,6 +328,8 @@ class StageFollower final : public Follower {
         copy_page(command);
       } else if (command.kind == Command::pass && command.numbers[0] >= 0) {
         LLMINFER_TRY(pass(static_cast<std::size_t>(command.numbers[0])));
+      } else if (command.kind == Command::start_collective) {
+        LLMINFER_TRY(start_collective());
       } else {
         return fail(ErrorCode::corrupt, "rank 0 sent an unknown command");
       }
@@ -314,6 +337,14 @@ class StageFollower final : public Follower {
   }
 
  private:
+  Result<void> start_collective() {
+    auto started = core::guarded([&] { return stage_.group->start_collective(*stage_.backend, *stage_.plan); });
+    OutcomeMessage message = started ? OutcomeMessage() : OutcomeMessage(started.error());
+    if (started) message.set_text(*started);
+    LLMINFER_TRY(send_message(communicator_, 0, message));
+    return stage_.group->broken() ? Result<void>(core::copy_of(*stage_.group->broken())) : Result<void>();
+  }
+
   /// An error waits for the next pass, which says it to rank 0.
   void copy_page(const Command& command) {
     CacheStorage* const cache = stage_.cache(static_cast<std::size_t>(command.numbers[0]));
@@ -395,8 +426,7 @@ class StageFollower final : public Follower {
         if (group >= run.block_tables.size()) return fail(ErrorCode::corrupt, "rank 0 sent too few block tables");
       }
     }
-    LLMINFER_TRY(stage_.plan->submit(stage_batch_.make(batch, stage_.groups, in, out), stage_.all_caches()));
-    return stage_.plan->wait();
+    return stage_.group->compute(*stage_.plan, stage_batch_.make(batch, stage_.groups, in, out), stage_.all_caches());
   }
 
   Communicator& communicator_;

@@ -7,6 +7,7 @@
 // a rank to that of the next  in each pass an outcome: rows, or the error of whichever rank had one. Those of the first
 //   stage with its shard:     stage have it from the leader, those of the last one give it to the leader
 // shards to one another:      see ShardGroup
+// follower to leader:         once it was told to sum on the devices, how that went: an outcome
 #pragma once
 
 #include <cstdint>
@@ -68,14 +69,19 @@ class Leader {
  public:
   explicit Leader(std::shared_ptr<Communicator> communicator) : communicator_(std::move(communicator)) {}
   /// Releases the followers, wherever they are.
-  ~Leader();
+  ~Leader() { release(); }
   Leader(const Leader&) = delete;
   Leader& operator=(const Leader&) = delete;
 
   int ranks() const noexcept { return communicator_->size(); }
   Result<void> begin(const Setup& setup);
+  /// Has the others end, and sends no more; what is left of them goes side by side with rank 0's.
+  void release() noexcept;
   /// Waits until all have loaded. Errors: the first one that a follower had, naming its rank.
   Result<std::vector<Reply>> ready();
+  /// Has the shards of each stage sum on their devices, if they can, those of rank 0's stage among them. Gives for each
+  /// rank what ShardGroup::start_collective() gave. Errors: those of messages.
+  Result<std::vector<Result<std::string>>> start_collectives(const RankStage& own);
 
   Result<void> copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens);
   /// What no sequence has any more; the followers learn of it with the next pass, if they keep open pages.
@@ -95,7 +101,7 @@ class Leader {
   Result<void> checked(Result<void> outcome);
 
   const std::shared_ptr<Communicator> communicator_;
-  enum class State : std::uint8_t { fresh, begun, ready } state_ = State::fresh;
+  enum class State : std::uint8_t { fresh, begun, ready, released } state_ = State::fresh;
   int shards_ = 1;
   std::vector<bool> ended_;  ///< per rank: a follower that could not load, and does not wait for commands
   std::optional<Error> broken_;

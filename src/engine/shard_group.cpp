@@ -13,6 +13,7 @@ ShardGroup::ShardGroup(std::shared_ptr<Communicator> communicator, int first, in
   if (count == 1) return;
   sum_.reserve(static_cast<std::size_t>(most_floats));
   received_.reserve(static_cast<std::size_t>(most_floats));
+  heard_.resize(static_cast<std::size_t>(count));
 }
 
 Result<void> ShardGroup::sum(std::span<float> rows) {
@@ -21,8 +22,16 @@ Result<void> ShardGroup::sum(std::span<float> rows) {
   return exchange({}, rows);
 }
 
+Result<void> ShardGroup::compute(Plan& plan, const Batch& batch, std::span<CacheStorage* const> caches) {
+  LLMINFER_TRY(plan.submit(batch, caches));
+  submitted_ = true;
+  return plan.wait();
+}
+
 Result<void> ShardGroup::finish(Result<void> own) {
+  const bool submitted = std::exchange(submitted_, false);
   if (count_ == 1) return own;
+  if (collective_) return finish_on_devices(std::move(own), submitted && !collective_->aborted());
   if (!failed_ && !broken_) (void)core::guarded([&] { return exchange(own, {}); });
   if (broken_) return core::copy_of(*broken_);
   if (failed_) return *std::exchange(failed_, std::nullopt);

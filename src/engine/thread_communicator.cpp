@@ -3,6 +3,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include <llminfer/communicator.hpp>
@@ -67,6 +68,12 @@ class ThreadCommunicator final : public Communicator {
       if (!data.empty()) std::memcpy(data.data(), message.data(), data.size());
       return {};
     });
+  }
+
+  std::optional<bool> ready(int from) noexcept override {
+    if (from < 0 || from >= size() || from == rank_) return true;
+    const std::lock_guard lock(shared_->mutex);
+    return !queue(from, rank_).empty() || shared_->gone[static_cast<std::size_t>(from)];
   }
 
  private:

@@ -8,6 +8,7 @@
 #include <climits>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -24,6 +25,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kDataTag = 1, kByeTag = 2;
 /// MPI counts in int: larger messages go in parts.
 constexpr std::size_t kPartBytes = std::size_t{1} << 30;
+/// Sending so few bytes does not wait for their receiver: see Communicator::ready.
+constexpr std::size_t kSmallBytes = 1024;
 
 Result<void> checked(int code, const char* call) {
   if (code == MPI_SUCCESS) return {};
@@ -114,7 +117,7 @@ class MpiCommunicator final : public Communicator {
       MPI_Recv(nullptr, 0, MPI_BYTE, other, kByeTag, communicator_, MPI_STATUS_IGNORE);
       drop_data(other);
     }
-    for (Left& left : left_) MPI_Wait(&left.request, MPI_STATUS_IGNORE);  // the others drop what they have not taken
+    for (Sent& sent : sent_) MPI_Wait(&sent.request, MPI_STATUS_IGNORE);  // the others drop what they have not taken
     MPI_Comm_free(&communicator_);
   }
 
@@ -145,6 +148,11 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  std::optional<bool> ready(int from) noexcept override {
+    if (from < 0 || from >= size_ || from == rank_) return true;
+    return probe(from, kDataTag, nullptr) || probe(from, kByeTag, nullptr);
+  }
+
  private:
   Result<void> check(int other) const {
     if (other >= 0 && other < size_ && other != rank_) return {};
@@ -157,12 +165,17 @@ class MpiCommunicator final : public Communicator {
   }
   static Error lost(int other) { return fail(ErrorCode::peer_lost, "rank ", other, " is gone"); }
 
-  /// The message lies in memory of this object until MPI is done with it, also where the receiver leaves before.
+  /// The message lies in memory of this object until MPI is done with it, also where the receiver leaves before, or is
+  /// not waited for.
   Result<void> send_part(int to, std::span<const std::byte> part) {
     if (probe(to, kByeTag, nullptr)) return lost(to);
     std::vector<std::byte> message = std::move(spare_);
     message.assign(part.begin(), part.end());
-    left_.reserve(left_.size() + 1);
+    std::erase_if(sent_, [](Sent& sent) {
+      int done = 0;
+      return MPI_Test(&sent.request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done;
+    });
+    sent_.reserve(sent_.size() + 1);
     MPI_Request request = MPI_REQUEST_NULL;
     LLMINFER_TRY(checked(
         MPI_Isend(message.data(), static_cast<int>(message.size()), MPI_BYTE, to, kDataTag, communicator_, &request),
@@ -171,9 +184,10 @@ class MpiCommunicator final : public Communicator {
       int done = 0;
       LLMINFER_TRY(checked(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test"));
       if (done) break;
-      if (!probe(to, kByeTag, nullptr)) continue;
-      left_.push_back({std::move(message), request});
-      return lost(to);
+      const bool gone = probe(to, kByeTag, nullptr);
+      if (!gone && part.size() > kSmallBytes) continue;
+      sent_.push_back({std::move(message), request});
+      return gone ? Result<void>(lost(to)) : Result<void>();
     }
     spare_ = std::move(message);
     return {};
@@ -215,11 +229,11 @@ class MpiCommunicator final : public Communicator {
   MPI_Comm communicator_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::vector<std::byte> spare_;  ///< memory of the last message
-  struct Left {
+  struct Sent {
     std::vector<std::byte> message;
     MPI_Request request;
   };
-  std::vector<Left> left_;  ///< to ranks that left before they took them
+  std::vector<Sent> sent_;  ///< to ranks that were not waited for, or left before they took them
 };
 
 }  // namespace

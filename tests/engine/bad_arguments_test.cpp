@@ -60,6 +60,7 @@ TEST_CASE("engine options out of their ranges") {
     refused_options("max_batch_tokens", [&](O& o) { o.max_batch_tokens = bad; });
     refused_options("max_sequences", [&](O& o) { o.max_sequences = bad; });
   }
+  refused_options("device_sums", [](O& o) { o.device_sums = static_cast<DeviceSums>(3); });
   for (const int bad : {0, 4, 15, kMax}) refused_options("output_bits", [&](O& o) { o.output_bits = bad; });
   for (const std::int32_t bad : {0, -1, kMin}) refused_options("max_queue", [&](O& o) { o.max_queue = bad; });
   for (const std::int64_t bad : {std::int64_t{-1}, (std::int64_t{1} << 36) + 1, INT64_MIN, INT64_MAX}) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -111,6 +112,9 @@ class FailingCommunicator final : public Communicator {
   Result<void> receive(int from, std::span<std::byte> data) override {
     if (left_-- <= 0) return Error{ErrorCode::peer_lost, "cut"};
     return inner_->receive(from, data);
+  }
+  std::optional<bool> ready(int from) noexcept override {
+    return left_ <= 0 ? std::optional(true) : inner_->ready(from);
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <llminfer/llminfer.hpp>
@@ -128,8 +129,33 @@ bool errors(const std::string& model) {
   return good;
 }
 
+/// Small messages are sent before anybody waits for them, and ready() tells of them, and of a rank that has left.
+bool ready() {
+  auto communicator = make_mpi_communicator().value();
+  const int self = communicator->rank(), other = 1 - self;
+  std::vector<std::byte> message(1024);
+  const auto wait = [&] {
+    while (!communicator->ready(other).value()) std::this_thread::yield();
+  };
+  bool good = true;
+  for (int i = 0; i < 3; ++i) good &= expect(communicator->send(other, message).has_value(), "send");
+  for (int i = 0; i < 3; ++i) {
+    wait();
+    good &= expect(communicator->receive(other, message).has_value(), "receive what is ready");
+  }
+  if (self == 1) {
+    good &= expect(!communicator->ready(other).value(), "nothing is ready");
+    return good & expect(communicator->send(other, message).has_value(), "send");
+  }
+  good &= expect(communicator->receive(other, message).has_value(), "receive");
+  wait();
+  const auto lost = communicator->receive(other, message);
+  return good & expect(!lost && lost.error().code == ErrorCode::peer_lost, "a rank that has left is ready");
+}
+
 int run(const std::string& which, const std::string& model) {
   if (which == "tensor_parallel") return !near_alone(make_mpi_communicator().value(), model);
+  if (which == "ready") return !ready();
   if (which == "tokens") return !same_as_alone(make_mpi_communicator().value(), model);
   if (which == "errors") {
     const bool good = errors(model);

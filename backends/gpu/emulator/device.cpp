@@ -40,6 +40,7 @@ class EmulatedDevice final : public Device {
     info_.architecture = "warps of " + std::to_string(options.warp_width);
     info_.memory = options.memory;
     info_.units = options.units;
+    info_.collectives = options.collectives;
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }
@@ -55,6 +56,7 @@ class EmulatedDevice final : public Device {
     return emulated_ptx::kernel_table();
   }
   void* stream() noexcept override { return &machine_; }
+  void* runtime_stream() noexcept override { return &machine_; }
   int enter() noexcept override { return 0; }
   void leave(int) noexcept override {}
 
@@ -92,6 +94,7 @@ class EmulatedDevice final : public Device {
     streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
+  Result<bool> reached(void* event) override { return streams_.reached(**static_cast<Mark*>(event)); }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     auto graph = std::make_unique<Nodes>();
     graph->machine = machine_;

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "backends/gpu/device.hpp"
 
@@ -22,6 +23,7 @@ struct EmulatorOptions {
   std::int64_t graph_launches = 1 << 20;  ///< so many succeed
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
+  std::string collectives{};  ///< as DeviceInfo's
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 

@@ -27,6 +27,7 @@ enum Error : int {
   ok = 0,
   bad_launch = 1,  ///< more threads or blocks than a GPU allows
   deadlock = 2,    ///< some threads wait for others that have ended or wait elsewhere
+  again = 3,       ///< of work that is to run later: it waits for another device, and stays first in its stream
 };
 
 /// Runs `body` once per thread of the grid, block after block.

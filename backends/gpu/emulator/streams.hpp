@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -16,7 +17,7 @@ namespace llminfer::gpu::emulator {
 class Streams {
  public:
   static constexpr int kCount = 2;
-  /// Gives an error of the kind that wait() passes on, 0 for none.
+  /// Gives an error of the kind that wait() passes on, 0 for none, or `again` (emulator.hpp).
   using Work = std::function<int()>;
   struct Event {
     std::uint64_t recorded = 0, reached = 0;  ///< how many times
@@ -33,8 +34,11 @@ class Streams {
   /// first error of any work since the last call, or `deadlock` (emulator.hpp) where work waits for what never comes.
   int wait(int stream);
   int wait(const Event& event);
+  /// Whether the event was reached; some of what can run does before.
+  bool reached(const Event& event);
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Item {
     Work work;                       ///< or null
     std::shared_ptr<Event> records;  ///< or null
@@ -43,7 +47,9 @@ class Streams {
   };
   std::uint32_t random(std::uint32_t below);
   bool can_run(int stream) const;
-  void run_first(int stream);
+  /// False: it has to be tried again.
+  bool run_first(int stream);
+  bool run_some();
   void push(int stream, Item item);
   template <class Done>
   int run_until(Done done);
@@ -53,6 +59,7 @@ class Streams {
   std::array<std::deque<Item>, kCount> items_;
   int favourite_ = kCount;  ///< the stream that runs as soon as it can; kCount: none
   int error_ = 0;
+  std::optional<Clock::time_point> stalled_;  ///< since when work waits for another device
 };
 
 }  // namespace llminfer::gpu::emulator
