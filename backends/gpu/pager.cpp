@@ -16,9 +16,11 @@ std::int32_t PagerSize::most() const noexcept {
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(most, resident, pages));
 }
 
-CachePager::CachePager(std::shared_ptr<Device> device, const PagerSize& size)
+CachePager::CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory, Buffer host)
     : device_(std::move(device)),
       size_(size),
+      memory_(std::move(memory)),
+      host_(std::move(host)),
       pages_(static_cast<std::size_t>(size.pages)),
       block_of_(static_cast<std::size_t>(size.layers) * static_cast<std::size_t>(size.pages), kNone),
       blocks_(static_cast<std::size_t>(size.blocks())),
@@ -33,9 +35,10 @@ Result<std::unique_ptr<CachePager>> CachePager::make(std::shared_ptr<Device> dev
     return fail(ErrorCode::invalid_argument, "a cache of ", size.pages, " pages of ", size.layers, " layers, ",
                 size.resident, " of them in device memory");
   }
-  std::unique_ptr<CachePager> pager(new CachePager(device, size));
-  pager->memory_ = LLMINFER_TRY(Buffer::make(device, size.device_bytes()));
-  pager->host_ = LLMINFER_TRY(Buffer::make_host(device, size.host_bytes()));
+  // Before the tables: a cache that is far too large is refused here.
+  Buffer memory = LLMINFER_TRY(Buffer::make(device, size.device_bytes()));
+  Buffer host = LLMINFER_TRY(Buffer::make_host(device, size.host_bytes()));
+  std::unique_ptr<CachePager> pager(new CachePager(device, size, std::move(memory), std::move(host)));
   Event evicted = LLMINFER_TRY(Event::make(device));
   Event done = LLMINFER_TRY(Event::make(device));
   std::vector<Event> filled, read;

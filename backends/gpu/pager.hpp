@@ -94,7 +94,7 @@ class CachePager {
     bool dirty = false;         ///< differs from host memory
   };
 
-  CachePager(std::shared_ptr<Device> device, const PagerSize& size);
+  CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory, Buffer host);
   std::int64_t home(std::int32_t layer, std::int32_t page) const noexcept {
     return std::int64_t{layer} * size_.pages + page;
   }

@@ -240,11 +240,11 @@ Result<void> GpuPlan::wait() {
 
 /// Checks the batch and lays out what goes up.
 Result<void> GpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> caches) {
+  pass_ = {};
   if (caches.size() != program_.cache_groups.size()) {
     return fail(ErrorCode::invalid_argument, caches.size(), " caches; the program has ", program_.cache_groups.size(),
                 " cache groups");
   }
-  pass_ = {};
   std::vector<std::int32_t> pages;
   for (std::size_t g = 0; g < caches.size(); ++g) {
     auto* cache = dynamic_cast<GpuCache*>(caches[g]);
@@ -425,8 +425,11 @@ Result<void> GpuPlan::upload(const Batch& batch) {
 Result<void> GpuPlan::enqueue(const Batch& batch) {
   if (ring_) LLMINFER_TRY(ring_->fill());
   const auto interrupted = [&] { return batch.interrupted && batch.interrupted(); };
-  if (interrupted()) pass_.stop = true;
-  if (!pass_.stop && launch_graph()) {
+  if (interrupted()) {
+    pass_.stop = true;
+    return {};
+  }
+  if (launch_graph()) {
     if (steps_.logits_direct && pass_.logit_rows > 0) LLMINFER_TRY(give_logits(logits(), 0, pass_.logit_rows));
     return fetch_outputs();
   }
@@ -435,7 +438,8 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
     const Step& step = steps_.steps[i];
     if (std::holds_alternative<AttentionStep>(step) && batch.interrupted) {
       // Not so far ahead that an interruption would come too late, as with sums on the devices it never is.
-      if (pass_.rows >= kTileMinRows && pass_.layers >= kLayersAhead && !pass_.sums_on_devices) {
+      if (batch.positions.size() >= std::size_t{kTileMinRows} && pass_.layers >= kLayersAhead &&
+          !pass_.sums_on_devices) {
         LLMINFER_TRY(device_->wait_for((pass_.layers - kLayersAhead) % Device::kMarks));
       }
       if (interrupted()) {

@@ -164,7 +164,7 @@ void EngineCore::run() noexcept {
       begin_step();
       {
         const std::lock_guard lock(mutex_);
-        shares = schedule();
+        LLMINFER_TRY(schedule(shares));
       }
       if (shares.empty()) return {};
       LLMINFER_TRY(forward(shares));
@@ -256,9 +256,8 @@ void EngineCore::drop_done() noexcept {
 }
 
 /// Chooses what the next pass computes: first the requests that need one token, then chunks of prompts, oldest first,
-/// up to max_batch_tokens_ rows. Mutex held.
-std::vector<EngineCore::Share> EngineCore::schedule() {
-  std::vector<Share> shares;
+/// up to max_batch_tokens_ rows. After an error `shares` has the request that it ends. Mutex held.
+Result<void> EngineCore::schedule(std::vector<Share>& shares) {
   std::int32_t budget = max_batch_tokens_;
   const auto candidates = with_room();
   for (const bool decoding : {true, false}) {
@@ -267,7 +266,12 @@ std::vector<EngineCore::Share> EngineCore::schedule() {
       const std::int32_t pending = sequence.size() - sequence.cached;
       if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
       const std::int32_t rows = std::min({pending, budget, most});
-      if (!make_room(*request, rows)) continue;
+      const auto room = make_room(*request, rows);
+      if (!room) {
+        shares.assign(1, {request, rows});
+        return core::copy_of(room.error());
+      }
+      if (!*room) continue;
       shares.push_back({request, rows});
       budget -= rows;
     }
@@ -280,7 +284,7 @@ std::vector<EngineCore::Share> EngineCore::schedule() {
     }
     return false;
   });
-  return shares;
+  return {};
 }
 
 /// After a pass: the new tokens count as cached, and requests that are up to date go on.

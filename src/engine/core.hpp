@@ -64,9 +64,9 @@ class EngineCore {
   Result<void> begin_step(const std::shared_ptr<Request>& request);
   void drop_done() noexcept;
   void admit();
-  std::vector<Share> schedule();
+  Result<void> schedule(std::vector<Share>& shares);
   std::vector<Share> with_room();
-  bool make_room(Request& request, std::int32_t rows);
+  Result<bool> make_room(Request& request, std::int32_t rows);
   bool reclaim_pages(const Request& asking);
   void free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept;
   bool seals_pages() const noexcept;

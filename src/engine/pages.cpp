@@ -138,9 +138,9 @@ std::vector<EngineCore::Share> EngineCore::with_room() {
   return chosen;
 }
 
-/// Sees that the request's next `rows` tokens have pages of their own. False: not in this step. Mutex held; no pass in
-/// flight.
-bool EngineCore::make_room(Request& request, std::int32_t rows) {
+/// Sees that the request's next `rows` tokens have pages of their own. False: not in this step. Error: what copying a
+/// page gave. Mutex held; no pass in flight.
+Result<bool> EngineCore::make_room(Request& request, std::int32_t rows) {
   Sequence& sequence = *request.sequence;
   const auto first = static_cast<std::size_t>(sequence.cached / kPageTokens);
   const auto needed = static_cast<std::size_t>((sequence.cached + rows + kPageTokens - 1) / kPageTokens);
@@ -164,9 +164,10 @@ bool EngineCore::make_room(Request& request, std::int32_t rows) {
     if (pools_[group].shared(pages[first])) {  // copy on write; later pages were taken above or would be shared too
       const auto page = take();
       if (!page) return false;
-      if (!model_->caches[group]->copy_page(pages[first], *page, sequence.cached % kPageTokens)) {
+      auto copied = model_->caches[group]->copy_page(pages[first], *page, sequence.cached % kPageTokens);
+      if (!copied) {
         release_page(group, *page);
-        return false;
+        return std::move(copied).error();
       }
       release_page(group, pages[first]);
       pages[first] = *page;

@@ -1,4 +1,7 @@
 // Passes that are launched as graphs give the bits that they give without.
+#include <algorithm>
+#include <numeric>
+
 #include <catch2/catch.hpp>
 
 #include <llminfer/llminfer.hpp>
@@ -33,6 +36,33 @@ TEST_CASE("Graphs give the bits of single launches: all caches, windows, sinks, 
       batch_invariant = !batch_invariant;
     }
     batch_invariant = !batch_invariant;
+  }
+}
+
+TEST_CASE("A graph of two kernels, launched again with other inputs") {
+  const auto device = make_machine();
+  constexpr std::int64_t kWidth = 96, kBytes = kWidth * sizeof(float);
+  const gpu::Buffer memory = gpu::Buffer::make(device, 3 * kBytes).value();
+  const gpu::Buffer host = gpu::Buffer::make(device, kBytes, true).value();
+  const auto row = [&](std::int64_t i) { return gpu::RowsArgs{memory.at<float>(i * kBytes), kWidth}; };
+  const auto graph = gpu::Graph::make(device, [&](void* queue) -> Result<void> {
+                       for (std::int64_t i : {0, 1}) {
+                         const gpu::GatherArgs args{row(i), nullptr, 1, kWidth, row(i + 1)};
+                         auto launched = device->check(device->kernels().gather(queue, args), "gather");
+                         if (!launched) return launched;
+                       }
+                       return {};
+                     }).value();
+  for (const float first : {1.0f, 500.0f}) {
+    std::iota(host.at<float>(), host.at<float>() + kWidth, first);
+    device->copy(memory.at(), host.at(), kBytes).value();
+    const gpu::Current current(*device);
+    graph.launch().value();
+    device->wait().value();
+    std::fill_n(host.at<float>(), kWidth, 0.0f);
+    device->copy(host.at(), memory.at(2 * kBytes), kBytes).value();
+    device->wait().value();
+    for (std::int64_t i = 0; i < kWidth; ++i) CHECK(host.at<float>()[i] == first + static_cast<float>(i));
   }
 }
 
