@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/engine/tiny_model.hpp"
+#include "tests/forwarding.hpp"
 #include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
@@ -44,6 +45,66 @@ TEST_CASE("a full cache preempts, recomputes and changes no result") {
   }
   CHECK(engine.stats().preemptions > 0);
   CHECK(engine.stats().pages_used == 0);
+}
+
+namespace {
+
+/// The CPU's, with caches that copy no pages.
+class BackendWithoutCopies final : public test::ForwardingBackend {
+ public:
+  BackendWithoutCopies() : ForwardingBackend(make_cpu_backend({}).value()) {}
+  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                   std::int32_t pages) override {
+    auto cache = std::make_unique<Cache>();
+    cache->inner = ForwardingBackend::make_cache(group, type, pages).value();
+    return std::unique_ptr<CacheStorage>(std::move(cache));
+  }
+  Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                        std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                        const PlanOptions& options) override {
+    struct Unwrapping final : test::ForwardingPlan {
+      using ForwardingPlan::ForwardingPlan;
+      Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
+        std::vector<CacheStorage*> inner;
+        for (CacheStorage* cache : caches) inner.push_back(static_cast<Cache*>(cache)->inner.get());
+        return ForwardingPlan::submit(batch, inner);
+      }
+    };
+    auto plan = ForwardingBackend::compile(program, std::move(weights), options).value();
+    return std::unique_ptr<Plan>(new Unwrapping(std::move(plan)));
+  }
+
+ private:
+  struct Cache final : CacheStorage {
+    std::unique_ptr<CacheStorage> inner;
+    std::int64_t bytes() const noexcept override { return inner->bytes(); }
+    Result<void> copy_page(std::int32_t, std::int32_t, std::int32_t) override {
+      return Error{ErrorCode::device_error, "broken"};
+    }
+    std::int64_t canonical_page_bytes() const noexcept override { return inner->canonical_page_bytes(); }
+    Result<void> export_page(std::int32_t page, std::span<std::byte> out) override {
+      return inner->export_page(page, out);
+    }
+    Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override {
+      return inner->import_page(page, in);
+    }
+  };
+};
+
+}  // namespace
+
+TEST_CASE("a page that cannot be copied ends the request that needs it, and no other") {
+  EngineOptions options;
+  options.custom_backend = std::make_shared<BackendWithoutCopies>();
+  const Engine engine = load(options);
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(10, 1)).value();
+  {
+    Session fork = session.fork().value();
+    CHECK(fork.prefill(some_tokens(3, 2)).error().code == ErrorCode::device_error);
+  }
+  CHECK(session.prefill(some_tokens(3, 2)));  // its page is its own again
+  CHECK(engine.stats().pages_used == 1);
 }
 
 TEST_CASE("an idle session gives its pages away and computes them again") {

@@ -14,6 +14,7 @@
 #include "load/safetensors.hpp"
 #include "load/slice.hpp"
 #include "tests/engine/rank_models.hpp"
+#include "tests/forwarding.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -40,55 +41,33 @@ std::vector<float> some_logits(const Engine& engine) {
 }
 
 /// Fails when it is asked to compute the n-th time, before or after the sums of the pass.
-class FailingBackend final : public Backend {
+class FailingBackend final : public ForwardingBackend {
  public:
-  FailingBackend(std::shared_ptr<Backend> inner, int pass, bool late) : inner_(inner), pass_(pass), late_(late) {}
-  std::string_view name() const noexcept override { return inner_->name(); }
-  std::string description() const override { return inner_->description(); }
-  Result<void> supports(const Program& program, std::span<const WeightType> types) override {
-    return inner_->supports(program, types);
-  }
-  std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
-                              const WeightDetails& details) override {
-    return inner_->prepared_bytes(type, rows, cols, details);
-  }
-  std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
-                          const PlanOptions& options) override {
-    return inner_->plan_bytes(program, weights, options);
-  }
-  std::int64_t page_bytes(const CacheGroup& group, CacheType type) override { return inner_->page_bytes(group, type); }
-  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return inner_->prepare(weight); }
+  FailingBackend(std::shared_ptr<Backend> inner, int pass, bool late)
+      : ForwardingBackend(std::move(inner)), pass_(pass), late_(late) {}
   Result<std::unique_ptr<Plan>> compile(const Program& program,
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) override {
-    struct Failing final : Plan {
-      std::unique_ptr<Plan> inner;
+    struct Failing final : ForwardingPlan {
+      Failing(std::unique_ptr<Plan> inner, int pass, bool late)
+          : ForwardingPlan(std::move(inner)), left(pass), late(late) {}
       int left;
-      bool late;
-      std::int64_t bytes() const noexcept override { return inner->bytes(); }
+      const bool late;
       Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
         if (--left == 0 && !late) return Error{ErrorCode::device_error, "broken"};
-        return inner->submit(batch, caches);
+        return ForwardingPlan::submit(batch, caches);
       }
       Result<void> wait() override {
-        auto outcome = inner->wait();
+        auto outcome = ForwardingPlan::wait();
         if (left == 0 && late) return Error{ErrorCode::device_error, "broken"};
         return outcome;
       }
     };
-    auto plan = std::make_unique<Failing>();
-    plan->inner = inner_->compile(program, std::move(weights), options).value();
-    plan->left = pass_;
-    plan->late = late_;
-    return std::unique_ptr<Plan>(std::move(plan));
-  }
-  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
-                                                   std::int32_t pages) override {
-    return inner_->make_cache(group, type, pages);
+    auto plan = ForwardingBackend::compile(program, std::move(weights), options).value();
+    return std::unique_ptr<Plan>(new Failing(std::move(plan), pass_, late_));
   }
 
  private:
-  const std::shared_ptr<Backend> inner_;
   const int pass_;
   const bool late_;
 };

@@ -1,0 +1,36 @@
+// Layout: what is known of a model before any weight is read: its Program, where its layers go, what that takes. Made
+// of a checkpoint's headers and the options. Loads nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <llminfer/communicator.hpp>
+#include <llminfer/options.hpp>
+#include <llminfer/program.hpp>
+#include <llminfer/result.hpp>
+
+#include "engine/cache_size.hpp"
+#include "engine/weight_loader.hpp"
+#include "load/checkpoint.hpp"
+
+namespace llminfer::inline v0::engine {
+
+/// How many ranks share the model.
+inline int ranks_of(const EngineOptions& options) { return options.communicator ? options.communicator->size() : 1; }
+
+struct Layout {
+  Program program;
+  std::unique_ptr<const load::TensorInfo> rounded;  ///< stands for the tensor of its name, if not null
+  std::vector<StageLayout> stages;   ///< one, or those of a split that get something; with ranks those of this rank
+  std::vector<std::int32_t> places;  ///< with ranks, see Setup
+  std::int32_t context_length = 0;
+  CacheSize cache;
+  MemoryPlan memory;
+};
+
+/// Errors: those of the options, which are checked here, and of a plan.
+Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options);
+
+}  // namespace llminfer::inline v0::engine
