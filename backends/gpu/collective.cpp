@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <future>
 #include <thread>
 #include <utility>
 
@@ -20,6 +21,8 @@ constexpr std::chrono::minutes kLongestStart{2};
 /// A pass of one token is over before; longer ones need no processor meanwhile.
 constexpr std::chrono::milliseconds kSpin{2};
 constexpr std::chrono::microseconds kPause{50};
+/// To abort takes no time where the other ranks are threads of this process.
+constexpr std::chrono::milliseconds kLongestAbort{200};
 
 }  // namespace
 
@@ -62,10 +65,26 @@ Result<std::shared_ptr<GpuCollective>> GpuCollective::make(std::shared_ptr<Devic
   return made;
 }
 
+/// Ends at once what waits on the device. The library's call may return only when all ranks have made it, of which
+/// others may wait for a message of this one: so it has a thread of its own, which may go on.
 void GpuCollective::abort() noexcept {
   if (!communicator_) return;
-  const Current current(*device_);
-  (void)nccl_->abort(std::exchange(communicator_, nullptr));
+  const Nccl::Communicator communicator = std::exchange(communicator_, nullptr);
+  const auto end = [](const Nccl& nccl, Device& device, Nccl::Communicator of) {
+    const Current current(device);
+    (void)nccl.abort(of);
+  };
+  try {
+    auto ended = std::make_shared<std::promise<void>>();
+    const auto done = ended->get_future();
+    std::thread([end, nccl = nccl_, device = device_, communicator, ended] {
+      end(*nccl, *device, communicator);
+      ended->set_value();
+    }).detach();
+    (void)done.wait_for(kLongestAbort);
+  } catch (...) {  // no thread to be had
+    end(*nccl_, *device_, communicator);
+  }
 }
 
 Result<void> GpuCollective::check(const char* what, int status) const {

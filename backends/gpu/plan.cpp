@@ -398,7 +398,7 @@ void GpuPlan::lay_out_open_pages(const Batch& batch) {
 
 Result<void> GpuPlan::grow(Buffer& buffer, std::int64_t bytes, bool host) {
   if (buffer.bytes() >= bytes) return {};
-  LLMINFER_TRY(device_->wait());
+  LLMINFER_TRY(settle());
   if (!host) graphs_.clear();  // which have its address
   buffer = LLMINFER_TRY(Buffer::make(device_, bytes + bytes / 2, host));
   return {};

@@ -286,7 +286,7 @@ Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates&
 
 void Sampler::Impl::count(bool doubt) {
   constexpr int kMostRows = 32;
-  whole_rows = doubt ? next_whole_rows : 0;
+  whole_rows = doubt ? next_whole_rows + 1 : 0;  // the row in doubt comes first
   next_whole_rows = doubt ? std::min(2 * next_whole_rows, kMostRows) : 1;
 }
 

@@ -38,7 +38,7 @@ void Candidates::assign(std::span<const TokenLogit> best, std::int32_t tokens, s
   rest.tokens = static_cast<double>(tokens) - static_cast<double>(list_.size());
   rest.origin = list_.front().logit;
   rest.sum = {0, kInfinity};
-  if (sum) {
+  if (sum && std::isfinite(*sum)) {
     const double listed = total(rest.origin), off = *sum * kCandidateSumError + listed * 0x1p-44;
     rest.sum = {std::max(0.0, *sum - listed - off), std::max(0.0, *sum - listed + off)};
   }

@@ -140,6 +140,7 @@ Result<void> StagedPlan::submit(const Batch& batch, std::span<CacheStorage* cons
     for (CacheStorage* cache : caches) caches_.push_back(static_cast<StagedCache*>(cache));
     batch_ = &batch;
     stage_ = 0;
+    done_ = false;
     auto submitted = submit_stage();
     if (!submitted) batch_ = nullptr;
     return submitted;
@@ -157,7 +158,13 @@ Result<void> StagedPlan::wait() {
     return {};
   });
   batch_ = nullptr;
+  done_ = outcome.has_value();
   return outcome;
+}
+
+Result<void> StagedPlan::fetch_logits(std::size_t index, std::span<float> logits) {
+  if (!done_) return fail(ErrorCode::invalid_state, "no pass has ended");
+  return stages_.back().plan->fetch_logits(index, logits);
 }
 
 /// Hands the batch to the stage whose turn it is.

@@ -73,9 +73,7 @@ class StagedPlan final : public Plan {
   Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override;
   Result<void> wait() override;
   std::int32_t max_candidates() const noexcept override { return stages_.back().plan->max_candidates(); }
-  Result<void> fetch_logits(std::size_t index, std::span<float> logits) override {
-    return stages_.back().plan->fetch_logits(index, logits);
-  }
+  Result<void> fetch_logits(std::size_t index, std::span<float> logits) override;
 
  private:
   Result<void> submit_stage();
@@ -89,6 +87,7 @@ class StagedPlan final : public Plan {
   const Batch* batch_ = nullptr;
   std::vector<StagedCache*> caches_;
   std::size_t stage_ = 0;
+  bool done_ = false;  ///< the last one has ended well
 };
 
 }  // namespace llminfer::inline v0::engine

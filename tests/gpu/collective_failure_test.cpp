@@ -131,6 +131,21 @@ TEST_CASE("A pass that fails on one rank makes its sums all the same, and the GP
   CHECK(fake().communicators == 0);
 }
 
+TEST_CASE("Ranks whose libraries wait for each other when they abort hear of a failure all the same") {
+  const FourHeadsModel model;
+  fake().abort_waits = true;
+  {
+    Ranks ranks(model.path(), two_ranks(), 2, summing_options(DeviceSums::required), summing_backends(2));
+    REQUIRE(ranks.engine());
+    fake().fail_sum = 3;
+    CHECK(complete(*ranks.engine()).error == ErrorCode::device_error);
+    CHECK_FALSE(complete(*ranks.engine()).error);
+    for (const auto& outcome : ranks.end()) CHECK(outcome);
+  }
+  fake().abort_waits = false;
+  CHECK(fake().communicators == 0);
+}
+
 TEST_CASE("A sum that cannot be made is an error of its pass, and later ones are made in host memory") {
   const FourHeadsModel model;
   for (const bool late : {false, true}) {

@@ -5,6 +5,7 @@
 #include "tests/gpu/fake_nccl.hpp"
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -41,7 +42,8 @@ struct Sum {
 };
 struct Group {
   std::mutex mutex;
-  int ranks = 0, joined = 0;
+  int ranks = 0, joined = 0, aborted = 0;
+  std::condition_variable changed;
   std::map<std::uint64_t, Sum> sums;
 };
 struct Member {
@@ -143,7 +145,16 @@ int ncclCommInitRankConfig(void** handle, int ranks, Id id, int rank, Config* co
 }
 
 int ncclCommAbort(void* handle) {
-  member(handle).aborted = true;
+  Member& self = member(handle);
+  self.aborted = true;
+  {
+    std::unique_lock lock(self.group->mutex);
+    ++self.group->aborted;
+    self.group->changed.notify_all();
+    if (library().control.abort_waits) {
+      self.group->changed.wait(lock, [&] { return self.group->aborted == self.group->joined; });
+    }
+  }
   --library().control.communicators;
   delete static_cast<Handle*>(handle);
   return success;

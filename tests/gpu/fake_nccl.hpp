@@ -8,6 +8,7 @@ namespace llminfer::test {
 struct FakeNccl {
   std::atomic<int> communicators{0};  ///< that live
   std::atomic<int> sums{0};           ///< that ranks have enqueued
+  std::atomic<bool> abort_waits{false};  ///< to abort takes until all ranks do, as between processes
   // Errors to come. -1: none. Those of one sum happen once.
   std::atomic<int> fail_init{-1};  ///< the rank whose communicator cannot be made
   std::atomic<int> fail_sum{-1};   ///< the sum of that number, counted over all ranks from 0, is refused

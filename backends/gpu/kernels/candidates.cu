@@ -50,7 +50,7 @@ __device__ __forceinline__ double double_sum_of_block(double x, double* shared) 
     __syncthreads();
     if (thread < half) shared[thread] += shared[thread + half];
   }
-  x = shared[0];
+  if (thread == 0) x = shared[0];
   __syncthreads();
   return x;
 }
