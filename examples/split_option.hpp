@@ -19,8 +19,7 @@ inline constexpr const char* kSplitHelp =
     "Backends that share the layers, first layers first: NAME[:AMOUNT][:stream],…, where a GPU's name may end in its "
     "number and AMOUNT is a number of layers, or a limit such as 8GiB or 500MiB; one without gets the rest. "
     "\"cpu,cuda0:8GiB\" puts as many of the last layers on the GPU as 8 GiB hold; \"cuda0:8GiB:stream\" computes all "
-    "on "
-    "the GPU, and copies what 8 GiB do not hold there in each pass";
+    "on the GPU, and copies what 8 GiB do not hold there in each pass";
 
 /// EngineOptions::split of such a text. Errors: invalid_argument, not_found, and those of the backends.
 llminfer::Result<std::vector<llminfer::LayerShare>> parse_split(const std::string& text);

@@ -1,6 +1,7 @@
 // One forward pass over the shares of several requests.
 #include <algorithm>
 
+#include "backends/common/check.hpp"
 #include "core/error.hpp"
 #include "engine/core.hpp"
 #include "engine/sampler.hpp"
@@ -76,17 +77,6 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
     const std::vector<float>& from = share->request->sequence->embeddings.at(pass.positions[row]);
     std::copy(from.begin(), from.end(), pass.embeddings.begin() + static_cast<std::ptrdiff_t>(row * width));
   }
-  std::size_t whole_rows = 0, candidates = 0;
-  bool sums = false;
-  for (const CandidateWish& wish : pass.wishes) {
-    if (wish.count == 0) ++whole_rows;
-    candidates += static_cast<std::size_t>(wish.count);
-    sums = sums || wish.sum;
-  }
-  pass.logits.resize(whole_rows * vocab);
-  pass.candidates.resize(candidates);
-  pass.sums.resize(sums ? pass.wishes.size() : 0);
-  pass.hidden.resize(pass.hidden_rows.size() * width);
 
   Batch batch;
   batch.tokens = pass.tokens;
@@ -95,9 +85,16 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   batch.runs = pass.runs;
   batch.logit_rows = pass.logit_rows;
   batch.hidden_rows = pass.hidden_rows;
+  batch.candidate_wishes = pass.wishes;
+  const backend::WantedLogits wanted = backend::wanted_logits(batch);
+  pass.logits.resize(wanted.rows * vocab);
+  pass.candidates.resize(wanted.candidates);
+  pass.sums.resize(wanted.sums ? pass.wishes.size() : 0);
+  pass.hidden.resize(pass.hidden_rows.size() * width);
   batch.logits = pass.logits;
-  if (candidates > 0) {
-    batch.candidate_wishes = pass.wishes;
+  if (wanted.candidates == 0) {
+    batch.candidate_wishes = {};
+  } else {
     batch.candidate_tokens = model_->tokenizer.vocab_size();
     batch.candidates = pass.candidates;
     batch.candidate_sums = pass.sums;

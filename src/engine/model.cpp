@@ -60,10 +60,9 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   for (const CacheGroup& group : program.cache_groups) {
     const std::int32_t pages = size.pages_of(group);
     stage.pages.push_back(pages);
-    const bool swaps = layout.backend->swaps() && size.swaps(group);
-    stage.caches.push_back(
-        LLMINFER_TRY(swaps ? layout.backend->make_swapped_cache(group, options.cache_type, pages, size.resident)
-                           : layout.backend->make_cache(group, options.cache_type, pages)));
+    stage.caches.push_back(LLMINFER_TRY(
+        swaps(layout, size, group) ? layout.backend->make_swapped_cache(group, options.cache_type, pages, size.resident)
+                                   : layout.backend->make_cache(group, options.cache_type, pages)));
   }
   return stage;
 }

@@ -118,10 +118,10 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
     const std::int64_t page_bytes = layout.backend->page_bytes(group, options.cache_type);
-    const bool swaps = layout.backend->swaps() && size.swaps(group);
-    memory.cache += (swaps ? size.resident : size.pages_of(group)) * page_bytes +
+    const bool some = swaps(layout, size, group);
+    memory.cache += (some ? size.resident : size.pages_of(group)) * page_bytes +
                     size.open_pages_of(group) * layout.backend->open_page_bytes(group, options.cache_type);
-    if (swaps) memory.host_cache += size.pages_of(group) * page_bytes;
+    if (some) memory.host_cache += size.pages_of(group) * page_bytes;
   }
   std::vector<WeightView> views;
   for (const load::TensorInfo* tensor : layout.tensors) {
@@ -198,7 +198,7 @@ std::string_view name_of(CacheType type) {
 /// That one sequence has room on the device. Errors: invalid_argument.
 Result<void> check_resident(const StageLayout& stage, const EngineOptions& options, const CacheSize& size) {
   for (const CacheGroup& group : stage.stage.program.cache_groups) {
-    if (!stage.backend->swaps() || !size.swaps(group)) continue;
+    if (!swaps(stage, size, group)) continue;
     const std::int64_t pages = size.pages_of_sequence(group);
     const std::int64_t least = group.layers < 2 ? pages : (2 * pages + group.layers - 1) / group.layers;
     if (size.resident >= least) continue;

@@ -30,6 +30,11 @@ struct Layout {
   MemoryPlan memory;
 };
 
+/// Whether the stage's backend gets a part of the group's pages only, and host memory the others.
+inline bool swaps(const StageLayout& stage, const CacheSize& size, const CacheGroup& group) {
+  return stage.backend->swaps() && size.swaps(group);
+}
+
 /// Errors: those of the options, which are checked here, and of a plan.
 Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options);
 

@@ -9,7 +9,7 @@
 
 #include "engine/sampler.hpp"
 #include "tests/engine/candidates.hpp"
-#include "tok/tokenizer_model.hpp"
+#include "tests/engine/letters.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -22,19 +22,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr std::int32_t kMost = 128;
 using Step = SamplerStep;
 
-/// Tokens a, b, c, … z, two more, and padding.
 const Tokenizer& vocabulary(std::int32_t size) {
-  const auto make = [](std::int32_t n) {
-    load::VocabularyData data;
-    data.model = "gpt2";
-    data.pre = "gpt-2";
-    for (char c = 'a'; c <= 'z'; ++c) data.tokens.push_back(std::string(1, c));
-    data.tokens.insert(data.tokens.end(), {",", "x,"});
-    data.merges = {"x ,"};
-    data.types.assign(data.tokens.size(), 1);
-    return Tokenizer(tok::make_tokenizer(data, n, {}).value());
-  };
-  static const Tokenizer small = make(40), middle = make(700), large = make(5000);
+  static const Tokenizer small = letters(40), middle = letters(700), large = letters(5000);
   return size == 40 ? small : size == 700 ? middle : large;
 }
 

@@ -10,29 +10,16 @@
 #include <stdexcept>
 
 #include "engine/sampler.hpp"
-#include "tok/tokenizer_model.hpp"
+#include "tests/engine/letters.hpp"
 
 using namespace llminfer;
+using test::letters;
 
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 using Step = SamplerStep;
-
-/// Tokens a, b, c, … z, then "," (26), "x," (27) and padding up to `size`.
-Tokenizer letters(std::int64_t size = 32) {
-  load::VocabularyData data;
-  data.model = "gpt2";
-  data.pre = "gpt-2";
-  for (char c = 'a'; c <= 'z'; ++c) data.tokens.push_back(std::string(1, c));
-  data.tokens.insert(data.tokens.end(), {",", "x,"});
-  data.merges = {"x ,"};
-  data.types.assign(data.tokens.size(), 1);
-  auto model = tok::make_tokenizer(data, size, {});
-  if (!model) FAIL(model.error().message);
-  return Tokenizer(std::move(model).value());
-}
 
 Sampler make(const SamplingOptions& options, std::int64_t size = 32) {
   auto sampler = Sampler::create(options, letters(size));
