@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include <llminfer/gpu.hpp>
+
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/kernels/mma.hpp"
 #include "backends/gpu/weight.hpp"
@@ -20,7 +22,7 @@ using gpu::Buffer;
 using gpu::Device;
 
 namespace llminfer::gpu::cuda {
-Result<std::shared_ptr<Device>> make_device(int index);
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
 }
 
 namespace {
@@ -33,6 +35,7 @@ struct PeakArgs {
 /// Four independent sums per warp, so that the units' latency is hidden.
 __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
   __shared__ __attribute__((aligned(16))) uint16_t tile[16 * 24];
+  gpu::cuda::after_former();
   for (unsigned i = threadIdx.x; i < 16 * 24; i += 256) tile[i] = static_cast<uint16_t>(i);
   __syncthreads();
   gpu::cuda::FragmentA a;
@@ -175,7 +178,7 @@ void bench_attention(const std::shared_ptr<Device>& device, double bandwidth) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const auto device = gpu::cuda::make_device(0).value();
+  const auto device = gpu::cuda::make_device({}).value();
   if (argc > 1 && std::strcmp(argv[1], "--list") == 0) {
     std::printf("copy bandwidth, matrix peak, launch; linear layers; decode attention, on %s\n", device->info().name.c_str());
     return 0;
@@ -193,7 +196,11 @@ int main(int argc, char** argv) try {
   const double peak = 2.0 * 16 * 16 * 16 * kProducts * 8 * blocks /
                       seconds(*device, [&] { return gpu::cuda::launch(device->stream(), {static_cast<unsigned>(blocks)}, 256, peak_kernel, args); });
   report("products of halves, mma.sync", peak * 1e-12, "TFLOP/s", 0);
-  report("empty kernel", 1e6 * seconds(*device, [&] { return device->kernels().probe(device->stream()); }), "us", 0);
+  for (const bool overlap : {true, false}) {
+    const auto of = gpu::cuda::make_device({.dependent_launch = overlap}).value();
+    report(overlap ? "empty kernel" : "empty kernel that begins when the former one has ended",
+           1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream()); }), "us", 0);
+  }
   bench_linear(device, bandwidth, peak);
   bench_attention(device, bandwidth);
   return 0;

@@ -106,7 +106,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
 llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& command) {
   llminfer::EngineOptions options;
   if (command.split.empty()) {
-    auto backend = backend_by_name(command.backend, 0);
+    auto backend = backend_by_name(command.backend, {});
     if (!backend) return std::move(backend).error();
     options.custom_backend = std::move(*backend);
   } else {

@@ -58,14 +58,14 @@ std::vector<std::string> backend_names() {
   };
 }
 
-li::Result<std::shared_ptr<li::Backend>> backend_by_name(const std::string& name, [[maybe_unused]] int device,
-                                                         [[maybe_unused]] bool graphs) {
+li::Result<std::shared_ptr<li::Backend>> backend_by_name(const std::string& name,
+                                                         [[maybe_unused]] const li::GpuOptions& options) {
   if (name == "cpu") return std::shared_ptr<li::Backend>();
 #ifdef LLMINFER_HAS_CUDA
-  if (name == "cuda") return li::make_cuda_backend({.device = device, .graphs = graphs});
+  if (name == "cuda") return li::make_cuda_backend(options);
 #endif
 #ifdef LLMINFER_HAS_HIP
-  if (name == "hip") return li::make_hip_backend({.device = device, .graphs = graphs});
+  if (name == "hip") return li::make_hip_backend(options);
 #endif
   std::string names;
   for (const std::string& known : backend_names()) names += (names.empty() ? "" : ", ") + known;
@@ -92,7 +92,7 @@ li::Result<std::vector<li::LayerShare>> parse_split(const std::string& text) {
       if (std::from_chars(name.data() + letters, end, device).ec != std::errc()) return bad(item, "no such device");
       name.resize(letters);
     }
-    auto backend = backend_by_name(name, device);
+    auto backend = backend_by_name(name, {.device = device});
     if (!backend) return std::move(backend).error();
     share.backend = std::move(*backend);
     split.push_back(std::move(share));

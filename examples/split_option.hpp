@@ -6,14 +6,15 @@
 #include <string>
 #include <vector>
 
+#include <llminfer/gpu.hpp>
 #include <llminfer/llminfer.hpp>
 
 /// "cpu" and the GPU backends of this build.
 std::vector<std::string> backend_names();
 
 /// Null for "cpu", which the engine makes itself. Errors: not_found, and those of the backend.
-llminfer::Result<std::shared_ptr<llminfer::Backend>> backend_by_name(const std::string& name, int device,
-                                                                     bool graphs = true);
+llminfer::Result<std::shared_ptr<llminfer::Backend>> backend_by_name(const std::string& name,
+                                                                     const llminfer::GpuOptions& options);
 
 inline constexpr const char* kSplitHelp =
     "Backends that share the layers, first layers first: NAME[:AMOUNT][:stream],…, where a GPU's name may end in its "

@@ -68,18 +68,49 @@ struct Api {
   static int query_event(Event event) { return cudaEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
 
-  static int launch(const KernelLaunch& launch, void** args, Stream stream) {
-    return cudaLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, 0, stream);
+  /// Whether the kernel's code for the current device is of an architecture for which after_former() is compiled.
+  static bool waits_for_former(const void* kernel) {
+    cudaFuncAttributes attributes{};
+    return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+  }
+  /// `early`: it may begin before the kernel before it has ended.
+  static int launch(const KernelLaunch& launch, void** args, Stream stream, bool early) {
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid_of(launch);
+    config.blockDim = dim3(launch.threads);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = early ? 1 : 0;
+    return cudaLaunchKernelExC(&config, launch.kernel, args);
   }
   static int make_graph(Graph* graph) { return cudaGraphCreate(graph, 0); }
   /// `args` stay where they are as long as the graph. `former`: null for the first kernel.
-  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args) {
+  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args, bool early) {
     cudaKernelNodeParams params{};
     params.func = const_cast<void*>(launch.kernel);
     params.gridDim = grid_of(launch);
     params.blockDim = dim3(launch.threads);
     params.kernelParams = args;
-    return cudaGraphAddKernelNode(node, graph, &former, former ? 1 : 0, &params);
+    const int error = cudaGraphAddKernelNode(node, graph, nullptr, 0, &params);
+    if (error != cudaSuccess || !former) return error;
+#if CUDART_VERSION >= 12030
+    cudaGraphEdgeData edge{};  // zeros: `former` has ended
+    if (early) {
+      edge.type = cudaGraphDependencyTypeProgrammatic;
+      edge.from_port = cudaGraphKernelNodePortProgrammatic;
+    }
+#endif
+#if CUDART_VERSION >= 13000
+    return cudaGraphAddDependencies(graph, &former, node, &edge, 1);
+#elif CUDART_VERSION >= 12030
+    return cudaGraphAddDependencies_v2(graph, &former, node, &edge, 1);
+#else
+    (void)early;  // edges of graphs have no kinds yet
+    return cudaGraphAddDependencies(graph, &former, node, 1);
+#endif
   }
   static int instantiate(ReadyGraph* ready, Graph graph) { return cudaGraphInstantiate(ready, graph, 0); }
   static int launch_graph(ReadyGraph graph, Stream stream) { return cudaGraphLaunch(graph, stream); }
@@ -93,8 +124,8 @@ struct Api {
 }  // namespace
 
 namespace cuda {
-/// The GPU of that number; tests and benchmarks declare it.
-Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+/// The GPU that the options name; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options) { return RuntimeDevice<Api>::make(options); }
 }  // namespace cuda
 }  // namespace llminfer::gpu
 
@@ -102,7 +133,7 @@ namespace llminfer::inline v0 {
 
 Result<std::shared_ptr<Backend>> make_cuda_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
-    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::cuda::make_device(options.device));
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::cuda::make_device(options));
     return gpu::make_backend(std::move(device), options);
   });
 }

@@ -38,7 +38,7 @@ class Device {
   virtual const KernelTable& kernels() const noexcept = 0;
   /// The KernelTable's first argument.
   virtual void* stream() noexcept = 0;
-  /// Stream::work as the runtime's own libraries take it.
+  /// Stream::work as the runtime's own libraries take it, for what they enqueue next.
   virtual void* runtime_stream() noexcept = 0;
   /// Before and after launches: makes this device the calling thread's, and puts back what was.
   virtual int enter() noexcept = 0;

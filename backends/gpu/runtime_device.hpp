@@ -9,6 +9,8 @@
 #include <sstream>
 #include <utility>
 
+#include <llminfer/gpu.hpp>
+
 #include "backends/gpu/device.hpp"
 #include "core/error.hpp"
 
@@ -18,8 +20,9 @@ template <class Api>
 class RuntimeDevice final : public Device {
  public:
   /// Errors: no_device, unsupported, out_of_memory, device_error.
-  static Result<std::shared_ptr<Device>> make(int index) {
+  static Result<std::shared_ptr<Device>> make(const GpuOptions& options) {
     using core::fail;
+    const int index = options.device;
     int count = 0;
     if (const int error = Api::device_count(&count); error != 0 || count == 0) {
       (void)Api::take_error();
@@ -40,6 +43,7 @@ class RuntimeDevice final : public Device {
       return fail(ErrorCode::unsupported, "this build has no code for ", device->info_.name, " (",
                   device->info_.architecture, "): ", Api::message(error));
     }
+    if (options.dependent_launch) device->try_overlap();
     LLMINFER_TRY(device->wait(Stream::work));
     return std::shared_ptr<Device>(device);
   }
@@ -60,7 +64,7 @@ class RuntimeDevice final : public Device {
   const DeviceInfo& info() const noexcept override { return info_; }
   const KernelTable& kernels() const noexcept override { return Api::kernels(); }
   void* stream() noexcept override { return &queue_; }
-  void* runtime_stream() noexcept override { return of(Stream::work); }
+  void* runtime_stream() noexcept override { return in_turn(Stream::work); }
   int enter() noexcept override {
     int previous = index_;
     (void)Api::get_device(&previous);
@@ -94,18 +98,19 @@ class RuntimeDevice final : public Device {
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream) override {
     const Current current(*this);
-    return status(Api::copy(to, from, static_cast<std::size_t>(bytes), of(stream)), "a copy of", bytes, "bytes");
+    return status(Api::copy(to, from, static_cast<std::size_t>(bytes), in_turn(stream)), "a copy of", bytes, "bytes");
   }
   Result<void> copy_pieces(void* to, const void* from, std::int64_t bytes, std::int64_t pitch,
                            std::int64_t height) override {
     const Current current(*this);
     return status(Api::copy_pieces(to, from, static_cast<std::size_t>(bytes), static_cast<std::size_t>(pitch),
-                                   static_cast<std::size_t>(height), of(Stream::work)),
+                                   static_cast<std::size_t>(height), in_turn(Stream::work)),
                   "a copy of", height, "pieces");
   }
   Result<void> clear(void* memory, std::int64_t bytes) override {
     const Current current(*this);
-    return status(Api::clear(memory, static_cast<std::size_t>(bytes), of(Stream::work)), "clearing", bytes, "bytes");
+    return status(Api::clear(memory, static_cast<std::size_t>(bytes), in_turn(Stream::work)), "clearing", bytes,
+                  "bytes");
   }
   Result<void> wait(Stream stream) override {
     const Current current(*this);
@@ -123,11 +128,11 @@ class RuntimeDevice final : public Device {
   }
   Result<void> record(void* event, Stream stream) override {
     const Current current(*this);
-    return status(Api::record(static_cast<typename Api::Event>(event), of(stream)), "an event");
+    return status(Api::record(static_cast<typename Api::Event>(event), in_turn(stream)), "an event");
   }
   Result<void> follow(void* event, Stream stream) override {
     const Current current(*this);
-    return status(Api::follow_event(of(stream), static_cast<typename Api::Event>(event)), "an event");
+    return status(Api::follow_event(in_turn(stream), static_cast<typename Api::Event>(event)), "an event");
   }
   Result<bool> reached(void* event) override {
     const Current current(*this);
@@ -142,6 +147,7 @@ class RuntimeDevice final : public Device {
   Result<void*> make_graph(const Enqueue& enqueue) override {
     const Current current(*this);
     auto graph = std::make_unique<GraphParts>();
+    graph->overlaps = overlaps_;
     LLMINFER_TRY(status(Api::make_graph(&graph->nodes), "a graph"));
     Queue queue{graph.get(), add};
     LLMINFER_TRY(enqueue(&queue));
@@ -154,11 +160,12 @@ class RuntimeDevice final : public Device {
   }
   Result<void> launch(void* graph) override {
     const Current current(*this);
-    return status(Api::launch_graph(static_cast<GraphParts*>(graph)->ready, of(Stream::work)), "the launch of a graph");
+    return status(Api::launch_graph(static_cast<GraphParts*>(graph)->ready, in_turn(Stream::work)),
+                  "the launch of a graph");
   }
   Result<void> mark(int place) override {
     const Current current(*this);
-    return status(Api::record(marks_[place], of(Stream::work)), "an event");
+    return status(Api::record(marks_[place], in_turn(Stream::work)), "an event");
   }
   Result<void> wait_for(int place) override {
     const Current current(*this);
@@ -183,14 +190,18 @@ class RuntimeDevice final : public Device {
     typename Api::Graph nodes = nullptr;
     typename Api::ReadyGraph ready = nullptr;
     typename Api::Node last = nullptr;
+    bool overlaps = false;
   };
 
   explicit RuntimeDevice(int index) : index_(index) {}
 
   /// To the stream of work, and to a graph: Queue::put.
   static int put(void* device, const KernelLaunch& launch) {
+    auto& self = *static_cast<RuntimeDevice*>(device);
     void* args = const_cast<void*>(launch.args);
-    return Api::launch(launch, &args, static_cast<RuntimeDevice*>(device)->of(Stream::work));
+    const int error = Api::launch(launch, &args, self.of(Stream::work), self.overlaps_ && self.after_kernel_);
+    if (error == 0) self.after_kernel_ = true;
+    return error;
   }
   static int add(void* parts, const KernelLaunch& launch) {
     auto* const graph = static_cast<GraphParts*>(parts);
@@ -199,7 +210,27 @@ class RuntimeDevice final : public Device {
     void* const pointer = bytes.get();
     void** const args = &graph->args.emplace_back(typename GraphParts::Args{std::move(bytes), pointer}).pointer;
     const typename Api::Node former = graph->last;
-    return Api::add_kernel(&graph->last, graph->nodes, former, launch, args);
+    return Api::add_kernel(&graph->last, graph->nodes, former, launch, args, graph->overlaps);
+  }
+
+  /// Lets kernels begin before those before them have ended, if their code for this device waits for these, and two
+  /// launches show that the runtime takes it.
+  void try_overlap() {
+    Queue asking{this, [](void* device, const KernelLaunch& launch) {
+                   static_cast<RuntimeDevice*>(device)->overlaps_ = Api::waits_for_former(launch.kernel);
+                   return 0;
+                 }};
+    (void)kernels().probe(&asking);
+    for (int i = 0; i < 2 && overlaps_; ++i) {
+      if (kernels().probe(stream()) != 0) overlaps_ = false;
+    }
+    (void)Api::take_error();
+  }
+
+  /// The stream for what is no kernel: the next kernel does not begin before it has ended.
+  typename Api::Stream in_turn(Stream stream) noexcept {
+    if (stream == Stream::work) after_kernel_ = false;
+    return of(stream);
   }
 
   typename Api::Stream of(Stream stream) const noexcept { return streams_[static_cast<int>(stream)]; }
@@ -217,6 +248,8 @@ class RuntimeDevice final : public Device {
   const int index_;
   DeviceInfo info_;
   Queue queue_{this, put};
+  bool overlaps_ = false;      ///< kernels may begin before kernels before them have ended (docs/adr/0033)
+  bool after_kernel_ = false;  ///< the last that went to Stream::work is a kernel
   typename Api::Stream streams_[2] = {};
   typename Api::Event marks_[kMarks] = {};
 };

@@ -68,12 +68,13 @@ struct Api {
   static int query_event(Event event) { return hipEventQuery(event); }
   static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
 
-  static int launch(const KernelLaunch& launch, void** args, Stream stream) {
+  static bool waits_for_former(const void*) { return false; }
+  static int launch(const KernelLaunch& launch, void** args, Stream stream, bool) {
     return hipLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, 0, stream);
   }
   static int make_graph(Graph* graph) { return hipGraphCreate(graph, 0); }
   /// `args` stay where they are as long as the graph. `former`: null for the first kernel.
-  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args) {
+  static int add_kernel(Node* node, Graph graph, Node former, const KernelLaunch& launch, void** args, bool) {
     hipKernelNodeParams params{};
     params.func = const_cast<void*>(launch.kernel);
     params.gridDim = grid_of(launch);
@@ -95,8 +96,8 @@ struct Api {
 }  // namespace
 
 namespace hip {
-/// The GPU of that number; tests and benchmarks declare it.
-Result<std::shared_ptr<Device>> make_device(int index) { return RuntimeDevice<Api>::make(index); }
+/// The GPU that the options name; tests and benchmarks declare it.
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options) { return RuntimeDevice<Api>::make(options); }
 }  // namespace hip
 }  // namespace llminfer::gpu
 
@@ -104,7 +105,7 @@ namespace llminfer::inline v0 {
 
 Result<std::shared_ptr<Backend>> make_hip_backend(const GpuOptions& options) {
   return core::guarded([&]() -> Result<std::shared_ptr<Backend>> {
-    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::hip::make_device(options.device));
+    std::shared_ptr<gpu::Device> device = LLMINFER_TRY(gpu::hip::make_device(options));
     return gpu::make_backend(std::move(device), options);
   });
 }

@@ -16,6 +16,9 @@ struct GpuOptions {
   /// hundreds of kernels. Graphs take a little device memory beside what Engine::plan counts; passes for which none can
   /// be made are launched as without. The results are the same bits.
   bool graphs = true;
+  /// On NVIDIA GPUs from Hopper on, a kernel is started while the one before it still runs, so that it reads its first
+  /// weights meanwhile (programmatic dependent launch). Without effect on others. The results are the same bits.
+  bool dependent_launch = true;
 };
 
 }  // namespace llminfer::inline v0

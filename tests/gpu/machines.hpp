@@ -10,7 +10,7 @@
 
 #ifdef LLMINFER_TEST_GPU
 namespace llminfer::gpu::LLMINFER_TEST_GPU {
-Result<std::shared_ptr<Device>> make_device(int index);
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
 }
 #endif
 
@@ -39,11 +39,10 @@ inline std::vector<Machine> machines(std::uint64_t seed = 1) {
 #endif
 }
 
-/// An emulated machine, or a new Device on the GPU, whatever the options.
+/// An emulated machine, or a new Device on the GPU, whatever the options but for dependent_launch.
 inline std::shared_ptr<gpu::Device> make_machine(const gpu::EmulatorOptions& options = {}) {
 #ifdef LLMINFER_TEST_GPU
-  (void)options;
-  return gpu::LLMINFER_TEST_GPU::make_device(0).value();
+  return gpu::LLMINFER_TEST_GPU::make_device({.dependent_launch = options.dependent_launch}).value();
 #else
   return gpu::make_emulated_device(options);
 #endif

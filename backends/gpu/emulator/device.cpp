@@ -1,15 +1,13 @@
 #include "backends/gpu/emulator/device.hpp"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <map>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "backends/gpu/emulator/emulator.hpp"
+#include "backends/gpu/emulator/memory.hpp"
 #include "backends/gpu/emulator/streams.hpp"
 #include "core/error.hpp"
 
@@ -35,6 +33,7 @@ class EmulatedDevice final : public Device {
     machine_.warp_width = options.warp_width;
     machine_.seed = options.seed;
     machine_.later = [this](std::function<int()> work) { add(std::move(work)); };
+    if (options.dependent_launch) machine_.written = &memory_;
     info_.kind = "emulator";
     info_.name = "host emulator";
     info_.architecture = "warps of " + std::to_string(options.warp_width);
@@ -60,14 +59,10 @@ class EmulatedDevice final : public Device {
   int enter() noexcept override { return 0; }
   void leave(int) noexcept override {}
 
-  Result<void*> allocate(std::int64_t bytes) override {
-    return allocate(bytes, used_, memory_in_use, options_.memory, "on the emulated device");
-  }
-  void release(void* memory) noexcept override { release(memory, used_, memory_in_use); }
-  Result<void*> allocate_host(std::int64_t bytes) override {
-    return allocate(bytes, pinned_, pinned_memory_in_use, options_.pinned_memory, "of pinned memory");
-  }
-  void release_host(void* memory) noexcept override { release(memory, pinned_, pinned_memory_in_use); }
+  Result<void*> allocate(std::int64_t bytes) override { return allocate(bytes, false); }
+  void release(void* memory) noexcept override { memory_in_use -= memory_.release(memory).bytes; }
+  Result<void*> allocate_host(std::int64_t bytes) override { return allocate(bytes, true); }
+  void release_host(void* memory) noexcept override { pinned_memory_in_use -= memory_.release(memory).bytes; }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, Stream stream) override {
     return copy(to, from, bytes, 0, 1, stream);
@@ -87,10 +82,12 @@ class EmulatedDevice final : public Device {
   Result<void*> make_event() override { return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>())); }
   void release_event(void* event) noexcept override { delete static_cast<Mark*>(event); }
   Result<void> record(void* event, Stream stream) override {
+    if (stream == Stream::work) machine_.after_kernel = false;
     streams_.record(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
   Result<void> follow(void* event, Stream stream) override {
+    if (stream == Stream::work) machine_.after_kernel = false;
     streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
@@ -98,6 +95,7 @@ class EmulatedDevice final : public Device {
   Result<void*> make_graph(const Enqueue& enqueue) override {
     auto graph = std::make_unique<Nodes>();
     graph->machine = machine_;
+    graph->machine.after_kernel = false;
     graph->machine.later = [&graph](std::function<int()> work) { graph->work.push_back(std::move(work)); };
     building_ = true;
     Result<void> enqueued = core::guarded([&] { return enqueue(&graph->machine); });
@@ -130,11 +128,8 @@ class EmulatedDevice final : public Device {
   }
 
  private:
+  using Piece = emulator::Memory::Piece;
   using Mark = std::shared_ptr<emulator::Streams::Event>;
-  struct Piece {
-    std::int64_t bytes = 0;
-    bool pinned = false;
-  };
   struct Nodes {
     emulator::Machine machine;
     std::vector<emulator::Streams::Work> work;
@@ -145,6 +140,7 @@ class EmulatedDevice final : public Device {
 
   void add(emulator::Streams::Work work, Stream stream = Stream::work) {
     if (building_) work = [] { return kNoLaunch; };
+    if (stream == Stream::work) machine_.after_kernel = false;
     streams_.add(static_cast<int>(stream), std::move(work));
   }
   static Result<void> outcome(int error) {
@@ -153,6 +149,10 @@ class EmulatedDevice final : public Device {
         return {};
       case emulator::deadlock:
         return core::fail(ErrorCode::device_error, "threads or streams wait for others that never come");
+      case emulator::unordered:
+        return core::fail(ErrorCode::device_error, "a thread of a kernel has ended without after_former()");
+      case emulator::early_write:
+        return core::fail(ErrorCode::device_error, "a kernel wrote to memory before after_former()");
       case kReleased:
         return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
       case kNoLaunch:
@@ -161,43 +161,26 @@ class EmulatedDevice final : public Device {
     return core::fail(ErrorCode::device_error, "error ", error);
   }
 
-  Result<void*> allocate(std::int64_t bytes, std::int64_t& used, std::atomic<std::int64_t>& in_use, std::int64_t limit,
-                         const char* where) {
-    const std::lock_guard lock(mutex_);
-    void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
-    if (!memory) return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ", where);
-    std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
-    pieces_[memory] = {bytes, &used == &pinned_};
-    used += bytes;
-    in_use += bytes;
+  Result<void*> allocate(std::int64_t bytes, bool pinned) {
+    void* memory = memory_.allocate(bytes, pinned, pinned ? options_.pinned_memory : options_.memory);
+    if (!memory) {
+      return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ",
+                        pinned ? "of pinned memory" : "on the emulated device");
+    }
+    (pinned ? pinned_memory_in_use : memory_in_use) += bytes;
     return memory;
   }
-  void release(void* memory, std::int64_t& used, std::atomic<std::int64_t>& in_use) noexcept {
-    const std::lock_guard lock(mutex_);
-    const auto it = pieces_.find(memory);
-    used -= it->second.bytes;
-    in_use -= it->second.bytes;
-    pieces_.erase(it);
-    std::free(memory);
-  }
-  /// The memory that it is a part of, if that is allocated.
-  std::optional<Piece> piece_of(const void* memory, std::int64_t bytes) {
-    const std::lock_guard lock(mutex_);
-    auto it = pieces_.upper_bound(const_cast<void*>(memory));
-    if (it == pieces_.begin()) return {};
-    --it;
-    const bool inside =
-        static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second.bytes;
-    return inside ? std::optional(it->second) : std::nullopt;
-  }
-  bool known(const void* memory, std::int64_t bytes) { return piece_of(memory, bytes).has_value(); }
+  bool known(const void* memory, std::int64_t bytes) { return memory_.piece_of(memory, bytes).has_value(); }
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
                     Stream stream) {
     const std::int64_t all = pitch * (height - 1) + bytes;
-    if (options_.lose_uploads && counts_.graph_launches > 0 && piece_of(from, all).value_or(Piece()).pinned) return {};
+    if (options_.lose_uploads && counts_.graph_launches > 0 && memory_.piece_of(from, all).value_or(Piece()).pinned)
+      return {};
     const bool checks_to = known(to, all), checks_from = known(from, all);  // of pageable memory nothing is known
-    const auto is_on_device = [&](const void* memory) { return !piece_of(memory, all).value_or(Piece{0, true}).pinned; };
+    const auto is_on_device = [&](const void* memory) {
+      return !memory_.piece_of(memory, all).value_or(Piece{0, true}).pinned;
+    };
     if (is_on_device(from) && !is_on_device(to)) fetched += bytes * height;
     add(
         [=, this]() -> int {
@@ -213,14 +196,13 @@ class EmulatedDevice final : public Device {
   }
 
   const EmulatorOptions options_;
+  emulator::Memory memory_;
   emulator::Machine machine_;
   emulator::Streams streams_;
   Mark marks_[kMarks] = {std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>(),
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
-  std::mutex mutex_;
-  std::map<void*, Piece> pieces_;  ///< of the device's memory and of pinned memory
-  std::int64_t used_ = 0, pinned_ = 0, launches_ = 0;
+  std::int64_t launches_ = 0;
   bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
   EmulatedCounts counts_;
 };

@@ -21,6 +21,7 @@ struct EmulatorOptions {
   std::int64_t graphs = 1 << 20;          ///< so many can be made
   bool lose_uploads = false;              ///< once a graph was launched, copies from pinned memory do nothing
   std::int64_t graph_launches = 1 << 20;  ///< so many succeed
+  bool dependent_launch = true;           ///< kernels may begin before those before them have ended
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
   std::string collectives{};  ///< as DeviceInfo's

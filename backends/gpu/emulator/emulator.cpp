@@ -54,12 +54,13 @@ namespace {
 constexpr std::size_t kStackBytes = 128 << 10;
 constexpr int kMaxThreads = 1024;
 
-enum class State : std::uint8_t { ready, waiting, ended };
+enum class State : std::uint8_t { ready, waiting, after_former, ended };
 
 struct Fiber {
   void* stack_pointer = nullptr;
   std::byte* stack = nullptr;
   State state = State::ended;
+  bool ordered = false;  ///< has called after_former()
 #ifdef LLMINFER_FIBER_ASAN
   void* fake_stack = nullptr;
 #endif
@@ -98,6 +99,7 @@ struct Block {
   int current = 0;
   int at_barrier = 0;
   int warp_width = 32;
+  bool early = false;  ///< what former kernels wrote is hidden
 #ifdef LLMINFER_FIBER_ASAN
   void* fake_stack = nullptr;
   const void* bottom = nullptr;
@@ -132,6 +134,7 @@ void enter() {
 void prepare(Fiber& fiber, std::byte* stack) {
   fiber.stack = stack;
   fiber.state = State::ready;
+  fiber.ordered = false;
 #ifdef LLMINFER_FIBER_ASAN
   __asan_unpoison_memory_region(stack, kStackBytes);  // what a deadlock left behind
 #endif
@@ -156,8 +159,8 @@ void resume(int thread) {
 #endif
 }
 
-void wait() {
-  block.fibers[static_cast<std::size_t>(block.current)].state = State::waiting;
+void wait(State state = State::waiting) {
+  block.fibers[static_cast<std::size_t>(block.current)].state = state;
   to_scheduler(false);
 }
 
@@ -171,10 +174,22 @@ struct Random {
   }
 };
 
-/// Runs the fibers of a block until all have ended, or none can go on.
-int run_block(Random& random) {
+/// What was hidden of former kernels' is there; all that wait for it go on.
+bool end_early_part(Written& written, bool first_block) {
+  block.early = false;
+  for (Fiber& fiber : block.fibers) {
+    if (fiber.state == State::after_former) fiber.state = State::ready;
+  }
+  return written.show(first_block);
+}
+
+/// Runs the fibers of a block until all have ended, or none can go on. `early`: those before after_former() go first,
+/// and see nothing that former kernels wrote.
+int run_block(Random& random, Written* early, bool first_block) {
   const int threads = static_cast<int>(block.fibers.size());
   const int width = block.warp_width, warps = (threads + width - 1) / width;
+  block.early = early != nullptr;
+  if (early) early->hide();
   int ended = 0, idle_warps = 0, warp = static_cast<int>(random() % static_cast<unsigned>(warps));
   while (ended < threads) {
     // One round of the warp: each thread that can runs until it waits, from a random lane on.
@@ -192,13 +207,16 @@ int run_block(Random& random) {
       idle_warps = 0;
       if (random() % 8 != 0) continue;  // greedy
       warp = static_cast<int>(random() % static_cast<unsigned>(warps));
-    } else if (++idle_warps > warps) {
-      return deadlock;
-    } else {
+    } else if (++idle_warps <= warps) {
       warp = (warp + 1) % warps;
+    } else if (block.early) {
+      if (!end_early_part(*early, first_block)) return early_write;
+      idle_warps = 0;
+    } else {
+      return deadlock;
     }
   }
-  return ok;
+  return block.early && !end_early_part(*early, first_block) ? early_write : ok;
 }
 
 bool fits(Index grid, int threads) {
@@ -211,28 +229,36 @@ thread_local Place place;
 
 int launch(Machine& machine, Index grid, int threads, std::function<void()> body) {
   if (!machine.later || !fits(grid, threads)) return run(machine, grid, threads, body);
-  machine.later([&machine, grid, threads, body = std::move(body)] { return run(machine, grid, threads, body); });
+  const Start start = !machine.written ? Start::alone : machine.after_kernel ? Start::early : Start::in_turn;
+  machine.later(
+      [&machine, grid, threads, body = std::move(body), start] { return run(machine, grid, threads, body, start); });
+  machine.after_kernel = true;
   return ok;
 }
 
-int run(Machine& machine, Index grid, int threads, const std::function<void()>& body) {
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start) {
   if (!fits(grid, threads)) return bad_launch;
   Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
   block.body = &body;
   block.warp_width = machine.warp_width;
   place.grid = grid;
   place.block_size = {static_cast<unsigned>(threads), 1, 1};
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        place.block = {x, y, z};
-        block.fibers.resize(static_cast<std::size_t>(threads));
-        for (std::size_t i = 0; i < block.fibers.size(); ++i) prepare(block.fibers[i], stacks.at(i));
-        for (Meeting& meeting : block.meetings) meeting.arrived = 0;
-        block.at_barrier = 0;
-        if (const int error = run_block(random)) return error;
-      }
-    }
+  if (start == Start::in_turn) machine.written->begin();
+  // Kernels that may begin early need not; and then nothing but barriers keeps their threads together.
+  Written* const early = start == Start::early && random() % 2 == 0 ? machine.written : nullptr;
+  if (early) early->update();
+  const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z, first = random() % blocks;
+  for (std::uint64_t i = 0; i < blocks; ++i) {
+    const std::uint64_t index = (first + i) % blocks;
+    place.block = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+                   static_cast<unsigned>(index / grid.x / grid.y)};
+    block.fibers.resize(static_cast<std::size_t>(threads));
+    for (std::size_t fiber = 0; fiber < block.fibers.size(); ++fiber) prepare(block.fibers[fiber], stacks.at(fiber));
+    for (Meeting& meeting : block.meetings) meeting.arrived = 0;
+    block.at_barrier = 0;
+    if (const int error = run_block(random, early, i == 0)) return error;
+    const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
+    if (start != Start::alone && !std::all_of(block.fibers.begin(), block.fibers.end(), ordered)) return unordered;
   }
   return ok;
 }
@@ -241,6 +267,11 @@ void sync_block() {
   if (++block.at_barrier < static_cast<int>(block.fibers.size())) return wait();
   block.at_barrier = 0;
   for (Fiber& fiber : block.fibers) fiber.state = State::ready;
+}
+
+void after_former() {
+  block.fibers[static_cast<std::size_t>(block.current)].ordered = true;
+  if (block.early) wait(State::after_former);
 }
 
 void collective(void* mine, int lanes, void (*act)(void* const* all)) {

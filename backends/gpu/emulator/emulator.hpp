@@ -14,6 +14,20 @@ struct Index {
   unsigned x = 1, y = 1, z = 1;
 };
 
+/// What kernels have written since one that began when all before it had ended. Kernels after that one may begin before
+/// those between have ended, and then see none of it.
+class Written {
+ public:
+  virtual ~Written() = default;
+  /// Before a kernel that begins when all before it have ended: there is nothing yet.
+  virtual void begin() = 0;
+  /// Before any other one.
+  virtual void update() = 0;
+  virtual void hide() = 0;
+  /// Brings it back. False: memory was written meanwhile, where it was hidden or, if asked, anywhere.
+  virtual bool show(bool anywhere) = 0;
+};
+
 /// A machine and its seed, which moves on with every launch. Used by one thread at a time.
 struct Machine {
   int warp_width = 32;  ///< 32 or 64
@@ -21,17 +35,25 @@ struct Machine {
   std::uint64_t launches = 0;
   /// Gets what launch() is to run, later; empty: it runs at once.
   std::function<void(std::function<int()>)> later{};
+  /// Null: each kernel begins when all before it have ended. Otherwise what launch() gets must call after_former(), and
+  /// what follows another kernel may begin early.
+  Written* written = nullptr;
+  bool after_kernel = false;  ///< whether the last that later() got was a kernel
 };
 
 enum Error : int {
   ok = 0,
-  bad_launch = 1,  ///< more threads or blocks than a GPU allows
-  deadlock = 2,    ///< some threads wait for others that have ended or wait elsewhere
-  again = 3,       ///< of work that is to run later: it waits for another device, and stays first in its stream
+  bad_launch = 1,   ///< more threads or blocks than a GPU allows
+  deadlock = 2,     ///< some threads wait for others that have ended or wait elsewhere
+  again = 3,        ///< of work that is to run later: it waits for another device, and stays first in its stream
+  unordered = 4,    ///< a thread has ended without after_former()
+  early_write = 5,  ///< memory was written before after_former()
 };
 
-/// Runs `body` once per thread of the grid, block after block.
-int run(Machine& machine, Index grid, int threads, const std::function<void()>& body);
+enum class Start { alone, in_turn, early };
+/// Runs `body` once per thread of the grid, block after block. `alone`: after_former() is not needed; `early`: some
+/// schedules begin it before what the machine's `written` has.
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start = Start::alone);
 
 /// The same when the machine gets to it. Errors of the body come then; bad_launch at once.
 int launch(Machine& machine, Index grid, int threads, std::function<void()> body);
@@ -44,6 +66,9 @@ extern thread_local Place place;
 
 /// __syncthreads()
 void sync_block();
+
+/// Comes back when the kernels before this one have ended.
+void after_former();
 
 /// Waits until `lanes` consecutive threads (32 or 64) are here; the last of them calls `act` with what each of them
 /// brought, lane by lane. This is how shuffles and matrix instructions are emulated.

@@ -13,6 +13,7 @@ constexpr int kQueryFloats = 2048;  ///< of all of them: fewer heads where they 
 
 /// 32 lanes per vector: the row's query heads, then its keys, then its values.
 __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
+  after_former();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32, dim = a.cache.head_dim;
   const int vectors = a.heads + 2 * a.cache.kv_heads;
@@ -48,6 +49,7 @@ __global__ void __launch_bounds__(kThreads) store_kernel(StoreArgs a) {
 
 /// One block per page and KV head: a range for each dimension of the keys and for each value, then the codes.
 __global__ void __launch_bounds__(kThreads) seal_kernel(SealArgs a) {
+  after_former();
   const SealTask task = a.tasks ? a.tasks[blockIdx.x] : a.task;
   if (task.open == 0) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, head = static_cast<int>(blockIdx.y);
@@ -107,6 +109,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
   const int first_head = kv_head * group + static_cast<int>(blockIdx.y) % blocks * block_heads;
   const int left = (kv_head + 1) * group - first_head, heads = left < block_heads ? left : block_heads;
 
+  after_former();
   const int last = a.tables.positions[row], first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0;
   if (last < 0) return;
   const int begin = first / kPageSlots + split * a.pages_per_split;
@@ -193,6 +196,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(AttendArgs a) {
+  after_former();
   const int dim = a.cache.head_dim, row = a.first_row + static_cast<int>(blockIdx.x),
             head = static_cast<int>(blockIdx.y);
   if (a.tables.positions[row] < 0) return;

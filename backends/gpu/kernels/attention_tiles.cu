@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
   __shared__ float most[kTileRows], sum[kTileRows], rescale[kTileRows];
   constexpr int kWaves = kThreads / kMmaLanes, kRowTiles = kTileRows / 16 / kWaves, kDimTiles = kDim / 16;
   const int thread = static_cast<int>(threadIdx.x), wave_row = thread / kMmaLanes * kRowTiles * 16;
+  after_former();
   const TileTask task = a.tasks[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y), kv_head = head / (a.heads / a.cache.kv_heads);
   const int dim = a.cache.head_dim, padded = a.cache.padded_dim;

@@ -125,6 +125,7 @@ __device__ __forceinline__ int slices_of(const CandidatesArgs& a) {
 __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) {
   __shared__ Shared<kSliceThreads> shared;
   const int row = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.x);
+  after_former();
   const CandidateTask task = a.tasks[row];
   if (task.count == 0) return;
   const float* in = a.in.data + row * a.in.stride;
@@ -164,6 +165,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(CandidatesArgs a) 
   __shared__ Shared<kMergeThreads> shared;
   __shared__ uint64_t best[kMaxCandidates];
   const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  after_former();
   const CandidateTask task = a.tasks[row];
   if (task.count == 0) return;
   const int slices = slices_of(a), all = slices * task.count;

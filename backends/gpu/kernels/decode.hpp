@@ -5,6 +5,8 @@
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 
+constexpr int kLineBytes = 128;  ///< of the caches; a prefetch brings one
+
 /// Eight consecutive elements of a row: value[i] * scale - offset.
 struct Eight {
   float value[8];
@@ -78,6 +80,29 @@ __device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk,
     }
   }
   return out;
+}
+
+/// Brings the beginning of a row nearer: 32 lines of what is read of it, one for each lane.
+template <Form kForm>
+__device__ __forceinline__ void prefetch_row(const MatrixArgs& m, int row, int lane) {
+  const auto plane = [&](const void* data, int64_t bytes) {
+    const int64_t at = lane * kLineBytes;
+    if (at < bytes) prefetch(static_cast<const unsigned char*>(data) + row * bytes + at);
+  };
+  constexpr bool kPairs = kForm == Form::codes2 || kForm == Form::codes3 || kForm == Form::codes6;
+  constexpr bool kBits = kForm == Form::codes3 || kForm == Form::codes5;
+  constexpr int kHighBytes = kForm == Form::f16                               ? 16
+                             : kForm == Form::codes8 || kForm == Form::e4m3   ? 8
+                             : kForm == Form::codes2 || kForm == Form::codes3 ? 0
+                                                                              : 4;
+  const int eights = m.cols / 8, groups = m.cols >> m.group_shift;
+  if constexpr (kHighBytes > 0) plane(m.high, eights * kHighBytes);
+  if constexpr (kPairs) plane(m.pairs, eights * 2);
+  if constexpr (kBits) plane(m.bits, eights);
+  if constexpr (kForm != Form::f16) {
+    plane(m.scales, groups * 2);
+    if (m.minimums) plane(m.minimums, groups * 2);
+  }
 }
 
 /// On the host: calls f.template operator()<form>() for a form that is known at run time only.

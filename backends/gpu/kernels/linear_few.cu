@@ -59,6 +59,11 @@ __global__ void __launch_bounds__(kThreads, 4) linear_few_kernel(LinearArgs a) {
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first = static_cast<int>(blockIdx.x) * kBlockFeatures + static_cast<int>(threadIdx.x) / 32 * kFeatures;
+  for (int f = first; f < first + kFeatures && f < a.weight.rows; ++f) {
+    prefetch_row<kForm>(a.weight, f, lane);
+    if (a.up.rows > 0) prefetch_row<kForm>(a.up, f, lane);
+  }
+  after_former();
   if (first >= a.weight.rows) return;
   float sums[kFeatures][kRows], ups[kFeatures][kRows];
   multiply<kForm, kRows>(a.weight, a.in, a.rows, first, table, sums);

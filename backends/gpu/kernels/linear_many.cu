@@ -34,13 +34,11 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
     for (int j = 0; j < kColTiles; ++j) clear(sums[i][j]);
   }
   uint4 next_left[kChunks], next_right[kChunks];
-  const auto fetch = [&](int column) {
+  // Lines past the end are read from the last one and never written out.
+  const auto fetch_features = [&](int column) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int item = thread + c * kThreads, line = item / (kDepth / 8), chunk = column / 8 + item % (kDepth / 8);
-      // Lines past the end are read from the last one and never written out.
-      const int row = first_row + line < a.rows ? first_row + line : a.rows - 1;
-      next_left[c] = reinterpret_cast<const uint4*>(a.in)[static_cast<int64_t>(row) * (a.weight.cols / 8) + chunk];
       const int feature = first_feature + line < a.weight.rows ? first_feature + line : a.weight.rows - 1;
       if constexpr (kForm == Form::f16) {
         next_right[c] =
@@ -53,7 +51,17 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
       }
     }
   };
-  fetch(0);
+  const auto fetch_rows = [&](int column) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int item = thread + c * kThreads, line = item / (kDepth / 8), chunk = column / 8 + item % (kDepth / 8);
+      const int row = first_row + line < a.rows ? first_row + line : a.rows - 1;
+      next_left[c] = reinterpret_cast<const uint4*>(a.in)[static_cast<int64_t>(row) * (a.weight.cols / 8) + chunk];
+    }
+  };
+  fetch_features(0);
+  after_former();
+  fetch_rows(0);
   for (int column = 0; column < a.weight.cols; column += kDepth) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
@@ -62,7 +70,10 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
       *reinterpret_cast<uint4*>(right + at) = next_right[c];
     }
     __syncthreads();
-    if (column + kDepth < a.weight.cols) fetch(column + kDepth);
+    if (column + kDepth < a.weight.cols) {
+      fetch_features(column + kDepth);
+      fetch_rows(column + kDepth);
+    }
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
       FragmentA rows[kRowTiles];

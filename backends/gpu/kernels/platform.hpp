@@ -2,6 +2,11 @@
 // between the three is in this file and in mma.hpp. Kernels use no std.
 //
 // Reductions work on groups of 32 lanes on every machine, also where a wave has 64.
+//
+// after_former(): a kernel may begin before those before it have ended (docs/adr/0033). Every thread of every kernel
+// calls it once, before it returns; it lets the next kernel begin likewise, and comes back when all former ones have
+// ended and what they wrote is there. Before it a kernel reads nothing of global memory but weights, which no kernel
+// writes, and writes none. prefetch() is for these: it brings what lies at an address nearer, where kernels overlap.
 #pragma once
 
 #include <stdint.h>
@@ -50,6 +55,8 @@ struct alignas(16) uint4 {
 #define blockIdx (emulator::place.block)
 
 inline void __syncthreads() { emulator::sync_block(); }
+inline void after_former() { emulator::after_former(); }
+inline void prefetch(const void* address) { (void)*static_cast<const volatile unsigned char*>(address); }
 
 struct Exchange {
   float in, out;
@@ -84,6 +91,8 @@ int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Arg
 
 #elif defined(__HIP__)
 
+__device__ __forceinline__ void after_former() {}
+__device__ __forceinline__ void prefetch(const void*) {}
 __device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask, 32); }
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   return static_cast<float>(__builtin_bit_cast(_Float16, bits));
@@ -96,6 +105,17 @@ __device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_u
 
 #else
 
+__device__ __forceinline__ void after_former() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void prefetch(const void* address) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }

@@ -6,9 +6,11 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kLineFloats = kLineBytes / 4;
 
 template <Form kForm>
 __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
+  after_former();
   const int row = static_cast<int>(blockIdx.x), token = a.tokens[row];
   float* out = a.out.data + row * a.out.stride;
   if (token < 0) {
@@ -39,6 +41,8 @@ __device__ float round_input(const RoundingArgs& r, float x, float most) {
 __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
   __shared__ float shared[kThreads / 32];
   const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  if (a.norm && thread * kLineFloats < a.width) prefetch(a.norm + thread * kLineFloats);
+  after_former();
   const float* in = a.in.data + row * a.in.stride;
   float factor = 1.0f;
   if (a.norm) {
@@ -89,6 +93,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) angles_kernel(AnglesArgs a) {
+  after_former();
   const int item = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (item >= a.rows * a.pairs) return;
   const int row = item / a.pairs, pair = item % a.pairs;
@@ -101,6 +106,7 @@ __global__ void __launch_bounds__(kThreads) angles_kernel(AnglesArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs a) {
+  after_former();
   const int width = a.heads * a.head_dim;
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.rows) * width) return;
@@ -110,6 +116,7 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) glu_kernel(GluArgs a) {
+  after_former();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.rows) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;
@@ -118,6 +125,7 @@ __global__ void __launch_bounds__(kThreads) glu_kernel(GluArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) add_kernel(AddArgs a) {
+  after_former();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.rows) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;
@@ -125,6 +133,7 @@ __global__ void __launch_bounds__(kThreads) add_kernel(AddArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) gather_kernel(GatherArgs a) {
+  after_former();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.count) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;
@@ -132,6 +141,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(GatherArgs a) {
 }
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
+  after_former();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= static_cast<int64_t>(a.rows) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;

@@ -5,7 +5,7 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 struct Nothing {};
-__global__ void probe_kernel(Nothing) {}
+__global__ void probe_kernel(Nothing) { after_former(); }
 
 int probe(void* stream) { return launch(stream, {}, 32, probe_kernel, Nothing()); }
 
