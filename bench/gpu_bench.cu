@@ -15,6 +15,7 @@
 
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/kernels/mma.hpp"
+#include "backends/gpu/kernels/warpgroup.hpp"
 #include "backends/gpu/weight.hpp"
 
 using namespace llminfer;
@@ -51,6 +52,37 @@ __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
   float all = 0.0f;
   for (auto& sum : sums) for_each(sum, [&](int, int, float value) { all += value; });
   if (all == 1234.5f) *args.out = all;  // never; keeps the loop
+}
+
+constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop
+constexpr int kWarpgroupTiles = 3 * 64 * gpu::cuda::kTileRowBytes;
+
+/// One warpgroup per block, of which several run on a multiprocessor.
+__global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] PeakArgs args) {
+  gpu::cuda::after_former();
+#if defined(LLMINFER_GPU_WARPGROUP_CODE)
+  using namespace gpu::cuda;
+  unsigned char* tiles = dynamic_shared_memory();
+  tiles += (1024 - shared_address(tiles) % 1024) % 1024;
+  for (unsigned i = threadIdx.x; i < kWarpgroupTiles / 2; i += 128) {
+    reinterpret_cast<uint16_t*>(tiles)[i] = static_cast<uint16_t>(i % 1024 + 0x3800);
+  }
+  operand_fence();
+  __syncthreads();
+  const uint64_t a = tile_descriptor(shared_address(tiles)),
+                 b = tile_descriptor(shared_address(tiles + 64 * kTileRowBytes));
+  float sums[64];
+  for (int i = 0; i < kWarpgroupProducts / 4; ++i) {
+    product_fence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) product(sums, a + step * kNextDepth, b + step * kNextDepth, i > 0 || step > 0);
+    product_commit();
+    product_wait<0>();
+  }
+  float all = 0.0f;
+  for_each_sum(sums, [&](int, int, float value) { all += value; });
+  if (all == 1234.5f) *args.out = all;
+#endif
 }
 
 /// Seconds of one call, the best of five times twenty.
@@ -92,7 +124,8 @@ struct Linear {
   std::int64_t rows, cols;
 };
 
-void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak) {
+/// `peak` is that of mma.sync, `warpgroup_peak` that of wgmma, 0 where there is none.
+void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak, double warpgroup_peak) {
   Buffer staging;
   for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336},
                               Linear{"1B gate", 8192, 2048}}) {
@@ -130,6 +163,13 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
           report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
         } else {
           report(what, products / took * 1e-12, "TFLOP/s", peak * 1e-12);
+          if (warpgroup_peak == 0) continue;
+          args.units = device->info().units;
+          const double in_groups = seconds(*device, [&] {
+            args.weight = copies[turn++ % copies.size()]->matrix();
+            return device->kernels().linear_warpgroups(device->stream(), args);
+          });
+          report(what + ", warpgroups", products / in_groups * 1e-12, "TFLOP/s", warpgroup_peak * 1e-12);
         }
       }
     }
@@ -198,10 +238,21 @@ int main(int argc, char** argv) try {
   report("products of halves, mma.sync", peak * 1e-12, "TFLOP/s", 0);
   for (const bool overlap : {true, false}) {
     const auto of = gpu::cuda::make_device({.dependent_launch = overlap}).value();
-    report(overlap ? "empty kernel" : "empty kernel that begins when the former one has ended",
-           1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream()); }), "us", 0);
+    const Buffer found = Buffer::make(of, sizeof(std::int32_t)).value();
+    const gpu::ProbeArgs probe{found.at<std::int32_t>()};
+    report(overlap ? "nearly empty kernel" : "nearly empty kernel that begins when the former one has ended",
+           1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream(), probe); }), "us", 0);
   }
-  bench_linear(device, bandwidth, peak);
+  double warpgroup_peak = 0;
+  if (device->info().warpgroups) {
+    const int groups = device->info().units * 4;
+    warpgroup_peak = 2.0 * 64 * 128 * 16 * kWarpgroupProducts * groups / seconds(*device, [&] {
+      return gpu::cuda::launch_warpgroups(device->stream(), static_cast<unsigned>(groups), 128, kWarpgroupTiles + 1024,
+                                          warpgroup_peak_kernel, args);
+    });
+    report("products of halves, wgmma", warpgroup_peak * 1e-12, "TFLOP/s", 0);
+  }
+  bench_linear(device, bandwidth, peak, warpgroup_peak);
   bench_attention(device, bandwidth);
   return 0;
 } catch (const std::exception& error) {

@@ -81,6 +81,7 @@ struct Api {
     cudaLaunchConfig_t config{};
     config.gridDim = grid_of(launch);
     config.blockDim = dim3(launch.threads);
+    config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = stream;
     config.attrs = &overlap;
     config.numAttrs = early ? 1 : 0;
@@ -93,6 +94,7 @@ struct Api {
     params.func = const_cast<void*>(launch.kernel);
     params.gridDim = grid_of(launch);
     params.blockDim = dim3(launch.threads);
+    params.sharedMemBytes = launch.shared_bytes;
     params.kernelParams = args;
     const int error = cudaGraphAddKernelNode(node, graph, nullptr, 0, &params);
     if (error != cudaSuccess || !former) return error;

@@ -11,6 +11,7 @@ inline constexpr int kColumnBlock = 32;
 inline constexpr int kPageSlots = 64;  ///< tokens of a cache page
 inline constexpr int kMaxHeadDim = 2048;
 inline constexpr int kFewRows = 8;       ///< activations of up to so many rows are multiplied without matrix units
+inline constexpr int kManyRows = 64;     ///< of more rows warpgroups multiply, where the device has them
 inline constexpr int kTileRows = 64;     ///< queries of an attention tile
 inline constexpr int kMaxTileDim = 128;  ///< widest head for which attention has tiles
 
@@ -98,6 +99,7 @@ struct LinearArgs {
   RowsArgs residual;  ///< data null: none
   int activation;     ///< llminfer::Activation
   RowsArgs out;
+  int units;  ///< multiprocessors; linear_warpgroups alone
 };
 
 /// cos and sin of position * frequency, times magnitude: angles [rows][cosines [pairs], sines [pairs]].
@@ -254,11 +256,17 @@ struct CandidatesArgs {
   double* sums;
 };
 
+/// What the code for the device has.
+struct ProbeArgs {
+  int32_t* warpgroups;  ///< becomes 1 if it has products of warpgroups (sm_90a), else 0
+};
+
 /// A launch as the runtimes take it.
 struct KernelLaunch {
   const void* kernel;
   unsigned grid[3];
   unsigned threads;
+  unsigned shared_bytes;  ///< of dynamic shared memory
   const void* args;  ///< the struct that is the kernel's only argument; read during the call
   uint64_t arg_bytes;
 };
@@ -271,11 +279,13 @@ struct Queue {
 /// Launches on a stream; each gives the runtime's error code, 0 for success. `stream` comes from a Device: a Queue,
 /// or the emulator's machine.
 struct KernelTable {
-  int (*probe)(void* stream);  ///< does nothing, but fails where there is no code for the device
+  int (*probe)(void* stream, const ProbeArgs& args);  ///< fails where there is no code for the device
   int (*embed)(void* stream, const EmbedArgs& args);
   int (*prepare)(void* stream, const PrepareArgs& args);
   int (*linear_few)(void* stream, const LinearArgs& args);   ///< rows <= kFewRows
   int (*linear_many)(void* stream, const LinearArgs& args);  ///< no gated activation
+  /// The same where ProbeArgs::warpgroups is 1. Null: the target has no such devices.
+  int (*linear_warpgroups)(void* stream, const LinearArgs& args);
   int (*angles)(void* stream, const AnglesArgs& args);
   int (*rotate)(void* stream, const RotateArgs& args);
   int (*store)(void* stream, const StoreArgs& args);

@@ -25,6 +25,7 @@ struct DeviceInfo {
   std::string architecture;  ///< "sm_90", "gfx90a", …
   std::int64_t memory = 0;   ///< bytes
   int units = 1;             ///< multiprocessors
+  bool warpgroups = false;   ///< KernelTable::linear_warpgroups runs
   std::string collectives;   ///< file of the library that sums over such devices (nccl.hpp); empty: none
 };
 

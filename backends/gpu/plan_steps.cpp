@@ -111,9 +111,15 @@ Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
     args.in = memory_.at<std::uint16_t>(layout_.halves);
     args.in_scales = memory_.at<float>(layout_.scales);
   }
-  const bool few = args.rows <= kFewRows && !options_.batch_invariant;
-  const int error = (few ? kernels().linear_few : kernels().linear_many)(stream(), args);
-  return device_->check(error, few ? "linear_few" : "linear_many");
+  const DeviceInfo& info = device_->info();
+  if (args.rows <= kFewRows && !options_.batch_invariant) {
+    return device_->check(kernels().linear_few(stream(), args), "linear_few");
+  }
+  if (args.rows > kManyRows && info.warpgroups && options_.warpgroups && !options_.batch_invariant) {
+    args.units = info.units;
+    return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
+  }
+  return device_->check(kernels().linear_many(stream(), args), "linear_many");
 }
 
 Result<void> GpuPlan::run_part(const LinearPart& part) {

@@ -38,13 +38,18 @@ class RuntimeDevice final : public Device {
     for (typename Api::Stream& stream : device->streams_)
       LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
     for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
-    if (const int error = device->kernels().probe(device->stream()); error != 0) {
+    const Buffer found = LLMINFER_TRY(Buffer::make(device, sizeof(std::int32_t)));
+    const ProbeArgs probe{found.at<std::int32_t>()};
+    if (const int error = device->kernels().probe(device->stream(), probe); error != 0) {
       (void)Api::take_error();
       return fail(ErrorCode::unsupported, "this build has no code for ", device->info_.name, " (",
                   device->info_.architecture, "): ", Api::message(error));
     }
-    if (options.dependent_launch) device->try_overlap();
+    if (options.dependent_launch) device->try_overlap(probe);
+    std::int32_t warpgroups = 0;
+    LLMINFER_TRY(device->copy(&warpgroups, probe.warpgroups, sizeof warpgroups, Stream::work));
     LLMINFER_TRY(device->wait(Stream::work));
+    device->info_.warpgroups = warpgroups == 1;
     return std::shared_ptr<Device>(device);
   }
 
@@ -215,14 +220,14 @@ class RuntimeDevice final : public Device {
 
   /// Lets kernels begin before those before them have ended, if their code for this device waits for these, and two
   /// launches show that the runtime takes it.
-  void try_overlap() {
+  void try_overlap(const ProbeArgs& probe) {
     Queue asking{this, [](void* device, const KernelLaunch& launch) {
                    static_cast<RuntimeDevice*>(device)->overlaps_ = Api::waits_for_former(launch.kernel);
                    return 0;
                  }};
-    (void)kernels().probe(&asking);
+    (void)kernels().probe(&asking, probe);
     for (int i = 0; i < 2 && overlaps_; ++i) {
-      if (kernels().probe(stream()) != 0) overlaps_ = false;
+      if (kernels().probe(stream(), probe) != 0) overlaps_ = false;
     }
     (void)Api::take_error();
   }

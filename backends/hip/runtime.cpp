@@ -70,7 +70,7 @@ struct Api {
 
   static bool waits_for_former(const void*) { return false; }
   static int launch(const KernelLaunch& launch, void** args, Stream stream, bool) {
-    return hipLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, 0, stream);
+    return hipLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, launch.shared_bytes, stream);
   }
   static int make_graph(Graph* graph) { return hipGraphCreate(graph, 0); }
   /// `args` stay where they are as long as the graph. `former`: null for the first kernel.
@@ -79,6 +79,7 @@ struct Api {
     params.func = const_cast<void*>(launch.kernel);
     params.gridDim = grid_of(launch);
     params.blockDim = dim3(launch.threads);
+    params.sharedMemBytes = launch.shared_bytes;
     params.kernelParams = args;
     return hipGraphAddKernelNode(node, graph, &former, former ? 1 : 0, &params);
   }

@@ -19,6 +19,10 @@ struct GpuOptions {
   /// On NVIDIA GPUs from Hopper on, a kernel is started while the one before it still runs, so that it reads its first
   /// weights meanwhile (programmatic dependent launch). Without effect on others. The results are the same bits.
   bool dependent_launch = true;
+  /// Passes of many tokens are multiplied by Hopper's own instructions (wgmma) where the GPU has them and the library
+  /// was compiled for sm_90a; without, as on other GPUs. Results differ in the last bits. Not used if
+  /// `batch_invariant`.
+  bool warpgroups = true;
 };
 
 }  // namespace llminfer::inline v0

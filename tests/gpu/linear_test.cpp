@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -46,8 +47,10 @@ std::vector<float> random_floats(std::size_t count, unsigned seed) {
   return values;
 }
 
+enum class Kernel { few, many, warpgroups };
+
 /// Normalized error of rows * weight^T + bias + residual (or of the gated activation with the same weight as `up`).
-double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, bool many, bool gated) {
+double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
   Buffer staging;
@@ -79,7 +82,11 @@ double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, in
   linear.bias = device_bias.at<float>();
   if (!gated) linear.residual = {device_residual.at<float>(), w.rows};
   linear.out = {out.at<float>(), w.rows};
-  const auto kernel = many ? device->kernels().linear_many : device->kernels().linear_few;
+  linear.units = 4;
+  const gpu::KernelTable& kernels = device->kernels();
+  const auto kernel = kind == Kernel::few    ? kernels.linear_few
+                      : kind == Kernel::many ? kernels.linear_many
+                                             : kernels.linear_warpgroups;
   device->check(kernel(device->stream(), linear), "linear").value();
 
   std::vector<float> exact(features * width);
@@ -95,7 +102,8 @@ double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, in
       expected[n] = gated ? sum / (1 + std::exp(-sum)) * sum : sum + residual[r * features + n];
     }
     const auto found = result.begin() + static_cast<std::ptrdiff_t>(r * features);
-    worst = std::max(worst, nmse(std::vector<float>(found, found + static_cast<std::ptrdiff_t>(features)), expected));
+    const double error = nmse(std::vector<float>(found, found + static_cast<std::ptrdiff_t>(features)), expected);
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
   }
   return worst;
 }
@@ -110,8 +118,9 @@ TEST_CASE("Every weight type is multiplied, by few rows and by many") {
     const RandomWeight w = random_weight(type, 13, weight_type_info(type).block_values <= 64 ? 192 : 512, 5);
     const auto device = make_machine();
     CAPTURE(weight_type_info(type).name);
-    CHECK(error_of(device, w, 2, false, false) < 1e-6);
-    CHECK(error_of(device, w, 9, true, false) < 1e-6);
+    CHECK(error_of(device, w, 2, Kernel::few, false) < 1e-6);
+    CHECK(error_of(device, w, 9, Kernel::many, false) < 1e-6);
+    if (device->info().warpgroups) CHECK(error_of(device, w, 9, Kernel::warpgroups, false) < 1e-6);
   }
 }
 
@@ -122,10 +131,26 @@ TEST_CASE("Odd shapes, on every machine") {
     for (const Case& c : {Case{1, 1, 1}, Case{3, 33, 8}, Case{65, 96, 5}, Case{67, 40, 66}}) {
       CAPTURE(c.features, c.width, c.rows);
       const RandomWeight w = random_weight(WeightType::f32, c.features, c.width, 7);
-      if (c.rows <= gpu::kFewRows) CHECK(error_of(device, w, c.rows, false, false) < 1e-6);
-      CHECK(error_of(device, w, c.rows, true, false) < 1e-6);
+      if (c.rows <= gpu::kFewRows) CHECK(error_of(device, w, c.rows, Kernel::few, false) < 1e-6);
+      CHECK(error_of(device, w, c.rows, Kernel::many, false) < 1e-6);
     }
-    CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), 3, false, true) < 1e-5);
+    CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), 3, Kernel::few, true) < 1e-5);
+  }
+}
+
+// Of four blocks: tiles of 128 rows and of 256, fewer of them than blocks and more.
+TEST_CASE("Odd shapes by warpgroups") {
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    gpu::EmulatorOptions options;
+    options.seed = seed;
+    const auto device = make_machine(options);
+    if (!device->info().warpgroups) return;
+    for (const Case& c : {Case{1, 1, 1}, Case{129, 96, 5}, Case{67, 40, 130}, Case{300, 200, 257}}) {
+      CAPTURE(seed, c.features, c.width, c.rows);
+      const RandomWeight w = random_weight(WeightType::f32, c.features, c.width, 7);
+      CHECK(error_of(device, w, c.rows, Kernel::warpgroups, false) < 1e-6);
+    }
+    CHECK(error_of(device, random_weight(WeightType::fp8, 257, 448, 7), 300, Kernel::warpgroups, false) < 1e-6);
   }
 }
 
@@ -135,7 +160,7 @@ TEST_CASE("A column order is undone, and prepared sizes are as announced") {
   std::vector<std::int32_t> permutation(64);
   for (std::size_t i = 0; i < 64; ++i) permutation[i] = static_cast<std::int32_t>((i * 27 + 5) % 64);
   w.details.permutation = std::make_shared<const std::vector<std::int32_t>>(permutation);
-  CHECK(error_of(device, w, 3, false, false) < 1e-6);
+  CHECK(error_of(device, w, 3, Kernel::few, false) < 1e-6);
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
     const RandomWeight plain = random_weight(type, 4, 512, 5);
@@ -147,12 +172,13 @@ TEST_CASE("A column order is undone, and prepared sizes are as announced") {
 
 TEST_CASE("Schedules do not change a bit") {
   const RandomWeight w = random_weight(WeightType::q5_k, 70, 256, 5);
-  for (const bool many : {false, true}) {
+  for (const Kernel kernel : {Kernel::few, Kernel::many, Kernel::warpgroups}) {
+    if (kernel == Kernel::warpgroups && !make_machine()->info().warpgroups) continue;
     std::vector<double> errors;
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
       gpu::EmulatorOptions options;
       options.seed = seed;
-      errors.push_back(error_of(make_machine(options), w, 7, many, false));
+      errors.push_back(error_of(make_machine(options), w, 7, kernel, false));
     }
     CHECK(errors == std::vector<double>(errors.size(), errors.front()));
   }

@@ -59,6 +59,21 @@ TEST_CASE("A plan equals the interpreter") {
   CHECK(error_of(model, make_machine_backend(), CacheType::f16, {20, 1, 30, 2}, 75) < 1e-5);
 }
 
+TEST_CASE("Many rows are multiplied by warpgroups where the device has them, unless they shall not be") {
+  const Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .ffn = 160}), WeightType::q4_0);
+  const auto tokens = random_tokens(100, model.program.vocab_size);
+  const auto logits = [&](const GpuOptions& options) {
+    Driver driver(model, gpu::make_backend(make_machine(), options), CacheType::f16, 256, 40, 5);
+    return driver.feed(tokens, {100});
+  };
+  const auto expected = Oracle(model, tokens, false).logits();
+  const auto with = logits({}), without = logits({.warpgroups = false}), invariant = logits({.batch_invariant = true});
+  CHECK(nmse(with, expected) < 1e-5);
+  CHECK(nmse(without, expected) < 1e-5);
+  CHECK(same_bits(with, without) != make_machine()->info().warpgroups);  // sums of other orders
+  CHECK(same_bits(invariant, logits({.batch_invariant = true, .warpgroups = false})));
+}
+
 TEST_CASE("All shapes on all machines", "[.slow]") {
   const auto all = shapes();
   for (std::size_t i = 0; i < all.size(); ++i) {

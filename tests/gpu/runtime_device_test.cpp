@@ -10,10 +10,9 @@ using namespace llminfer::gpu;
 
 namespace {
 
-int probe(void* stream) {
+int probe(void* stream, const ProbeArgs& args) {
   const Queue& queue = *static_cast<const Queue*>(stream);
-  const int args = 0;
-  return queue.put(queue.owner, {&args, {1, 1, 1}, 32, &args, sizeof(args)});
+  return queue.put(queue.owner, {&args, {1, 1, 1}, 32, 0, &args, sizeof(args)});
 }
 constexpr KernelTable kTable = [] {
   KernelTable table{};
@@ -46,7 +45,7 @@ struct Api {
   static int get_device(int* index) { return *index = 0, 0; }
   static int set_device(int) { return 0; }
   static int describe(int, DeviceInfo& info) { return info.kind = "notes", 0; }
-  static int allocate(void**, std::size_t) { return kOutOfMemory; }
+  static int allocate(void** memory, std::size_t) { return *memory = &handle, 0; }
   static int release(void*) { return 0; }
   static int allocate_host(void**, std::size_t) { return kOutOfMemory; }
   static int release_host(void*) { return 0; }
@@ -95,7 +94,7 @@ std::shared_ptr<Device> make(const GpuOptions& options = {}) {
   notes.fails = -1;
   return device;
 }
-int launch(const std::shared_ptr<Device>& device) { return device->kernels().probe(device->stream()); }
+int launch(const std::shared_ptr<Device>& device) { return device->kernels().probe(device->stream(), {}); }
 
 /// What the runtime gets of a kernel, `between`, and two kernels.
 template <class F>
@@ -147,7 +146,7 @@ TEST_CASE("In a graph each kernel but the first may begin early, and none before
   device->clear(nullptr, 1).value();
   launch(device);
   const Graph graph = Graph::make(device, [&](void* stream) -> Result<void> {
-                        for (int i = 0; i < 3; ++i) CHECK(device->kernels().probe(stream) == 0);
+                        for (int i = 0; i < 3; ++i) CHECK(device->kernels().probe(stream, {}) == 0);
                         return {};
                       }).value();
   graph.launch().value();
@@ -162,7 +161,7 @@ TEST_CASE("No kernel begins early where it may not, where its code does not wait
     const std::string of_stream = notes_of(device, [] {});
     notes.text.clear();
     const Graph graph = Graph::make(device, [&](void* stream) -> Result<void> {
-                          for (int i = 0; i < 2; ++i) CHECK(device->kernels().probe(stream) == 0);
+                          for (int i = 0; i < 2; ++i) CHECK(device->kernels().probe(stream, {}) == 0);
                           return {};
                         }).value();
     return of_stream == "kkk" && notes.text == "nn";

@@ -40,6 +40,7 @@ class EmulatedDevice final : public Device {
     info_.memory = options.memory;
     info_.units = options.units;
     info_.collectives = options.collectives;
+    info_.warpgroups = options.warpgroups && kernels().linear_warpgroups != nullptr;
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }
@@ -153,6 +154,8 @@ class EmulatedDevice final : public Device {
         return core::fail(ErrorCode::device_error, "a thread of a kernel has ended without after_former()");
       case emulator::early_write:
         return core::fail(ErrorCode::device_error, "a kernel wrote to memory before after_former()");
+      case emulator::misused:
+        return core::fail(ErrorCode::device_error, "an instruction was used otherwise than it may be");
       case kReleased:
         return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
       case kNoLaunch:

@@ -25,6 +25,7 @@ struct EmulatorOptions {
   /// The stream that does not wait for events, to show that this shows.
   std::optional<Stream> deaf{};
   std::string collectives{};  ///< as DeviceInfo's
+  bool warpgroups = true;     ///< likewise, with PTX's matrix units; those of others have none
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "backends/gpu/emulator/asynchronous.hpp"
+
 #if defined(__SANITIZE_ADDRESS__)
 #define LLMINFER_FIBER_ASAN 1
 #elif defined(__has_feature)
@@ -53,6 +55,7 @@ namespace {
 
 constexpr std::size_t kStackBytes = 128 << 10;
 constexpr int kMaxThreads = 1024;
+constexpr std::size_t kMaxSharedBytes = 227 << 10;
 
 enum class State : std::uint8_t { ready, waiting, after_former, ended };
 
@@ -192,6 +195,8 @@ int run_block(Random& random, Written* early, bool first_block) {
   if (early) early->hide();
   int ended = 0, idle_warps = 0, warp = static_cast<int>(random() % static_cast<unsigned>(warps));
   while (ended < threads) {
+    if (maybe_run_asynchronous()) idle_warps = 0;  // it may have woken any of them
+    if (asynchronous_misused()) break;
     // One round of the warp: each thread that can runs until it waits, from a random lane on.
     const int first = warp * width, lanes = std::min(width, threads - first);
     const int start = static_cast<int>(random() % static_cast<unsigned>(lanes));
@@ -209,6 +214,8 @@ int run_block(Random& random, Written* early, bool first_block) {
       warp = static_cast<int>(random() % static_cast<unsigned>(warps));
     } else if (++idle_warps <= warps) {
       warp = (warp + 1) % warps;
+    } else if (run_asynchronous()) {
+      idle_warps = 0;
     } else if (block.early) {
       if (!end_early_part(*early, first_block)) return early_write;
       idle_warps = 0;
@@ -216,28 +223,35 @@ int run_block(Random& random, Written* early, bool first_block) {
       return deadlock;
     }
   }
-  return block.early && !end_early_part(*early, first_block) ? early_write : ok;
+  const bool unwritten = !block.early || end_early_part(*early, first_block);
+  if (asynchronous_misused() || asynchronous_pending()) return misused;
+  return unwritten ? ok : early_write;
 }
 
-bool fits(Index grid, int threads) {
-  return threads >= 1 && threads <= kMaxThreads && grid.y <= 65535 && grid.z <= 65535 && grid.x <= 0x7fffffffu;
+bool fits(Index grid, int threads, std::size_t shared_bytes) {
+  return threads >= 1 && threads <= kMaxThreads && grid.y <= 65535 && grid.z <= 65535 && grid.x <= 0x7fffffffu &&
+         shared_bytes <= kMaxSharedBytes;
 }
 
 }  // namespace
 
 thread_local Place place;
 
-int launch(Machine& machine, Index grid, int threads, std::function<void()> body) {
-  if (!machine.later || !fits(grid, threads)) return run(machine, grid, threads, body);
+int launch(Machine& machine, Index grid, int threads, std::function<void()> body, std::size_t shared_bytes) {
+  if (!machine.later || !fits(grid, threads, shared_bytes)) {
+    return run(machine, grid, threads, body, Start::alone, shared_bytes);
+  }
   const Start start = !machine.written ? Start::alone : machine.after_kernel ? Start::early : Start::in_turn;
-  machine.later(
-      [&machine, grid, threads, body = std::move(body), start] { return run(machine, grid, threads, body, start); });
+  machine.later([&machine, grid, threads, body = std::move(body), start, shared_bytes] {
+    return run(machine, grid, threads, body, start, shared_bytes);
+  });
   machine.after_kernel = true;
   return ok;
 }
 
-int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start) {
-  if (!fits(grid, threads)) return bad_launch;
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start,
+        std::size_t shared_bytes) {
+  if (!fits(grid, threads, shared_bytes)) return bad_launch;
   Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
   block.body = &body;
   block.warp_width = machine.warp_width;
@@ -256,6 +270,7 @@ int run(Machine& machine, Index grid, int threads, const std::function<void()>& 
     for (std::size_t fiber = 0; fiber < block.fibers.size(); ++fiber) prepare(block.fibers[fiber], stacks.at(fiber));
     for (Meeting& meeting : block.meetings) meeting.arrived = 0;
     block.at_barrier = 0;
+    begin_asynchronous(random.state, shared_bytes, threads);
     if (const int error = run_block(random, early, i == 0)) return error;
     const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
     if (start != Start::alone && !std::all_of(block.fibers.begin(), block.fibers.end(), ordered)) return unordered;
@@ -283,5 +298,8 @@ void collective(void* mine, int lanes, void (*act)(void* const* all)) {
   act(meeting.brought.data());
   for (int i = 0; i < lanes; ++i) block.fibers[static_cast<std::size_t>(first + i)].state = State::ready;
 }
+
+void sleep() { wait(); }
+void wake(int thread) { block.fibers[static_cast<std::size_t>(thread)].state = State::ready; }
 
 }  // namespace llminfer::gpu::emulator

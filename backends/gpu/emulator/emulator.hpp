@@ -5,6 +5,7 @@
 // is what a forgotten barrier cannot bear.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -48,15 +49,18 @@ enum Error : int {
   again = 3,        ///< of work that is to run later: it waits for another device, and stays first in its stream
   unordered = 4,    ///< a thread has ended without after_former()
   early_write = 5,  ///< memory was written before after_former()
+  misused = 6,      ///< an instruction was used in a way that leaves undefined what it does (asynchronous.hpp)
 };
 
 enum class Start { alone, in_turn, early };
-/// Runs `body` once per thread of the grid, block after block. `alone`: after_former() is not needed; `early`: some
+/// Runs `body` once per thread of the grid, block after block, each of which has `shared_bytes` of dynamic shared
+/// memory. `alone`: after_former() is not needed; `early`: some
 /// schedules begin it before what the machine's `written` has.
-int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start = Start::alone);
+int run(Machine& machine, Index grid, int threads, const std::function<void()>& body, Start start = Start::alone,
+        std::size_t shared_bytes = 0);
 
 /// The same when the machine gets to it. Errors of the body come then; bad_launch at once.
-int launch(Machine& machine, Index grid, int threads, std::function<void()> body);
+int launch(Machine& machine, Index grid, int threads, std::function<void()> body, std::size_t shared_bytes = 0);
 
 /// The running thread's place. Valid inside of `body`.
 struct Place {
@@ -73,5 +77,9 @@ void after_former();
 /// Waits until `lanes` consecutive threads (32 or 64) are here; the last of them calls `act` with what each of them
 /// brought, lane by lane. This is how shuffles and matrix instructions are emulated.
 void collective(void* mine, int lanes, void (*act)(void* const* all));
+
+/// The running thread waits until another, or what runs beside threads, wakes it.
+void sleep();
+void wake(int thread);
 
 }  // namespace llminfer::gpu::emulator

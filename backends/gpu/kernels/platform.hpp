@@ -53,6 +53,7 @@ struct alignas(16) uint4 {
 
 #define threadIdx (emulator::place.thread)
 #define blockIdx (emulator::place.block)
+#define gridDim (emulator::place.grid)
 
 inline void __syncthreads() { emulator::sync_block(); }
 inline void after_former() { emulator::after_former(); }
@@ -128,11 +129,12 @@ __device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_u
 
 #if !defined(LLMINFER_GPU_EMULATED)
 template <class Args>
-int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args) {
+int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Args& args, unsigned shared_bytes = 0) {
   const Queue& queue = *static_cast<const Queue*>(stream);
   return queue.put(queue.owner, {reinterpret_cast<const void*>(kernel),
                                  {grid.x, grid.y, grid.z},
                                  static_cast<unsigned>(threads),
+                                 shared_bytes,
                                  &args,
                                  sizeof(Args)});
 }

@@ -1,20 +1,34 @@
 // The table of all launchers.
 #include "backends/gpu/kernels/kernels.hpp"
+#include "backends/gpu/kernels/warpgroup.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
-struct Nothing {};
-__global__ void probe_kernel(Nothing) { after_former(); }
+__global__ void probe_kernel(ProbeArgs a) {
+#if defined(LLMINFER_GPU_WARPGROUP_CODE)
+  constexpr int32_t kWarpgroups = 1;
+#else
+  constexpr int32_t kWarpgroups = 0;
+#endif
+  after_former();
+  if (threadIdx.x == 0) *a.warpgroups = kWarpgroups;
+}
 
-int probe(void* stream) { return launch(stream, {}, 32, probe_kernel, Nothing()); }
+int probe(void* stream, const ProbeArgs& args) { return launch(stream, {}, 32, probe_kernel, args); }
+
+#if defined(LLMINFER_GPU_WARPGROUPS)
+constexpr auto kLinearWarpgroups = linear_warpgroups;
+#else
+constexpr auto kLinearWarpgroups = nullptr;
+#endif
 
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static constexpr KernelTable table = {probe,  embed,  prepare, linear_few, linear_many,  angles,
-                                        rotate, store,  seal,    attend,     attend_tiles, glu,
-                                        add,    gather, combine, candidates};
+  static constexpr KernelTable table = {probe,  embed,  prepare, linear_few, linear_many, kLinearWarpgroups,
+                                        angles, rotate, store,   seal,       attend,      attend_tiles,
+                                        glu,    add,    gather,  combine,    candidates};
   return table;
 }
 

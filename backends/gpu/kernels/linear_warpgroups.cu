@@ -1,0 +1,204 @@
+// Linear layers of many rows on Hopper (sm_90a): blocks of 128 or 256 rows by 128 output features. One warpgroup fills
+// a ring of tiles in shared memory, activations and halves by the copy engine, other weights by decoding them; two
+// multiply what is there. Blocks go on with the next tile while the sums of the last one are written.
+#include "backends/gpu/kernels/kernels.hpp"
+#include "backends/gpu/kernels/warpgroup.hpp"
+
+#if defined(LLMINFER_GPU_WARPGROUPS)
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+namespace {
+
+constexpr int kGroup = 128;           ///< threads of a warpgroup
+constexpr int kThreads = 3 * kGroup;  ///< the first one fills, the others multiply
+constexpr int kFeatures = kProductColumns;
+constexpr int kBoxRows = 128;
+constexpr int kBoxBytes = kBoxRows * kTileRowBytes;
+constexpr int kPattern = 8 * kTileRowBytes;  ///< on multiples of which tiles begin
+
+/// Of a block with kHigh products of 64 rows per consumer.
+template <int kHigh>
+struct Ring {
+  static constexpr int kRows = 2 * kHigh * kProductRows;
+  static constexpr int kStages = kHigh == 1 ? 6 : 4;
+  static constexpr int kInputBytes = kRows * kTileRowBytes;
+  static constexpr int kStageBytes = kBoxBytes + kInputBytes;  ///< the weight's tile first
+  static constexpr int kSharedBytes = kPattern + kStages * (kStageBytes + 2 * static_cast<int>(sizeof(uint64_t)));
+};
+
+struct WarpgroupArgs {
+  TileMap in, weight;
+  LinearArgs linear;
+  int row_tiles, tiles;  ///< tiles lie row tile after row tile, then feature after feature
+};
+
+#if defined(LLMINFER_GPU_WARPGROUP_CODE)
+
+constexpr int kConsumerWarps = 8;
+
+struct Stages {
+  unsigned char* tiles;
+  uint64_t *full, *empty;
+};
+
+/// Each stage in turn: waits until it is empty, and has it filled.
+template <Form kForm, int kHigh>
+__device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stages, const float* table) {
+  using R = Ring<kHigh>;
+  const LinearArgs& l = a.linear;
+  const int thread = static_cast<int>(threadIdx.x);
+  uint32_t turn = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
+    const int first_row = tile % a.row_tiles * R::kRows, first_feature = tile / a.row_tiles * kFeatures;
+    for (int column = 0; column < l.weight.cols; column += kTileColumns, ++turn) {
+      const uint32_t stage = turn % R::kStages;
+      unsigned char* const to = stages.tiles + stage * R::kStageBytes;
+      uint64_t* const full = stages.full + stage;
+      barrier_wait(stages.empty + stage, turn / R::kStages % 2 ^ 1);
+      if (thread == 0) {
+        barrier_expect(full, kForm == Form::f16 ? R::kStageBytes : R::kInputBytes);
+        if (kForm == Form::f16) copy_tile(to, a.weight, column, first_feature, full);
+#pragma unroll
+        for (int box = 0; box < kHigh; ++box) {
+          copy_tile(to + (1 + box) * kBoxBytes, a.in, column, first_row + box * kBoxRows, full);
+        }
+      }
+      if constexpr (kForm != Form::f16) {
+#pragma unroll 4
+        for (int item = thread; item < kBoxBytes / 16; item += kGroup) {
+          const int line = item / 8, piece = item % 8, chunk = column / 8 + piece;
+          uint4 halves{0, 0, 0, 0};
+          if (first_feature + line < l.weight.rows && chunk < l.weight.cols / 8) {
+            Eight e = decode<kForm>(l.weight, first_feature + line, chunk, table);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) e.value[i] = e.value[i] * e.scale - e.offset;
+            halves = pack_halves(e.value);
+          }
+          store_operand(to + line * kTileRowBytes + (piece ^ line % 8) * 16, halves);
+        }
+        operand_fence();
+        barrier_arrive(full);
+      }
+    }
+  }
+}
+
+template <int kHigh>
+__device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[kHigh][64], int first_row,
+                                      int first_feature) {
+#pragma unroll
+  for (int high = 0; high < kHigh; ++high) {
+    for_each_sum(sums[high], [&](int r, int c, float value) {
+      const int row = first_row + high * kProductRows + r, feature = first_feature + c;
+      if (row >= l.rows || feature >= l.weight.rows) return;
+      value = value * l.in_scales[row] * l.weight.factors[feature] + (l.bias ? l.bias[feature] : 0.0f);
+      if (l.residual.data) value += l.residual.data[row * l.residual.stride + feature];
+      l.out.data[row * l.out.stride + feature] = value;
+    });
+  }
+}
+
+/// Multiplies what the stages hold, one after the other. A stage is given back when the products of the next one were
+/// started, since only then is it waited for.
+template <int kHigh>
+__device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& stages) {
+  using R = Ring<kHigh>;
+  const LinearArgs& l = a.linear;
+  const int group_row = (static_cast<int>(threadIdx.x) / kGroup - 1) * kHigh * kProductRows;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const uint64_t tiles = tile_descriptor(shared_address(stages.tiles));
+  uint32_t turn = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
+    float sums[kHigh][64];
+    for (int column = 0; column < l.weight.cols; column += kTileColumns, ++turn) {
+      const uint32_t stage = turn % R::kStages;
+      const uint64_t weight = tiles + stage * (R::kStageBytes / 16),
+                     in = weight + (kBoxBytes + group_row * kTileRowBytes) / 16;
+      barrier_wait(stages.full + stage, turn / R::kStages % 2);
+      product_fence();
+#pragma unroll
+      for (int step = 0; step < kTileColumns / kProductDepth; ++step) {
+#pragma unroll
+        for (int high = 0; high < kHigh; ++high) {
+          product(sums[high], in + high * (kProductRows * kTileRowBytes / 16) + step * kNextDepth,
+                  weight + step * kNextDepth, column > 0 || step > 0);
+        }
+      }
+      product_commit();
+      product_wait<1>();
+      if (first_lane && column > 0) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
+    }
+    product_wait<0>();
+    if (first_lane) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
+    write<kHigh>(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures);
+  }
+}
+
+#endif
+
+template <Form kForm, int kHigh>
+__global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __grid_constant__ WarpgroupArgs a) {
+#if defined(LLMINFER_GPU_WARPGROUP_CODE)
+  using R = Ring<kHigh>;
+  __shared__ float table[16];
+  const int thread = static_cast<int>(threadIdx.x);
+  unsigned char* const memory = dynamic_shared_memory();
+  Stages stages;
+  stages.tiles = memory + (kPattern - shared_address(memory) % kPattern) % kPattern;
+  stages.full = reinterpret_cast<uint64_t*>(stages.tiles + R::kStages * R::kStageBytes);
+  stages.empty = stages.full + R::kStages;
+  if (kForm == Form::table4 && thread < 16) table[thread] = a.linear.weight.table[thread];
+  if (thread == 0) {
+    for (int stage = 0; stage < R::kStages; ++stage) {
+      barrier_init(stages.full + stage, kForm == Form::f16 ? 1 : 1 + kGroup);
+      barrier_init(stages.empty + stage, kConsumerWarps);
+    }
+    barrier_fence();
+  }
+  __syncthreads();
+  after_former();
+  // Registers move to where the sums are: a multiprocessor has 65536.
+  constexpr int kFiller = kForm == Form::f16 ? 40 : 72, kMultiplier = kForm == Form::f16 ? 232 : 216;
+  static_assert(kGroup * (kFiller + 2 * kMultiplier) <= 65536);
+  if (thread < kGroup) {
+    fewer_registers<kFiller>();
+    if (kForm != Form::f16 || thread == 0) fill<kForm, kHigh>(a, stages, table);
+  } else {
+    more_registers<kMultiplier>();
+    multiply<kHigh>(a, stages);
+  }
+#endif
+}
+
+template <int kHigh>
+int launch_high(void* stream, WarpgroupArgs& args) {
+  const LinearArgs& l = args.linear;
+  args.row_tiles = (l.rows + Ring<kHigh>::kRows - 1) / Ring<kHigh>::kRows;
+  args.tiles = args.row_tiles * ((l.weight.rows + kFeatures - 1) / kFeatures);
+  const auto blocks = static_cast<unsigned>(args.tiles < l.units ? args.tiles : l.units);
+  return with_form(l.weight.form, [&]<Form kForm>() {
+    return launch_warpgroups(stream, blocks, kThreads, Ring<kHigh>::kSharedBytes,
+                             linear_warpgroups_kernel<kForm, kHigh>, args);
+  });
+}
+
+}  // namespace
+
+int linear_warpgroups(void* stream, const LinearArgs& args) {
+  WarpgroupArgs a{};
+  a.linear = args;
+  if (const int error = make_tile_map(a.in, args.in, args.weight.cols, args.rows, kBoxRows)) return error;
+  if (args.weight.form == Form::f16) {
+    if (const int error = make_tile_map(a.weight, args.weight.high, args.weight.cols, args.weight.rows, kBoxRows)) {
+      return error;
+    }
+  }
+  // Higher tiles read less, but only if there are enough of them for all multiprocessors.
+  const int64_t tiles =
+      static_cast<int64_t>((args.rows + 255) / 256) * ((args.weight.rows + kFeatures - 1) / kFeatures);
+  return tiles >= args.units ? launch_high<2>(stream, a) : launch_high<1>(stream, a);
+}
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET
+
+#endif

@@ -1,0 +1,238 @@
+// Hopper's own means of multiplying (sm_90a): tiles that are copied into shared memory by the copy engine, barriers in
+// shared memory that count what has come, and products of four warps that read both factors there. Other machines have
+// none of it; LLMINFER_GPU_WARPGROUPS says that a target may have it, LLMINFER_GPU_WARPGROUP_CODE that this pass does.
+//
+// Tiles are rows of 64 halves, 128 bytes, swizzled: in row r the piece of 16 bytes number p lies where p ^ (r % 8)
+// would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16; both factors have k in consecutive places.
+#pragma once
+
+#include "backends/gpu/kernels/platform.hpp"
+
+#if defined(LLMINFER_GPU_EMULATED)
+#if defined(LLMINFER_GPU_MMA_PTX)
+#include "backends/gpu/emulator/asynchronous.hpp"
+#define LLMINFER_GPU_WARPGROUPS
+#define LLMINFER_GPU_WARPGROUP_CODE
+#define __grid_constant__
+#endif
+#elif !defined(__HIP__)
+#include <cuda.h>
+#define LLMINFER_GPU_WARPGROUPS
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define LLMINFER_GPU_WARPGROUP_CODE
+#endif
+#endif
+
+#if defined(LLMINFER_GPU_WARPGROUPS)
+
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
+
+inline constexpr int kTileColumns = 64;    ///< halves
+inline constexpr int kTileRowBytes = 128;  ///< what they take
+inline constexpr int kProductRows = 64, kProductColumns = 128;
+inline constexpr int kProductDepth = 16;
+
+/// A matrix of halves as the copy engine knows it (CUtensorMap).
+struct alignas(128) TileMap {
+  uint64_t words[16];
+};
+
+/// A tile of 64 columns and `rows` rows of the map, by a thread's copy_tile; zeros where the matrix has none.
+/// Matrices lie on multiples of 16 bytes, and so do their rows.
+inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows);
+
+// Products. Sums of a warpgroup's 64 x 128 lie in 64 registers of each thread: element (row, column) is that of the
+// thread and the register that for_each_sum says.
+template <class F>
+__device__ __forceinline__ void for_each_sum(const float (&sums)[64], F f) {
+  const int thread = static_cast<int>(threadIdx.x) % 128, first = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+  for (int i = 0; i < 64; ++i) f(first + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2, sums[i]);
+}
+
+#if defined(LLMINFER_GPU_EMULATED)
+
+static_assert(sizeof(emulator::TensorMap) <= sizeof(TileMap));
+inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
+  const emulator::TensorMap tensor{static_cast<const std::byte*>(data),
+                                   static_cast<uint64_t>(columns),
+                                   static_cast<uint64_t>(rows),
+                                   static_cast<uint64_t>(columns) * 2,
+                                   kTileColumns,
+                                   static_cast<uint32_t>(tile_rows)};
+  __builtin_memcpy(&map, &tensor, sizeof tensor);
+  return emulator::is_valid(tensor) ? 0 : 1;
+}
+template <class Args>
+int launch_warpgroups(void* stream, unsigned blocks, int threads, int shared_bytes, void (*kernel)(Args),
+                      const Args& args) {
+  return emulator::launch(
+      *static_cast<emulator::Machine*>(stream), {blocks}, threads, [kernel, args] { kernel(args); },
+      static_cast<std::size_t>(shared_bytes));
+}
+
+inline unsigned char* dynamic_shared_memory() { return reinterpret_cast<unsigned char*>(emulator::shared_memory()); }
+using emulator::barrier_arrive;
+using emulator::barrier_expect;
+using emulator::barrier_fence;
+using emulator::barrier_init;
+using emulator::barrier_wait;
+using emulator::operand_fence;
+using emulator::product_commit;
+using emulator::product_fence;
+using emulator::shared_address;
+inline void copy_tile(void* to, const TileMap& map, int column, int row, uint64_t* barrier) {
+  emulator::TensorMap tensor;
+  __builtin_memcpy(&tensor, &map, sizeof tensor);
+  emulator::copy_tile(to, tensor, column, row, barrier);
+}
+inline void store_operand(void* to, const uint4& halves) { emulator::store_operand(to, &halves); }
+inline void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  emulator::product(sums, a, b, accumulate);
+}
+template <int kLeft>
+void product_wait() {
+  emulator::product_wait(kLeft);
+}
+template <int kCount>
+void fewer_registers() {}
+template <int kCount>
+void more_registers() {}
+
+#else
+
+inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
+  static_assert(sizeof(CUtensorMap) == sizeof(TileMap) && alignof(CUtensorMap) <= alignof(TileMap));
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
+#endif
+  if (error != cudaSuccess) return error;
+  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * 2};
+  const cuuint32_t box[2] = {kTileColumns, static_cast<cuuint32_t>(tile_rows)}, steps[2] = {1, 1};
+  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
+      reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data), size, stride,
+      box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+/// More shared memory than 48 KB has to be asked for.
+template <class Args>
+int launch_warpgroups(void* stream, unsigned blocks, int threads, int shared_bytes, void (*kernel)(Args),
+                      const Args& args) {
+  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  return error != cudaSuccess ? error
+                              : launch(stream, {blocks}, threads, kernel, args, static_cast<unsigned>(shared_bytes));
+}
+
+__device__ __forceinline__ unsigned char* dynamic_shared_memory() {
+  extern __shared__ unsigned char memory[];
+  return memory;
+}
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+/// Barriers that were made are seen by the copy engine.
+__device__ __forceinline__ void barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+/// Arrives, and lets the phase end only when so many bytes have come.
+__device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+/// Until the phase of that parity has ended; the first phase's is 0.
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
+/// The tile whose first element is (column, row) of the map's matrix; its bytes count at the barrier.
+__device__ __forceinline__ void copy_tile(void* to, const TileMap& map, int column, int row, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      : "memory");
+}
+/// Eight halves of a tile, which products read after this thread's operand_fence.
+__device__ __forceinline__ void store_operand(void* to, const uint4& halves) { *static_cast<uint4*>(to) = halves; }
+__device__ __forceinline__ void operand_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Before the first product, and after sums were read or written.
+__device__ __forceinline__ void product_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void product_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/// Until at most so many of the groups that were committed last are under way.
+template <int kLeft>
+__device__ __forceinline__ void product_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+#define LLMINFER_8_SUMS(i)                                                                                      \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
+      "+f"(sums[i + 6]), "+f"(sums[i + 7])
+/// sums = a * b^T, or + the sums that there were.
+__device__ __forceinline__ void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : LLMINFER_8_SUMS(0), LLMINFER_8_SUMS(8), LLMINFER_8_SUMS(16), LLMINFER_8_SUMS(24), LLMINFER_8_SUMS(32),
+        LLMINFER_8_SUMS(40), LLMINFER_8_SUMS(48), LLMINFER_8_SUMS(56)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+#undef LLMINFER_8_SUMS
+
+/// Of a warpgroup's threads; together they have no more than the kernel began with.
+template <int kCount>
+__device__ __forceinline__ void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+#endif
+
+/// The matrix that lies in a tile from that address on, as products take it: PTX ISA, "Matrix Descriptor Format". Eight
+/// rows are 1024 bytes; the other distance is not used where rows are as wide as the swizzle.
+__device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kStride = uint64_t{8 * kTileRowBytes / 16} << 32,
+                     kUnused = uint64_t{1} << 16;
+  return kSwizzle128 | kStride | kUnused | (address & 0x3ffffu) >> 4;
+}
+/// What is added to it for the columns after the first kProductDepth.
+inline constexpr uint64_t kNextDepth = kProductDepth * 2 / 16;
+
+}  // namespace llminfer::gpu::LLMINFER_GPU_TARGET
+
+#endif
