@@ -269,4 +269,38 @@ Result<Steps> make_steps(const Program& program) {
   return Fuser(program).run();
 }
 
+void separate_inputs(Steps& steps, const std::function<bool(WeightId, WeightId)>& alike) {
+  std::vector<Step> all;
+  std::int32_t last_attention = -1;
+  for (Step& step : steps.steps) {
+    if (std::holds_alternative<AttentionStep>(step)) last_attention = static_cast<std::int32_t>(all.size());
+    const auto* linear = std::get_if<LinearStep>(&step);
+    if (!linear) {
+      all.push_back(std::move(step));
+      continue;
+    }
+    std::vector<LinearStep> layers;
+    std::vector<GluStep> units;
+    const auto add = [&](const LinearPart& part) {
+      auto same = std::find_if(layers.begin(), layers.end(),
+                               [&](const LinearStep& s) { return alike(s.parts.front().weight, part.weight); });
+      if (same == layers.end()) same = layers.insert(same, {linear->in, linear->norm, linear->epsilon, {}});
+      same->parts.push_back(part);
+    };
+    for (const LinearPart& part : linear->parts) {
+      if (part.tail != LinearPart::Tail::glu || alike(part.weight, part.up_weight)) {
+        add(part);
+        continue;
+      }
+      add({part.weight, part.bias, part.out});
+      add({part.up_weight, part.up_bias, part.up});
+      units.push_back({{part.out, part.up, part.activation, part.out}});
+    }
+    all.insert(all.end(), layers.begin(), layers.end());
+    all.insert(all.end(), units.begin(), units.end());
+  }
+  steps.steps = std::move(all);
+  steps.last_attention = last_attention;
+}
+
 }  // namespace llminfer::backend

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <variant>
 #include <vector>
 
@@ -83,5 +84,8 @@ struct Steps {
 
 /// Errors: invalid_argument or shape_mismatch if the program contradicts itself.
 Result<Steps> make_steps(const Program& program);
+
+/// Linear layers of one input that do not take it alike become steps of their own; the buffers stay.
+void separate_inputs(Steps& steps, const std::function<bool(WeightId, WeightId)>& alike);
 
 }  // namespace llminfer::backend

@@ -67,13 +67,13 @@ class CpuBackend final : public Backend {
   std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
                           const PlanOptions& options) override {
     const auto bytes = core::guarded([&]() -> Result<std::int64_t> {
-      const Steps steps = LLMINFER_TRY(make_steps(program));
+      Steps steps = LLMINFER_TRY(make_steps(program));
       const std::int32_t rows = std::max(1, options.max_batch_rows);
       const PlanLayout layout(program, steps, rows, team_->threads());
       std::vector<WeightInput> inputs;
       for (const WeightView& weight : weights) inputs.push_back(input_of(weight));
       inputs.resize(program.weights.size());
-      const PlanInputs plan = LLMINFER_TRY(PlanInputs::make(program, steps, inputs, codes_));
+      const PlanInputs plan = PlanInputs::make(steps, inputs, codes_);
       const InputRowsLayout more(plan, layout.widest_input, layout.quantized_stride, rows, team_->threads());
       return layout.bytes() + more.bytes;
     });

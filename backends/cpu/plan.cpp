@@ -138,7 +138,7 @@ Result<std::unique_ptr<CpuPlan>> CpuPlan::make(const Program& program,
   std::unique_ptr<CpuPlan> plan(
       new CpuPlan(program, std::move(steps), layout, std::move(weights), options, level, std::move(team)));
   LLMINFER_TRY(plan->bind_weights(exact));
-  LLMINFER_TRY(plan->bind_inputs(codes));
+  plan->bind_inputs(codes);
   return plan;
 }
 

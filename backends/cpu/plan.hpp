@@ -166,7 +166,7 @@ class CpuPlan final : public Plan {
           std::vector<std::shared_ptr<const PreparedWeight>> weights, const PlanOptions& options, const Level& level,
           std::shared_ptr<core::Team> team);
   Result<void> bind_weights(bool exact);
-  Result<void> bind_inputs(ActivationCodes codes);
+  void bind_inputs(ActivationCodes codes);
   float* rounded_row(std::int64_t row) const noexcept {
     return input_rows_.at<float>(0) + row * input_layout_.rounded_stride;
   }
@@ -230,7 +230,7 @@ class CpuPlan final : public Plan {
   const float* sines(std::int32_t table, std::int32_t batch_row) const noexcept;
 
   const Program program_;
-  const Steps steps_;
+  Steps steps_;
   const PlanLayout layout_;
   const std::int32_t max_rows_;
   const Reduction reduce_;

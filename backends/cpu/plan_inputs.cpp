@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "core/error.hpp"
-
 namespace llminfer::cpu {
 
 using namespace backend;  // steps
@@ -15,11 +13,10 @@ bool same_order(const std::vector<std::int32_t>* a, const std::vector<std::int32
 }
 
 /// Finds the forms in which the step's weights read their input; they share those that are equal.
-Result<void> bind(const Program& program, const LinearStep& step, std::span<const WeightInput> weights,
-                  StepInput& input) {
+StepInput bind(const LinearStep& step, std::span<const WeightInput> weights) {
+  StepInput input;
   const auto of = [&](WeightId id) -> const WeightInput& { return weights[static_cast<std::size_t>(id)]; };
-  const WeightId first = step.parts.front().weight;
-  input.rounding = of(first).rounding;
+  input.rounding = of(step.parts.front().weight).rounding;
   const auto form_of = [&](WeightId id) {
     if (id == WeightId::none) return -1;
     input.wide = input.wide || of(id).wide;
@@ -35,31 +32,25 @@ Result<void> bind(const Program& program, const LinearStep& step, std::span<cons
     return index;
   };
   for (const LinearPart& part : step.parts) {
-    for (const WeightId id : {part.weight, part.up_weight}) {
-      if (id == WeightId::none || of(id).rounding == input.rounding) continue;
-      return core::fail(ErrorCode::unsupported, "weight ", program.weights[static_cast<std::size_t>(id)].name,
-                        " quantizes its input otherwise than ", program.weights[static_cast<std::size_t>(first)].name,
-                        ", which reads the same");
-    }
     const int form = form_of(part.weight);
     input.of_part.emplace_back(form, form_of(part.up_weight));
   }
   const auto reads_floats = [](const RowForm& form) { return form.form != InputForm::bytes; };
   input.rounds = input.rounding.kind != InputQuantization::Kind::none &&
                  (input.floats || std::any_of(input.forms.begin(), input.forms.end(), reads_floats));
-  return {};
+  return input;
 }
 
 }  // namespace
 
-Result<PlanInputs> PlanInputs::make(const Program& program, const backend::Steps& steps,
-                                    std::span<const WeightInput> weights, ActivationCodes codes) {
+PlanInputs PlanInputs::make(backend::Steps& steps, std::span<const WeightInput> weights, ActivationCodes codes) {
+  const auto of = [&](WeightId id) -> const WeightInput& { return weights[static_cast<std::size_t>(id)]; };
+  separate_inputs(steps, [&](WeightId a, WeightId b) { return of(a).rounding == of(b).rounding; });
   PlanInputs inputs;
   inputs.of_step.resize(steps.steps.size());
   inputs.up_differs.resize(steps.steps.size());
   for (std::size_t i = 0; i < steps.steps.size(); ++i) {
     if (const auto* moe = std::get_if<MoeStep>(&steps.steps[i])) {
-      const auto of = [&](WeightId id) -> const WeightInput& { return weights[static_cast<std::size_t>(id)]; };
       for (std::size_t e = 0; e < moe->op.gate.size(); ++e) {
         const WeightInput &gate = of(moe->op.gate[e]), &up = of(moe->op.up[e]), &down = of(moe->op.down[e]);
         for (const WeightInput* weight : {&gate, &up, &down}) {
@@ -73,7 +64,7 @@ Result<PlanInputs> PlanInputs::make(const Program& program, const backend::Steps
     const auto* linear = std::get_if<LinearStep>(&steps.steps[i]);
     if (!linear) continue;
     StepInput& input = inputs.of_step[i];
-    LLMINFER_TRY(bind(program, *linear, weights, input));
+    input = bind(*linear, weights);
     // What the checkpoint has rounded is not rounded again.
     if (input.rounding.kind == InputQuantization::Kind::none) input.codes = codes;
     inputs.rounds = inputs.rounds || input.rounds;

@@ -38,9 +38,8 @@ struct StepInput {
 };
 
 struct PlanInputs {
-  /// `weights`: one per weight of the program. Errors: unsupported.
-  static Result<PlanInputs> make(const Program& program, const backend::Steps& steps,
-                                 std::span<const WeightInput> weights, ActivationCodes codes);
+  /// `weights`: one per weight of the program. Separates steps by roundings first.
+  static PlanInputs make(backend::Steps& steps, std::span<const WeightInput> weights, ActivationCodes codes);
 
   std::vector<StepInput> of_step;  ///< per step; empty for all but linear ones
   std::vector<bool> up_differs;    ///< per step: some expert's up reads other rows than its gate

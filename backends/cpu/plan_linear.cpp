@@ -13,15 +13,15 @@ std::size_t float_bytes(std::int64_t floats) { return static_cast<std::size_t>(f
 }  // namespace
 
 /// Finds how the weights read their inputs, and takes memory for what they need.
-Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
+void CpuPlan::bind_inputs(ActivationCodes codes) {
   codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
   std::vector<WeightInput> weights;
   for (const Matrix& weight : matrices_) {
     weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes()});
   }
-  inputs_ = LLMINFER_TRY(PlanInputs::make(program_, steps_, weights, codes));
+  inputs_ = PlanInputs::make(steps_, weights, codes);
   input_layout_ = InputRowsLayout(inputs_, layout_.widest_input, layout_.quantized_stride, max_rows_, layout_.threads);
-  if (input_layout_.bytes == 0) return {};
+  if (input_layout_.bytes == 0) return;
   input_rows_ = AlignedBytes(input_layout_.bytes);
   for (std::size_t i = 0; i < threads_.size(); ++i) {
     const auto t = static_cast<std::int64_t>(i);
@@ -30,7 +30,6 @@ Result<void> CpuPlan::bind_inputs(ActivationCodes codes) {
       threads_[i].ordered = input_rows_.at<float>(input_layout_.ordered) + t * input_layout_.ordered_stride;
     }
   }
-  return {};
 }
 
 /// Where rows of the index-th form of an input lie; `own`: the thread's only one.

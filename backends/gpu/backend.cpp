@@ -57,7 +57,7 @@ class GpuBackend final : public Backend {
       std::int64_t scratch = layout.bytes;
       const auto rounds = [](const WeightView& w) { return w.details.input.kind != InputQuantization::Kind::none; };
       if (std::any_of(weights.begin(), weights.end(), rounds)) {
-        scratch += layout.padded_input * max_rows * static_cast<std::int64_t>(sizeof(float));
+        scratch += layout.rounded_floats * static_cast<std::int64_t>(sizeof(float));
       }
       if (options.streamed.size() != weights.size()) return scratch;
       std::vector<std::int64_t> sizes;

@@ -24,8 +24,6 @@ static_assert(kLayersAhead < Device::kMarks);
 /// Room for what goes up, so that it seldom grows and takes the graphs with it.
 constexpr std::int64_t kLeastUpload = 1 << 16;
 
-InputQuantization::Kind kind_of(const GpuWeight& weight) { return weight.input().kind; }
-
 }  // namespace
 
 PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows) {
@@ -58,6 +56,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   halves = place(2 * padded_input * max_rows);
   scales = place(float_bytes(max_rows));
+  rounded_floats = std::max(padded_input * max_rows, experts.places * std::max(experts.width, experts.ffn));
   queries = place(float_bytes(query_width * max_rows));
   part_floats *= std::max(max_rows, 256);
   parts = place(float_bytes(part_floats));
@@ -155,41 +154,15 @@ Result<void> GpuPlan::bind_weights(const PlanOptions& options) {
     }
     weights_.push_back(weight);
   }
+  separate_inputs(steps_, [&](WeightId a, WeightId b) { return weight(a).input() == weight(b).input(); });
   LLMINFER_TRY(make_ring(options));
   for (const Op& op : program_.ops) {
     const auto* embed = std::get_if<op::Embed>(&op);
     if (embed && embed->table != WeightId::none)
       embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
   }
-  for (const Op& op : program_.ops) {
-    const auto* moe = std::get_if<op::Moe>(&op);
-    if (!moe) continue;
-    for (const auto* matrices : {&moe->gate, &moe->up, &moe->down}) {
-      for (const WeightId id : *matrices) {
-        if (kind_of(weight(id)) == InputQuantization::Kind::none) continue;
-        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
-                    " quantizes its input, which the GPU backends' experts do not; the CPU backend's do");
-      }
-    }
-  }
-  bool rounds = false;
-  for (const Step& step : steps_.steps) {
-    const auto* linear = std::get_if<LinearStep>(&step);
-    if (!linear) continue;
-    const WeightId first = linear->parts.front().weight;
-    rounds = rounds || kind_of(weight(first)) != InputQuantization::Kind::none;
-    for (const LinearPart& part : linear->parts) {
-      for (const WeightId id : {part.weight, part.up_weight}) {
-        if (id == WeightId::none || weight(id).input() == weight(first).input()) continue;
-        return fail(ErrorCode::unsupported, "weight ", program_.weights[static_cast<std::size_t>(id)].name,
-                    " quantizes its input otherwise than ", program_.weights[static_cast<std::size_t>(first)].name,
-                    ", which reads the same");
-      }
-    }
-  }
-  if (rounds) {
-    rounded_ = LLMINFER_TRY(Buffer::make(device_, float_bytes(layout_.padded_input * max_rows_)));
-  }
+  const bool rounds = std::any_of(weights_.begin(), weights_.end(), [](const GpuWeight* w) { return w->rounds(); });
+  if (rounds) rounded_ = LLMINFER_TRY(Buffer::make(device_, float_bytes(layout_.rounded_floats)));
   return {};
 }
 

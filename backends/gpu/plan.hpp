@@ -36,6 +36,8 @@ inline constexpr int kInvariantSplitPages = 16;
 inline constexpr int kBlocksPerUnit = 4;
 inline constexpr std::int32_t kAllPages = 1 << 30;  ///< of a split that has them all
 
+RoundingArgs rounding_of(const InputQuantization& input);
+
 /// The sizes of a plan's device memory, known from the program alone. Offsets are in bytes.
 struct PlanLayout {
   PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows);
@@ -44,6 +46,7 @@ struct PlanLayout {
   std::vector<std::int64_t> angles;       ///< per rope table
   std::vector<std::int64_t> frequencies;  ///< per rope table: its floats
   std::int64_t padded_input = 0;          ///< widest input of a linear layer, padded
+  std::int64_t rounded_floats = 0;        ///< of inputs, if a weight declares a rounding; in memory of their own
   std::int64_t halves = 0;                ///< [max_rows, padded_input]
   std::int64_t scales = 0;                ///< [max_rows]
   std::int64_t queries = 0, query_width = 0;
@@ -195,8 +198,9 @@ class GpuPlan final : public Plan {
   Result<void> run(const SelectStep& step);
   /// Places of a batch's pairs of a token and an expert: expert e has [begins[e], begins[e + 1]).
   Result<std::vector<std::int32_t>> route(const op::Moe& op);
-  Result<void> prepare_places(const RowsArgs& in, const GpuWeight& weight, std::int32_t places);
-  Result<void> run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count, bool down);
+  Result<void> prepare_places(const RowsArgs& in, const std::vector<WeightId>& matrices,
+                              const std::vector<std::int32_t>& begins);
+  LinearArgs expert_args(const RowsArgs& out, WeightId id, std::int32_t first, std::int32_t count) const;
   Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<void> run_part(const LinearPart& part);
   /// args.out = the part's gated unit of args.in; `up_rows` is room for the product with its second matrix.
@@ -230,7 +234,7 @@ class GpuPlan final : public Plan {
   void* stream() const noexcept { return queue_ ? queue_ : device_->stream(); }
 
   const Program program_;
-  const Steps steps_;
+  Steps steps_;
   const PlanLayout layout_;
   const std::int32_t max_rows_;
   const Reduction reduce_;
@@ -244,7 +248,7 @@ class GpuPlan final : public Plan {
   std::vector<StepGroup> step_groups_;  ///< per step
   std::int64_t embed_rows_ = 0;
   Buffer memory_;
-  Buffer rounded_;                       ///< floats [max_rows, padded_input], where a weight declares a rounding
+  Buffer rounded_;                       ///< PlanLayout::rounded_floats
   bool rotates_selected_ = false;        ///< a RopeStep comes after the selection
   Buffer words_, host_words_;            ///< Pass::words on the device and on its way there; grow
   Buffer embeddings_, host_embeddings_;  ///< likewise

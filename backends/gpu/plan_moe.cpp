@@ -1,6 +1,7 @@
 // Mixtures of experts on a device. The host learns of each layer's routing, which is a stop per layer, and launches the
 // linear kernels once for each expert that has rows.
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "backends/common/experts.hpp"
@@ -40,45 +41,36 @@ Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   return begins;
 }
 
-/// Rows as halves: what the experts' layers read.
-Result<void> GpuPlan::prepare_places(const RowsArgs& in, const GpuWeight& weight, std::int32_t places) {
-  PrepareArgs args{};
-  args.in = in;
-  args.rows = places;
-  args.width = static_cast<int>(weight.cols());
-  args.padded = weight.matrix().cols;
-  args.halves = memory_.at<std::uint16_t>(layout_.experts.halves);
-  args.scales = memory_.at<float>(layout_.experts.scales);
-  return device_->check(kernels().prepare(device_->stream(), args), "prepare");
+/// Rows rounded and as halves: what `matrices`, one per expert, read.
+Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::vector<WeightId>& matrices,
+                                     const std::vector<std::int32_t>& begins) {
+  for (std::size_t e = 0, from = 0; e < matrices.size(); ++e) {
+    const GpuWeight& w = weight(matrices[e]);
+    if (e + 1 < matrices.size() && weight(matrices[e + 1]).input() == w.input()) continue;
+    const std::int32_t first = begins[std::exchange(from, e + 1)], count = begins[e + 1] - first;
+    if (count == 0) continue;
+    PrepareArgs args{};
+    args.in = {in.data + first * in.stride, in.stride};
+    args.rounding = rounding_of(w.input());
+    args.rows = count;
+    args.width = static_cast<int>(w.cols());
+    args.padded = w.matrix().cols;
+    if (args.rounding.kind != 0) args.out = {rounded_.at<float>(), w.cols()};
+    args.halves = memory_.at<std::uint16_t>(layout_.experts.halves) + std::int64_t{first} * args.padded;
+    args.scales = memory_.at<float>(layout_.experts.scales) + first;
+    LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "prepare"));
+  }
+  return {};
 }
 
-/// Its gated unit, or `down`, for its places.
-Result<void> GpuPlan::run_expert(const op::Moe& op, std::size_t expert, std::int32_t first, std::int32_t count,
-                                 bool down) {
-  const PlanLayout::Experts& m = layout_.experts;
-  const auto bias = [&](const std::vector<WeightId>& biases) {
-    return biases.empty() ? WeightId::none : biases[expert];
-  };
-  const auto rows_at = [&](std::int64_t offset, std::int64_t stride) {
-    return RowsArgs{memory_.at<float>(offset) + first * stride, stride};
-  };
-  const WeightId first_weight = down ? op.down[expert] : op.gate[expert];
+/// What a layer of an expert takes and gives, whose places are [first, first + count).
+LinearArgs GpuPlan::expert_args(const RowsArgs& out, WeightId id, std::int32_t first, std::int32_t count) const {
   LinearArgs args{};
   args.rows = count;
-  args.in = memory_.at<std::uint16_t>(m.halves) + std::int64_t{first} * matrix(first_weight).cols;
-  args.in_scales = memory_.at<float>(m.scales) + first;
-  if (down) {
-    args.out = rows_at(m.rows, m.width);
-    return linear(args, first_weight, bias(op.down_bias));
-  }
-  args.out = rows_at(m.hidden, m.ffn);
-  LinearPart part;
-  part.weight = first_weight;
-  part.bias = bias(op.gate_bias);
-  part.up_weight = op.up[expert];
-  part.up_bias = bias(op.up_bias);
-  part.activation = op.activation;
-  return gated_unit(args, part, rows_at(m.hidden + m.places * m.ffn * std::int64_t{sizeof(float)}, m.ffn));
+  args.in = memory_.at<std::uint16_t>(layout_.experts.halves) + std::int64_t{first} * matrix(id).cols;
+  args.in_scales = memory_.at<float>(layout_.experts.scales) + first;
+  args.out = {out.data + first * out.stride, out.stride};
+  return args;
 }
 
 Result<void> GpuPlan::run(const MoeStep& step) {
@@ -86,21 +78,54 @@ Result<void> GpuPlan::run(const MoeStep& step) {
   const PlanLayout::Experts& m = layout_.experts;
   const std::int32_t places = pass_.current_rows * op.used;
   const std::vector<std::int32_t> begins = LLMINFER_TRY(route(op));
-  const auto each = [&](bool down) -> Result<void> {
+  const auto each_expert = [&](auto run) -> Result<void> {
     for (std::size_t e = 0; e < op.gate.size(); ++e) {
       const std::int32_t count = begins[e + 1] - begins[e];
-      if (count > 0) LLMINFER_TRY(run_expert(op, e, begins[e], count, down));
+      if (count > 0) LLMINFER_TRY(run(e, begins[e], count));
     }
     return {};
   };
+  const auto bias_of = [](const std::vector<WeightId>& biases, std::size_t expert) {
+    return biases.empty() ? WeightId::none : biases[expert];
+  };
+  /// `out`, a row per place, of one layer of each expert.
+  const auto layer = [&](const RowsArgs& in, const std::vector<WeightId>& matrices, const std::vector<WeightId>& biases,
+                         const RowsArgs& out) -> Result<void> {
+    LLMINFER_TRY(prepare_places(in, matrices, begins));
+    return each_expert([&](std::size_t e, std::int32_t first, std::int32_t count) {
+      LinearArgs args = expert_args(out, matrices[e], first, count);
+      return linear(args, matrices[e], bias_of(biases, e));
+    });
+  };
   const auto* const words = memory_.at<std::int32_t>(m.words);
   const RowsArgs rows{memory_.at<float>(m.rows), m.width};
+  const RowsArgs gates{memory_.at<float>(m.hidden), m.ffn}, ups{gates.data + m.places * m.ffn, m.ffn};
   const auto n = static_cast<int>(width(op.in));
-  LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), {value(op.in), words, places, n, rows}), "gather"));
-  LLMINFER_TRY(prepare_places(rows, weight(op.gate.front()), places));
-  LLMINFER_TRY(each(false));
-  LLMINFER_TRY(prepare_places({memory_.at<float>(m.hidden), m.ffn}, weight(op.down.front()), places));
-  LLMINFER_TRY(each(true));
+  LLMINFER_TRY(device_->check(kernels().gather(stream(), {value(op.in), words, places, n, rows}), "gather"));
+  bool alike = true;
+  for (std::size_t e = 0; e < op.gate.size(); ++e) {
+    alike = alike && weight(op.gate[e]).input() == weight(op.up[e]).input();
+  }
+  if (alike) {
+    LLMINFER_TRY(prepare_places(rows, op.gate, begins));
+    LLMINFER_TRY(each_expert([&](std::size_t e, std::int32_t first, std::int32_t count) {
+      LinearArgs args = expert_args(gates, op.gate[e], first, count);
+      LinearPart part;
+      part.weight = op.gate[e];
+      part.bias = bias_of(op.gate_bias, e);
+      part.up_weight = op.up[e];
+      part.up_bias = bias_of(op.up_bias, e);
+      part.activation = op.activation;
+      return gated_unit(args, part, {ups.data + first * ups.stride, ups.stride});
+    }));
+  } else {
+    LLMINFER_TRY(layer(rows, op.gate, op.gate_bias, gates));
+    LLMINFER_TRY(layer(rows, op.up, op.up_bias, ups));
+    const auto ffn = static_cast<int>(weight(op.gate.front()).rows());
+    const GluArgs glu{gates, ups, gates, places, ffn, static_cast<int>(op.activation)};
+    LLMINFER_TRY(device_->check(kernels().glu(stream(), glu), "glu"));
+  }
+  LLMINFER_TRY(layer(gates, op.down, op.down_bias, rows));
 
   CombineArgs args{};
   args.in = rows;

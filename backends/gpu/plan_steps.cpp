@@ -6,13 +6,10 @@
 #include "core/error.hpp"
 
 namespace llminfer::gpu {
-namespace {
 
 RoundingArgs rounding_of(const InputQuantization& input) {
   return {static_cast<int>(input.kind), input.dynamic, input.group, input.scale, static_cast<float>(input.zero)};
 }
-
-}  // namespace
 
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
   const auto buffer = static_cast<std::size_t>(steps_.buffer_of[static_cast<std::size_t>(id)]);

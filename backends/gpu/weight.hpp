@@ -41,6 +41,7 @@ class GpuWeight final : public PreparedWeight {
   std::int64_t rows() const noexcept { return layout_.rows; }
   std::int64_t cols() const noexcept { return layout_.cols; }
   const InputQuantization& input() const noexcept { return input_; }
+  bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
   bool streamed() const noexcept { return streamed_; }
   const std::byte* data() const noexcept { return memory_.at(); }  ///< bytes()
   MatrixArgs matrix() const noexcept { return matrix_at(data()); }

@@ -29,18 +29,24 @@ inline double gated(Activation activation, double x, double up) {
   return 0;
 }
 
+/// An input as a weight takes it that quantizes none.
+struct AsItIs {
+  std::vector<double> operator()(WeightId, const double* x, std::size_t size) const { return {x, x + size}; }
+};
+
 /// Adds to `out` // (width). `elements(id)` gives a weight's elements, row-major; x // (width), logits // (experts).
-template <class Elements>
+template <class Elements, class Input = AsItIs>
 void add_mixture(const op::Moe& o, const Program& program, const Elements& elements, const double* x,
-                 const double* logits, double* out) {
+                 const double* logits, double* out, const Input& input_of = {}) {
   const auto width = static_cast<std::size_t>(program.values[static_cast<std::size_t>(o.in)].width);
   const auto product = [&](WeightId id, const std::vector<WeightId>& biases, std::size_t e, const double* input,
                            std::size_t cols) {
     std::vector<double> y(static_cast<std::size_t>(program.weights[static_cast<std::size_t>(id)].rows));
     if (!biases.empty()) std::copy_n(elements(biases[e]), y.size(), y.begin());
     const auto* w = elements(id);
+    const std::vector<double> taken = input_of(id, input, cols);
     for (double& sum : y) {
-      for (std::size_t k = 0; k < cols; ++k) sum += input[k] * static_cast<double>(*w++);
+      for (std::size_t k = 0; k < cols; ++k) sum += taken[k] * static_cast<double>(*w++);
     }
     return y;
   };

@@ -62,4 +62,19 @@ inline Program make_mixture(const Mixture& m) {
   return std::move(b).finish(hidden, b.linear(hidden, table, "logits")).value();
 }
 
+/// Gives layers that read one input different roundings: those of make_program, or the experts of make_mixture and the
+/// layers beside them. (With fixed scales: of a dynamic one, the largest value is half-way between two integers.)
+inline void round_inputs_unlike(Model& model, bool dense) {
+  const auto round = [&](std::initializer_list<const char*> names, float scale, std::int32_t zero) {
+    for (const char* name : names) model.round_inputs(name, {InputQuantization::Kind::int8, false, 0, scale, zero});
+  };
+  if (dense) {
+    round({"wk", "wg"}, 0.8f, -5);
+    round({"wv", "wd"}, 0.5f, 3);
+  } else {
+    round({"wsg", "0.gate", "1.up", "down"}, 0.8f, -5);
+    round({"wsu", "2.gate", "2.up", "3.up"}, 0.5f, 3);
+  }
+}
+
 }  // namespace llminfer::test

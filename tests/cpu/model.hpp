@@ -93,6 +93,12 @@ struct Model {
     details[i] = std::move(of_weight);
     unpack_rows(view(i), 0, program.weights[i].rows, values[i]).value();
   }
+  /// Has the weights whose name ends so take their input rounded.
+  void round_inputs(const std::string& ending, const InputQuantization& how) {
+    for (std::size_t i = 0; i < program.weights.size(); ++i) {
+      if (program.weights[i].name.ends_with(ending)) details[i].input = how;
+    }
+  }
   /// Gives a vector other elements.
   void set_vector(const std::string& name, const std::vector<float>& elements) {
     std::size_t i = 0;
@@ -181,6 +187,16 @@ class Oracle {
     return static_cast<std::size_t>(m_.program.values[static_cast<std::size_t>(id)].width);
   }
   const std::vector<float>& weight(WeightId id) const { return m_.values[static_cast<std::size_t>(id)]; }
+  /// `x` as the weight takes it; of the roundings only those to int8 with a scale of its own.
+  std::vector<double> input_of(WeightId id, const double* x, std::size_t size) const {
+    std::vector<double> taken(x, x + size);
+    const InputQuantization& how = m_.details[static_cast<std::size_t>(id)].input;
+    if (how.kind == InputQuantization::Kind::none) return taken;
+    for (double& f : taken) {
+      f = how.scale * (std::clamp(std::nearbyint(f / how.scale + how.zero), -128.0, 127.0) - how.zero);
+    }
+    return taken;
+  }
   std::vector<double>& make(ValueId id) {
     auto& v = values_[static_cast<std::size_t>(id)];
     v.assign(tokens_.size() * width(id), 0.0);
@@ -200,9 +216,10 @@ class Oracle {
     const auto& in = value(o.in);
     const std::size_t n = width(o.out), k = width(o.in);
     for (std::size_t t = 0; t < tokens_.size(); ++t) {
+      const std::vector<double> x = input_of(o.weight, &in[t * k], k);
       for (std::size_t i = 0; i < n; ++i) {
         double sum = o.bias == WeightId::none ? 0.0 : weight(o.bias)[i];
-        for (std::size_t j = 0; j < k; ++j) sum += in[t * k + j] * weight(o.weight)[i * k + j];
+        for (std::size_t j = 0; j < k; ++j) sum += x[j] * weight(o.weight)[i * k + j];
         out[t * n + i] = sum;
       }
     }
@@ -296,7 +313,8 @@ class Oracle {
     for (std::size_t t = 0; t < tokens_.size(); ++t) {
       add_mixture(
           o, m_.program, [&](WeightId id) { return weight(id).data(); }, &value(o.in)[t * n],
-          &value(o.router)[t * width(o.router)], &out[t * n]);
+          &value(o.router)[t * width(o.router)], &out[t * n],
+          [&](WeightId id, const double* x, std::size_t size) { return input_of(id, x, size); });
       for (std::size_t i = 0; o.shared != ValueId::none && i < n; ++i) {
         out[t * n + i] += value(o.shared)[t * n + i] / (1 + std::exp(-value(o.shared_gate)[t]));
       }
@@ -317,6 +335,19 @@ inline double nmse(const std::vector<float>& found, const std::vector<double>& e
     power += expected[i] * expected[i];
   }
   return found.size() == expected.size() ? error / power : 1e9;
+}
+
+/// Of the errors of single tokens the median: a value that is rounded the other way spoils few.
+inline double median_nmse(const std::vector<float>& found, const std::vector<double>& expected, std::size_t width) {
+  std::vector<double> errors;
+  for (std::size_t at = 0; at < std::min(found.size(), expected.size()); at += width) {
+    const auto first = static_cast<std::ptrdiff_t>(at), last = static_cast<std::ptrdiff_t>(at + width);
+    errors.push_back(
+        nmse({found.begin() + first, found.begin() + last}, {expected.begin() + first, expected.begin() + last}));
+  }
+  const auto middle = errors.begin() + static_cast<std::ptrdiff_t>(errors.size() / 2);
+  std::nth_element(errors.begin(), middle, errors.end());
+  return *middle;
 }
 
 /// A sequence in a Driver's caches.

@@ -170,6 +170,36 @@ TEST_CASE("mixtures: columns in an order of their own, and inputs that are round
   }
 }
 
+TEST_CASE("layers that read the same input, each rounded in its own way") {
+  const Mixture mixture{.experts = 5, .used = 3, .layers = 1, .shared = true, .biases = true};
+  for (const bool dense : {true, false}) {
+    const Program program = dense ? make_program({.layers = 1, .ffn = 64, .bias = true}) : make_mixture(mixture);
+    Model model = make_model(program, WeightType::q8_0, 17);
+    const auto tokens = random_tokens(20, model.program.vocab_size);
+    const std::vector<double> unrounded = Oracle(model, tokens).logits();
+    round_inputs_unlike(model, dense);
+    const auto vocab = static_cast<std::size_t>(model.program.vocab_size);
+    const Oracle oracle(model, tokens);
+    CAPTURE(dense);
+    Driver exact(model, options_of(cpu_levels().back(), 2, true), CacheType::f32);
+    const auto expected = exact.feed(tokens, {20});
+    CHECK(nmse(expected, oracle.logits()) < 1e-9);
+    CHECK(nmse(expected, unrounded) > 1e-2);
+    std::vector<float> packed;
+    for (const std::string& level : cpu_levels()) {
+      CAPTURE(level);
+      Driver driver(model, options_of(level, 2), CacheType::f32);
+      const auto logits = driver.feed(tokens, {13, 1});
+      if (packed.empty()) packed = logits;
+      CHECK(same_bits(logits, packed));
+      CHECK(median_nmse(logits, oracle.logits(), vocab) < 1e-5);
+      std::vector<WeightView> views;
+      for (std::size_t i = 0; i < model.types.size(); ++i) views.push_back(model.view(i));
+      CHECK(driver.plan->bytes() == driver.backend->plan_bytes(program, views, {256}));
+    }
+  }
+}
+
 TEST_CASE("mixtures: activations of 8 bits") {
   const Model model = make_model(make_mixture({.experts = 6, .used = 2, .normalize = true}), WeightType::q8_0, 2);
   const auto tokens = random_tokens(20, model.program.vocab_size);

@@ -36,21 +36,37 @@ TEST_CASE("Mixtures of experts on the GPU equal the interpreter") {
   CHECK(error_of(quantized, make_machine_backend(), {40}) < 1e-5);
 }
 
-TEST_CASE("A plan with mixtures takes what was said, and none whose experts quantize their inputs") {
+TEST_CASE("Layers and experts on the GPU that read the same input, each rounded in its own way") {
+  const Mixture mixture{.experts = 5, .used = 3, .layers = 1, .shared = true, .biases = true};
+  for (const bool dense : {true, false}) {
+    Model model = make_model(dense ? make_program({.layers = 1, .ffn = 64, .bias = true}) : make_mixture(mixture),
+                             WeightType::f32);
+    const auto tokens = random_tokens(40, model.program.vocab_size);
+    const std::vector<double> unrounded = Oracle(model, tokens).logits();
+    round_inputs_unlike(model, dense);
+    const auto vocab = static_cast<std::size_t>(model.program.vocab_size);
+    const std::vector<double> rounded = Oracle(model, tokens).logits();
+    for (const Machine& machine : machines(dense ? 1 : 2)) {
+      CAPTURE(dense, machine.name);
+      Driver driver(model, make_machine_backend(machine.options), CacheType::f32);
+      const auto logits = driver.feed(tokens, {1, 30, 9});
+      CHECK(median_nmse(logits, unrounded, vocab) > 1e-2);
+      CHECK(median_nmse(logits, rounded, vocab) < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("A plan with mixtures takes what was said") {
   Model model = make_model(make_mixture({}), WeightType::f32);
   const auto backend = make_machine_backend();
   REQUIRE(backend->supports(model.program, model.types));
-  std::vector<std::shared_ptr<const PreparedWeight>> weights;
-  for (std::size_t i = 0; i < model.types.size(); ++i) weights.push_back(backend->prepare(model.view(i)).value());
-  CHECK(backend->compile(model.program, weights, {17}).value()->bytes() ==
-        backend->plan_bytes(model.program, {}, {17}));
-  std::size_t gate = 0;
-  while (!model.program.weights[gate].name.ends_with("gate")) ++gate;
-  WeightView view = model.view(gate);
-  view.details.input.kind = InputQuantization::Kind::int8;
-  weights[gate] = backend->prepare(view).value();
-  const auto plan = backend->compile(model.program, weights, {17});
-  REQUIRE_FALSE(plan);
-  CHECK(plan.error().code == ErrorCode::unsupported);
-  CHECK_THAT(plan.error().message, Catch::Contains(model.program.weights[gate].name));
+  for (const bool rounds : {false, true}) {
+    if (rounds) round_inputs_unlike(model, false);
+    std::vector<std::shared_ptr<const PreparedWeight>> weights;
+    std::vector<WeightView> views;
+    for (std::size_t i = 0; i < model.types.size(); ++i) views.push_back(model.view(i));
+    for (const WeightView& view : views) weights.push_back(backend->prepare(view).value());
+    CHECK(backend->compile(model.program, weights, {17}).value()->bytes() ==
+          backend->plan_bytes(model.program, views, {17}));
+  }
 }

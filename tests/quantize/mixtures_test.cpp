@@ -378,6 +378,7 @@ TEST_CASE("calibrated methods serve experts, too") {
   w8a8.method = QuantizeMethod::smoothquant;
   w8a8.calibration = test::kText;
   CHECK(write("smooth", w8a8) < 1e-3);
+  CHECK(test::relative_error(logits_of(temp / "smooth"), logits_of(model.path())) < 0.05);
   // The mixture's norm takes up the scales of its input, and so do all of its experts.
   const auto smooth = open(temp / "smooth"), rough = open(temp / "w8a8");
   for (int layer = 0; layer < kLayers; ++layer) {
