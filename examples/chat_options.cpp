@@ -46,7 +46,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->group(engine);
 #endif
   app.add_flag("--plan", command.plan, "Print what the model would take in memory, and where, and exit")->group(engine);
-  app.add_option("--cpu-level", command.cpu_level, "Force an instruction set level: scalar, avx2, avx512, avx512vnni")
+  app.add_option("--cpu-level", command.cpu_level,
+                 "Force an instruction set level: scalar, avx2, avxvnni, avx512, avx512vnni, amx, neon, neon_dotprod, "
+                 "neon_i8mm")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
   app.add_option("--device-cache", command.device_cache_tokens,
@@ -72,7 +74,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->capture_default_str()
       ->group(engine);
 
-  const std::string sampling = "Sampling (default: what the model's makers recommend)";
+  const std::string sampling = "Sampling (default: what the model's makers recommend, else temperature 0.7)";
   app.add_flag("--greedy", command.greedy, "Always the most likely token; the same as --temp 0")->group(sampling);
   app.add_option("--temp", command.temperature, "Temperature")->group(sampling);
   app.add_option("--top-k", command.top_k, "Keep the K best tokens; 0: off")->group(sampling);

@@ -32,7 +32,9 @@ struct ChatOptions {
   std::string chat_template{};     ///< a Jinja template instead of the model's own
 };
 
-/// The text of an answer, piece by piece as it is generated. Iterate once; leaving the loop early cancels the answer.
+/// The text of an answer, piece by piece as it is generated. Iterate once. Leaving the loop early does not end the
+/// answer: cancel(), the next Chat::send() and dropping the stream do, the last two after they have waited for its
+/// step. The stream and its Chat are used by one thread at a time.
 class LLMINFER_API ChatStream {
  public:
   explicit ChatStream(std::shared_ptr<engine::StreamState> state);
@@ -44,6 +46,8 @@ class LLMINFER_API ChatStream {
   bool next(std::string_view& piece);
   /// Waits for the end (the rest of the answer goes unread, not lost: it is part of the conversation).
   Result<FinishReason> finish();
+  /// Ends the answer at the next step; finish() then gives FinishReason::cancelled. From any thread.
+  void cancel() noexcept;
   /// After the end: the whole answer, its tokens and timings.
   const CompletionResult& result() const noexcept;
 
@@ -80,17 +84,22 @@ class LLMINFER_API Chat {
   Chat(Chat&&) noexcept;
   Chat& operator=(Chat&&) noexcept;
 
-  /// Adds the user's message and streams the answer, which joins the history when the stream ends. An answer that fails
-  /// leaves the history as it was. Never fails itself: errors come from ChatStream::finish(), out_of_memory too.
+  /// Streams the answer to the user's message; both join the history when the stream ends, an answer that was cancelled
+  /// or is late as far as it came. One that fails leaves the history as it was. An answer that is still open is ended
+  /// first. Never fails itself: errors come from ChatStream::finish(), out_of_memory too. In messages, text that spells
+  /// a control token ("<|im_end|>") is that token: take it out of what users write if that matters.
   ChatStream send(std::string_view user_message, const GenerateOptions& options = {});
   ChatStream send(Message message, const GenerateOptions& options = {});
   const std::vector<Message>& history() const noexcept;
-  /// Takes back the last `messages` messages. Errors: invalid_argument if there are fewer.
+  /// Ends an answer that is still open, and takes back the last `messages` messages. Errors: invalid_argument if there
+  /// are fewer.
   Result<void> rewind(std::size_t messages);
   /// The text that the model would be given: the history, rendered by the template, and the beginning of an answer.
   Result<std::string> render() const;
 
  private:
+  void end_answer() noexcept;
+
   std::shared_ptr<engine::ChatState> state_;
 };
 

@@ -19,7 +19,7 @@ struct Request;
 struct Timings {
   double queue_seconds = 0;    ///< from submission to the first forward pass
   double prefill_seconds = 0;  ///< from there to the first token
-  double decode_seconds = 0;   ///< from the first token to the last
+  double decode_seconds = 0;   ///< from the first token to the end of the request
 };
 
 struct CompletionResult {
@@ -32,7 +32,9 @@ struct CompletionResult {
   Timings timings;
 };
 
-/// A handle to a submitted request. Movable; dropping it cancels the request.
+/// A handle to a submitted request. Movable; dropping it cancels the request and does not wait for it: a callback may
+/// still be running then, so wait() first where it uses what dies with the handle. done() and cancel() may be called
+/// from any thread, also while another one is in wait().
 class LLMINFER_API Completion {
  public:
   explicit Completion(std::shared_ptr<engine::Request> request);
@@ -44,7 +46,7 @@ class LLMINFER_API Completion {
   /// Waits for the end. A cancelled or late request is not an error: its result says so and holds what was generated.
   /// May be called once. Must not be called from a callback. Errors: what stopped the request.
   Result<CompletionResult> wait();
-  /// Ends the request at the next step.
+  /// Ends the request at the next step, or in the queue; its callbacks are not called again.
   void cancel() noexcept;
 
  private:

@@ -82,8 +82,8 @@ class LLMINFER_API Engine {
   Result<Session> new_session() const;
   /// Errors: template_error where the model has no chat template and the options bring none.
   Result<Chat> new_chat(const ChatOptions& options = {}) const;
-  /// Queues a request; requests run side by side, batched step by step, and each gives what it would give alone.
-  /// Errors: invalid_argument, context_overflow, queue_full.
+  /// Queues a request; requests run side by side, batched step by step, and each gives what it would give alone (on
+  /// GPUs: with GpuOptions::batch_invariant). Errors: invalid_argument, context_overflow, queue_full.
   Result<Completion> submit(CompletionRequest request) const;
   /// submit() and wait().
   Result<CompletionResult> complete(CompletionRequest request) const;

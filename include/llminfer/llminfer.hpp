@@ -1,5 +1,4 @@
-// The whole public API of llminfer, except the parts for those who write architectures (program.hpp) or backends
-// (backend.hpp).
+// The whole public API of llminfer but that of libraries of their own: cuda.hpp, hip.hpp, gpu.hpp, mpi.hpp.
 #pragma once
 
 #include <llminfer/cancel.hpp>

@@ -21,9 +21,9 @@ namespace llminfer::inline v0 {
 class Communicator;  // communicator.hpp
 
 enum class LogLevel : std::uint8_t { debug, info, warning };
-/// May be called from the engine's thread.
+/// Called on the thread that loads. One that throws fails the load with Error{callback_failed}.
 using LogCallback = std::function<void(LogLevel level, std::string_view message)>;
-/// `fraction` of the load that is done, 0 to 1. Returning false abandons the load with Error{cancelled}.
+/// Likewise. `fraction` of the load that is done, 0 to 1. Returning false abandons the load with Error{cancelled}.
 using ProgressCallback = std::function<bool(float fraction)>;
 
 /// Where ranks that share layers sum what each has computed of them.
@@ -51,8 +51,8 @@ struct EngineOptions {
   std::string backend = "cpu";
   std::shared_ptr<Backend> custom_backend{};
   /// The backends that share a model between them: the first gets the first layers, and so on. The embedding table goes
-  /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. One of
-  /// them may have no number of layers, and no memory limit unless it streams, and gets what the others leave. So
+  /// with the first layers, the output matrix with the last ones; a model that uses one for both has it twice. At most
+  /// one may leave `layers` empty without a limit, or with `stream`; it gets what the others leave. So
   /// {{gpu, {}, bytes}, {}} puts as many of the first layers on a GPU as so many bytes hold, and {{}, {gpu, 20}} the
   /// last 20; the others are the CPU's. {{gpu, {}, bytes, true}} has all on the GPU and streams what so many bytes do
   /// not hold. Empty: one backend has all. Errors of a load: out_of_memory, if a layer has no place.
@@ -77,7 +77,10 @@ struct EngineOptions {
   /// counts.
   DeviceSums device_sums = DeviceSums::automatic;
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
-  std::string cpu_level{};  ///< forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the best
+  /// Forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the environment's LLMINFER_CPU_LEVEL,
+  /// or the best. Level "amx" asks the operating system for tiles, which the process then has to the end: alternative
+  /// signal stacks must have room for them, 8 KiB more.
+  std::string cpu_level{};
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
@@ -106,9 +109,10 @@ struct EngineOptions {
   /// Of these, the tokens that a GPU has room for; 0: all. The cache of its layers then lies in host memory, and pages
   /// are copied to the GPU when a pass needs them, while it computes the layers before: sessions that are idle take no
   /// device memory when others need it, and go on without being computed again. Requests that have no room beside older
-  /// ones wait for these. What a single context has too much passes through device memory layer by layer in each pass,
-  /// which then takes at least the time of copying it; two layers of a context have to fit. Backends without a memory
-  /// of their own, the CPU's, ignore this, and there may be no other ranks. Results are those without it, bit for bit.
+  /// ones wait for these. If one context alone exceeds it, its pages are copied through device memory layer by layer in
+  /// each pass, which then takes at least the time of that; two layers of a context have to fit. Backends without a
+  /// memory of their own, the CPU's, ignore this, and there may be no other ranks. Results are those without it, bit
+  /// for bit.
   std::int64_t device_cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
@@ -165,13 +169,14 @@ LLMINFER_API std::string_view to_string(FinishReason reason) noexcept;
 /// One generated token, as the callback sees it.
 struct GeneratedToken {
   Token token = 0;        ///< -1 in a last call that brings text which was held back until the end
-  std::string_view text;  ///< text that became certain with it; may be empty (an unfinished character or stop string)
+  std::string_view text;  ///< text that became certain with it; may be empty (an unfinished character or stop string).
+                          ///< Valid during the call, as `top` is
   float logprob = 0.0f;   ///< if SamplingOptions::logprobs > 0
   std::span<const TokenLogprob> top;  ///< likewise
 };
 /// Called on the engine's thread, once per token, in order; must be quick, must not call into the engine, and must
-/// not own an Engine, Session or Chat, whose last handle must not go on that thread. Returning false ends the request
-/// with FinishReason::cancelled.
+/// not own an Engine, Session, Chat or ChatStream: the last handle of an engine waits for that thread. Returning false
+/// ends the request with FinishReason::cancelled.
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 struct GenerateOptions {

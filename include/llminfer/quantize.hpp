@@ -69,8 +69,8 @@ struct QuantizeOptions {
 
   PruneMethod prune = PruneMethod::none;
   double sparsity = 0.5;  ///< share of each row of weights that becomes zero, 0 to below 1
-  int prune_n = 0;        ///< with prune_m: of so many consecutive weights, this many become zero; 0: sparsity counts
-  int prune_m = 0;
+  int prune_n = 0;        ///< of each prune_m consecutive weights, prune_n become zero; 0: sparsity counts
+  int prune_m = 0;        ///< 0, or above prune_n
 
   std::string calibration{};       ///< text like what the model will see
   int calibration_sequences = 64;  ///< pieces of the text at most, at least 1

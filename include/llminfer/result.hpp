@@ -16,7 +16,7 @@ namespace llminfer::inline v0 {
 
 enum class ErrorCode : std::uint8_t {
   invalid_argument,          ///< an option or argument is out of its range; the message names both
-  invalid_state,             ///< the call is legal, but not now (logits() before any prefill, say)
+  invalid_state,             ///< the call is legal, but not now (a second Completion::wait(), say)
   not_found,                 ///< a file, tensor, backend or token that was named does not exist
   permission_denied,         ///< the operating system refused to open a file
   io_error,                  ///< reading failed, or a reader returned fewer bytes than it promised
@@ -39,7 +39,6 @@ enum class ErrorCode : std::uint8_t {
   context_overflow,  ///< the tokens do not fit the context and the policy is to fail
   queue_full,        ///< the engine's bounded queue is full; try again later
   cancelled,
-  deadline_exceeded,
   out_of_memory,
   callback_failed,  ///< a host callback threw
   no_device,        ///< the GPU that was asked for, or its driver, is not there
@@ -61,7 +60,9 @@ struct Error {
 class Exception : public std::exception {
  public:
   explicit Exception(Error error) : error_(std::move(error)) {}
-  const char* what() const noexcept override { return error_.message.c_str(); }
+  const char* what() const noexcept override {
+    return error_.message.empty() ? to_string(error_.code).data() : error_.message.c_str();
+  }
   ErrorCode code() const noexcept { return error_.code; }
   const Error& error() const noexcept { return error_; }
 

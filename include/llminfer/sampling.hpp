@@ -40,10 +40,12 @@ struct LogitBias {
 /// Called on the engine's thread; must not call into the engine.
 using LogitsProcessor = std::function<void(std::span<const Token> history, std::span<float> logits)>;
 
-/// Every default is neutral: plain greedy decoding. A value out of its range is Error{invalid_argument}.
+/// Every default is neutral: plain greedy decoding, in which options that choose among words (seed, top_k, top_p, …)
+/// have no effect until there is a temperature; Engine::recommended_sampling() gives the makers' choice. A value out of
+/// its range is Error{invalid_argument}.
 struct SamplingOptions {
   float temperature = 0.0f;             ///< >= 0; 0 is greedy: the best token after penalties, biases and the processor
-  std::uint64_t seed = 0;               ///< the same seed gives the same text, whatever the threads and the batch
+  std::uint64_t seed = 0;               ///< the same one gives the same text, whatever the threads and the batch
   std::int32_t top_k = 0;               ///< >= 0; 0: off
   float top_p = 1.0f;                   ///< (0, 1]; 1: off
   float min_p = 0.0f;                   ///< [0, 1]; 0: off

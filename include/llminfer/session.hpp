@@ -26,7 +26,8 @@ using LogitsCallback = std::function<bool(std::int32_t position, std::span<const
 struct PrefillOptions {
   bool hidden_states = false;           ///< keep the last hidden state of each new token, see Session::hidden_states()
   LogitsCallback on_logits{};           ///< gets the logits after every new token, not after the last one alone
-  std::optional<CancelToken> cancel{};  ///< checked at every layer
+  std::optional<CancelToken>
+      cancel{};  ///< checked at every step, and at every layer of a pass that others do not share
 };
 
 /// Move-only; one thread at a time. Keeps the engine alive. After an error the session is as it was before the call.
@@ -37,7 +38,8 @@ class LLMINFER_API Session {
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
 
-  /// Appends tokens and computes them. Errors: invalid_argument (empty, id out of range), context_overflow, cancelled.
+  /// Appends tokens and computes them. Errors: invalid_argument (empty, id out of range), context_overflow, cancelled,
+  /// queue_full, callback_failed, out_of_memory, and those of a device or another rank.
   Result<void> prefill(std::span<const Token> tokens, const PrefillOptions& options = {});
   /// Appends rows [n, hidden_size] in place of token embeddings; the rows count as tokens of id -1.
   Result<void> prefill_embeddings(std::span<const float> embeddings, const PrefillOptions& options = {});
@@ -45,7 +47,7 @@ class LLMINFER_API Session {
   Result<CompletionResult> generate(const GenerateOptions& options = {});
 
   /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before
-  /// any.
+  /// any, after truncate(), and after a generate() that was cancelled or late.
   std::span<const float> logits() const noexcept;
   /// The hidden states [n, hidden_size] of the last prefill that asked for them. Valid as logits().
   std::span<const float> hidden_states() const noexcept;

@@ -35,8 +35,8 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::template_error: return "template_error";
     case ErrorCode::context_overflow: return "context_overflow";
     case ErrorCode::queue_full: return "queue_full";
-    case ErrorCode::cancelled: return "cancelled";
-    case ErrorCode::deadline_exceeded: return "deadline_exceeded";
+    case ErrorCode::cancelled:
+      return "cancelled";
     case ErrorCode::out_of_memory: return "out_of_memory";
     case ErrorCode::callback_failed: return "callback_failed";
     case ErrorCode::no_device: return "no_device";

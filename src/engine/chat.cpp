@@ -144,10 +144,14 @@ ChatStream Chat::send(std::string_view user_message, const GenerateOptions& opti
   return message ? send(std::move(*message), options) : ChatStream(nullptr);
 }
 
+/// Ends an answer that was not read to its end.
+void Chat::end_answer() noexcept {
+  if (!state_) return;
+  if (const auto open = state_->open_stream.lock()) open->abandon();
+}
+
 ChatStream Chat::send(Message message, const GenerateOptions& options) {
-  if (state_) {
-    if (const auto open = state_->open_stream.lock()) open->abandon();  // the last answer was not read to its end
-  }
+  end_answer();
   auto stream = core::guarded([&]() -> Result<std::shared_ptr<engine::StreamState>> {
     auto made = std::make_shared<engine::StreamState>();
     made->chat = state_;
@@ -170,6 +174,7 @@ const std::vector<Message>& Chat::history() const noexcept {
 }
 
 Result<void> Chat::rewind(std::size_t messages) {
+  end_answer();
   return core::guarded([&]() -> Result<void> {
     if (messages > history().size()) {
       return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ", history().size());
@@ -205,6 +210,10 @@ bool ChatStream::next(std::string_view& piece) {
   if (!state.piece.empty()) return true;
   state.end();
   return false;
+}
+
+void ChatStream::cancel() noexcept {
+  if (state_ && state_->request) state_->request->cancel_requested.store(true, std::memory_order_relaxed);
 }
 
 Result<FinishReason> ChatStream::finish() {

@@ -11,7 +11,8 @@ Completion::Completion(std::shared_ptr<engine::Request> request) : request_(std:
 Completion::~Completion() { cancel(); }
 Completion::Completion(Completion&&) noexcept = default;
 Completion& Completion::operator=(Completion&& other) noexcept {
-  std::swap(request_, other.request_);
+  Completion before(std::move(other));
+  std::swap(request_, before.request_);
   return *this;
 }
 
@@ -23,11 +24,11 @@ bool Completion::done() const noexcept {
 
 Result<CompletionResult> Completion::wait() {
   return core::guarded([&]() -> Result<CompletionResult> {
-    if (!request_) return core::fail(ErrorCode::invalid_state, "wait() was called before");
-    const auto request = std::exchange(request_, nullptr);
-    request->wait_done();
-    LLMINFER_TRY(std::move(request->outcome));
-    return std::move(request->result);
+    if (!request_) return core::fail(ErrorCode::invalid_state, "the completion was moved from");
+    if (request_->result_taken.exchange(true)) return core::fail(ErrorCode::invalid_state, "wait() was called before");
+    request_->wait_done();
+    LLMINFER_TRY(std::move(request_->outcome));
+    return std::move(request_->result);
   });
 }
 

@@ -91,6 +91,10 @@ Result<void> check_generation(const GenerateOptions& options, const ModelInfo& i
     return fail(ErrorCode::invalid_argument, "GenerateOptions::keep_tokens is ", options.keep_tokens,
                 ", expected 0 to ", info.context_length / 2, ", half the context");
   }
+  if (options.overflow == OverflowPolicy::shift && info.context_length < 2) {
+    return fail(ErrorCode::invalid_argument,
+                "GenerateOptions::overflow is shift, which a context of one token has no room for");
+  }
   if (options.deadline && options.deadline->count() < 0) {
     return fail(ErrorCode::invalid_argument, "GenerateOptions::deadline is negative");
   }
@@ -197,12 +201,15 @@ void EngineCore::run() noexcept {
   for (; !waiting_.empty(); waiting_.pop_front()) close(waiting_.front());
 }
 
-/// Mutex held.
+/// Takes requests from the queue as long as there is room, and those that were cancelled or are late, which the step
+/// ends. Mutex held.
 void EngineCore::admit() {
-  while (!waiting_.empty() && running_.size() < static_cast<std::size_t>(max_sequences_)) {
-    running_.push_back(waiting_.front());
-    waiting_.pop_front();
-  }
+  running_.reserve(running_.size() + waiting_.size());
+  std::erase_if(waiting_, [this](const std::shared_ptr<Request>& request) {
+    const bool room = running_.size() < static_cast<std::size_t>(max_sequences_);
+    if (room || request->cancelled() || request->late()) running_.push_back(request);
+    return !running_.empty() && running_.back() == request;
+  });
 }
 
 void EngineCore::begin_step() {
@@ -265,6 +272,9 @@ Result<void> EngineCore::schedule(std::vector<Share>& shares) {
       const Sequence& sequence = *request->sequence;
       const std::int32_t pending = sequence.size() - sequence.cached;
       if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
+      // Whose pages an older request has taken is not asked a second time: its first share goes below.
+      const auto same = [&](const Share& share) { return share.request == request; };
+      if (std::any_of(shares.begin(), shares.end(), same)) continue;
       const std::int32_t rows = std::min({pending, budget, most});
       const auto room = make_room(*request, rows);
       if (!room) {
@@ -334,7 +344,7 @@ void EngineCore::restore(Request& request) noexcept {
 /// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
 void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept {
   Sequence& sequence = *request->sequence;
-  if (request->callback_failed) outcome = Error{ErrorCode::callback_failed, {}};
+  if (request->callback_failed) outcome = Error{ErrorCode::callback_failed, "callback threw"};
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) restore(*request);

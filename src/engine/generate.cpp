@@ -86,7 +86,8 @@ void EngineCore::emit(Request& request, Token token, std::string_view text, cons
     }
     request.changed.notify_all();
   }
-  if (!request.options.on_token) return;
+  // A handle that was dropped may have taken with it what the callback uses.
+  if (!request.options.on_token || request.cancel_requested.load(std::memory_order_relaxed)) return;
   GeneratedToken generated;
   generated.token = token;
   generated.text = text;

@@ -60,7 +60,8 @@ struct Request {
 
   // Shared.
   std::atomic<bool> cancel_requested{false};
-  std::mutex mutex;  ///< guards what follows
+  std::atomic<bool> result_taken{false};  ///< by Completion::wait
+  std::mutex mutex;                       ///< guards what follows
   std::condition_variable changed;
   bool done = false;
   Result<void> outcome;     ///< valid once done

@@ -43,8 +43,9 @@ Session::~Session() {
 }
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&& other) noexcept {
-  std::swap(core_, other.core_);
-  std::swap(sequence_, other.sequence_);
+  Session before(std::move(other));
+  std::swap(core_, before.core_);
+  std::swap(sequence_, before.sequence_);
   return *this;
 }
 

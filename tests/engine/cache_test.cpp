@@ -8,6 +8,7 @@
 #include <future>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/engine/tiny_model.hpp"
 #include "tests/forwarding.hpp"
@@ -123,6 +124,31 @@ TEST_CASE("an idle session gives its pages away and computes them again") {
   CHECK(first.logits().empty());
   first.prefill(last).value();
   CHECK(std::equal(before.begin(), before.end(), first.logits().begin()));
+}
+
+TEST_CASE("a session that loses its pages in the step that it was chosen for is computed anew") {
+  EngineOptions small;
+  small.context_length = 256;
+  small.cache_tokens = 320;  // five pages; the older request takes two of the three that the session has
+  small.max_batch_tokens = 128;
+  const Engine engine = load(small);
+  Session session = engine.new_session().value(), alone = load(small).new_session().value();
+  for (Session* s : {&session, &alone}) s->prefill(some_tokens(150, 1)).value();
+  std::promise<void> queued;
+  CompletionRequest gate{.tokens = some_tokens(3, 2), .options = sampled(1, 1)};
+  gate.options.on_token = [all = queued.get_future().share()](const GeneratedToken&) {
+    all.wait();
+    return true;
+  };
+  Completion first = engine.submit(std::move(gate)).value();
+  while (engine.stats().waiting > 0) std::this_thread::yield();  // until the step has begun
+  Completion older = engine.submit({.tokens = some_tokens(200, 3), .options = sampled(4, 2)}).value();
+  auto younger = std::async(std::launch::async, [&] { return session.generate(sampled(20, 3)).value().tokens; });
+  while (engine.stats().waiting < 2) std::this_thread::yield();
+  queued.set_value();
+  CHECK(younger.get() == alone.generate(sampled(20, 3)).value().tokens);
+  CHECK(older.wait().value().tokens.size() == 4);
+  CHECK(engine.stats().preemptions > 0);
 }
 
 TEST_CASE("fork and truncate") {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <future>
 #include <thread>
 
 #include "tests/engine/tiny_model.hpp"
@@ -216,7 +217,33 @@ TEST_CASE("cancellation and deadlines leave the engine well") {
   CHECK(session.generate(sampled(5, 1)).value().tokens.size() == 5);
 }
 
+TEST_CASE("requests are ended in the queue, too, and from other threads") {
+  EngineOptions options;
+  options.max_sequences = 1;
+  const Engine engine = load(options);
+  GenerateOptions endless = sampled(0, 1);
+  endless.overflow = OverflowPolicy::shift;
+  Completion running = engine.submit({.tokens = some_tokens(3, 1), .options = endless}).value();
+  Completion queued = engine.submit({.tokens = some_tokens(3, 2), .options = endless}).value();
+  queued.cancel();
+  CHECK(queued.wait().value().reason == FinishReason::cancelled);
+  endless.deadline = std::chrono::milliseconds(20);
+  CHECK(engine.complete({.tokens = some_tokens(3, 3), .options = endless}).value().reason == FinishReason::deadline);
+  CHECK_FALSE(running.done());
+  auto waiting = std::async(std::launch::async, [&] { return running.wait().value().reason; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  running.cancel();
+  CHECK(waiting.get() == FinishReason::cancelled);
+  check_error(running.wait(), ErrorCode::invalid_state, "before");
+}
+
 TEST_CASE("context overflow: stop and shift") {
+  EngineOptions single;
+  single.context_length = 1;
+  GenerateOptions shift;
+  shift.overflow = OverflowPolicy::shift;
+  check_error(load(single).complete({.tokens = some_tokens(2, 1), .options = shift}), ErrorCode::invalid_argument,
+              "one token");
   EngineOptions options;
   options.context_length = 64;
   const Engine engine = load(options);
@@ -262,6 +289,20 @@ TEST_CASE("a chat keeps its cache from turn to turn") {
   CHECK(chat.history().size() == 3);
   { ChatStream dropped = chat.send("Never read", options); }
   check_error(chat.rewind(100), ErrorCode::invalid_argument, "rewind");
+  options.max_tokens = 0;
+  options.ignore_end = true;
+  options.overflow = OverflowPolicy::shift;
+  ChatStream open = chat.send("Not wanted", options);
+  const std::size_t before = chat.history().size();
+  chat.rewind(2).value();  // the message and what there is of the answer
+  CHECK(open.finish().value() == FinishReason::cancelled);
+  CHECK(chat.history().size() == before);
+  ChatStream cancelled = chat.send("Short", options);
+  std::string_view piece;
+  CHECK(cancelled.next(piece));
+  cancelled.cancel();
+  CHECK(cancelled.finish().value() == FinishReason::cancelled);
+  CHECK(chat.history().size() == before + 2);
   Chat broken = engine.new_chat({.chat_template = "{{ raise_exception('no such role') }}"}).value();
   ChatStream failed = broken.send("x");
   check_error(failed.finish(), ErrorCode::template_error, "no such role");
