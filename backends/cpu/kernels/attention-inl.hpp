@@ -32,30 +32,34 @@ struct RowState {
 static inline float mask_scores(Vec* s, Visible visible) {
   if (visible.begin > 0 || visible.end < kPageSlots) {
     const Vec none = broadcast(-__builtin_inff());
-    unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kAt = i.value * Vec::kWidth;
-      s[i.value] = select_lanes(s[i.value], visible.begin - kAt, visible.end - kAt, none);
-    });
+    LLMINFER_UNROLL
+    for (int i = 0; i < kPageVecs; ++i) {
+      const int at = i * Vec::kWidth;
+      s[i] = select_lanes(s[i], visible.begin - at, visible.end - at, none);
+    }
   }
   Vec highest = s[0];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) { highest = max(highest, s[i.value]); });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs; ++i) highest = max(highest, s[i]);
   return reduce_max(highest);
 }
 
 /// One row's scores // (64) become weights; slots that it does not see weigh nothing.
 static inline void weigh(float* scores, Visible visible, const RowState& row) {
   Vec s[kPageVecs];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) { s[i.value] = load(scores + i.value * Vec::kWidth); });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs; ++i) s[i] = load(scores + i * Vec::kWidth);
   const float page_max = mask_scores(s, visible);
   const float new_max = page_max > row.max ? page_max : row.max;
   const Vec center = broadcast(new_max);
   Vec total[kLaneVecs];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-    const Vec weight = exp(s[i.value] - center);
-    Vec& sum = total[i.value % kLaneVecs];
-    sum = i.value < kLaneVecs ? weight : sum + weight;
-    store(scores + i.value * Vec::kWidth, weight);
-  });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs; ++i) {
+    const Vec weight = exp(s[i] - center);
+    Vec& sum = total[i % kLaneVecs];
+    sum = i < kLaneVecs ? weight : sum + weight;
+    store(scores + i * Vec::kWidth, weight);
+  }
   if (new_max != row.max) row.raise(new_max, exp(broadcast(row.max - new_max)));
   row.sum += reduce_lanes(total);
 }
@@ -85,28 +89,30 @@ template <bool kCodes>
 static inline float weigh_words(const float* scores, PageScales scales, Visible visible, const RowState& row,
                                 float offset, std::int16_t* words) {
   Vec s[kPageVecs];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-    constexpr int kAt = i.value * Vec::kWidth;
-    const Vec score = load(scores + kAt);
-    s[i.value] = kCodes ? score + broadcast(offset) : score * load(scales.keys + kAt);
-  });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs; ++i) {
+    const int at = i * Vec::kWidth;
+    const Vec score = load(scores + at);
+    s[i] = kCodes ? score + broadcast(offset) : score * load(scales.keys + at);
+  }
   const float page_max = mask_scores(s, visible);
   const float new_max = page_max > row.max ? page_max : row.max;
   const Vec center = broadcast(new_max);
   const bool masked = visible.begin > 0 || visible.end < kPageSlots;
   Vec total[kLaneVecs], scaled[kLaneVecs], minima[kLaneVecs];
-  unroll<kPageVecs>([&](auto i) __attribute__((always_inline)) {
-    constexpr int kAt = i.value * Vec::kWidth, kLane = i.value % kLaneVecs;
-    Vec weight = power_of_two(s[i.value] - center);
-    if (masked) weight = select_lanes(weight, visible.begin - kAt, visible.end - kAt, broadcast(0.0f));
-    s[i.value] = weight * load(scales.values + kAt);
-    total[kLane] = i.value < kLaneVecs ? weight : total[kLane] + weight;
-    scaled[kLane] = i.value < kLaneVecs ? s[i.value] : scaled[kLane] + s[i.value];
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs; ++i) {
+    const int at = i * Vec::kWidth, lane = i % kLaneVecs;
+    Vec weight = power_of_two(s[i] - center);
+    if (masked) weight = select_lanes(weight, visible.begin - at, visible.end - at, broadcast(0.0f));
+    s[i] = weight * load(scales.values + at);
+    total[lane] = i < kLaneVecs ? weight : total[lane] + weight;
+    scaled[lane] = i < kLaneVecs ? s[i] : scaled[lane] + s[i];
     if constexpr (kCodes) {
-      const Vec minimum = load(scales.minima + kAt);
-      minima[kLane] = i.value < kLaneVecs ? weight * minimum : fma(weight, minimum, minima[kLane]);
+      const Vec minimum = load(scales.minima + at);
+      minima[lane] = i < kLaneVecs ? weight * minimum : fma(weight, minimum, minima[lane]);
     }
-  });
+  }
   if (new_max != row.max) {
     const Vec fade = power_of_two(broadcast(row.max - new_max));
     row.raise(new_max, fade);
@@ -116,10 +122,11 @@ static inline float weigh_words(const float* scores, PageScales scales, Visible 
   if constexpr (kCodes) *row.shift += reduce_lanes(minima);
   const Rounding rounding = rounding_of(scaled);
   const Vec factor = broadcast(rounding.factor);
-  unroll<kPageVecs / 2>([&](auto i) __attribute__((always_inline)) {
-    constexpr int kFirst = 2 * i.value;
-    store_words(words + kFirst * Vec::kWidth, s[kFirst] * factor, s[kFirst + 1] * factor);
-  });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kPageVecs / 2; ++i) {
+    const int first = 2 * i;
+    store_words(words + first * Vec::kWidth, s[first] * factor, s[first + 1] * factor);
+  }
   return rounding.scale;
 }
 
@@ -235,13 +242,14 @@ static void round_queries_for(const Ranges& ranges, const AttentionTile& tile, s
     float room[kRunDims];
     const float* const q = run_of_query(tile.q + std::int64_t{r} * head_dim, head_dim, begin, room);
     Vec scaled[kRunVecs], product[kLaneVecs];
-    unroll<kRunVecs>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kAt = i.value * Vec::kWidth;
-      const Vec x = load(q + kAt), minimum = load(ranges.minima + kAt);
-      Vec& sum = product[i.value % kLaneVecs];
-      sum = i.value < kLaneVecs ? x * minimum : fma(x, minimum, sum);
-      scaled[i.value] = x * load(ranges.scales + kAt);
-    });
+    LLMINFER_UNROLL
+    for (int i = 0; i < kRunVecs; ++i) {
+      const int at = i * Vec::kWidth;
+      const Vec x = load(q + at), minimum = load(ranges.minima + at);
+      Vec& sum = product[i % kLaneVecs];
+      sum = i < kLaneVecs ? x * minimum : fma(x, minimum, sum);
+      scaled[i] = x * load(ranges.scales + at);
+    }
     factors[r] = round_run(scaled, kRunDims, words + std::int64_t{r} * kRunDims);
     offsets[r] = (begin > 0 ? offsets[r] : 0.0f) + reduce_lanes(product) * 1.44269504f;
   }

@@ -19,12 +19,11 @@ struct PairSum {
   WordSums total;
 
   [[gnu::always_inline]] void start(Ints at) { total = start_words(at); }
-  template <int I, int P>
-  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+  [[gnu::always_inline]] void add(Bytes codes, Ints x, int step, int) {
     const Bytes pairs = multiply_pairs(codes, x);
-    words = I % kRun == 0 ? pairs : add_words(words, pairs);
+    words = step % kRun == 0 ? pairs : add_words(words, pairs);
     // A code of an activation is 256 times its byte.
-    if constexpr (I % kRun == kRun - 1) total = dot_words(total, words, fill_word(1 << kBytes8.shift));
+    if (step % kRun == kRun - 1) total = dot_words(total, words, fill_word(1 << kBytes8.shift));
   }
   [[gnu::always_inline]] Ints result() const { return total_words(total); }
 };
@@ -34,9 +33,9 @@ struct PairProducts {
   static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = PairSum<s>;
-  template <PanelShape s, int I, int P>
-  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
-    return fill_quad(x.codes + I * 4);
+  template <PanelShape s>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int) {
+    return fill_quad(x.codes + i * 4);
   }
   [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
 };
@@ -47,11 +46,14 @@ template <PanelShape s>
   constexpr int V = kTileVectors, kUp = pair_shape(s).zero - s.zero;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
-    unroll<kSteps * V>([&](auto n) __attribute__((always_inline)) {
-      constexpr int q = n.value / V, v = n.value % V;
-      const Bytes codes = unpack_quad<s, q>(from.codes[v], from.table);
-      store_bytes(to + n.value * Slice::kVector, kUp == 0 ? codes : add_bytes(codes, fill_bytes(kUp)));
-    });
+    LLMINFER_UNROLL
+    for (int q = 0; q < kSteps; ++q) {
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) {
+        const Bytes codes = unpack_quad<s>(from.codes[v], q, from.table);
+        store_bytes(to + (q * V + v) * Slice::kVector, kUp == 0 ? codes : add_bytes(codes, fill_bytes(kUp)));
+      }
+    }
     fill_scales<Slice>(from, to);
     from.leave();
   }

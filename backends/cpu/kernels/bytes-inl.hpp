@@ -17,36 +17,40 @@ template <int M>
     return reinterpret_cast<const ByteRow*>(x + m * x_stride);
   };
   ByteSums sum[M][V];
-  unroll<M>([&](auto m) __attribute__((always_inline)) {
-    const Ints start = kSignedCodes ? zero_ints() : shift_ints<7>(fill_quad(&row(m.value)->minus_sum));
-    unroll<V>([&](auto v) __attribute__((always_inline)) { sum[m.value][v.value] = start_sums(start); });
-  });
+  LLMINFER_UNROLL
+  for (int m = 0; m < M; ++m) {
+    const Ints start = kSignedCodes ? zero_ints() : shift_ints<7>(fill_quad(&row(m)->minus_sum));
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) sum[m][v] = start_sums(start);
+  }
   const std::uint8_t* codes[V];
   for (int v = 0; v < V; ++v) codes[v] = columns.panel[v] + columns.lane[v] * 4;
   const std::uint8_t* at = x + sizeof(ByteRow);
   for (std::int64_t q = 0; q < quads; ++q, at += kWordRows ? 8 : 4) {
     Bytes quad[V];
-    unroll<V>([&](auto v) __attribute__((always_inline)) {
-      quad[v.value] = load_bytes(codes[v.value] + q * 64);
-      if constexpr (kSignedCodes) quad[v.value] = xor_bytes(quad[v.value], fill_bytes(128));
-    });
-    unroll<kParts>([&](auto p) __attribute__((always_inline)) {
-      unroll<M>([&](auto m) __attribute__((always_inline)) {
-        const Ints part = fill_quad(at + m.value * x_stride + p.value * 4);
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          sum[m.value][v.value] = add_products<p.value>(sum[m.value][v.value], quad[v.value], part);
-        });
-      });
-    });
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) {
+      quad[v] = load_bytes(codes[v] + q * 64);
+      if constexpr (kSignedCodes) quad[v] = xor_bytes(quad[v], fill_bytes(128));
+    }
+    LLMINFER_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      LLMINFER_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const Ints part = fill_quad(at + m * x_stride + p * 4);
+        LLMINFER_UNROLL
+        for (int v = 0; v < V; ++v) sum[m][v] = add_products(sum[m][v], quad[v], part, p);
+      }
+    }
   }
   Floats result[M][V];
-  unroll<V>([&](auto v) __attribute__((always_inline)) {
-    const ByteScales scales(columns.panel[v.value], columns.lane[v.value], layout);
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
-      result[m.value][v.value] = scales.result(total_sums(sum[m.value][v.value]), *row(m.value));
-    });
-  });
-  store_tile<M, V>(result, out);
+  LLMINFER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const ByteScales scales(columns.panel[v], columns.lane[v], layout);
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) result[m][v] = scales.result(total_sums(sum[m][v]), *row(m));
+  }
+  store_tile(result, out);
 }
 
 [[gnu::noinline]] void byte_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,

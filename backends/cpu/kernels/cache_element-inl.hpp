@@ -77,7 +77,8 @@ struct Rounding {
 static inline Rounding rounding_of(const Vec* lanes) {
   constexpr float kMost = kMostSum;
   Vec most = lanes[0];
-  unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { most = max(most, lanes[l.value]); });
+  LLMINFER_UNROLL
+  for (int l = 0; l < kLaneVecs; ++l) most = max(most, lanes[l]);
   const float sum = reduce_lanes(lanes), quarter = 4.0f * reduce_max(most);
   if (!(sum > 1e-30f)) return {0.0f, sum};  // next to nothing, or NaN, which the scale hands on
   const float bound = sum > quarter ? sum : quarter;
@@ -89,11 +90,13 @@ static inline Rounding rounding_of(const Vec* lanes) {
 inline constexpr int kRunVecs = kRunDims / Vec::kWidth;
 static inline float round_run(const Vec* x, std::int32_t count, std::int16_t* words) {
   Vec sum[kLaneVecs];
-  unroll<kLaneVecs>([&](auto l) __attribute__((always_inline)) { sum[l.value] = broadcast(0.0f); });
-  unroll<kRunVecs>([&](auto i) __attribute__((always_inline)) {
-    Vec& lanes = sum[i.value % kLaneVecs];
-    lanes = lanes + max(x[i.value], broadcast(0.0f) - x[i.value]);
-  });
+  LLMINFER_UNROLL
+  for (int l = 0; l < kLaneVecs; ++l) sum[l] = broadcast(0.0f);
+  LLMINFER_UNROLL
+  for (int i = 0; i < kRunVecs; ++i) {
+    Vec& lanes = sum[i % kLaneVecs];
+    lanes = lanes + max(x[i], broadcast(0.0f) - x[i]);
+  }
   const Rounding rounding = rounding_of(sum);
   const Vec factor = broadcast(rounding.factor);
   for (std::int32_t i = 0; i < count; i += 2 * Vec::kWidth) {
@@ -117,8 +120,8 @@ static void round_queries(std::int32_t rows, std::int32_t head_dim, const float*
       float room[kRunDims];
       const float* const x = run_of_query(q, head_dim, begin, room);
       Vec elements[kRunVecs];
-      unroll<kRunVecs>([&](auto i)
-                           __attribute__((always_inline)) { elements[i.value] = load(x + i.value * Vec::kWidth); });
+      LLMINFER_UNROLL
+      for (int i = 0; i < kRunVecs; ++i) elements[i] = load(x + i * Vec::kWidth);
       scales[run * rows + r] = round_run(elements, left < kRunDims ? left : kRunDims, words + begin);
     }
   }

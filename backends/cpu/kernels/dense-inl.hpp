@@ -22,16 +22,17 @@ template <Dense D, int M, int V>
     const float* const quad = x + i / 2 * 4;
     Floats c[V];
     Choice choice[V];
-    unroll<V>([&](auto v) __attribute__((always_inline)) {
-      c[v.value] = load_dense<D>(w.panel[v.value], i * kPanelRows + w.lane[v.value]);
-      choice[v.value] = load_choice(w.panel[v.value] + layout.scale + i * 4, w.lane[v.value]);
-    });
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
-      const Floats values = fill_four(quad + m.value * x_stride);
-      unroll<V>([&](auto v) __attribute__((always_inline)) {
-        acc[m.value][v.value] = fma(c[v.value], choose(values, choice[v.value]), acc[m.value][v.value]);
-      });
-    });
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) {
+      c[v] = load_dense<D>(w.panel[v], i * kPanelRows + w.lane[v]);
+      choice[v] = load_choice(w.panel[v] + layout.scale + i * 4, w.lane[v]);
+    }
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const Floats values = fill_four(quad + m * x_stride);
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(c[v], choose(values, choice[v]), acc[m][v]);
+    }
   }
 }
 
@@ -52,20 +53,22 @@ template <Dense D, int M, int V>
   for (std::int64_t k = 0; k < cols; ++k, ++x) {
     if constexpr (D == Dense::fp8) {
       if (k % kGroupValues == 0) {
-        unroll<V>([&](auto v) __attribute__((always_inline)) { scale[v.value] = dense_scale(w, layout, k, v.value); });
+        LLMINFER_UNROLL
+        for (int v = 0; v < V; ++v) scale[v] = dense_scale(w, layout, k, v);
       }
     }
     Floats c[V];
-    unroll<V>([&](auto v) __attribute__((always_inline)) {
-      c[v.value] = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
-      if constexpr (D == Dense::fp8) c[v.value] = multiply(c[v.value], scale[v.value]);
-    });
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
-      const Floats value = fill_float(x[m.value * x_stride]);
-      unroll<V>([&](auto v) __attribute__((always_inline)) {
-        acc[m.value][v.value] = fma(c[v.value], value, acc[m.value][v.value]);
-      });
-    });
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) {
+      c[v] = load_dense<D>(w.panel[v], k * kPanelRows + w.lane[v]);
+      if constexpr (D == Dense::fp8) c[v] = multiply(c[v], scale[v]);
+    }
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const Floats value = fill_float(x[m * x_stride]);
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(c[v], value, acc[m][v]);
+    }
   }
 }
 
@@ -87,14 +90,12 @@ template <Dense D, int M>
                                   std::int64_t x_stride, std::int64_t cols, const Output& out, bool resume) {
   Floats acc[M][kDenseVectors];
   if (resume) {
-    load_tile<M, kDenseVectors>(acc, out);
+    load_tile(acc, out);
   } else {
-    unroll<M * kDenseVectors>([&](auto i) __attribute__((always_inline)) {
-      acc[i.value / kDenseVectors][i.value % kDenseVectors] = zero_floats();
-    });
+    clear_tile(acc);
   }
   dense_tile<D, M, kDenseVectors>(columns, layout, x, x_stride, cols, acc);
-  store_tile<M, kDenseVectors>(acc, out);
+  store_tile(acc, out);
 }
 
 template <Dense D>

@@ -9,9 +9,8 @@ constexpr int kByteRows = 0;   ///< the two forms are one
 constexpr int kSteps = 8;      ///< of a group of 32: a quad each
 constexpr int kCodeParts = 1;  ///< both multiplications of a step take the same codes
 
-/// What the P-th of a step's two multiplications takes of a quad's codes.
-template <int P>
-[[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes) {
+/// What the p-th of a step's two multiplications takes of a quad's codes.
+[[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes, [[maybe_unused]] int p) {
   return codes;
 }
 
@@ -26,8 +25,7 @@ template <PanelShape s>
 using ByteSums = Ints;
 [[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return at; }
 [[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return sum; }
-template <int P>
-[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x, [[maybe_unused]] int p) {
   return dot_bytes(sum, codes, x);
 }
 
@@ -35,10 +33,9 @@ template <int P>
 struct Dot {
   Ints high, low;
   [[gnu::always_inline]] void start(Ints at) { high = zero_ints(), low = at; }
-  template <int I, int P>
-  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
-    if constexpr (P == 0) high = dot_bytes(high, codes, x);
-    if constexpr (P == 1) low = dot_bytes(low, codes, x);
+  [[gnu::always_inline]] void add(Bytes codes, Ints x, int, int p) {
+    Ints& sum = p == 0 ? high : low;
+    sum = dot_bytes(sum, codes, x);
   }
   [[gnu::always_inline]] Ints result() const { return add_ints(shift_ints<8>(high), low); }
 };
@@ -49,8 +46,7 @@ struct HighProducts {
   struct Dot {
     Ints high;
     [[gnu::always_inline]] void start(Ints at) { high = shift_ints<-8>(at); }
-    template <int I, int P>
-    [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+    [[gnu::always_inline]] void add(Bytes codes, Ints x, int, int) {
       high = dot_bytes(high, codes, x);
     }
     [[gnu::always_inline]] Ints result() const { return high; }
@@ -59,9 +55,9 @@ struct HighProducts {
   static constexpr int kRows = kHighTileRows;
   template <PanelShape s>
   using Sum = Dot;
-  template <PanelShape s, int I, int P>
-  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
-    return fill_quad(x.codes + I * 4);
+  template <PanelShape s>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int) {
+    return fill_quad(x.codes + i * 4);
   }
   [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) {
     return multiply(fill_float(x.scale), fill_float(256.0f));

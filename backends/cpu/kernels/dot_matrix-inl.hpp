@@ -20,8 +20,7 @@ template <PanelShape s>
 using ByteSums = Ints;
 [[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return at; }
 [[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return sum; }
-template <int P>
-[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x, [[maybe_unused]] int p) {
   return dot_row_bytes(sum, codes, x);
 }
 
@@ -29,9 +28,8 @@ template <int P>
 struct Dot {
   Ints rows[2];
   [[gnu::always_inline]] void start(Ints at) { rows[0] = rows[1] = low_lanes(at); }
-  template <int I, int P>
-  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
-    rows[P] = dot_matrix(rows[P], codes, x);
+  [[gnu::always_inline]] void add(Bytes codes, Ints x, int, int p) {
+    rows[p] = dot_matrix(rows[p], codes, x);
   }
   [[gnu::always_inline]] Ints result() const { return add_parts(rows[0], rows[1]); }
 };

@@ -9,10 +9,9 @@ constexpr bool kSignedCodes = false;
 constexpr int kSteps = 8;  ///< of a group of 32: a quad each
 constexpr int kCodeParts = 2;
 
-/// What the P-th of a step's two multiplications takes of a quad's codes.
-template <int P>
-[[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes) {
-  return P == 0 ? even_bytes(codes) : odd_bytes(codes);
+/// What the p-th of a step's two multiplications takes of a quad's codes.
+[[gnu::always_inline]] inline Bytes codes_of_part(Bytes codes, [[maybe_unused]] int p) {
+  return p == 0 ? even_bytes(codes) : odd_bytes(codes);
 }
 
 /// A part's codes less their zero point.
@@ -25,17 +24,15 @@ template <PanelShape s>
 using ByteSums = WordSums;
 [[gnu::always_inline]] inline ByteSums start_sums(Ints at) { return start_words(at); }
 [[gnu::always_inline]] inline Ints total_sums(ByteSums sum) { return total_words(sum); }
-template <int P>
-[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x) {
-  return dot_words(sum, codes_of_part<P>(codes), x);
+[[gnu::always_inline]] inline ByteSums add_products(ByteSums sum, Bytes codes, Ints x, [[maybe_unused]] int p) {
+  return dot_words(sum, codes_of_part(codes, p), x);
 }
 
 /// A dot product in progress: one per row, vector and group of 16 or 32.
 struct Dot {
   WordSums sum;
   [[gnu::always_inline]] void start(Ints at) { sum = start_words(at); }
-  template <int I, int P>
-  [[gnu::always_inline]] void add(Bytes codes, Ints x) {
+  [[gnu::always_inline]] void add(Bytes codes, Ints x, int, int) {
     sum = dot_words(sum, codes, x);
   }
   [[gnu::always_inline]] Ints result() const { return total_words(sum); }

@@ -59,21 +59,19 @@ struct PanelReader {
   [[gnu::always_inline]] void enter() {
     if constexpr (s.scale == PanelScale::two_level) {
       if (group % kSuperGroups != 0) return;
-      unroll<V>([&](auto v) __attribute__((always_inline)) {
-        const std::uint8_t* const at =
-            columns.panel[v.value] + (group / kSuperGroups * kPanelRows + columns.lane[v.value]) * 2;
-        super_scale[v.value] = load_halves(at + layout.super_scale);
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) {
+        const std::uint8_t* const at = columns.panel[v] + (group / kSuperGroups * kPanelRows + columns.lane[v]) * 2;
+        super_scale[v] = load_halves(at + layout.super_scale);
         __builtin_prefetch(at + layout.super_scale + ahead.scales);
         if constexpr (s.minimum) {
-          super_minimum[v.value] = load_halves(at + layout.super_minimum);
+          super_minimum[v] = load_halves(at + layout.super_minimum);
           __builtin_prefetch(at + layout.super_minimum + ahead.scales);
         }
-      });
+      }
     }
   }
-  template <int I, int P>
-  [[gnu::always_inline]] Bytes code(int v) const {
-    return step_codes<s, I, P>(codes[v], table);
+  [[gnu::always_inline]] Bytes code(int v, int i, int p) const { return step_codes<s>(codes[v], i, p, table);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     const std::uint8_t* const base = columns.panel[v] + layout.scale;
@@ -93,16 +91,17 @@ struct PanelReader {
     if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }
   [[gnu::always_inline]] void leave() {
-    unroll<V>([&](auto v) __attribute__((always_inline)) {
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) {
       constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
-      constexpr int kFirst = v.value * kLanes % kPanelRows / kLanes * kLines;
-      const std::uint8_t* const line = codes[v.value] + ahead.codes;
-      for (int i = kFirst; i < kFirst + kLines; ++i) __builtin_prefetch(line + i * 64);
-      const std::uint8_t* const scales = columns.panel[v.value] + scale_at(v.value, 0) * kScaleBytes + ahead.scales;
+      const int first = v * kLanes % kPanelRows / kLanes * kLines;
+      const std::uint8_t* const line = codes[v] + ahead.codes;
+      for (int i = first; i < first + kLines; ++i) __builtin_prefetch(line + i * 64);
+      const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;
       __builtin_prefetch(scales + layout.scale);
       if constexpr (s.minimum && s.scale != PanelScale::f32) __builtin_prefetch(scales + layout.minimum);
-      codes[v.value] += layout.code_bytes;
-    });
+      codes[v] += layout.code_bytes;
+    }
     ++group;
   }
 
@@ -141,9 +140,8 @@ struct SliceReader {
   std::uint8_t* at;
 
   [[gnu::always_inline]] void enter() {}
-  template <int I, int P>
-  [[gnu::always_inline]] Bytes code(int v) const {
-    return load_bytes(at + ((I * kParts + P % kParts) * V + v) * kVector);
+  [[gnu::always_inline]] Bytes code(int v, int i, int p) const {
+    return load_bytes(at + ((i * kParts + p % kParts) * V + v) * kVector);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     return load_floats(at + kCodes + (half * V + v) * kVector);
@@ -157,14 +155,15 @@ struct SliceReader {
 /// The scales and minimums of the group that `from` is in.
 template <class Slice, PanelShape s>
 [[gnu::always_inline]] inline void fill_scales(const PanelReader<s>& from, std::uint8_t* to) {
-  constexpr int V = kTileVectors;
-  unroll<halves(s) * V>([&](auto n) __attribute__((always_inline)) {
-    std::uint8_t* const scale = to + Slice::kCodes + n.value * Slice::kVector;
-    store_floats(reinterpret_cast<float*>(scale), from.scale(n.value % V, n.value / V));
+  constexpr int V = kTileVectors, kScales = halves(s) * V;
+  LLMINFER_UNROLL
+  for (int n = 0; n < kScales; ++n) {
+    std::uint8_t* const scale = to + Slice::kCodes + n * Slice::kVector;
+    store_floats(reinterpret_cast<float*>(scale), from.scale(n % V, n / V));
     if constexpr (s.minimum) {
-      store_floats(reinterpret_cast<float*>(scale + Slice::kScales), from.minimum(n.value % V, n.value / V));
+      store_floats(reinterpret_cast<float*>(scale + Slice::kScales), from.minimum(n % V, n / V));
     }
-  });
+  }
 }
 
 template <PanelShape s>
@@ -173,15 +172,17 @@ template <PanelShape s>
   constexpr int V = kTileVectors;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
-    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
-      unroll<kCodeParts>([&](auto p) __attribute__((always_inline)) {
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          constexpr int kAt = quad_at(s, i.value);
-          store_bytes(to + ((kAt * kCodeParts + p.value) * V + v.value) * Slice::kVector,
-                      slice_codes<s>(from.template code<i.value, p.value>(v.value)));
-        });
-      });
-    });
+    LLMINFER_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      LLMINFER_UNROLL
+      for (int p = 0; p < kCodeParts; ++p) {
+        LLMINFER_UNROLL
+        for (int v = 0; v < V; ++v) {
+          store_bytes(to + ((quad_at(s, i) * kCodeParts + p) * V + v) * Slice::kVector,
+                      slice_codes<s>(from.code(v, i, p)));
+        }
+      }
+    }
     fill_scales<Slice>(from, to);
     from.leave();
   }
@@ -194,9 +195,9 @@ struct Products {
   template <PanelShape s>
   using Sum = Dot;
   [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
-  template <PanelShape s, int I, int P>
-  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x) {
-    return step_activations<s, I, P>(x);
+  template <PanelShape s>
+  [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int p) {
+    return step_activations<s>(x, i, p);
   }
 };
 
@@ -209,57 +210,67 @@ template <PanelShape s, int M, class Way, class Reader>
     w.enter();
     typename Way::template Sum<s> dot[M][V];
     Floats sum[M][V];
-    unroll<kSteps>([&](auto i) __attribute__((always_inline)) {
-      constexpr int kHalf = i.value / kHalfSteps;
-      if constexpr (i.value % kHalfSteps == 0) {
-        unroll<M>([&](auto m) __attribute__((always_inline)) {
-          const QuantizedGroup& row = x[m.value * x_stride];
+    LLMINFER_UNROLL
+    for (int i = 0; i < kSteps; ++i) {
+      const int half = i / kHalfSteps;
+      if (i % kHalfSteps == 0) {
+        LLMINFER_UNROLL
+        for (int m = 0; m < M; ++m) {
+          const QuantizedGroup& row = x[m * x_stride];
           Ints start = zero_ints();
           if constexpr (s.zero != 0 && !made_signed(s)) {
-            start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[kHalf]));
+            start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[half]));
           }
-          unroll<V>([&](auto v) __attribute__((always_inline)) { dot[m.value][v.value].start(start); });
-        });
+          LLMINFER_UNROLL
+          for (int v = 0; v < V; ++v) dot[m][v].start(start);
+        }
       }
-      unroll<Way::kParts>([&](auto p) __attribute__((always_inline)) {
-        Bytes c[V];
-        unroll<V>([&](auto v)
-                      __attribute__((always_inline)) { c[v.value] = w.template code<i.value, p.value>(v.value); });
-        unroll<M>([&](auto m) __attribute__((always_inline)) {
-          const Ints part = Way::template activations<s, i.value, p.value>(x[m.value * x_stride]);
-          unroll<V>([&](auto v) __attribute__((always_inline)) {
-            dot[m.value][v.value].template add<i.value, p.value>(c[v.value], part);
-          });
-        });
-      });
-      if constexpr (i.value % kHalfSteps == kHalfSteps - 1) {
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          const Floats scale = w.scale(v.value, kHalf);
-          unroll<M>([&](auto m) __attribute__((always_inline)) {
-            const Floats d = to_floats(dot[m.value][v.value].result());
-            Floats& t = sum[m.value][v.value];
-            t = kHalf == 0 ? multiply(scale, d) : fma(scale, d, t);
-          });
-        });
+      Bytes c[V];
+      LLMINFER_UNROLL
+      for (int p = 0; p < Way::kParts; ++p) {
+        if (p < kCodeParts) {
+          LLMINFER_UNROLL
+          for (int v = 0; v < V; ++v) c[v] = w.code(v, i, p);
+        }
+        LLMINFER_UNROLL
+        for (int m = 0; m < M; ++m) {
+          const Ints part = Way::template activations<s>(x[m * x_stride], i, p);
+          LLMINFER_UNROLL
+          for (int v = 0; v < V; ++v) dot[m][v].add(c[v], part, i, p);
+        }
       }
-    });
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
-      const Floats scale = Way::scale(x[m.value * x_stride]);
-      unroll<V>([&](auto v) __attribute__((always_inline)) {
-        acc[m.value][v.value] = fma(sum[m.value][v.value], scale, acc[m.value][v.value]);
-      });
-    });
+      if (i % kHalfSteps == kHalfSteps - 1) {
+        LLMINFER_UNROLL
+        for (int v = 0; v < V; ++v) {
+          const Floats scale = w.scale(v, half);
+          LLMINFER_UNROLL
+          for (int m = 0; m < M; ++m) {
+            const Floats d = to_floats(dot[m][v].result());
+            sum[m][v] = half == 0 ? multiply(scale, d) : fma(scale, d, sum[m][v]);
+          }
+        }
+      }
+    }
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const Floats scale = Way::scale(x[m * x_stride]);
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) acc[m][v] = fma(sum[m][v], scale, acc[m][v]);
+    }
     if constexpr (s.minimum) {
-      unroll<H>([&](auto h) __attribute__((always_inline)) {
-        unroll<V>([&](auto v) __attribute__((always_inline)) {
-          const Floats minimum = w.minimum(v.value, h.value);
-          unroll<M>([&](auto m) __attribute__((always_inline)) {
-            const QuantizedGroup& row = x[m.value * x_stride];
-            const Floats xsum = fill_float(H == 1 ? row.scaled_sum : row.scaled_half_sum[h.value]);
-            acc[m.value][v.value] = fnma(minimum, xsum, acc[m.value][v.value]);
-          });
-        });
-      });
+      LLMINFER_UNROLL
+      for (int h = 0; h < H; ++h) {
+        LLMINFER_UNROLL
+        for (int v = 0; v < V; ++v) {
+          const Floats minimum = w.minimum(v, h);
+          LLMINFER_UNROLL
+          for (int m = 0; m < M; ++m) {
+            const QuantizedGroup& row = x[m * x_stride];
+            const Floats xsum = fill_float(H == 1 ? row.scaled_sum : row.scaled_half_sum[h]);
+            acc[m][v] = fnma(minimum, xsum, acc[m][v]);
+          }
+        }
+      }
     }
     w.leave();
   }
@@ -279,44 +290,55 @@ struct Output {
 
 template <int M, int V>
 [[gnu::always_inline]] inline void store_tile(const Floats (&acc)[M][V], const Output& out) {
-  unroll<V>([&](auto v) __attribute__((always_inline)) {
-    const std::int64_t lanes = out.lanes(v.value);
-    if (lanes <= 0) return;
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
+  LLMINFER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const std::int64_t lanes = out.lanes(v);
+    if (lanes <= 0) continue;
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) {
       if (lanes >= kLanes) {
-        store_floats(out.at(m.value, v.value), acc[m.value][v.value]);
+        store_floats(out.at(m, v), acc[m][v]);
       } else {
-        store_some(out.at(m.value, v.value), acc[m.value][v.value], static_cast<int>(lanes));
+        store_some(out.at(m, v), acc[m][v], static_cast<int>(lanes));
       }
-    });
-  });
+    }
+  }
 }
 template <int M, int V>
 [[gnu::always_inline]] inline void load_tile(Floats (&acc)[M][V], const Output& out) {
-  unroll<V>([&](auto v) __attribute__((always_inline)) {
-    const std::int64_t lanes = out.lanes(v.value);
-    unroll<M>([&](auto m) __attribute__((always_inline)) {
-      acc[m.value][v.value] = lanes >= kLanes ? load_floats(out.at(m.value, v.value))
-                              : lanes > 0     ? load_some(out.at(m.value, v.value), static_cast<int>(lanes))
-                                              : zero_floats();
-    });
-  });
+  LLMINFER_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const std::int64_t lanes = out.lanes(v);
+    LLMINFER_UNROLL
+    for (int m = 0; m < M; ++m) {
+      acc[m][v] = lanes >= kLanes ? load_floats(out.at(m, v))
+                  : lanes > 0     ? load_some(out.at(m, v), static_cast<int>(lanes))
+                                  : zero_floats();
+    }
+  }
+}
+template <int M, int V>
+[[gnu::always_inline]] inline void clear_tile(Floats (&acc)[M][V]) {
+  LLMINFER_UNROLL
+  for (int m = 0; m < M; ++m) {
+    LLMINFER_UNROLL
+    for (int v = 0; v < V; ++v) acc[m][v] = zero_floats();
+  }
 }
 
 /// One tile over some groups; with `resume` the output holds the sums of the groups before.
 template <PanelShape s, int M, class Way, class Reader>
-[[gnu::noinline]] void grouped_rows(Reader w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
-                                    const Output& out, bool resume) {
+[[gnu::noinline]] void grouped_rows(const Reader& from, std::int64_t groups, const QuantizedGroup* x,
+                                    std::int64_t x_stride, const Output& out, bool resume) {
+  Reader w = from;
   Floats acc[M][kTileVectors];
   if (resume) {
-    load_tile<M, kTileVectors>(acc, out);
+    load_tile(acc, out);
   } else {
-    unroll<M * kTileVectors>([&](auto i) __attribute__((always_inline)) {
-      acc[i.value / kTileVectors][i.value % kTileVectors] = zero_floats();
-    });
+    clear_tile(acc);
   }
   grouped_tile<s, M, Way>(w, groups, x, x_stride, acc);
-  store_tile<M, kTileVectors>(acc, out);
+  store_tile(acc, out);
 }
 
 /// All rows, in tiles of nearly equal height.

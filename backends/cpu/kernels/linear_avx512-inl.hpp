@@ -35,12 +35,11 @@ using Floats = __m512;
 [[gnu::always_inline]] inline Bytes or_masked(Bytes a, Bytes b, Bytes mask) {
   return _mm512_ternarylogic_epi32(a, b, mask, 0xf8);
 }
-/// Shifts 16-bit lanes: to the left by n, to the right by -n. Callers mask off what crosses into the neighbour byte.
-template <int n>
-[[gnu::always_inline]] inline Bytes shift_bits(Bytes v) {
-  if constexpr (n > 0) return _mm512_slli_epi16(v, n);
-  if constexpr (n < 0) return _mm512_srli_epi16(v, -n);
-  return v;
+/// Shifts 16-bit lanes; `n` is constant once loops are unrolled. Callers mask off what crosses into the neighbour byte.
+[[gnu::always_inline]] inline Bytes shift_right(Bytes v, int n) { return _mm512_srli_epi16(v, n); }
+/// To the right by -n where n is negative.
+[[gnu::always_inline]] inline Bytes shift_left(Bytes v, int n) {
+  return n > 0 ? _mm512_slli_epi16(v, n) : shift_right(v, -n);
 }
 [[gnu::always_inline]] inline Bytes load_table(const std::uint8_t* p) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -24,12 +24,14 @@ using Floats = float32x4_t;
 [[gnu::always_inline]] inline Bytes add_bytes(Bytes a, Bytes b) { return vaddq_u8(a, b); }
 /// a | (b & mask)
 [[gnu::always_inline]] inline Bytes or_masked(Bytes a, Bytes b, Bytes mask) { return vorrq_u8(a, vandq_u8(b, mask)); }
-/// Shifts 16-bit lanes: to the left by n, to the right by -n. Callers mask off what crosses into the neighbour byte.
-template <int n>
-[[gnu::always_inline]] inline Bytes shift_bits(Bytes v) {
-  if constexpr (n > 0) return vreinterpretq_u8_u16(vshlq_n_u16(vreinterpretq_u16_u8(v), n));
-  if constexpr (n < 0) return vreinterpretq_u8_u16(vshrq_n_u16(vreinterpretq_u16_u8(v), -n));
-  return v;
+/// Shifts 16-bit lanes; `n` is constant once loops are unrolled. Callers mask off what crosses into the neighbour byte.
+[[gnu::always_inline]] inline Bytes shift_right(Bytes v, int n) {
+  return vreinterpretq_u8_u16(vreinterpretq_u16_u8(v) >> static_cast<std::uint16_t>(n));
+}
+/// To the right by -n where n is negative.
+[[gnu::always_inline]] inline Bytes shift_left(Bytes v, int n) {
+  if (n < 0) return shift_right(v, -n);
+  return vreinterpretq_u8_u16(vreinterpretq_u16_u8(v) << static_cast<std::uint16_t>(n));
 }
 [[gnu::always_inline]] inline Bytes load_table(const std::uint8_t* p) { return vld1q_u8(p); }
 [[gnu::always_inline]] inline Bytes look_up(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
@@ -117,10 +119,9 @@ using Choice = uint8x16_t;
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 /// Which half of two vectors' rows: rows 0 and 1, or 2 and 3, with the four values of `a` and then those of `b`.
-template <int Half>
-[[gnu::always_inline]] inline Bytes interleave(Bytes a, Bytes b) {
+[[gnu::always_inline]] inline Bytes interleave(Bytes a, Bytes b, int half) {
   const uint32x4_t x = vreinterpretq_u32_u8(a), y = vreinterpretq_u32_u8(b);
-  return vreinterpretq_u8_u32(Half == 0 ? vzip1q_u32(x, y) : vzip2q_u32(x, y));
+  return vreinterpretq_u8_u32(half == 0 ? vzip1q_u32(x, y) : vzip2q_u32(x, y));
 }
 /// sum [2 rows][2] + codes [2 rows][8], unsigned, times x [2][8], signed.
 [[gnu::always_inline]] inline Ints dot_matrix(Ints sum, Bytes codes, Ints x) {
@@ -151,7 +152,7 @@ constexpr int kByteRows = kNever;
 [[gnu::always_inline]] inline Bytes even_bytes(Bytes v) {
   return vreinterpretq_u8_u16(vandq_u16(vreinterpretq_u16_u8(v), vdupq_n_u16(255)));
 }
-[[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return shift_bits<-8>(v); }
+[[gnu::always_inline]] inline Bytes odd_bytes(Bytes v) { return shift_right(v, 8); }
 
 /// A sum of products of words, two to a row: a multiplication takes half of a vector, so that it has two halves.
 struct WordSums {

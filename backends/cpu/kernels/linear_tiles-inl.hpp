@@ -26,23 +26,26 @@ struct TileSlice {
 template <PanelShape s>
 [[gnu::noinline]] void fill_tiles(PanelReader<s> from, int groups, std::uint8_t* to) {
   using Slice = TileSlice<slice_shape(s)>;
-  constexpr int V = kTileVectors;
+  constexpr int V = kTileVectors, kScales = halves(s) * V;
   for (; groups > 0; --groups, to += Slice::kGroup) {
     from.enter();
-    unroll<8>([&](auto q) __attribute__((always_inline)) {
-      unroll<V>([&](auto v) __attribute__((always_inline)) {
-        Bytes codes = unpack_quad<s, q.value>(from.codes[v.value], from.table);
+    LLMINFER_UNROLL
+    for (int q = 0; q < 8; ++q) {
+      LLMINFER_UNROLL
+      for (int v = 0; v < V; ++v) {
+        Bytes codes = unpack_quad<s>(from.codes[v], q, from.table);
         if constexpr (s.zero != 0 && !made_signed(s)) codes = add_bytes(codes, fill_bytes(-s.zero));
-        store_bytes(to + q.value * Slice::kQuad + v.value * sizeof(Bytes), codes);
-      });
-    });
-    unroll<halves(s) * V>([&](auto n) __attribute__((always_inline)) {
-      std::uint8_t* const at = to + n.value * sizeof(Floats);
-      store_floats(reinterpret_cast<float*>(at + Slice::kScales), from.scale(n.value % V, n.value / V));
-      if constexpr (s.minimum) {
-        store_floats(reinterpret_cast<float*>(at + Slice::kMinimums), from.minimum(n.value % V, n.value / V));
+        store_bytes(to + q * Slice::kQuad + v * sizeof(Bytes), codes);
       }
-    });
+    }
+    LLMINFER_UNROLL
+    for (int n = 0; n < kScales; ++n) {
+      std::uint8_t* const at = to + n * sizeof(Floats);
+      store_floats(reinterpret_cast<float*>(at + Slice::kScales), from.scale(n % V, n / V));
+      if constexpr (s.minimum) {
+        store_floats(reinterpret_cast<float*>(at + Slice::kMinimums), from.minimum(n % V, n / V));
+      }
+    }
     from.leave();
   }
 }

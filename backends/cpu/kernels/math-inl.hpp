@@ -1,17 +1,6 @@
 // Elementary functions on Vec. Included inside namespace isa_<level>, after a vec_<level>-inl.hpp.
 
-template <int I>
-struct Index {
-  static constexpr int value = I;
-};
-/// body(Index<0>), …, body(Index<N - 1>): loops over registers must not survive as loops.
-template <int N, int I = 0, class Body>
-[[gnu::always_inline]] static inline void unroll(const Body& body) {
-  if constexpr (I < N) {
-    body(Index<I>{});
-    unroll<N, I + 1>(body);
-  }
-}
+#include "unroll-inl.hpp"
 
 /// Sums go through 16 lanes on every level, of one Vec or several, so that all levels give the same bits.
 inline constexpr int kLaneVecs = 16 / Vec::kWidth;

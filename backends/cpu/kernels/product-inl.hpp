@@ -30,7 +30,8 @@ static void in_blocks(std::int32_t rows, std::int32_t cols, const Block& block) 
 /// are too short for the hardware to find out.
 template <int kBytes>
 [[gnu::always_inline]] static inline void touch(const std::byte* ahead) {
-  unroll<(kBytes + 63) / 64>([&](auto l) __attribute__((always_inline)) { __builtin_prefetch(ahead + l.value * 64); });
+  LLMINFER_UNROLL
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + i);
 }
 
 /// c[rows, cols] (+)= a[rows, k] * b[k, cols] in floats
@@ -52,30 +53,31 @@ struct FloatProduct {
     const float* from = b + col;
     const std::byte* next = row == 0 ? ahead + col * static_cast<std::int64_t>(sizeof(float)) : nullptr;
     Vec sum[R][C];
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      unroll<C>([&](auto j) __attribute__((always_inline)) {
-        sum[r.value][j.value] = kAdd ? load(to + r.value * ldc + j.value * Vec::kWidth) : broadcast(0.0f);
-      });
-    });
+    LLMINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) sum[r][j] = kAdd ? load(to + r * ldc + j * Vec::kWidth) : broadcast(0.0f);
+    }
     for (std::int32_t i = 0; i < k; ++i, from += ldb, ++left) {
       Vec right[C];
-      unroll<C>([&](auto j) __attribute__((always_inline)) { right[j.value] = load(from + j.value * Vec::kWidth); });
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) right[j] = load(from + j * Vec::kWidth);
       if (next != nullptr) {
         touch<C * Vec::kWidth * 4>(next);
         next += ldb * static_cast<std::int64_t>(sizeof(float));
       }
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const Vec factor = broadcast(left[r.value * lda]);
-        unroll<C>([&](auto j) __attribute__((always_inline)) {
-          sum[r.value][j.value] = fma(factor, right[j.value], sum[r.value][j.value]);
-        });
-      });
+      LLMINFER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Vec factor = broadcast(left[r * lda]);
+        LLMINFER_UNROLL
+        for (int j = 0; j < C; ++j) sum[r][j] = fma(factor, right[j], sum[r][j]);
+      }
     }
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      unroll<C>([&](auto j) __attribute__((always_inline)) {
-        store(to + r.value * ldc + j.value * Vec::kWidth, sum[r.value][j.value]);
-      });
-    });
+    LLMINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) store(to + r * ldc + j * Vec::kWidth, sum[r][j]);
+    }
   }
 };
 
@@ -90,10 +92,10 @@ inline constexpr int pairs_of = 1;
 template <>
 inline constexpr int pairs_of<Codes> = 4;
 /// Pairs n of what was loaded.
-template <class Element, int n>
-static inline Words words_of(Words loaded) {
+template <class Element>
+[[gnu::always_inline]] static inline Words words_of(Words loaded, [[maybe_unused]] int n) {
   if constexpr (pairs_of<Element> == 1) return loaded;
-  if constexpr (pairs_of<Element> == 4) return codes_of<n>(loaded);
+  if constexpr (pairs_of<Element> == 4) return codes_of(loaded, n);
 }
 
 /// c[rows, cols] (+)= scales[rows] * a[rows, 2 pairs] * b[pairs / pairs_of, cols, 2] in words
@@ -116,37 +118,43 @@ struct WordProduct {
     const Element* from = b + 2 * col;
     const std::byte* next = row == 0 && ahead != nullptr ? ahead + std::int64_t{2} * col * kBytes : nullptr;
     Ints sum[R][C];
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      unroll<C>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] = no_products(); });
-    });
+    LLMINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) sum[r][j] = no_products();
+    }
     for (std::int32_t i = 0; i < pairs; i += kPairs, from += ldb, left += 2 * kPairs) {
       Words loaded[C];
-      unroll<C>([&](auto j) __attribute__((always_inline)) { loaded[j.value] = load_words(from + j.value * kStep); });
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) loaded[j] = load_words(from + j * kStep);
       if (next != nullptr) {
         touch<C * kStep * kBytes>(next);
         next += ldb * kBytes;
       }
-      unroll<kPairs>([&](auto n) __attribute__((always_inline)) {
+      LLMINFER_UNROLL
+      for (int n = 0; n < kPairs; ++n) {
         Words right[C];
-        unroll<C>([&](auto j)
-                      __attribute__((always_inline)) { right[j.value] = words_of<Element, n.value>(loaded[j.value]); });
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
-          const Words factor = broadcast_pair(left + r.value * lda + 2 * n.value);
-          unroll<C>([&](auto j) __attribute__((always_inline)) {
-            sum[r.value][j.value] = multiply_add(sum[r.value][j.value], right[j.value], factor);
-          });
-        });
-      });
+        LLMINFER_UNROLL
+        for (int j = 0; j < C; ++j) right[j] = words_of<Element>(loaded[j], n);
+        LLMINFER_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const Words factor = broadcast_pair(left + r * lda + 2 * n);
+          LLMINFER_UNROLL
+          for (int j = 0; j < C; ++j) sum[r][j] = multiply_add(sum[r][j], right[j], factor);
+        }
+      }
     }
     float* const to = c + row * ldc + col;
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      const Vec scale = broadcast(scales[row + r.value]);
-      unroll<C>([&](auto j) __attribute__((always_inline)) {
-        float* const at = to + r.value * ldc + j.value * Vec::kWidth;
-        const Vec product = to_floats(sum[r.value][j.value]);
+    LLMINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vec scale = broadcast(scales[row + r]);
+      LLMINFER_UNROLL
+      for (int j = 0; j < C; ++j) {
+        float* const at = to + r * ldc + j * Vec::kWidth;
+        const Vec product = to_floats(sum[r][j]);
         store(at, kAdd ? fma(product, scale, load(at)) : product * scale);
-      });
-    });
+      }
+    }
   }
 };
 
@@ -164,9 +172,8 @@ static void multiply_page(std::int32_t rows, const std::int16_t* a, std::int64_t
       for (std::int32_t p = 0; p < pairs; p += kPairs, b += ldb, to += kPairs * ldb) {
         for (std::int64_t i = 0; i < ldb; i += kStep) {
           const Words loaded = load_words(b + i);
-          unroll<kPairs>([&](auto n) __attribute__((always_inline)) {
-            store_words(to + n.value * ldb + i, words_of<Element, n.value>(loaded));
-          });
+          LLMINFER_UNROLL
+          for (int n = 0; n < kPairs; ++n) store_words(to + n * ldb + i, words_of<Element>(loaded, n));
         }
         for (std::int64_t i = 0; i < ldb * static_cast<std::int64_t>(sizeof(Element)); i += 64) {
           touch<64>(next + i);

@@ -26,8 +26,7 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   return _mm256_set1_epi32(pair);
 }
 /// Codes n of words that hold four.
-template <int n>
-static inline Words codes_of(Words four) {
+[[gnu::always_inline]] static inline Words codes_of(Words four, int n) {
   const Words shifted = n > 0 ? _mm256_srli_epi16(four, 4 * n) : four;
   return n < 3 ? _mm256_and_si256(shifted, _mm256_set1_epi16(15)) : shifted;
 }

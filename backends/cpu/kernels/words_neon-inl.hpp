@@ -19,8 +19,7 @@ static inline void store_words(std::int16_t* p, Vec a, Vec b) {
 }
 static inline Words broadcast_pair(const std::int16_t* p) { return vld2_dup_s16(p); }
 /// Codes n of words that hold four.
-template <int n>
-static inline Words codes_of(Words four) {
+[[gnu::always_inline]] static inline Words codes_of(Words four, int n) {
   const int16x4_t mask = vdup_n_s16(15), shift = vdup_n_s16(-4 * n);
   const auto codes = [&](int16x4_t word) __attribute__((always_inline)) {
     return vand_s16(vshl_s16(word, shift), mask);

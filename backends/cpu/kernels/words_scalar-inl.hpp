@@ -34,8 +34,7 @@ static inline Words broadcast_pair(const std::int16_t* p) {
   return Vec::Int{pair, pair, pair, pair};
 }
 /// Codes n of words that hold four.
-template <int n>
-static inline Words codes_of(Words four) {
+[[gnu::always_inline]] static inline Words codes_of(Words four, int n) {
   return (four >> (4 * n)) & 0x000f000f;
 }
 static inline Ints no_products() { return Vec::Int{0, 0, 0, 0}; }
