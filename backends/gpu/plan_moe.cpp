@@ -18,7 +18,7 @@ Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
   LLMINFER_TRY(grow(host_experts_, bytes, true));
   const RowsArgs packed{memory_.at<float>(layout_.gathered), static_cast<std::int64_t>(experts)};
   const GatherArgs gather{value(op.router), nullptr, pass_.current_rows, static_cast<int>(experts), packed};
-  LLMINFER_TRY(device_->check(kernels().gather(device_->stream(), gather), "gather"));
+  LLMINFER_TRY(device_->check(kernels().gather(stream(), gather), "gather"));
   LLMINFER_TRY(device_->copy(host_experts_.at(), packed.data, static_cast<std::int64_t>(logit_bytes)));
   LLMINFER_TRY(settle());
 
@@ -139,7 +139,7 @@ Result<void> GpuPlan::run(const MoeStep& step) {
   args.rows = pass_.current_rows;
   args.width = n;
   args.out = value(op.out);
-  return device_->check(kernels().combine(device_->stream(), args), "combine");
+  return device_->check(kernels().combine(stream(), args), "combine");
 }
 
 }  // namespace llminfer::gpu

@@ -92,14 +92,12 @@ class LLMINFER_API Chat {
   ChatStream send(Message message, const GenerateOptions& options = {});
   const std::vector<Message>& history() const noexcept;
   /// Ends an answer that is still open, and takes back the last `messages` messages. Errors: invalid_argument if there
-  /// are fewer.
+  /// are fewer; that of an answer which ends with one, whose turn is then no part of the history.
   Result<void> rewind(std::size_t messages);
   /// The text that the model would be given: the history, rendered by the template, and the beginning of an answer.
   Result<std::string> render() const;
 
  private:
-  void end_answer() noexcept;
-
   std::shared_ptr<engine::ChatState> state_;
 };
 

@@ -32,9 +32,10 @@ struct CompletionResult {
   Timings timings;
 };
 
-/// A handle to a submitted request. Movable; dropping it cancels the request and does not wait for it: a callback may
-/// still be running then, so wait() first where it uses what dies with the handle. done() and cancel() may be called
-/// from any thread, also while another one is in wait().
+/// A handle to a submitted request. Movable. Keeps the engine alive. Dropping it cancels the request and does not wait
+/// for it, unless it is the engine's last handle: a callback that has begun may still be running then, so wait() first
+/// where it uses what dies with the handle. done() and cancel() may be called from any thread, also while another one
+/// is in wait().
 class LLMINFER_API Completion {
  public:
   explicit Completion(std::shared_ptr<engine::Request> request);
@@ -46,7 +47,8 @@ class LLMINFER_API Completion {
   /// Waits for the end. A cancelled or late request is not an error: its result says so and holds what was generated.
   /// May be called once. Must not be called from a callback. Errors: what stopped the request.
   Result<CompletionResult> wait();
-  /// Ends the request at the next step, or in the queue; its callbacks are not called again.
+  /// Ends the request at the next step, or in the queue. Its callbacks are not called again, but for a call that has
+  /// begun or is about to.
   void cancel() noexcept;
 
  private:

@@ -175,8 +175,8 @@ struct GeneratedToken {
   std::span<const TokenLogprob> top;  ///< likewise
 };
 /// Called on the engine's thread, once per token, in order; must be quick, must not call into the engine, and must
-/// not own an Engine, Session, Chat or ChatStream: the last handle of an engine waits for that thread. Returning false
-/// ends the request with FinishReason::cancelled.
+/// not own an Engine, Session, Chat, ChatStream or Completion: the last handle of an engine waits for that thread.
+/// Returning false ends the request with FinishReason::cancelled.
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 struct GenerateOptions {

@@ -47,7 +47,7 @@ class LLMINFER_API Session {
   Result<CompletionResult> generate(const GenerateOptions& options = {});
 
   /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before
-  /// any, after truncate(), and after a generate() that was cancelled or late.
+  /// any, and it may be after truncate() and after a generate() that was cancelled or late.
   std::span<const float> logits() const noexcept;
   /// The hidden states [n, hidden_size] of the last prefill that asked for them. Valid as logits().
   std::span<const float> hidden_states() const noexcept;

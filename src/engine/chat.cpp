@@ -144,14 +144,10 @@ ChatStream Chat::send(std::string_view user_message, const GenerateOptions& opti
   return message ? send(std::move(*message), options) : ChatStream(nullptr);
 }
 
-/// Ends an answer that was not read to its end.
-void Chat::end_answer() noexcept {
-  if (!state_) return;
-  if (const auto open = state_->open_stream.lock()) open->abandon();
-}
-
 ChatStream Chat::send(Message message, const GenerateOptions& options) {
-  end_answer();
+  if (state_) {
+    if (const auto open = state_->open_stream.lock()) open->abandon();  // the last answer was not read to its end
+  }
   auto stream = core::guarded([&]() -> Result<std::shared_ptr<engine::StreamState>> {
     auto made = std::make_shared<engine::StreamState>();
     made->chat = state_;
@@ -174,8 +170,12 @@ const std::vector<Message>& Chat::history() const noexcept {
 }
 
 Result<void> Chat::rewind(std::size_t messages) {
-  end_answer();
   return core::guarded([&]() -> Result<void> {
+    const auto open = state_ ? state_->open_stream.lock() : nullptr;
+    if (open && open->request && !open->ended) {
+      open->abandon();
+      if (!open->outcome) return core::copy_of(open->outcome.error());
+    }
     if (messages > history().size()) {
       return fail(ErrorCode::invalid_argument, "rewind: ", messages, " messages, the history has ", history().size());
     }

@@ -32,7 +32,8 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
   }
   stats_.weight_bytes = model_->weight_bytes;
   stats_.load_seconds = model_->load_seconds;
-  running_.reserve(static_cast<std::size_t>(max_sequences_));  // so that admitting a request takes no memory
+  // So that admitting requests takes no memory; sixteen more of those that end in the queue.
+  running_.reserve(static_cast<std::size_t>(max_sequences_) + 16);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -204,11 +205,13 @@ void EngineCore::run() noexcept {
 /// Takes requests from the queue as long as there is room, and those that were cancelled or are late, which the step
 /// ends. Mutex held.
 void EngineCore::admit() {
-  running_.reserve(running_.size() + waiting_.size());
   std::erase_if(waiting_, [this](const std::shared_ptr<Request>& request) {
     const bool room = running_.size() < static_cast<std::size_t>(max_sequences_);
-    if (room || request->cancelled() || request->late()) running_.push_back(request);
-    return !running_.empty() && running_.back() == request;
+    const bool cancelled = request->cancelled();
+    if (!room && !((cancelled || request->late()) && running_.size() < running_.capacity())) return false;
+    if (cancelled) request->cancel_requested.store(true, std::memory_order_relaxed);  // its token may be reset
+    running_.push_back(request);
+    return true;
   });
 }
 
@@ -273,7 +276,7 @@ Result<void> EngineCore::schedule(std::vector<Share>& shares) {
       const std::int32_t pending = sequence.size() - sequence.cached;
       if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
       // Whose pages an older request has taken is not asked a second time: its first share goes below.
-      const auto same = [&](const Share& share) { return share.request == request; };
+      const auto same = [&asked = request](const Share& share) { return share.request == asked; };
       if (std::any_of(shares.begin(), shares.end(), same)) continue;
       const std::int32_t rows = std::min({pending, budget, most});
       const auto room = make_room(*request, rows);
@@ -348,7 +351,13 @@ void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> ou
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) restore(*request);
-    if (!request->keep_sequence) free_pages(sequence, 0);
+    if (!request->keep_sequence) {  // the request lives as long as its handle, and needs these no more
+      free_pages(sequence, 0);
+      std::vector<Token>().swap(sequence.tokens);
+      std::vector<float>().swap(sequence.logits);
+      request->sampler.reset();
+      request->decoder.reset();
+    }
     sequence.active = false;
     sequence.last_used = ++use_counter_;
   }

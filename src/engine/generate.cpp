@@ -35,7 +35,8 @@ Result<Sample> EngineCore::choose(Request& request) {
 /// Chooses the next token. The sequence is computed up to its last token, whose logits or candidates are there. Of a
 /// session that goes no further they stay as logits.
 Result<void> EngineCore::advance(Request& request) {
-  if (!request.generate || request.answered) return {};
+  // A handle that was dropped may have taken with it what the callbacks use; the next step ends its request.
+  if (!request.generate || request.answered || request.cancel_requested.load(std::memory_order_relaxed)) return {};
   Sequence& sequence = *request.sequence;
   const GenerateOptions& options = request.options;
   CompletionResult& result = request.result;
@@ -86,7 +87,6 @@ void EngineCore::emit(Request& request, Token token, std::string_view text, cons
     }
     request.changed.notify_all();
   }
-  // A handle that was dropped may have taken with it what the callback uses.
   if (!request.options.on_token || request.cancel_requested.load(std::memory_order_relaxed)) return;
   GeneratedToken generated;
   generated.token = token;

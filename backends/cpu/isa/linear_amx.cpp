@@ -1,8 +1,6 @@
 // Linear kernels of level "amx": tiles for many rows, AVX512-VNNI for few.
 #include <immintrin.h>
 
-#include <utility>
-
 #include "backends/cpu/panel.hpp"
 
 namespace llminfer::cpu::isa_avx512vnni {

@@ -1,8 +1,6 @@
 // Linear kernels of level "avx512".
 #include <immintrin.h>
 
-#include <utility>
-
 #include "backends/cpu/panel.hpp"
 
 namespace llminfer::cpu::isa_avx512 {

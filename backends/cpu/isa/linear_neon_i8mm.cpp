@@ -1,8 +1,6 @@
 // Linear kernels of level "neon_i8mm".
 #include <arm_neon.h>
 
-#include <utility>
-
 #include "backends/cpu/panel.hpp"
 
 namespace llminfer::cpu::isa_neon_i8mm {
