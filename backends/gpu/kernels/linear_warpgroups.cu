@@ -157,9 +157,9 @@ __global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __
   }
   __syncthreads();
   after_former();
-  // Registers move to where the sums are: a multiprocessor has 65536.
+  // Registers move to where the sums are; a block begins with its threads' share of 65536, in eights per thread.
   constexpr int kFiller = kForm == Form::f16 ? 40 : 72, kMultiplier = kForm == Form::f16 ? 232 : 216;
-  static_assert(kGroup * (kFiller + 2 * kMultiplier) <= 65536);
+  static_assert(kGroup * (kFiller + 2 * kMultiplier) <= kThreads * (65536 / kThreads / 8 * 8));
   if (thread < kGroup) {
     fewer_registers<kFiller>();
     if (kForm != Form::f16 || thread == 0) fill<kForm, kHigh>(a, stages, table);
@@ -196,7 +196,7 @@ int linear_warpgroups(void* stream, const LinearArgs& args) {
   // Higher tiles read less, but only if there are enough of them for all multiprocessors.
   const int64_t tiles =
       static_cast<int64_t>((args.rows + 255) / 256) * ((args.weight.rows + kFeatures - 1) / kFeatures);
-  return tiles >= args.units ? launch_high<2>(stream, a) : launch_high<1>(stream, a);
+  return args.rows > kBoxRows && tiles >= args.units ? launch_high<2>(stream, a) : launch_high<1>(stream, a);
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET
