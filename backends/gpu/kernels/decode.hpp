@@ -31,44 +31,63 @@ __device__ __forceinline__ uint4 pack_halves(const float* x) {
   return {word[0], word[1], word[2], word[3]};
 }
 
-/// Elements [8 * chunk, 8 * chunk + 8) of a row. `table` is m.table or a copy of it.
+/// Eight elements as they lie in memory, without their form.
+struct Packed {
+  uint4 halves;        ///< f16
+  uint32_t low, high;  ///< eight nibbles, or four bytes and four
+  uint32_t pairs, bits;
+  uint16_t scale, minimum;
+};
+
+/// Elements [8 * chunk, 8 * chunk + 8) of a row.
 template <Form kForm>
-__device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk, const float* table) {
-  Eight out;
+__device__ __forceinline__ Packed read_eight(const MatrixArgs& m, int row, int chunk) {
+  Packed out{};
   const int64_t at = static_cast<int64_t>(row) * (m.cols / 8) + chunk;  // in units of eight
   if constexpr (kForm == Form::f16) {
-    unpack_halves(static_cast<const uint4*>(m.high)[at], out.value);
+    out.halves = static_cast<const uint4*>(m.high)[at];
+  } else {
+    if constexpr (kForm == Form::codes8 || kForm == Form::e4m3) {
+      const uint2 words = static_cast<const uint2*>(m.high)[at];
+      out.low = words.x;
+      out.high = words.y;
+    } else if constexpr (kForm == Form::codes4 || kForm == Form::codes5 || kForm == Form::codes6 ||
+                         kForm == Form::table4) {
+      out.low = static_cast<const uint32_t*>(m.high)[at];
+    }
+    if constexpr (kForm == Form::codes2 || kForm == Form::codes3 || kForm == Form::codes6) out.pairs = m.pairs[at];
+    if constexpr (kForm == Form::codes3 || kForm == Form::codes5) out.bits = m.bits[at];
+    const int64_t group = static_cast<int64_t>(row) * (m.cols >> m.group_shift) + (chunk >> (m.group_shift - 3));
+    out.scale = m.scales[group];
+    if (m.minimums) out.minimum = m.minimums[group];
+  }
+  return out;
+}
+
+/// What they are. `table` is m.table or a copy of it.
+template <Form kForm>
+__device__ __forceinline__ Eight decode(const MatrixArgs& m, const Packed& from, const float* table) {
+  Eight out;
+  if constexpr (kForm == Form::f16) {
+    unpack_halves(from.halves, out.value);
     out.scale = 1.0f;
     out.offset = 0.0f;
   } else {
-    uint32_t low = 0, high = 0;  // eight nibbles, or four bytes and four
-    uint32_t pairs = 0, bits = 0;
-    if constexpr (kForm == Form::codes8 || kForm == Form::e4m3) {
-      const uint2 words = static_cast<const uint2*>(m.high)[at];
-      low = words.x;
-      high = words.y;
-    } else if constexpr (kForm == Form::codes4 || kForm == Form::codes5 || kForm == Form::codes6 ||
-                         kForm == Form::table4) {
-      low = static_cast<const uint32_t*>(m.high)[at];
-    }
-    if constexpr (kForm == Form::codes2 || kForm == Form::codes3 || kForm == Form::codes6) pairs = m.pairs[at];
-    if constexpr (kForm == Form::codes3 || kForm == Form::codes5) bits = m.bits[at];
-    const int64_t group = static_cast<int64_t>(row) * (m.cols >> m.group_shift) + (chunk >> (m.group_shift - 3));
-    out.scale = half_to_float(m.scales[group]);
-    out.offset = out.scale * m.zero + (m.minimums ? half_to_float(m.minimums[group]) : 0.0f);
+    out.scale = half_to_float(from.scale);
+    out.offset = out.scale * m.zero + half_to_float(from.minimum);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       uint32_t code = 0;
       if constexpr (kForm == Form::codes8 || kForm == Form::e4m3) {
-        code = (i < 4 ? low >> (8 * i) : high >> (8 * (i - 4))) & 255u;
+        code = (i < 4 ? from.low >> (8 * i) : from.high >> (8 * (i - 4))) & 255u;
       } else if constexpr (kForm == Form::codes2) {
-        code = (pairs >> (2 * i)) & 3u;
+        code = (from.pairs >> (2 * i)) & 3u;
       } else if constexpr (kForm == Form::codes3) {
-        code = ((pairs >> (2 * i)) & 3u) | ((bits >> i) & 1u) << 2;
+        code = ((from.pairs >> (2 * i)) & 3u) | ((from.bits >> i) & 1u) << 2;
       } else {
-        code = (low >> (4 * i)) & 15u;
-        if constexpr (kForm == Form::codes5) code |= ((bits >> i) & 1u) << 4;
-        if constexpr (kForm == Form::codes6) code |= ((pairs >> (2 * i)) & 3u) << 4;
+        code = (from.low >> (4 * i)) & 15u;
+        if constexpr (kForm == Form::codes5) code |= ((from.bits >> i) & 1u) << 4;
+        if constexpr (kForm == Form::codes6) code |= ((from.pairs >> (2 * i)) & 3u) << 4;
       }
       if constexpr (kForm == Form::table4) {
         out.value[i] = table[code];
@@ -80,6 +99,10 @@ __device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk,
     }
   }
   return out;
+}
+template <Form kForm>
+__device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk, const float* table) {
+  return decode<kForm>(m, read_eight<kForm>(m, row, chunk), table);
 }
 
 /// Brings the beginning of a row nearer: 32 lines of what is read of it, one for each lane.

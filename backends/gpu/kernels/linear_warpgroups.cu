@@ -54,6 +54,18 @@ __device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stage
       const uint32_t stage = turn % R::kStages;
       unsigned char* const to = stages.tiles + stage * R::kStageBytes;
       uint64_t* const full = stages.full + stage;
+      // A thread's eights of a tile are read together, and before the stage is empty.
+      constexpr int kItems = kForm == Form::f16 ? 1 : kBoxBytes / 16 / kGroup;
+      [[maybe_unused]] Packed packed[kItems];
+      const int chunks = l.weight.cols / 8, chunk = column / 8 + thread % 8;
+      if constexpr (kForm != Form::f16) {
+#pragma unroll
+        for (int item = 0; item < kItems; ++item) {
+          const int f = first_feature + thread / 8 + item * (kGroup / 8);
+          packed[item] = read_eight<kForm>(l.weight, f < l.weight.rows ? f : l.weight.rows - 1,
+                                           chunk < chunks ? chunk : chunks - 1);
+        }
+      }
       barrier_wait(stages.empty + stage, turn / R::kStages % 2 ^ 1);
       if (thread == 0) {
         barrier_expect(full, kForm == Form::f16 ? R::kStageBytes : R::kInputBytes);
@@ -64,17 +76,15 @@ __device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stage
         }
       }
       if constexpr (kForm != Form::f16) {
-#pragma unroll 4
-        for (int item = thread; item < kBoxBytes / 16; item += kGroup) {
-          const int line = item / 8, piece = item % 8, chunk = column / 8 + piece;
-          uint4 halves{0, 0, 0, 0};
-          if (first_feature + line < l.weight.rows && chunk < l.weight.cols / 8) {
-            Eight e = decode<kForm>(l.weight, first_feature + line, chunk, table);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) e.value[i] = e.value[i] * e.scale - e.offset;
-            halves = pack_halves(e.value);
-          }
-          store_operand(to + line * kTileRowBytes + (piece ^ line % 8) * 16, halves);
+        for (int item = 0; item < kItems; ++item) {
+          const int line = thread / 8 + item * (kGroup / 8);
+          Eight e = decode<kForm>(l.weight, packed[item], table);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) e.value[i] = e.value[i] * e.scale - e.offset;
+          // Columns past the end count nothing, whatever the rows have there; rows past it are not written out.
+          const uint4 halves = chunk < chunks ? pack_halves(e.value) : uint4{0, 0, 0, 0};
+          store_operand(to + line * kTileRowBytes + (thread % 8 ^ line % 8) * 16, halves);
         }
         operand_fence();
         barrier_arrive(full);
@@ -83,18 +93,36 @@ __device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stage
   }
 }
 
+/// Finishes sums and writes them, so many at a time that their reads seldom wait for each other's writes. What lies
+/// past the end is read as the last one.
 template <int kHigh>
 __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[kHigh][64], int first_row,
                                       int first_feature) {
+  constexpr int kTogether = 4;  // more need registers that the sums have
 #pragma unroll
-  for (int high = 0; high < kHigh; ++high) {
-    for_each_sum(sums[high], [&](int r, int c, float value) {
-      const int row = first_row + high * kProductRows + r, feature = first_feature + c;
-      if (row >= l.rows || feature >= l.weight.rows) return;
-      value = value * l.in_scales[row] * l.weight.factors[feature] + (l.bias ? l.bias[feature] : 0.0f);
-      if (l.residual.data) value += l.residual.data[row * l.residual.stride + feature];
-      l.out.data[row * l.out.stride + feature] = value;
-    });
+  for (int part = 0; part < 2 * kHigh; ++part) {  // of a row each
+    const float* const from = sums[part / 2] + part % 2 * 2;
+    const int r = first_row + part / 2 * kProductRows + sum_row(part % 2 * 2), row = r < l.rows ? r : l.rows - 1;
+    const float scale = l.in_scales[row];
+    const float* const residual = l.residual.data ? l.residual.data + row * l.residual.stride : nullptr;
+    float* const out = l.out.data + row * l.out.stride;
+#pragma unroll
+    for (int begin = 0; begin < 32; begin += kTogether) {
+      float values[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int i = (begin + j) / 2 * 4 + j % 2, f = first_feature + sum_column(i);
+        const int feature = f < l.weight.rows ? f : l.weight.rows - 1;
+        values[j] = from[i] * scale * l.weight.factors[feature] + (l.bias ? l.bias[feature] : 0.0f);
+        if (residual) values[j] += residual[feature];
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int feature = first_feature + sum_column((begin + j) / 2 * 4 + j % 2);
+        if (r < l.rows && feature < l.weight.rows) out[feature] = values[j];
+      }
+      asm volatile("" ::: "memory");  // what comes later takes no registers now
+    }
   }
 }
 
@@ -158,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __
   __syncthreads();
   after_former();
   // Registers move to where the sums are; a block begins with its threads' share of 65536, in eights per thread.
-  constexpr int kFiller = kForm == Form::f16 ? 40 : 72, kMultiplier = kForm == Form::f16 ? 232 : 216;
+  constexpr int kFiller = kForm == Form::f16 ? 40 : 88, kMultiplier = kForm == Form::f16 ? 232 : 208;
   static_assert(kGroup * (kFiller + 2 * kMultiplier) <= kThreads * (65536 / kThreads / 8 * 8));
   if (thread < kGroup) {
     fewer_registers<kFiller>();

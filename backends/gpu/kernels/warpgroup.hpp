@@ -42,13 +42,12 @@ struct alignas(128) TileMap {
 inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows);
 
 // Products. Sums of a warpgroup's 64 x 128 lie in 64 registers of each thread: element (row, column) is that of the
-// thread and the register that for_each_sum says.
-template <class F>
-__device__ __forceinline__ void for_each_sum(const float (&sums)[64], F f) {
-  const int thread = static_cast<int>(threadIdx.x) % 128, first = thread / 32 * 16 + thread % 32 / 4;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) f(first + i / 2 % 2 * 8, i / 4 * 8 + thread % 4 * 2 + i % 2, sums[i]);
+// thread and the register for which sum_row and sum_column say so.
+__device__ __forceinline__ int sum_row(int i) {
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
 }
+__device__ __forceinline__ int sum_column(int i) { return i / 4 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2; }
 
 #if defined(LLMINFER_GPU_EMULATED)
 
