@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
     product_wait<0>();
   }
   float all = 0.0f;
-  for_each_sum(sums, [&](int, int, float value) { all += value; });
+#pragma unroll
+  for (const float sum : sums) all += sum;
   if (all == 1234.5f) *args.out = all;
 #endif
 }
@@ -122,12 +123,13 @@ std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows
 struct Linear {
   const char* name;
   std::int64_t rows, cols;
+  bool residual = false;  ///< is added to it
 };
 
 /// `peak` is that of mma.sync, `warpgroup_peak` that of wgmma, 0 where there is none.
 void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak, double warpgroup_peak) {
   Buffer staging;
-  for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336},
+  for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336, true},
                               Linear{"1B gate", 8192, 2048}}) {
     for (const WeightType type : {WeightType::bf16, WeightType::q4_0, WeightType::q4_k, WeightType::w4_sym, WeightType::q8_0}) {
       // Several copies, so that none stays in the second-level cache.
@@ -141,14 +143,23 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       const Buffer in = Buffer::make(device, most * shape.cols * 2).value();
       const Buffer scales = Buffer::make(device, most * 4).value();
       const Buffer out = Buffer::make(device, most * shape.rows * 4).value();
-      device->clear(in.at(), in.bytes()).value();
+      // Of zeros a GPU would make products with less power.
+      const Buffer halves = Buffer::make(device, in.bytes(), true).value();
+      std::mt19937 random(2);
+      for (std::int64_t i = 0; i < in.bytes() / 2; ++i) {
+        halves.at<std::uint16_t>()[i] = static_cast<std::uint16_t>(random() & 0xbfffu);  // magnitudes below 2
+      }
+      device->copy(in.at(), halves.at(), in.bytes()).value();
+      device->wait().value();
       device->clear(scales.at(), scales.bytes()).value();
+      device->clear(out.at(), out.bytes()).value();
       for (const int rows : {1, 4, 8, 16, 64, 512, 2048}) {
         gpu::LinearArgs args{};
         args.in = in.at<std::uint16_t>();
         args.in_scales = scales.at<float>();
         args.rows = rows;
         args.out = {out.at<float>(), shape.rows};
+        if (shape.residual) args.residual = args.out;
         const bool few = rows <= gpu::kFewRows;
         std::size_t turn = 0;
         const double took = seconds(*device, [&] {
