@@ -22,7 +22,7 @@ MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 # So small a model wanders when it is sampled: its likeliest words, kept from going in circles.
 MODEL_SAMPLING=(--temp 0 --repeat-penalty 1.1)
 
-say() { printf '%s\n' "llminfer: $*" >&2; }
+say() { printf 'llminfer %d:%02d: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*" >&2; }  # with the time since the start
 die() { say "$*"; exit 1; }
 
 # install_packages PACKAGE…: installs those that are missing. Needs root or sudo only then.
