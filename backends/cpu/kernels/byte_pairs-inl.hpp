@@ -30,6 +30,7 @@ struct PairSum {
 
 struct PairProducts {
   static constexpr int kParts = 1;
+  template <PanelShape>
   static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = PairSum<s>;

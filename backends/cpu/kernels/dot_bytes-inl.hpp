@@ -52,7 +52,8 @@ struct HighProducts {
     [[gnu::always_inline]] Ints result() const { return high; }
   };
   static constexpr int kParts = 1;
-  static constexpr int kRows = kHighTileRows;
+  template <PanelShape s>
+  static constexpr int kRows = high_tile_rows(s);
   template <PanelShape s>
   using Sum = Dot;
   template <PanelShape s>

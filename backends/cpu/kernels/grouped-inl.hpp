@@ -191,6 +191,7 @@ template <PanelShape s>
 /// What a step multiplies of activations in the level's form.
 struct Products {
   static constexpr int kParts = 2;
+  template <PanelShape>
   static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = Dot;
@@ -345,9 +346,10 @@ template <PanelShape s, int M, class Way, class Reader>
 template <PanelShape s, class Way, class Reader>
 void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
                       std::int32_t rows, Output out, bool resume) {
-  for (std::int32_t tiles = (rows + Way::kRows - 1) / Way::kRows; tiles > 0; --tiles) {
+  constexpr std::int32_t kRows = Way::template kRows<s>;
+  for (std::int32_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const std::int32_t height = (rows + tiles - 1) / tiles;
-    unroll<Way::kRows>([&](auto m) __attribute__((always_inline)) {
+    unroll<kRows>([&](auto m) __attribute__((always_inline)) {
       constexpr int M = m.value + 1;
       if (height == M) grouped_rows<s, M, Way, Reader>(w, groups, x, x_stride, out, resume);
     });

@@ -8,10 +8,11 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;
 #if defined(LLMINFER_LOW_TILES)
-constexpr int kTileRows = 2, kHighTileRows = 2;
+constexpr int kTileRows = 2;
+constexpr int high_tile_rows(PanelShape) { return 2; }
 #elif defined(__AVXVNNI__)
 constexpr int kTileRows = 3;  // 3 x 2 sums of high and of low bytes leave 4 of the 16 registers
-constexpr int kHighTileRows = 4;
+constexpr int high_tile_rows(PanelShape) { return 4; }
 #else
 constexpr int kTileRows = 4;
 #endif

@@ -8,7 +8,9 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;
 constexpr int kTileRows = 4;      // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
-constexpr int kHighTileRows = 6;  // of high bytes alone, where two multiplications begin in each cycle and take 4
+/// Of high bytes alone, where two multiplications begin in each cycle and take 4; fewer where halves of a group have
+/// scales of their own, and so a float more for each output.
+constexpr int high_tile_rows(PanelShape s) { return s.group == kGroupValues ? 6 : 4; }
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {

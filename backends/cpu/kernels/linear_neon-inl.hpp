@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr int kTileVectors = 4;
-constexpr int kTileRows = 2, kHighTileRows = 2;  // 2 x 4 pairs of sums and as many floats, of 32 registers
+constexpr int kTileRows = 2;  // 2 x 4 pairs of sums and as many floats, of 32 registers
+constexpr int high_tile_rows(PanelShape) { return 2; }
 /// From so many rows on, weights of this shape are unpacked into slices (docs/adr/0022).
 constexpr int slice_rows(PanelShape) { return 9; }
 
