@@ -12,6 +12,7 @@ PACKAGES_CLANG=(clang libclang-rt-14-dev)  # for the sanitizers and fuzzing
 PACKAGES_CACHE=(ccache)  # what several builds compile alike is compiled once
 PACKAGES_AARCH64=(g++-aarch64-linux-gnu qemu-user libstdc++6:arm64 libpcre2-dev:arm64 libutf8proc-dev:arm64)  # from another machine
 PACKAGES_GPU=(hipcc libamdhip64-dev)
+PACKAGES_HIP_CLANG=(clang-19 clang-tools-19 lld-19)  # for AMD GPUs that hipcc does not know
 PACKAGES_MPI=(libopenmpi-dev openmpi-bin)
 PACKAGES_MODEL=(ca-certificates python3)  # and pip, or python3-venv, which brings it
 

@@ -39,6 +39,8 @@ class Device {
   virtual const KernelTable& kernels() const noexcept = 0;
   /// The KernelTable's first argument.
   virtual void* stream() noexcept = 0;
+  /// Kernels may begin before those before them have ended (docs/adr/0033); the next one does not.
+  virtual void begin_in_turn() noexcept = 0;
   /// Stream::work as the runtime's own libraries take it, for what they enqueue next.
   virtual void* runtime_stream() noexcept = 0;
   /// Before and after launches: makes this device the calling thread's, and puts back what was.

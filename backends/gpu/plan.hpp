@@ -215,9 +215,12 @@ class GpuPlan final : public Plan {
   Result<RowsArgs> gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count);
 
   const GpuWeight& weight(WeightId id) const noexcept { return *weights_[static_cast<std::size_t>(id)]; }
+  /// For the kernel that is launched next. It begins in turn if the weight was copied in this pass: what kernels read
+  /// before has been there since the load.
   const std::byte* data(WeightId id) const noexcept {
-    const auto i = static_cast<std::size_t>(id);
-    return weight(id).streamed() ? ring_->at(i) : weight(id).data();
+    if (!weight(id).streamed()) return weight(id).data();
+    device_->begin_in_turn();
+    return ring_->at(static_cast<std::size_t>(id));
   }
   MatrixArgs matrix(WeightId id) const noexcept { return weight(id).matrix_at(data(id)); }
   const float* vector(WeightId id) const noexcept {

@@ -69,6 +69,7 @@ class RuntimeDevice final : public Device {
   const DeviceInfo& info() const noexcept override { return info_; }
   const KernelTable& kernels() const noexcept override { return Api::kernels(); }
   void* stream() noexcept override { return &queue_; }
+  void begin_in_turn() noexcept override { after_kernel_ = false; }
   void* runtime_stream() noexcept override { return in_turn(Stream::work); }
   int enter() noexcept override {
     int previous = index_;

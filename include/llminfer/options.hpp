@@ -111,8 +111,8 @@ struct EngineOptions {
   /// device memory when others need it, and go on without being computed again. Requests that have no room beside older
   /// ones wait for these. If one context alone exceeds it, its pages are copied through device memory layer by layer in
   /// each pass, which then takes at least the time of that; two layers of a context have to fit. Backends without a
-  /// memory of their own, the CPU's, ignore this, and there may be no other ranks. Results are those without it, bit
-  /// for bit.
+  /// memory of their own, the CPU's, ignore this. With a communicator each rank whose backend has one holds so many
+  /// tokens of its layers there, and rank 0's option counts. Results are those without it, bit for bit.
   std::int64_t device_cache_tokens = 0;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most

@@ -125,16 +125,24 @@ Result<void> start_collectives(Leader& leader, const RankStage& own, const Engin
 Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> stages, const EngineOptions& options,
                         Layout& layout, Model& model) {
   const auto replies = LLMINFER_TRY(leader->ready());
-  std::int64_t elsewhere = 0;
-  bool seals = false;
+  const std::size_t groups = layout.program.cache_groups.size();
+  RankCache::Elsewhere all;
+  std::vector<PassPages> limits(groups);
+  bool limited = false;
   for (std::size_t rank = 1; rank < replies.size(); ++rank) {
-    model.weight_bytes += replies[rank].weight_bytes;
-    elsewhere += replies[rank].cache_bytes;
-    seals = seals || replies[rank].seals_pages;
-    layout.memory.shares[rank].backend = replies[rank].backend;
+    const Reply& reply = replies[rank];
+    model.weight_bytes += reply.weight_bytes;
+    all.bytes += reply.cache_bytes;
+    all.seals = all.seals || reply.seals_pages;
+    layout.memory.shares[rank].backend = reply.backend;
+    for (const Reply::Limit& limit : reply.limits) {
+      if (limit.group >= groups) return fail(ErrorCode::corrupt, "rank ", rank, " has a cache group ", limit.group);
+      limits[limit.group] = least_of(limits[limit.group], limit.pages);
+      limited = limited || limit.pages.most < PassPages().most;
+    }
   }
   LLMINFER_TRY(start_collectives(*leader, stages.back(), options, layout));
-  if (seals) {
+  if (all.seals || limited) {
     std::vector<std::int32_t> pages;
     for (const CacheGroup& group : layout.program.cache_groups) pages.push_back(layout.cache.pages_of(group));
     leader->forgotten().reserve(pages);
@@ -143,9 +151,10 @@ Result<void> join_ranks(std::shared_ptr<Leader> leader, std::vector<RankStage> s
   if (stages.size() > 1) embedding = std::move(stages.front());
   auto plan =
       std::make_unique<RankPlan>(leader, std::move(embedding), std::move(stages.back()), layout.program.vocab_size);
-  for (std::size_t g = 0; g < layout.program.cache_groups.size(); ++g) {
-    CacheStorage* const own = plan->stage().cache(g);
-    model.caches.push_back(std::make_unique<RankCache>(leader, g, own, std::exchange(elsewhere, 0), seals));
+  for (std::size_t g = 0; g < groups; ++g) {
+    all.limit = limits[g];
+    model.caches.push_back(std::make_unique<RankCache>(leader, g, plan->stage().cache(g), all));
+    all.bytes = 0;  // counted once
   }
   model.plan = std::move(plan);
   return {};
@@ -196,7 +205,8 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   if (leader) {
     LLMINFER_TRY(
         leader->begin({model_numbers(layout, options), layout.context_length, layout.cache.pages, layout.cache.windows,
-                       options.max_batch_tokens, options.cache_type, options.tensor_parallel, layout.places}));
+                       layout.cache.resident, options.max_batch_tokens, options.cache_type, options.tensor_parallel,
+                       layout.places}));
   }
   WeightLoader loader(checkpoint, options, layout.stages);
   std::vector<RankStage> stages;
@@ -235,6 +245,7 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
   EngineOptions as_leader = options;
   as_leader.context_length = setup.context_length;
   as_leader.cache_tokens = std::int64_t{setup.pages} * kPageTokens;
+  as_leader.device_cache_tokens = std::int64_t{setup.resident} * kPageTokens;
   as_leader.max_sequences = setup.windows;
   as_leader.max_batch_tokens = setup.max_batch_rows;
   as_leader.cache_type = setup.cache_type;

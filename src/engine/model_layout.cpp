@@ -38,9 +38,6 @@ Result<void> check_options(const EngineOptions& options) {
   if (options.device_cache_tokens < 0 || options.device_cache_tokens > (std::int64_t{1} << 36)) {
     return out_of_range("device_cache_tokens", options.device_cache_tokens, "0 to 2^36");
   }
-  if (options.device_cache_tokens > 0 && ranks_of(options) > 1) {
-    return fail(ErrorCode::unsupported, "EngineOptions::device_cache_tokens with a communicator of several ranks");
-  }
   if (options.max_batch_tokens < 1 || options.max_batch_tokens > 65536) {
     return out_of_range("max_batch_tokens", options.max_batch_tokens, "1 to 65536");
   }
@@ -209,7 +206,7 @@ Result<void> check_resident(const StageLayout& stage, const EngineOptions& optio
   return {};
 }
 
-/// Adds what the stage takes to a share. Errors: unsupported; invalid_argument, if a sequence has no room.
+/// Adds what the stage takes to a share. Errors: unsupported.
 Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
                        Prepared* prepared, MemoryShare& share) {
   std::vector<WeightType> types;
@@ -220,7 +217,6 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
     return fail(ErrorCode::unsupported, "EngineOptions::cache_type is ", name_of(options.cache_type),
                 ", which the backend ", stage.backend->name(), " does not have");
   }
-  LLMINFER_TRY(check_resident(stage, options, size));
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
   share.streamed += bytes.streamed, share.host_cache += bytes.host_cache;
@@ -231,6 +227,7 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
 Result<void> lay_out_stages(const load::Checkpoint& checkpoint, const EngineOptions& options,
                             std::span<const std::shared_ptr<Backend>> backends, Layout& layout) {
   const auto keep = [&](StageLayout stage, MemoryShare share, Prepared* prepared) -> Result<void> {
+    LLMINFER_TRY(check_resident(stage, options, layout.cache));
     LLMINFER_TRY(add_stage(stage, options, layout.cache, prepared, share));
     layout.memory.shares.push_back(std::move(share));
     layout.stages.push_back(std::move(stage));
@@ -300,6 +297,7 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
         auto streamed = stream_layers(stage, options, layout.cache, i, share.total());
         if (!streamed && own) return streamed;  // others' backends are not known here
       }
+      if (own) LLMINFER_TRY(check_resident(stage, options, layout.cache));
       LLMINFER_TRY(add_stage(stage, options, layout.cache, nullptr, share));
       if (own) layout.stages.push_back(std::move(stage));
       return {};

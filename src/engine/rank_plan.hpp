@@ -12,17 +12,23 @@ namespace llminfer::inline v0::engine {
 
 class RankCache final : public CacheStorage {
  public:
-  /// `own`: rank 0's part, or null. `elsewhere`: bytes of the others, which may seal pages.
-  RankCache(std::shared_ptr<Leader> leader, std::size_t group, CacheStorage* own, std::int64_t elsewhere, bool seals)
-      : leader_(std::move(leader)), group_(group), own_(own), elsewhere_(elsewhere), seals_(seals) {}
+  /// The others' parts.
+  struct Elsewhere {
+    std::int64_t bytes = 0;
+    bool seals = false;
+    PassPages limit{};  ///< that all of them keep
+  };
+  /// `own`: rank 0's part, or null.
+  RankCache(std::shared_ptr<Leader> leader, std::size_t group, CacheStorage* own, const Elsewhere& elsewhere)
+      : leader_(std::move(leader)), group_(group), own_(own), elsewhere_(elsewhere) {}
 
-  std::int64_t bytes() const noexcept override { return elsewhere_ + (own_ ? own_->bytes() : 0); }
+  std::int64_t bytes() const noexcept override { return elsewhere_.bytes + (own_ ? own_->bytes() : 0); }
   Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
   // Pages of other ranks stay there: unsupported.
   std::int64_t canonical_page_bytes() const noexcept override { return 0; }
   Result<void> export_page(std::int32_t page, std::span<std::byte> out) override;
   Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override;
-  bool seals_pages() const noexcept override { return seals_ || (own_ && own_->seals_pages()); }
+  bool seals_pages() const noexcept override { return elsewhere_.seals || (own_ && own_->seals_pages()); }
   // Other ranks keep what they have for a full page until its sequence goes on.
   void finish_page(std::int32_t page) noexcept override {
     if (own_) own_->finish_page(page);
@@ -31,13 +37,16 @@ class RankCache final : public CacheStorage {
     if (own_) own_->forget_page(page);
     leader_->forgotten().add(group_, page);
   }
+  PassPages pass_pages() const noexcept override {
+    return own_ ? least_of(elsewhere_.limit, own_->pass_pages()) : elsewhere_.limit;
+  }
+  std::int64_t moved_bytes() const noexcept override { return own_ ? own_->moved_bytes() : 0; }
 
  private:
   const std::shared_ptr<Leader> leader_;
   const std::size_t group_;
   CacheStorage* const own_;
-  const std::int64_t elsewhere_;
-  const bool seals_;
+  const Elsewhere elsewhere_;
 };
 
 /// Rank 0's stage, then those of the others. Where stages have several shards, the embedding comes first by itself, and

@@ -18,6 +18,10 @@ using core::fail;
 struct ReplyMessage {
   OutcomeMessage outcome;  ///< of success: the text describes the backend
   std::int64_t weight_bytes = 0, cache_bytes = 0, seals_pages = 0;
+  std::int64_t groups = 0;  ///< so many LimitMessages follow
+};
+struct LimitMessage {
+  std::int64_t group = 0, resident = 0, most = 0;
 };
 
 struct Command {
@@ -26,7 +30,7 @@ struct Command {
   std::array<std::int64_t, 4> numbers{};
 };
 
-constexpr std::size_t kSetupNumbers = 7;
+constexpr std::size_t kSetupNumbers = 8;
 
 /// A Setup as numbers: whether there is one, its fields, its places.
 std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
@@ -39,6 +43,7 @@ std::vector<std::int64_t> setup_numbers(const Setup* setup, int ranks) {
   numbers[4] = static_cast<std::int64_t>(setup->cache_type);
   numbers[5] = setup->shards;
   numbers[6] = setup->windows;
+  numbers[7] = setup->resident;
   std::copy(setup->model.begin(), setup->model.end(), numbers.begin() + kSetupNumbers);
   std::copy(setup->places.begin(), setup->places.end(), numbers.begin() + kSetupNumbers + kModelNumbers);
   return numbers;
@@ -116,6 +121,18 @@ Result<void> receive_outcome(Communicator& communicator, int from, Result<void>&
   return {};
 }
 
+Result<Reply> receive_reply(Communicator& communicator, int rank) {
+  const auto message = LLMINFER_TRY(receive_message<ReplyMessage>(communicator, rank));
+  LLMINFER_TRY(message.outcome.outcome());
+  Reply reply{message.outcome.text_of(), message.weight_bytes, message.cache_bytes, message.seals_pages != 0, {}};
+  for (std::int64_t i = 0; i < message.groups; ++i) {
+    const auto limit = LLMINFER_TRY(receive_message<LimitMessage>(communicator, rank));
+    reply.limits.push_back({static_cast<std::size_t>(limit.group),
+                            {static_cast<std::int32_t>(limit.resident), static_cast<std::int32_t>(limit.most)}});
+  }
+  return reply;
+}
+
 }  // namespace
 
 CacheStorage* RankStage::cache(std::size_t whole_group) const noexcept {
@@ -175,19 +192,13 @@ Result<std::vector<Reply>> Leader::ready() {
   for (int rank = 1; rank < ranks(); ++rank) {
     const auto r = static_cast<std::size_t>(rank);
     if (ended_[r]) continue;
-    auto message = receive_message<ReplyMessage>(*communicator_, rank);
-    Result<void> outcome;
-    if (message) {
-      outcome = message->outcome.outcome();
-    } else {
-      outcome = std::move(message).error();
+    auto reply = receive_reply(*communicator_, rank);
+    if (reply) {
+      replies[r] = std::move(*reply);
+      continue;
     }
-    if (outcome) {
-      replies[r] = {message->outcome.text_of(), message->weight_bytes, message->cache_bytes, message->seals_pages != 0};
-    } else {
-      ended_[r] = true;
-      if (first_error) first_error = core::at("rank " + std::to_string(rank), std::move(outcome).error());
-    }
+    ended_[r] = true;
+    if (first_error) first_error = core::at("rank " + std::to_string(rank), std::move(reply).error());
   }
   LLMINFER_TRY(std::move(first_error));
   return replies;
@@ -279,6 +290,7 @@ Result<Setup> receive_setup(Communicator& communicator) {
   setup.cache_type = static_cast<CacheType>(numbers[4]);
   setup.shards = static_cast<std::int32_t>(numbers[5]);
   setup.windows = static_cast<std::int32_t>(numbers[6]);
+  setup.resident = static_cast<std::int32_t>(numbers[7]);
   if (setup.shards < 1 || communicator.size() % setup.shards != 0) {
     return fail(ErrorCode::corrupt, "rank 0 says that ", communicator.size(), " ranks make stages of ", setup.shards);
   }
@@ -299,10 +311,17 @@ Result<void> send_reply(Communicator& communicator, const Result<RankStage>& sta
       message.cache_bytes += cache->bytes();
       if (cache->seals_pages()) message.seals_pages = 1;
     }
+    message.groups = static_cast<std::int64_t>(stage->groups.size());
   } else {
     message.outcome = OutcomeMessage(stage.error());
   }
-  return send_message(communicator, 0, message);
+  LLMINFER_TRY(send_message(communicator, 0, message));
+  for (std::size_t g = 0; stage && g < stage->groups.size(); ++g) {
+    const PassPages pages = stage->caches[g]->pass_pages();
+    LLMINFER_TRY(send_message(
+        communicator, 0, LimitMessage{static_cast<std::int64_t>(stage->groups[g]), pages.resident, pages.most}));
+  }
+  return {};
 }
 
 namespace {

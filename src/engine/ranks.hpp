@@ -29,7 +29,7 @@ namespace llminfer::inline v0::engine {
 struct Setup {
   std::vector<std::int64_t> model;  ///< numbers that tell models apart
   std::int32_t context_length = 0;
-  std::int32_t pages = 0, windows = 0;  ///< see CacheSize
+  std::int32_t pages = 0, windows = 0, resident = 0;  ///< see CacheSize
   std::int32_t max_batch_rows = 0;
   CacheType cache_type = CacheType::f16;
   std::int32_t shards = 1;           ///< of each stage
@@ -43,6 +43,11 @@ struct Reply {
   std::int64_t weight_bytes = 0;
   std::int64_t cache_bytes = 0;
   bool seals_pages = false;  ///< see CacheStorage
+  struct Limit {
+    std::size_t group = 0;  ///< of the whole program
+    PassPages pages;
+  };
+  std::vector<Limit> limits;  ///< of the cache groups that it has
 };
 
 /// A stage, or a shard of one, that has been loaded.
@@ -84,7 +89,7 @@ class Leader {
   Result<std::vector<Result<std::string>>> start_collectives(const RankStage& own);
 
   Result<void> copy_page(std::size_t group, std::int32_t from, std::int32_t to, std::int32_t tokens);
-  /// What no sequence has any more; the followers learn of it with the next pass, if they keep open pages.
+  /// What no sequence has any more; the followers learn of it with the next pass, if that is of use to them.
   ForgottenPages& forgotten() noexcept { return forgotten_; }
   // A pass, in this order. Rank 0's own stage computes when its turn comes.
   /// Tells all followers what the pass is.

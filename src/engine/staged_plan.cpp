@@ -69,10 +69,7 @@ void StagedCache::forget_page(std::int32_t page) noexcept {
 
 PassPages StagedCache::pass_pages() const noexcept {
   PassPages least;
-  for (const Part& part : parts_) {
-    const PassPages pages = part.storage->pass_pages();
-    least = {std::min(least.resident, pages.resident), std::min(least.most, pages.most)};
-  }
+  for (const Part& part : parts_) least = least_of(least, part.storage->pass_pages());
   return least;
 }
 

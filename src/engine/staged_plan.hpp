@@ -2,12 +2,18 @@
 // engine they look like those of one backend.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include <llminfer/backend.hpp>
 
 namespace llminfer::inline v0::engine {
+
+/// What both keep.
+inline PassPages least_of(const PassPages& a, const PassPages& b) noexcept {
+  return {std::min(a.resident, b.resident), std::min(a.most, b.most)};
+}
 
 /// The pages of one cache group: each page has a part in every stage that has layers of the group.
 class StagedCache final : public CacheStorage {

@@ -137,9 +137,13 @@ TEST_CASE("other ranks learn with the next pass which pages nobody has any more"
   });
   {
     engine::Leader leader(ranks[0]);
-    leader.begin({std::vector<std::int64_t>(engine::kModelNumbers), 64, 6, 1, 1, CacheType::int4, 1, {0, 1, 2}})
+    leader.begin({std::vector<std::int64_t>(engine::kModelNumbers), 64, 6, 1, 0, 1, CacheType::int4, 1, {0, 1, 2}})
         .value();
-    CHECK(leader.ready().value().at(1).seals_pages);
+    const engine::Reply reply = leader.ready().value().at(1);
+    CHECK(reply.seals_pages);
+    CHECK(reply.limits.size() == 1);
+    CHECK(reply.limits.at(0).group == 1);
+    CHECK(reply.limits.at(0).pages.most == PassPages().most);
     const std::vector<std::int32_t> pages = {4, 6};
     leader.forgotten().reserve(pages);
     const std::vector<std::int32_t> position = {0}, table = {2};

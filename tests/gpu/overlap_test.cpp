@@ -27,6 +27,7 @@ struct Numbers {
     memory = gpu::Buffer::make(device, 3 * kCount * sizeof(int)).value();
     host = gpu::Buffer::make(device, kCount * sizeof(int), true).value();
     device->clear(memory.at(), memory.bytes()).value();
+    device->wait().value();
   }
   int* row(int i) const { return memory.at<int>() + i * static_cast<int>(kCount); }
 
@@ -89,6 +90,29 @@ TEST_CASE("A kernel may begin before several others have ended") {
     return !numbers.row_is(2, 2);
   };
   CHECK(count_shown(wrong) > 3);
+}
+
+TEST_CASE("What was copied is not there for what a kernel does too early, until the host has waited") {
+  enum class Waits { not_at_all, host, kernel };
+  const auto wrong = [](gpu::Stream stream, Waits waits, std::uint64_t seed) {
+    const Numbers numbers(seed);
+    const gpu::Event event = gpu::Event::make(numbers.device).value();
+    std::fill_n(numbers.host.at<int>(), Numbers::kCount, 5);
+    numbers.device->copy(numbers.row(0), numbers.host.at(), numbers.host.bytes(), stream).value();
+    event.record(stream).value();
+    event.follow(gpu::Stream::work).value();
+    if (waits == Waits::host) numbers.device->wait(stream).value();
+    numbers.launch_next(0, 1);
+    if (waits == Waits::kernel) numbers.device->begin_in_turn();
+    numbers.launch_next(0, 2, true);
+    return !numbers.row_is(2, 6);
+  };
+  for (const gpu::Stream stream : {gpu::Stream::work, gpu::Stream::copies}) {
+    const auto shown = [&](Waits waits) { return count_shown([&](auto seed) { return wrong(stream, waits, seed); }); };
+    CHECK(shown(Waits::not_at_all) > 3);
+    CHECK(shown(Waits::host) == 0);
+    CHECK(shown(Waits::kernel) == 0);
+  }
 }
 
 TEST_CASE("What is still read is not overwritten but after the former kernel") {

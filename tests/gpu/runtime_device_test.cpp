@@ -124,6 +124,7 @@ TEST_CASE("A kernel may begin early after another one, and after nothing else") 
   CHECK(notes_of(device, [&] { event.record(Stream::copies).value(); }) == "kKK");
   CHECK(notes_of(device, [&] { event.follow(Stream::work).value(); }) == "k-kK");
   CHECK(notes_of(device, [&] { (void)device->runtime_stream(); }) == "kkK");  // for a sum, say
+  CHECK(notes_of(device, [&] { device->begin_in_turn(); }) == "kkK");
   CHECK(notes_of(device, [&] {
           notes.fails = 0;
           CHECK(launch(device) != 0);

@@ -74,7 +74,7 @@ TEST_CASE("a rank without memory for a pass gives that as its outcome") {
   const auto recorder = std::make_shared<Recorder>();
   {
     engine::Leader leader(recorder);
-    leader.begin({std::vector<std::int64_t>(engine::kModelNumbers), 64, 1, 1, kRows, CacheType::f16, 1, {0, 1, 2}})
+    leader.begin({std::vector<std::int64_t>(engine::kModelNumbers), 64, 1, 1, 0, kRows, CacheType::f16, 1, {0, 1, 2}})
         .value();
     recorder->sent.clear();
     const std::vector<std::int32_t> positions = {0, 1, 2}, logit_rows = {1, 2}, table = {0};

@@ -56,6 +56,7 @@ class EmulatedDevice final : public Device {
     return emulated_ptx::kernel_table();
   }
   void* stream() noexcept override { return &machine_; }
+  void begin_in_turn() noexcept override { machine_.after_kernel = false; }
   void* runtime_stream() noexcept override { return &machine_; }
   int enter() noexcept override { return 0; }
   void leave(int) noexcept override {}
@@ -73,13 +74,14 @@ class EmulatedDevice final : public Device {
     return copy(to, from, bytes, pitch, height, Stream::work);
   }
   Result<void> clear(void* memory, std::int64_t bytes) override {
-    add([=] {
+    add([=, this] {
+      memory_.copied(memory, bytes, Stream::work);
       std::memset(memory, 0, static_cast<std::size_t>(bytes));
       return emulator::ok;
     });
     return {};
   }
-  Result<void> wait(Stream stream) override { return outcome(streams_.wait(static_cast<int>(stream))); }
+  Result<void> wait(Stream stream) override { return settled(streams_.wait(static_cast<int>(stream)), stream); }
   Result<void*> make_event() override { return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>())); }
   void release_event(void* event) noexcept override { delete static_cast<Mark*>(event); }
   Result<void> record(void* event, Stream stream) override {
@@ -121,7 +123,7 @@ class EmulatedDevice final : public Device {
   }
   const EmulatedCounts& counts() const noexcept { return counts_; }
   Result<void> mark(int place) override { return record(&marks_[place], Stream::work); }
-  Result<void> wait_for(int place) override { return outcome(streams_.wait(*marks_[place])); }
+  Result<void> wait_for(int place) override { return settled(streams_.wait(*marks_[place]), Stream::work); }
 
   Result<void> check(int error, const char* what) override {
     if (error == 0 && launches_++ != options_.fail_launch) return {};
@@ -164,6 +166,11 @@ class EmulatedDevice final : public Device {
     return core::fail(ErrorCode::device_error, "error ", error);
   }
 
+  /// The host knows that copies in the stream are done.
+  Result<void> settled(int error, Stream stream) {
+    memory_.settle(stream);
+    return outcome(error);
+  }
   Result<void*> allocate(std::int64_t bytes, bool pinned) {
     void* memory = memory_.allocate(bytes, pinned, pinned ? options_.pinned_memory : options_.memory);
     if (!memory) {
@@ -188,6 +195,7 @@ class EmulatedDevice final : public Device {
     add(
         [=, this]() -> int {
           if ((checks_to && !known(to, all)) || (checks_from && !known(from, all))) return kReleased;
+          memory_.copied(to, all, stream);
           for (std::int64_t i = 0; i < height; ++i) {
             std::memcpy(static_cast<std::byte*>(to) + i * pitch, static_cast<const std::byte*>(from) + i * pitch,
                         static_cast<std::size_t>(bytes));

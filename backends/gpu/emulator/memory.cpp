@@ -9,6 +9,9 @@ namespace llminfer::gpu::emulator {
 namespace {
 
 constexpr std::size_t kStep = 256;  ///< bytes that are compared, and hidden, together
+constexpr std::byte kFresh{0xff};   ///< of NaN: what was never written shows
+
+std::uint8_t bit_of(Stream stream) { return static_cast<std::uint8_t>(1u << static_cast<unsigned>(stream)); }
 
 }  // namespace
 
@@ -17,7 +20,7 @@ void* Memory::allocate(std::int64_t bytes, bool pinned, std::int64_t limit) {
   std::int64_t& used = used_[pinned];
   void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
   if (!memory) return nullptr;
-  std::memset(memory, 0xff, static_cast<std::size_t>(bytes));  // NaN: what was never written shows
+  std::memset(memory, std::to_integer<int>(kFresh), static_cast<std::size_t>(bytes));
   pieces_[memory] = {bytes, pinned};
   used += bytes;
   return memory;
@@ -35,14 +38,39 @@ Memory::Piece Memory::release(void* memory) noexcept {
   return piece;
 }
 
-std::optional<Memory::Piece> Memory::piece_of(const void* memory, std::int64_t bytes) {
-  const std::lock_guard lock(mutex_);
+/// The piece that has these bytes, or the end. Mutex held.
+std::map<void*, Memory::Piece>::iterator Memory::find(const void* memory, std::int64_t bytes) {
   auto it = pieces_.upper_bound(const_cast<void*>(memory));
-  if (it == pieces_.begin()) return {};
+  if (it == pieces_.begin()) return pieces_.end();
   --it;
   const bool inside =
       static_cast<const std::byte*>(memory) + bytes <= static_cast<std::byte*>(it->first) + it->second.bytes;
-  return inside ? std::optional(Piece{it->second.bytes, it->second.pinned}) : std::nullopt;
+  return inside ? it : pieces_.end();
+}
+
+std::optional<Memory::Piece> Memory::piece_of(const void* memory, std::int64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto it = find(memory, bytes);
+  return it == pieces_.end() ? std::nullopt : std::optional(Piece{it->second.bytes, it->second.pinned});
+}
+
+void Memory::copied(const void* to, std::int64_t bytes, Stream stream) {
+  const std::lock_guard lock(mutex_);
+  const auto it = find(to, bytes);
+  if (it == pieces_.end() || it->second.pinned || bytes == 0) return;
+  Piece& piece = it->second;
+  piece.copied.resize((static_cast<std::size_t>(piece.bytes) + kStep - 1) / kStep);
+  const auto first = static_cast<std::size_t>(static_cast<const std::byte*>(to) - static_cast<std::byte*>(it->first));
+  for (std::size_t i = first / kStep; i * kStep < first + static_cast<std::size_t>(bytes); ++i) {
+    piece.copied[i] |= bit_of(stream);
+  }
+}
+
+void Memory::settle(Stream stream) {
+  const std::lock_guard lock(mutex_);
+  for (auto& [memory, piece] : pieces_) {
+    for (std::uint8_t& streams : piece.copied) streams &= static_cast<std::uint8_t>(~bit_of(stream));
+  }
 }
 
 void Memory::begin() {
@@ -50,7 +78,14 @@ void Memory::begin() {
   changes_.clear();
   for (auto& [memory, piece] : pieces_) {
     const auto* bytes = static_cast<const std::byte*>(memory);
-    if (!piece.pinned) piece.before.assign(bytes, bytes + piece.bytes);
+    const auto size = static_cast<std::size_t>(piece.bytes);
+    if (piece.pinned) continue;
+    if (piece.before.empty()) piece.before.resize(size, kFresh);
+    piece.copied.resize((size + kStep - 1) / kStep);
+    for (std::size_t i = 0; i < piece.copied.size(); ++i) {
+      if (piece.copied[i] != 0) continue;
+      std::memcpy(piece.before.data() + i * kStep, bytes + i * kStep, std::min(kStep, size - i * kStep));
+    }
   }
 }
 

@@ -9,6 +9,15 @@ constexpr int kThreads = 128;
 constexpr int kFeatures = 2;  ///< per group of lanes, so that the activations are unpacked once for both
 constexpr int kBlockFeatures = kThreads / 32 * kFeatures;
 
+/// Of __launch_bounds__, by which registers are given out: blocks per multiprocessor, but for HIP waves per SIMD.
+#if defined(__HIP__)
+template <int kRows>
+inline constexpr int kResident = kRows == kFewRows ? 3 : 4;
+#else
+template <int kRows>
+inline constexpr int kResident = 4;
+#endif
+
 /// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one.
 template <Form kForm, int kRows>
 __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in, int rows, int first,
@@ -51,7 +60,7 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
 }
 
 template <Form kForm, int kRows>
-__global__ void __launch_bounds__(kThreads, 4) linear_few_kernel(LinearArgs a) {
+__global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(LinearArgs a) {
   __shared__ float table[16];
   if constexpr (kForm == Form::table4) {
     if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];
