@@ -131,7 +131,8 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
   Buffer staging;
   for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336, true},
                               Linear{"1B gate", 8192, 2048}}) {
-    for (const WeightType type : {WeightType::bf16, WeightType::q4_0, WeightType::q4_k, WeightType::w4_sym, WeightType::q8_0}) {
+    for (const WeightType type :
+         {WeightType::bf16, WeightType::q4_0, WeightType::q4_k, WeightType::w4_sym, WeightType::q8_0, WeightType::fp8}) {
       // Several copies, so that none stays in the second-level cache.
       std::vector<std::unique_ptr<gpu::GpuWeight>> copies;
       std::int64_t bytes = 0;
@@ -153,34 +154,45 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       device->wait().value();
       device->clear(scales.at(), scales.bytes()).value();
       device->clear(out.at(), out.bytes()).value();
-      for (const int rows : {1, 4, 8, 16, 64, 512, 2048}) {
+      const Buffer parts = Buffer::make(device, std::int64_t{gpu::kSplitBlocks} * gpu::kSplitRows * gpu::kSplitFeatures * 4).value(),
+                   counters = Buffer::make(device, gpu::kSplitBlocks * 4).value();
+      device->clear(counters.at(), counters.bytes()).value();
+      for (const int rows : {1, 4, 8, 9, 16, 32, 64, 512, 2048}) {
         gpu::LinearArgs args{};
+        args.parts = parts.at<float>();
+        args.counters = counters.at<std::uint32_t>();
+        args.split_blocks = gpu::kSplitBlocks;
+        args.splits = rows > gpu::kManyRows ? 1
+                                            : gpu::column_splits(static_cast<int>(shape.rows), static_cast<int>(shape.cols));
         args.in = in.at<std::uint16_t>();
         args.in_scales = scales.at<float>();
         args.rows = rows;
         args.out = {out.at<float>(), shape.rows};
         if (shape.residual) args.residual = args.out;
-        const bool few = rows <= gpu::kFewRows;
+        args.units = device->info().units;
         std::size_t turn = 0;
-        const double took = seconds(*device, [&] {
-          args.weight = copies[turn++ % copies.size()]->matrix();
-          return (few ? device->kernels().linear_few : device->kernels().linear_many)(device->stream(), args);
-        });
-        const std::string what =
+        const std::string name =
             std::string("linear ") + shape.name + " " + std::string(weight_type_info(type).name) + " x" + std::to_string(rows);
         const double moved = static_cast<double>(copies[0]->bytes());
         const double products = 2.0 * rows * static_cast<double>(shape.rows) * static_cast<double>(shape.cols);
-        if (rows <= 16) {
-          report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
-        } else {
-          report(what, products / took * 1e-12, "TFLOP/s", peak * 1e-12);
-          if (warpgroup_peak == 0) continue;
-          args.units = device->info().units;
-          const double in_groups = seconds(*device, [&] {
+        // By memory up to 32 rows, by products beyond.
+        const auto measure = [&](const std::string& what, int (*kernel)(void*, const gpu::LinearArgs&), double its_peak) {
+          const double took = seconds(*device, [&] {
             args.weight = copies[turn++ % copies.size()]->matrix();
-            return device->kernels().linear_warpgroups(device->stream(), args);
+            return kernel(device->stream(), args);
           });
-          report(what + ", warpgroups", products / in_groups * 1e-12, "TFLOP/s", warpgroup_peak * 1e-12);
+          if (rows <= 32) {
+            report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
+          } else {
+            report(what, products / took * 1e-12, "TFLOP/s", its_peak * 1e-12);
+          }
+        };
+        const gpu::KernelTable& kernels = device->kernels();
+        if (rows <= gpu::kFewRows) measure(name, kernels.linear_few, peak);
+        if (device->info().copies) measure(name + ", stages", kernels.linear_stages, peak);
+        if (rows > gpu::kFewRows) measure(name + ", plain", kernels.linear_many, peak);
+        if (rows > gpu::kManyRows && warpgroup_peak > 0) {
+          measure(name + ", warpgroups", kernels.linear_warpgroups, warpgroup_peak);
         }
       }
     }
@@ -258,7 +270,7 @@ int main(int argc, char** argv) try {
   if (device->info().warpgroups) {
     const int groups = device->info().units * 4;
     warpgroup_peak = 2.0 * 64 * 128 * 16 * kWarpgroupProducts * groups / seconds(*device, [&] {
-      return gpu::cuda::launch_warpgroups(device->stream(), static_cast<unsigned>(groups), 128, kWarpgroupTiles + 1024,
+      return gpu::cuda::launch_with_shared(device->stream(), {static_cast<unsigned>(groups)}, 128, kWarpgroupTiles + 1024,
                                           warpgroup_peak_kernel, args);
     });
     report("products of halves, wgmma", warpgroup_peak * 1e-12, "TFLOP/s", 0);

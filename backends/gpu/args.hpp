@@ -34,7 +34,8 @@ inline constexpr int kForms = 9;
 ///
 /// Codes lie in planes, so that each width takes no more than its bits: 2 = pairs; 3 = pairs and bits; 4 = nibbles; 5 =
 /// nibbles and bits; 6 = nibbles and pairs; 8 = bytes. Plane by plane the lowest bits come first, eight columns in one
-/// word: element i of a word is its i-th nibble, pair or bit from the low end.
+/// word: its even elements from the low end, then the odd ones, so that a shift brings two neighbours to the same place
+/// in both halves of the word. Bytes, and nibbles of a table, lie in the elements' order.
 struct MatrixArgs {
   Form form;
   int rows;
@@ -100,7 +101,25 @@ struct LinearArgs {
   int activation;     ///< llminfer::Activation
   RowsArgs out;
   int units;  ///< multiprocessors; linear_warpgroups alone
+  // linear_stages alone:
+  int splits;          ///< blocks that share a tile by columns, at most; the order of sums depends on it
+  int split_blocks;    ///< if splits > 1: there is memory for so many blocks, at least for a tile of each feature
+  float* parts;        ///< [split_blocks][kSplitRows][kSplitFeatures]
+  uint32_t* counters;  ///< [split_blocks], zeros before and after
 };
+
+/// linear_stages: tiles of so many features and up to so many rows.
+inline constexpr int kSplitFeatures = 128;
+inline constexpr int kSplitRows = 64;
+inline constexpr int kSplitBlocks = 256;   ///< that tiles are split into, if they are fewer: two per multiprocessor
+inline constexpr int kSplitColumns = 512;  ///< of a block at least
+inline constexpr int kMaxSplits = 8;
+/// LinearArgs::splits of a weight: the same whatever the rows, so that these do not change the order of sums.
+inline constexpr int column_splits(int rows, int cols) {
+  const int by_tiles = kSplitBlocks / ((rows + kSplitFeatures - 1) / kSplitFeatures), by_columns = cols / kSplitColumns;
+  const int splits = by_tiles < by_columns ? by_tiles : by_columns;
+  return splits < 1 ? 1 : splits > kMaxSplits ? kMaxSplits : splits;
+}
 
 /// cos and sin of position * frequency, times magnitude: angles [rows][cosines [pairs], sines [pairs]].
 struct AnglesArgs {
@@ -258,7 +277,7 @@ struct CandidatesArgs {
 
 /// What the code for the device has.
 struct ProbeArgs {
-  int32_t* warpgroups;  ///< becomes 1 if it has products of warpgroups (sm_90a), else 0
+  int32_t* found;  ///< [2], of which each becomes 1 or 0: products of warpgroups (sm_90a), copies that go on (sm_80)
 };
 
 /// A launch as the runtimes take it.
@@ -267,7 +286,7 @@ struct KernelLaunch {
   unsigned grid[3];
   unsigned threads;
   unsigned shared_bytes;  ///< of dynamic shared memory
-  const void* args;  ///< the struct that is the kernel's only argument; read during the call
+  const void* args;       ///< the struct that is the kernel's only argument; read during the call
   uint64_t arg_bytes;
 };
 /// Where launches go: into a stream, or into a graph that is being built.
@@ -284,8 +303,10 @@ struct KernelTable {
   int (*prepare)(void* stream, const PrepareArgs& args);
   int (*linear_few)(void* stream, const LinearArgs& args);   ///< rows <= kFewRows
   int (*linear_many)(void* stream, const LinearArgs& args);  ///< no gated activation
-  /// The same where ProbeArgs::warpgroups is 1. Null: the target has no such devices.
+  /// The same where ProbeArgs finds warpgroups. Null: the target has no such devices.
   int (*linear_warpgroups)(void* stream, const LinearArgs& args);
+  /// The same where it finds copies, for any number of rows.
+  int (*linear_stages)(void* stream, const LinearArgs& args);
   int (*angles)(void* stream, const AnglesArgs& args);
   int (*rotate)(void* stream, const RotateArgs& args);
   int (*store)(void* stream, const StoreArgs& args);

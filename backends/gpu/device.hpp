@@ -26,6 +26,7 @@ struct DeviceInfo {
   std::int64_t memory = 0;   ///< bytes
   int units = 1;             ///< multiprocessors
   bool warpgroups = false;   ///< KernelTable::linear_warpgroups runs
+  bool copies = false;       ///< KernelTable::linear_stages runs
   std::string collectives;   ///< file of the library that sums over such devices (nccl.hpp); empty: none
 };
 

@@ -56,6 +56,14 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   halves = place(2 * padded_input * max_rows);
   scales = place(float_bytes(max_rows));
+  for (const WeightSpec& weight : program.weights) {
+    const std::int64_t tiles = (weight.rows + kSplitFeatures - 1) / kSplitFeatures;
+    if (tiles >= kSplitBlocks) continue;
+    const int splits = column_splits(static_cast<int>(weight.rows), static_cast<int>(weight.cols));
+    if (splits > 1) split_blocks = std::max(split_blocks, static_cast<int>(tiles) * splits);
+  }
+  split_parts = place(float_bytes(std::int64_t{split_blocks} * kSplitRows * kSplitFeatures));
+  split_counters = place(split_blocks * std::int64_t{sizeof(std::uint32_t)});
   rounded_floats = std::max(padded_input * max_rows, experts.places * std::max(experts.width, experts.ffn));
   queries = place(float_bytes(query_width * max_rows));
   part_floats *= std::max(max_rows, 256);
@@ -115,6 +123,10 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
       new GpuPlan(program, std::move(steps), layout, std::move(weights), options, std::move(device), gpu_options));
   LLMINFER_TRY(plan->bind_weights(options));
   plan->memory_ = LLMINFER_TRY(Buffer::make(plan->device_, layout.bytes));
+  if (layout.split_blocks > 0) {
+    LLMINFER_TRY(plan->device_->clear(plan->memory_.at(layout.split_counters),
+                                      layout.split_blocks * std::int64_t{sizeof(std::uint32_t)}));
+  }
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {
     const std::vector<float>& frequencies = program.rope_tables[t].inverse_frequency;
     const std::int64_t bytes = float_bytes(static_cast<std::int64_t>(frequencies.size()));

@@ -49,6 +49,8 @@ struct PlanLayout {
   std::int64_t rounded_floats = 0;        ///< of inputs, if a weight declares a rounding; in memory of their own
   std::int64_t halves = 0;                ///< [max_rows, padded_input]
   std::int64_t scales = 0;                ///< [max_rows]
+  int split_blocks = 0;                   ///< LinearArgs::split_blocks, 0: no weight's tiles are split
+  std::int64_t split_parts = 0, split_counters = 0;
   std::int64_t queries = 0, query_width = 0;
   std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
   std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
@@ -135,8 +137,8 @@ class GpuPlan final : public Plan {
     bool done = false;        ///< wait() has said so
     int layers = 0;           ///< attention steps enqueued
     bool sums_on_devices = false;
-    int sums_made = 0;        ///< of them
-    bool stop = false;        ///< interrupted
+    int sums_made = 0;  ///< of them
+    bool stop = false;  ///< interrupted
   };
 
   /// Splits of attention, and the pages of each.

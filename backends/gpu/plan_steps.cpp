@@ -116,7 +116,14 @@ Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
     args.units = info.units;
     return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
   }
-  return device_->check(kernels().linear_many(stream(), args), "linear_many");
+  if (!info.copies) return device_->check(kernels().linear_many(stream(), args), "linear_many");
+  // Few rows have few tiles, which blocks then share. Many have enough, and no sums to add.
+  const bool many = args.rows > kManyRows && !options_.batch_invariant;
+  args.splits = many ? 1 : column_splits(args.weight.rows, args.weight.cols);
+  args.split_blocks = layout_.split_blocks;
+  args.parts = memory_.at<float>(layout_.split_parts);
+  args.counters = memory_.at<std::uint32_t>(layout_.split_counters);
+  return device_->check(kernels().linear_stages(stream(), args), "linear_stages");
 }
 
 Result<void> GpuPlan::run_part(const LinearPart& part) {

@@ -38,7 +38,7 @@ class RuntimeDevice final : public Device {
     for (typename Api::Stream& stream : device->streams_)
       LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
     for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
-    const Buffer found = LLMINFER_TRY(Buffer::make(device, sizeof(std::int32_t)));
+    const Buffer found = LLMINFER_TRY(Buffer::make(device, 2 * sizeof(std::int32_t)));
     const ProbeArgs probe{found.at<std::int32_t>()};
     if (const int error = device->kernels().probe(device->stream(), probe); error != 0) {
       (void)Api::take_error();
@@ -46,10 +46,11 @@ class RuntimeDevice final : public Device {
                   device->info_.architecture, "): ", Api::message(error));
     }
     if (options.dependent_launch) device->try_overlap(probe);
-    std::int32_t warpgroups = 0;
-    LLMINFER_TRY(device->copy(&warpgroups, probe.warpgroups, sizeof warpgroups, Stream::work));
+    std::int32_t has[2] = {};
+    LLMINFER_TRY(device->copy(has, probe.found, sizeof has, Stream::work));
     LLMINFER_TRY(device->wait(Stream::work));
-    device->info_.warpgroups = warpgroups == 1;
+    device->info_.warpgroups = has[0] == 1;
+    device->info_.copies = has[1] == 1;
     return std::shared_ptr<Device>(device);
   }
 

@@ -150,9 +150,10 @@ void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& 
     std::uint32_t nibbles = 0, pairs = 0, bits = 0;
     const bool narrow = layout.form == Form::codes2 || layout.form == Form::codes3;
     for (int i = 0; i < 8; ++i) {
-      nibbles |= (code[i] & 15u) << (4 * i);
-      pairs |= ((narrow ? code[i] : code[i] >> 4) & 3u) << (2 * i);
-      bits |= (static_cast<std::uint32_t>(code[i] >> (narrow ? 2 : 4)) & 1u) << i;
+      const int place = layout.form == Form::table4 ? i : i / 2 + i % 2 * 4;
+      nibbles |= (code[i] & 15u) << (4 * place);
+      pairs |= ((narrow ? code[i] : code[i] >> 4) & 3u) << (2 * place);
+      bits |= (static_cast<std::uint32_t>(code[i] >> (narrow ? 2 : 4)) & 1u) << place;
     }
     if (layout.high_row) std::memcpy(out.high + 4 * e, &nibbles, 4);
     if (layout.pairs_row) std::memcpy(out.pairs + 2 * e, &pairs, 2);

@@ -1,9 +1,11 @@
 // The emulator itself: it must see what a GPU would not forgive.
 #include <catch2/catch.hpp>
 
+#include <cstring>
 #include <set>
 #include <vector>
 
+#include "backends/gpu/emulator/asynchronous.hpp"
 #include "backends/gpu/emulator/emulator.hpp"
 
 using namespace llminfer::gpu::emulator;
@@ -30,7 +32,51 @@ struct Lane {
   int in, out;
 };
 
+enum class Fault { none, no_wait, no_barrier, early_refill, not_aligned, left };
+
+/// Two pieces that threads copy into shared memory for each other, one after the other into the same place. Gives the
+/// launch's error, or -1 where what was read is wrong.
+int copy_pieces(Fault fault, std::uint64_t seed) {
+  Machine machine;
+  machine.seed = seed;
+  std::vector<std::uint64_t> from(2 * 128 + 1), read(2 * 128);
+  for (std::size_t i = 0; i < from.size(); ++i) from[i] = i;
+  const int error = run(
+      machine, {}, 128,
+      [&] {
+        const std::size_t i = place.thread.x;
+        const auto at = [](std::size_t thread) { return shared_memory() + 8 * thread; };
+        for (std::size_t turn = 0; turn < 2; ++turn) {
+          copy_piece(at(i),
+                     reinterpret_cast<const std::byte*>(&from[turn * 128 + i]) + (fault == Fault::not_aligned ? 4 : 0),
+                     8, true);
+          copies_commit();
+          copies_commit();
+          if (fault != Fault::no_wait) copies_wait(fault == Fault::left ? 2 : 1);
+          if (fault != Fault::no_barrier) sync_block();
+          std::memcpy(&read[turn * 128 + i], at(127 - i), 8);
+          if (fault != Fault::early_refill) sync_block();
+        }
+      },
+      Start::alone, 128 * 8);
+  if (error != ok) return error;
+  for (std::size_t i = 0; i < 128; ++i) {
+    if (read[i] != 127 - i || read[128 + i] != 128 + 127 - i) return -1;
+  }
+  return ok;
+}
+
 }  // namespace
+
+TEST_CASE("Copies are there when they were waited for, and what is forgotten shows") {
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) CHECK(copy_pieces(Fault::none, seed) == ok);
+  for (const Fault fault : {Fault::no_wait, Fault::no_barrier, Fault::early_refill, Fault::not_aligned, Fault::left}) {
+    CAPTURE(static_cast<int>(fault));
+    int seen = 0;
+    for (std::uint64_t seed = 1; seed <= 20; ++seed) seen += copy_pieces(fault, seed) != ok;
+    CHECK(seen > 0);
+  }
+}
 
 TEST_CASE("A barrier makes writes seen, and a forgotten one shows") {
   for (std::uint64_t seed = 1; seed <= 10; ++seed) {

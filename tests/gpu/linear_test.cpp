@@ -47,10 +47,19 @@ std::vector<float> random_floats(std::size_t count, unsigned seed) {
   return values;
 }
 
-enum class Kernel { few, many, warpgroups };
+enum class Kernel { few, many, warpgroups, stages };
 
-/// Normalized error of rows * weight^T + bias + residual (or of the gated activation with the same weight as `up`).
-double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated) {
+bool has(const Device& device, Kernel kind) {
+  return kind == Kernel::warpgroups ? device.info().warpgroups : kind != Kernel::stages || device.info().copies;
+}
+
+struct Product {
+  std::vector<float> in, bias, residual, out;
+};
+
+/// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`.
+Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
+                 int splits = 1) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
   Buffer staging;
@@ -83,15 +92,31 @@ double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, in
   if (!gated) linear.residual = {device_residual.at<float>(), w.rows};
   linear.out = {out.at<float>(), w.rows};
   linear.units = 4;
+  linear.splits = splits;
+  linear.split_blocks = 6;
+  const Buffer parts = Buffer::make(device, std::int64_t{6} * gpu::kSplitRows * gpu::kSplitFeatures * 4).value(),
+               counters = to_device(device, std::vector<std::uint32_t>(6));
+  linear.parts = parts.at<float>();
+  linear.counters = counters.at<std::uint32_t>();
   const gpu::KernelTable& kernels = device->kernels();
-  const auto kernel = kind == Kernel::few    ? kernels.linear_few
-                      : kind == Kernel::many ? kernels.linear_many
-                                             : kernels.linear_warpgroups;
+  const auto kernel = kind == Kernel::few      ? kernels.linear_few
+                      : kind == Kernel::many   ? kernels.linear_many
+                      : kind == Kernel::stages ? kernels.linear_stages
+                                               : kernels.linear_warpgroups;
   device->check(kernel(device->stream(), linear), "linear").value();
+  const std::vector<float> result = to_host(device, out);
+  for (const float count_left : to_host(device, counters)) CHECK(count_left == 0.0f);
+  return {std::move(in), bias, residual, result};
+}
 
+/// Its normalized error, that of the worst row.
+double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
+                int splits = 1) {
+  const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
+             count = static_cast<std::size_t>(rows);
+  const auto [in, bias, residual, result] = multiply(device, w, rows, kind, gated, splits);
   std::vector<float> exact(features * width);
   unpack_rows(w.view(), 0, w.rows, exact).value();
-  const std::vector<float> result = to_host(device, out);
   // Rows by themselves: one is a million times larger than the others.
   double worst = 0;
   for (std::size_t r = 0; r < count; ++r) {
@@ -121,6 +146,7 @@ TEST_CASE("Every weight type is multiplied, by few rows and by many") {
     CHECK(error_of(device, w, 2, Kernel::few, false) < 1e-6);
     CHECK(error_of(device, w, 9, Kernel::many, false) < 1e-6);
     if (device->info().warpgroups) CHECK(error_of(device, w, 9, Kernel::warpgroups, false) < 1e-6);
+    if (device->info().copies) CHECK(error_of(device, w, 9, Kernel::stages, false) < 1e-6);
   }
 }
 
@@ -154,6 +180,54 @@ TEST_CASE("Odd shapes by warpgroups") {
   }
 }
 
+// Tiles of each height, parts of columns that are not alike, an odd number of scales per row, odd features, and more
+// tiles with parts than there is memory for at once.
+TEST_CASE("Odd shapes in stages") {
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    gpu::EmulatorOptions options;
+    options.seed = seed;
+    const auto device = make_machine(options);
+    if (!device->info().copies) return;
+    for (const Case& c : {Case{1, 1, 1}, Case{131, 96, 17}, Case{67, 40, 66}, Case{130, 200, 70}}) {
+      CAPTURE(seed, c.features, c.width, c.rows);
+      CHECK(error_of(device, random_weight(WeightType::f32, c.features, c.width, 7), c.rows, Kernel::stages, false,
+                     c.width > 100 ? 3 : 1) < 1e-6);
+    }
+    for (const auto type : {WeightType::q4_1, WeightType::q5_0, WeightType::fp8, WeightType::q8_0}) {
+      CAPTURE(seed, weight_type_info(type).name);
+      CHECK(error_of(device, random_weight(type, 133, 608, 7), 35, Kernel::stages, false, 3) < 1e-6);
+    }
+    for (const auto type : {WeightType::q2_k, WeightType::q3_k, WeightType::q6_k}) {
+      CAPTURE(seed, weight_type_info(type).name);
+      CHECK(error_of(device, random_weight(type, 20, 768, 7), 18, Kernel::stages, false, 5) < 1e-6);
+    }
+  }
+}
+
+TEST_CASE("In stages a row's bits do not depend on how many rows there are") {
+  const auto device = make_machine();
+  if (!device->info().copies) return;
+  for (const auto type : {WeightType::q4_0, WeightType::q8_0, WeightType::f16}) {
+    const RandomWeight w = random_weight(type, 40, 576, 5);
+    const std::vector<float> all = multiply(device, w, 70, Kernel::stages, false, 3).out;
+    for (const int rows : {1, 16, 17, 33}) {
+      CAPTURE(weight_type_info(type).name, rows);
+      const std::vector<float> some = multiply(device, w, rows, Kernel::stages, false, 3).out;
+      CHECK(std::equal(some.begin(), some.end(), all.begin()));
+    }
+  }
+}
+
+// NaN of E4M3, which has a path of its own.
+TEST_CASE("In stages a weight that is NaN stays so") {
+  const auto device = make_machine();
+  if (!device->info().copies) return;
+  RandomWeight w = random_weight(WeightType::fp8, 9, 64, 5);
+  w.bytes[5 * 72 + 4 + 3] = std::byte{0xff};  // a float, and 32 numbers
+  const std::vector<float> out = multiply(device, w, 2, Kernel::stages, false).out;
+  for (std::size_t i = 0; i < out.size(); ++i) CHECK(std::isnan(out[i]) == (i % 9 == 5));
+}
+
 TEST_CASE("A column order is undone, and prepared sizes are as announced") {
   const auto device = make_machine();
   RandomWeight w = random_weight(WeightType::w4, 5, 64, 9);
@@ -172,8 +246,8 @@ TEST_CASE("A column order is undone, and prepared sizes are as announced") {
 
 TEST_CASE("Schedules do not change a bit") {
   const RandomWeight w = random_weight(WeightType::q5_k, 70, 256, 5);
-  for (const Kernel kernel : {Kernel::few, Kernel::many, Kernel::warpgroups}) {
-    if (kernel == Kernel::warpgroups && !make_machine()->info().warpgroups) continue;
+  for (const Kernel kernel : {Kernel::few, Kernel::many, Kernel::warpgroups, Kernel::stages}) {
+    if (!has(*make_machine(), kernel)) continue;
     std::vector<double> errors;
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
       gpu::EmulatorOptions options;

@@ -74,6 +74,22 @@ TEST_CASE("Many rows are multiplied by warpgroups where the device has them, unl
   CHECK(same_bits(invariant, logits({.batch_invariant = true, .warpgroups = false})));
 }
 
+// Of a layer so wide that blocks share its tiles by columns.
+TEST_CASE("Batch-invariant passes give the same bits however a prompt is cut, also where sums are added in parts") {
+  static_assert(gpu::column_splits(64, 1056) > 1);
+  const Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .ffn = 1056}), WeightType::q4_0);
+  const auto tokens = random_tokens(70, model.program.vocab_size);
+  const auto logits = [&](bool invariant, const std::vector<std::int32_t>& chunks) {
+    Driver driver(model, gpu::make_backend(make_machine(), {.batch_invariant = invariant}), CacheType::f16, 256, 40, 5);
+    return driver.feed(tokens, chunks);
+  };
+  const auto expected = Oracle(model, tokens, false).logits();
+  const auto all = logits(true, {70});
+  CHECK(nmse(all, expected) < 1e-5);
+  CHECK(same_bits(all, logits(true, {1, 20, 1, 40, 8})));
+  CHECK(nmse(logits(false, {20, 50}), expected) < 1e-5);
+}
+
 TEST_CASE("All shapes on all machines", "[.slow]") {
   const auto all = shapes();
   for (std::size_t i = 0; i < all.size(); ++i) {

@@ -53,6 +53,18 @@ struct Store {
   std::array<std::byte, 16> bytes;
 };
 
+/// A thread's copies, in groups, of which the last one is not yet committed.
+struct Piece {
+  std::byte* to;
+  std::array<std::byte, 16> bytes;
+  std::size_t count;
+  std::uint64_t group;
+};
+struct Pieces {
+  std::deque<Piece> pieces;
+  std::uint64_t group = 0;
+};
+
 struct Asynchronous {
   std::vector<std::byte> memory;
   std::uint32_t base = 0;  ///< its address in the shared window
@@ -61,6 +73,7 @@ struct Asynchronous {
   std::vector<Warp> warps;
   std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>> descriptors;  ///< of a warpgroup, in their order
   std::vector<std::vector<Store>> stores;                                         ///< of each thread
+  std::vector<Pieces> pieces;                                                     ///< of each thread
   bool misused = false;
   std::uint32_t laziness = 1;
   std::uint64_t random = 0;
@@ -245,6 +258,29 @@ void operand_fence() {
   }
 }
 
+void copy_piece(void* to, const void* from, std::size_t bytes, bool exists) {
+  std::byte* const target = block.at(shared_address(to), static_cast<std::uint32_t>(bytes));
+  if (!target || shared_address(to) % bytes != 0 || reinterpret_cast<std::uintptr_t>(from) % bytes != 0 ||
+      (bytes != 4 && bytes != 8 && bytes != 16)) {
+    block.misused = true;
+    return;
+  }
+  Pieces& mine = block.pieces[place.thread.x];
+  Piece piece{target, {}, bytes, mine.group};
+  if (exists) std::memcpy(piece.bytes.data(), from, bytes);
+  std::memset(target, 0xff, bytes);
+  mine.pieces.push_back(piece);
+}
+void copies_commit() { ++block.pieces[place.thread.x].group; }
+void copies_wait(int groups) {
+  Pieces& mine = block.pieces[place.thread.x];
+  while (!mine.pieces.empty() && mine.pieces.front().group + static_cast<std::uint64_t>(groups) < mine.group) {
+    const Piece& piece = mine.pieces.front();
+    std::memcpy(piece.to, piece.bytes.data(), piece.count);
+    mine.pieces.pop_front();
+  }
+}
+
 void product_fence() {
   bool none = true;
   collective(&none, 32, [](void* const*) { block.warp().fenced = true; });
@@ -296,6 +332,7 @@ void begin_asynchronous(std::uint64_t seed, std::size_t shared_bytes, int thread
   block.warps.assign(static_cast<std::size_t>(threads + 31) / 32, {});
   block.descriptors.assign(static_cast<std::size_t>(threads + 127) / 128, {});
   block.stores.assign(static_cast<std::size_t>(threads), {});
+  block.pieces.assign(static_cast<std::size_t>(threads), {});
   block.misused = false;
   block.random = seed;
   block.base = kPatternBytes + 16 * block.draw(64);
@@ -328,6 +365,7 @@ bool maybe_run_asynchronous() {
 bool asynchronous_misused() { return block.misused; }
 bool asynchronous_pending() {
   return !block.copies.empty() ||
+         std::any_of(block.pieces.begin(), block.pieces.end(), [](const Pieces& p) { return !p.pieces.empty(); }) ||
          std::any_of(block.warps.begin(), block.warps.end(), [](const Warp& warp) { return !warp.products.empty(); });
 }
 

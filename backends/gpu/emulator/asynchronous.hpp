@@ -1,6 +1,7 @@
-// What threads of sm_90a start and do not wait for: tiles that are copied into shared memory (cp.async.bulk.tensor),
-// products of warpgroups (wgmma), and the mbarriers that tell who is done. By the PTX ISA alone: addresses, swizzles
-// and layouts are worked out here, and kernels work them out for themselves.
+// What threads start and do not wait for: pieces that are copied into shared memory (cp.async), and of sm_90a tiles
+// that are copied into shared memory (cp.async.bulk.tensor), products of warpgroups (wgmma), and the mbarriers that
+// tell who is done. By the PTX ISA alone: addresses, swizzles and layouts are worked out here, and kernels work them
+// out for themselves.
 //
 // Everything happens as late, as piecemeal and as much out of order as the PTX ISA allows, by the schedule's seed, so
 // that what is read or overwritten too early shows. What it leaves undefined ends the launch with `misused`.
@@ -45,6 +46,12 @@ void copy_tile(void* to, const TensorMap& map, std::int32_t column, std::int32_t
 /// 16 bytes that products will read: they see them after the same thread's operand_fence (fence.proxy.async).
 void store_operand(void* to, const void* bytes);
 void operand_fence();
+
+/// cp.async: 4, 8 or 16 bytes of global memory into shared memory, or zeros if they don't exist; commit_group, and
+/// wait_group. What is copied is there when the thread has waited, and until then nothing that means something.
+void copy_piece(void* to, const void* from, std::size_t bytes, bool exists);
+void copies_commit();
+void copies_wait(int groups);
 
 /// wgmma.fence, m64n128k16.f32.f16.f16 of two matrices in shared memory, commit_group, and wait_group.
 void product_fence();

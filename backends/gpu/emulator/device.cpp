@@ -41,6 +41,7 @@ class EmulatedDevice final : public Device {
     info_.units = options.units;
     info_.collectives = options.collectives;
     info_.warpgroups = options.warpgroups && kernels().linear_warpgroups != nullptr;
+    info_.copies = options.copies && kernels().linear_stages != nullptr;
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }

@@ -26,6 +26,7 @@ struct EmulatorOptions {
   std::optional<Stream> deaf{};
   std::string collectives{};  ///< as DeviceInfo's
   bool warpgroups = true;     ///< likewise, with PTX's matrix units; those of others have none
+  bool copies = true;         ///< likewise
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 

@@ -64,6 +64,12 @@ __device__ __forceinline__ Packed read_eight(const MatrixArgs& m, int row, int c
   return out;
 }
 
+/// Which of a word's eight nibbles, pairs or bits is element i.
+template <Form kForm>
+__device__ __forceinline__ constexpr int place_of(int i) {
+  return kForm == Form::table4 ? i : i / 2 + i % 2 * 4;
+}
+
 /// What they are. `table` is m.table or a copy of it.
 template <Form kForm>
 __device__ __forceinline__ Eight decode(const MatrixArgs& m, const Packed& from, const float* table) {
@@ -78,16 +84,17 @@ __device__ __forceinline__ Eight decode(const MatrixArgs& m, const Packed& from,
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       uint32_t code = 0;
+      [[maybe_unused]] const int place = place_of<kForm>(i);
       if constexpr (kForm == Form::codes8 || kForm == Form::e4m3) {
         code = (i < 4 ? from.low >> (8 * i) : from.high >> (8 * (i - 4))) & 255u;
       } else if constexpr (kForm == Form::codes2) {
-        code = (from.pairs >> (2 * i)) & 3u;
+        code = (from.pairs >> (2 * place)) & 3u;
       } else if constexpr (kForm == Form::codes3) {
-        code = ((from.pairs >> (2 * i)) & 3u) | ((from.bits >> i) & 1u) << 2;
+        code = ((from.pairs >> (2 * place)) & 3u) | ((from.bits >> place) & 1u) << 2;
       } else {
-        code = (from.low >> (4 * i)) & 15u;
-        if constexpr (kForm == Form::codes5) code |= ((from.bits >> i) & 1u) << 4;
-        if constexpr (kForm == Form::codes6) code |= ((from.pairs >> (2 * i)) & 3u) << 4;
+        code = (from.low >> (4 * place)) & 15u;
+        if constexpr (kForm == Form::codes5) code |= ((from.bits >> place) & 1u) << 4;
+        if constexpr (kForm == Form::codes6) code |= ((from.pairs >> (2 * place)) & 3u) << 4;
       }
       if constexpr (kForm == Form::table4) {
         out.value[i] = table[code];

@@ -10,6 +10,7 @@ int prepare(void* stream, const PrepareArgs& args);
 int linear_few(void* stream, const LinearArgs& args);
 int linear_many(void* stream, const LinearArgs& args);
 int linear_warpgroups(void* stream, const LinearArgs& args);
+int linear_stages(void* stream, const LinearArgs& args);
 int angles(void* stream, const AnglesArgs& args);
 int rotate(void* stream, const RotateArgs& args);
 int store(void* stream, const StoreArgs& args);

@@ -157,6 +157,8 @@ __device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& s
       if (first_lane && column > 0) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
     }
     product_wait<0>();
+#pragma unroll
+    for (int high = 0; high < kHigh; ++high) settle_sums(sums[high]);
     if (first_lane) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
     write<kHigh>(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures);
   }
@@ -205,8 +207,8 @@ int launch_high(void* stream, WarpgroupArgs& args) {
   args.tiles = args.row_tiles * ((l.weight.rows + kFeatures - 1) / kFeatures);
   const auto blocks = static_cast<unsigned>(args.tiles < l.units ? args.tiles : l.units);
   return with_form(l.weight.form, [&]<Form kForm>() {
-    return launch_warpgroups(stream, blocks, kThreads, Ring<kHigh>::kSharedBytes,
-                             linear_warpgroups_kernel<kForm, kHigh>, args);
+    return launch_with_shared(stream, {blocks}, kThreads, Ring<kHigh>::kSharedBytes,
+                              linear_warpgroups_kernel<kForm, kHigh>, args);
   });
 }
 

@@ -1,4 +1,5 @@
 // The table of all launchers.
+#include "backends/gpu/kernels/copies.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/warpgroup.hpp"
 
@@ -11,8 +12,13 @@ __global__ void probe_kernel(ProbeArgs a) {
 #else
   constexpr int32_t kWarpgroups = 0;
 #endif
+#if defined(LLMINFER_GPU_COPY_CODE)
+  constexpr int32_t kCopies = 1;
+#else
+  constexpr int32_t kCopies = 0;
+#endif
   after_former();
-  if (threadIdx.x == 0) *a.warpgroups = kWarpgroups;
+  if (threadIdx.x == 0) a.found[0] = kWarpgroups, a.found[1] = kCopies;
 }
 
 int probe(void* stream, const ProbeArgs& args) { return launch(stream, {}, 32, probe_kernel, args); }
@@ -22,13 +28,18 @@ constexpr auto kLinearWarpgroups = linear_warpgroups;
 #else
 constexpr auto kLinearWarpgroups = nullptr;
 #endif
+#if defined(LLMINFER_GPU_COPIES)
+constexpr auto kLinearStages = linear_stages;
+#else
+constexpr auto kLinearStages = nullptr;
+#endif
 
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static constexpr KernelTable table = {probe,  embed,  prepare, linear_few, linear_many, kLinearWarpgroups,
-                                        angles, rotate, store,   seal,       attend,      attend_tiles,
-                                        glu,    add,    gather,  combine,    candidates};
+  static constexpr KernelTable table = {probe,         embed,  prepare, linear_few, linear_many, kLinearWarpgroups,
+                                        kLinearStages, angles, rotate,  store,      seal,        attend,
+                                        attend_tiles,  glu,    add,     gather,     combine,     candidates};
   return table;
 }
 

@@ -6,7 +6,7 @@
 // would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16; both factors have k in consecutive places.
 #pragma once
 
-#include "backends/gpu/kernels/platform.hpp"
+#include "backends/gpu/kernels/copies.hpp"
 
 #if defined(LLMINFER_GPU_EMULATED)
 #if defined(LLMINFER_GPU_MMA_PTX)
@@ -62,15 +62,6 @@ inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, 
   __builtin_memcpy(&map, &tensor, sizeof tensor);
   return emulator::is_valid(tensor) ? 0 : 1;
 }
-template <class Args>
-int launch_warpgroups(void* stream, unsigned blocks, int threads, int shared_bytes, void (*kernel)(Args),
-                      const Args& args) {
-  return emulator::launch(
-      *static_cast<emulator::Machine*>(stream), {blocks}, threads, [kernel, args] { kernel(args); },
-      static_cast<std::size_t>(shared_bytes));
-}
-
-inline unsigned char* dynamic_shared_memory() { return reinterpret_cast<unsigned char*>(emulator::shared_memory()); }
 using emulator::barrier_arrive;
 using emulator::barrier_expect;
 using emulator::barrier_fence;
@@ -93,6 +84,7 @@ template <int kLeft>
 void product_wait() {
   emulator::product_wait(kLeft);
 }
+inline void settle_sums(float (&)[64]) {}
 template <int kCount>
 void fewer_registers() {}
 template <int kCount>
@@ -100,8 +92,12 @@ void more_registers() {}
 
 #else
 
-inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
-  static_assert(sizeof(CUtensorMap) == sizeof(TileMap) && alignof(CUtensorMap) <= alignof(TileMap));
+/// The driver's cuTensorMapEncodeTiled, which the runtime finds: nothing is linked.
+struct TileMapEncoder {
+  decltype(&cuTensorMapEncodeTiled) encode;
+  cudaError_t error;
+};
+inline TileMapEncoder find_tile_map_encoder() {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found{};
 #if CUDART_VERSION >= 12050
@@ -110,31 +106,24 @@ inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, 
 #else
   const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
 #endif
-  if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+  const bool missing = error == cudaSuccess && found != cudaDriverEntryPointSuccess;
+  return {reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry), missing ? cudaErrorNotSupported : error};
+}
+
+inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
+  static_assert(sizeof(CUtensorMap) == sizeof(TileMap) && alignof(CUtensorMap) <= alignof(TileMap));
+  static const TileMapEncoder encoder = find_tile_map_encoder();
+  if (encoder.error != cudaSuccess) return encoder.error;
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * 2};
   const cuuint32_t box[2] = {kTileColumns, static_cast<cuuint32_t>(tile_rows)}, steps[2] = {1, 1};
-  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-      reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data), size, stride,
-      box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encoder.encode(reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data),
+                     size, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-/// More shared memory than 48 KB has to be asked for.
-template <class Args>
-int launch_warpgroups(void* stream, unsigned blocks, int threads, int shared_bytes, void (*kernel)(Args),
-                      const Args& args) {
-  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  return error != cudaSuccess ? error
-                              : launch(stream, {blocks}, threads, kernel, args, static_cast<unsigned>(shared_bytes));
-}
 
-__device__ __forceinline__ unsigned char* dynamic_shared_memory() {
-  extern __shared__ unsigned char memory[];
-  return memory;
-}
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
@@ -187,6 +176,11 @@ __device__ __forceinline__ void product_commit() { asm volatile("wgmma.commit_gr
 template <int kLeft>
 __device__ __forceinline__ void product_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+/// Sums are read only after the wait that is before it: the compiler knows nothing of who writes them.
+__device__ __forceinline__ void settle_sums(float (&sums)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 #define LLMINFER_8_SUMS(i)                                                                                      \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
