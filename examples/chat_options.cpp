@@ -54,6 +54,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
   app.add_option("--device-cache", command.device_cache_tokens,
                  "Tokens of the cache that a GPU has room for; the others lie in host memory. 0: all")
       ->group(engine);
+  app.add_option("--cache-folder", command.cache_folder,
+                 "Folder for temporary files, which have the cache in place of memory")
+      ->group(engine);
   app.add_option(
          "--cache-type", command.cache_type,
          "How keys and values are cached; int8 and (on GPUs) fp8 take half the memory of f16, int4 about a third")
@@ -128,6 +131,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
   options.cpu_level = command.cpu_level;
   options.context_length = command.context;
   options.device_cache_tokens = command.device_cache_tokens;
+  options.cache_folder = command.cache_folder;
   options.cache_type = command.cache_type;
   options.weight_cache = command.weight_cache;
   options.activation_bits = command.activation_bits;

@@ -24,6 +24,7 @@ struct ChatCommand {
   std::string cpu_level;
   std::int32_t context = 0;
   std::int64_t device_cache_tokens = 0;
+  std::string cache_folder;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
   std::string weight_cache;
   int activation_bits = 16;

@@ -126,6 +126,13 @@ class CpuBackend final : public Backend {
       return std::unique_ptr<CacheStorage>(LLMINFER_TRY(CpuCache::make(group, type, pages)));
     });
   }
+  bool takes_cache_memory() const noexcept override { return true; }
+  Result<std::unique_ptr<CacheStorage>> make_cache_in(std::shared_ptr<std::byte> memory, const CacheGroup& group,
+                                                      CacheType type, std::int32_t pages, std::int32_t) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
+      return std::unique_ptr<CacheStorage>(LLMINFER_TRY(CpuCache::make(group, type, pages, std::move(memory))));
+    });
+  }
 
  private:
   /// As Matrix will tell it of the prepared weight.

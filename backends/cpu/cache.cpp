@@ -44,7 +44,8 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
   return floats * static_cast<std::int64_t>(sizeof(float));
 }
 
-Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages) {
+Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
+                                                 std::shared_ptr<std::byte> memory) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, 1 << 12));
   if (type == CacheType::fp8) {
     return fail(ErrorCode::unsupported,
@@ -59,10 +60,12 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
   cache->page_bytes_ = cache_page_bytes(group, type);
   const auto bytes =
       core::checked_mul(static_cast<std::uint64_t>(cache->page_bytes_), static_cast<std::uint64_t>(pages));
-  const std::uintptr_t alignment = bytes && *bytes >= 2 * kHugePage ? kHugePage : kLine;
-  if (bytes && *bytes < std::uint64_t{1} << 62) {
+  const std::uintptr_t alignment = bytes && *bytes >= 2 * kHugePage && !memory ? kHugePage : kLine;
+  if (memory) {
+    cache->memory_ = std::move(memory);
+  } else if (bytes && *bytes < std::uint64_t{1} << 62) {
     // calloc: large blocks come zeroed from the system and take memory only once they are touched.
-    cache->memory_.reset(std::calloc(static_cast<std::size_t>(*bytes) + alignment, 1));
+    cache->memory_.reset(std::calloc(static_cast<std::size_t>(*bytes) + alignment, 1), &std::free);
   }
   if (!cache->memory_) {
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");

@@ -22,8 +22,9 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class CpuCache final : public CacheStorage {
  public:
-  /// Errors: invalid_argument, out_of_memory.
-  static Result<std::unique_ptr<CpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages);
+  /// `memory`: of all pages (Backend::make_cache_in), or null. Errors: invalid_argument, out_of_memory.
+  static Result<std::unique_ptr<CpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages,
+                                                std::shared_ptr<std::byte> memory = nullptr);
 
   std::int64_t bytes() const noexcept override { return page_bytes_ * pages_ + (open_ ? open_->bytes() : 0); }
   Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override;
@@ -65,16 +66,13 @@ class CpuCache final : public CacheStorage {
   template <class F>
   void for_each_token(F f) const;
 
-  struct Free {
-    void operator()(void* p) const noexcept { std::free(p); }
-  };
   CacheGroup group_{};
   CacheType type_ = CacheType::f16;
   std::int32_t pages_ = 0;
   std::int32_t padded_dim_ = 0;
   std::int64_t element_bytes_ = 0;
   std::int64_t page_bytes_ = 0;
-  std::unique_ptr<void, Free> memory_;
+  std::shared_ptr<void> memory_;
   std::byte* data_ = nullptr;  ///< memory_, aligned
   std::unique_ptr<backend::OpenPages> open_;
 };

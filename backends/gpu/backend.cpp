@@ -126,6 +126,15 @@ class GpuBackend final : public Backend {
       return std::unique_ptr<CacheStorage>(LLMINFER_TRY(GpuCache::make(group, type, pages, resident, device_)));
     });
   }
+  bool takes_cache_memory() const noexcept override { return true; }
+  Result<std::unique_ptr<CacheStorage>> make_cache_in(std::shared_ptr<std::byte> memory, const CacheGroup& group,
+                                                      CacheType type, std::int32_t pages,
+                                                      std::int32_t resident) override {
+    return core::guarded([&]() -> Result<std::unique_ptr<CacheStorage>> {
+      return std::unique_ptr<CacheStorage>(
+          LLMINFER_TRY(GpuCache::make(group, type, pages, resident, device_, std::move(memory))));
+    });
+  }
 
  private:
   Result<std::unique_ptr<PreparedWeight>> make(const WeightView& weight, bool streamed) {

@@ -129,7 +129,8 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept {
 }
 
 Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheType type, std::int32_t pages,
-                                                 std::int32_t resident, std::shared_ptr<Device> device) {
+                                                 std::int32_t resident, std::shared_ptr<Device> device,
+                                                 std::shared_ptr<std::byte> host) {
   LLMINFER_TRY(backend::check_cache(group, type, pages, kMaxHeadDim));
   auto cache = std::make_unique<GpuCache>();
   cache->device_ = device;
@@ -144,8 +145,8 @@ Result<std::unique_ptr<GpuCache>> GpuCache::make(const CacheGroup& group, CacheT
     return fail(ErrorCode::out_of_memory, "no memory for ", pages, " cache pages of ", cache->page_bytes_, " bytes");
   }
   if (resident < pages) {
-    cache->pager_ = LLMINFER_TRY(
-        CachePager::make(device, {group.layers, pages, resident, cache->page_bytes_ / std::max(group.layers, 1)}));
+    const PagerSize size{group.layers, pages, resident, cache->page_bytes_ / std::max(group.layers, 1)};
+    cache->pager_ = LLMINFER_TRY(CachePager::make(device, size, std::move(host)));
   } else {
     cache->memory_ = LLMINFER_TRY(Buffer::make(device, static_cast<std::int64_t>(*bytes)));
     LLMINFER_TRY(device->clear(cache->memory_.at(), static_cast<std::int64_t>(*bytes)));

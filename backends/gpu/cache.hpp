@@ -22,10 +22,11 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class GpuCache final : public CacheStorage {
  public:
-  /// `resident`: device memory holds so many of the pages, the others lie in host memory. Errors: invalid_argument,
-  /// out_of_memory, device_error.
+  /// `resident`: device memory holds so many of the pages, the others lie in host memory, which is `host` unless that is
+  /// null. Errors: invalid_argument, out_of_memory, device_error.
   static Result<std::unique_ptr<GpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages,
-                                                std::int32_t resident, std::shared_ptr<Device> device);
+                                                std::int32_t resident, std::shared_ptr<Device> device,
+                                                std::shared_ptr<std::byte> host = nullptr);
 
   std::int64_t bytes() const noexcept override {
     const std::int64_t resident = pager_ ? pager_->size().device_bytes() : 0;

@@ -16,7 +16,8 @@ std::int32_t PagerSize::most() const noexcept {
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(most, resident, pages));
 }
 
-CachePager::CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory, Buffer host)
+CachePager::CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory,
+                       std::shared_ptr<std::byte> host)
     : device_(std::move(device)),
       size_(size),
       memory_(std::move(memory)),
@@ -30,14 +31,18 @@ CachePager::CachePager(std::shared_ptr<Device> device, const PagerSize& size, Bu
   for (std::size_t block = blocks_.size(); block-- > 0;) free_.push_back(static_cast<std::int32_t>(block));
 }
 
-Result<std::unique_ptr<CachePager>> CachePager::make(std::shared_ptr<Device> device, const PagerSize& size) {
+Result<std::unique_ptr<CachePager>> CachePager::make(std::shared_ptr<Device> device, const PagerSize& size,
+                                                     std::shared_ptr<std::byte> host) {
   if (size.resident < 1 || size.resident > size.pages || size.blocks() > std::numeric_limits<std::int32_t>::max()) {
     return fail(ErrorCode::invalid_argument, "a cache of ", size.pages, " pages of ", size.layers, " layers, ",
                 size.resident, " of them in device memory");
   }
   // Before the tables: a cache that is far too large is refused here.
   Buffer memory = LLMINFER_TRY(Buffer::make(device, size.device_bytes()));
-  Buffer host = LLMINFER_TRY(Buffer::make_host(device, size.host_bytes()));
+  if (!host) {
+    const auto buffer = std::make_shared<Buffer>(LLMINFER_TRY(Buffer::make_host(device, size.host_bytes())));
+    host = std::shared_ptr<std::byte>(buffer, buffer->at());
+  }
   std::unique_ptr<CachePager> pager(new CachePager(device, size, std::move(memory), std::move(host)));
   Event evicted = LLMINFER_TRY(Event::make(device));
   Event done = LLMINFER_TRY(Event::make(device));

@@ -39,8 +39,9 @@ struct PagerSize {
 /// called, what comes on Stream::work comes after all copies of the pass.
 class CachePager {
  public:
-  /// Errors: out_of_memory, device_error.
-  static Result<std::unique_ptr<CachePager>> make(std::shared_ptr<Device> device, const PagerSize& size);
+  /// `host`: PagerSize::host_bytes() for all pages, or null. Errors: out_of_memory, device_error.
+  static Result<std::unique_ptr<CachePager>> make(std::shared_ptr<Device> device, const PagerSize& size,
+                                                  std::shared_ptr<std::byte> host = nullptr);
   ~CachePager();
 
   const PagerSize& size() const noexcept { return size_; }
@@ -94,12 +95,12 @@ class CachePager {
     bool dirty = false;         ///< differs from host memory
   };
 
-  CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory, Buffer host);
+  CachePager(std::shared_ptr<Device> device, const PagerSize& size, Buffer memory, std::shared_ptr<std::byte> host);
   std::int64_t home(std::int32_t layer, std::int32_t page) const noexcept {
     return std::int64_t{layer} * size_.pages + page;
   }
   Page& page_of(std::int64_t home) noexcept { return pages_[static_cast<std::size_t>(home % size_.pages)]; }
-  std::byte* host(std::int64_t home) const noexcept { return host_.at(home * size_.block_bytes); }
+  std::byte* host(std::int64_t home) const noexcept { return host_.get() + home * size_.block_bytes; }
   std::byte* device(std::int32_t block) const noexcept { return memory_.at(block * size_.block_bytes); }
   bool streamed(std::int32_t layer) const noexcept { return slot_[static_cast<std::size_t>(layer)] != kNone; }
   bool waits_for_copies(std::int32_t layer) const noexcept {
@@ -117,7 +118,8 @@ class CachePager {
 
   const std::shared_ptr<Device> device_;
   const PagerSize size_;
-  Buffer memory_, host_;
+  Buffer memory_;
+  const std::shared_ptr<std::byte> host_;
   std::atomic<std::int64_t> moved_{0};
 
   std::mutex mutex_;  ///< guards what follows, but for what only changes where the pass begins or ends

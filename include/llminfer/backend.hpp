@@ -23,7 +23,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 8;
+inline constexpr int kBackendInterfaceVersion = 9;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -268,6 +268,18 @@ class Backend {
                                                                    [[maybe_unused]] std::int32_t pages,
                                                                    [[maybe_unused]] std::int32_t resident) {
     return Error{ErrorCode::unsupported, "the backend keeps no cache in host memory"};
+  }
+  /// Whether pages that lie in host memory can lie where the caller says: make_cache_in().
+  virtual bool takes_cache_memory() const noexcept { return false; }
+  /// make_swapped_cache(), or if the backend has no memory of its own make_cache(), which `resident` does not matter to.
+  /// All pages lie in `memory`, which is zeros, page_bytes() for each, on a multiple of 64 bytes. Errors: as these, and
+  /// unsupported unless takes_cache_memory().
+  virtual Result<std::unique_ptr<CacheStorage>> make_cache_in([[maybe_unused]] std::shared_ptr<std::byte> memory,
+                                                              [[maybe_unused]] const CacheGroup& group,
+                                                              [[maybe_unused]] CacheType type,
+                                                              [[maybe_unused]] std::int32_t pages,
+                                                              [[maybe_unused]] std::int32_t resident) {
+    return Error{ErrorCode::unsupported, "the backend's caches have memory of their own"};
   }
 };
 

@@ -55,7 +55,7 @@ struct EngineStats {
   std::int32_t pages_used = 0;
   std::int32_t pages_total = 0;
   std::int64_t weight_bytes = 0;
-  std::int64_t cache_bytes = 0;  ///< in host memory, too
+  std::int64_t cache_bytes = 0;  ///< in host memory and files, too
   /// Of KV pages, copied between host and GPU (EngineOptions::device_cache_tokens); of this rank's alone.
   std::int64_t moved_cache_bytes = 0;
   double load_seconds = 0;

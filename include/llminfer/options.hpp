@@ -114,6 +114,14 @@ struct EngineOptions {
   /// memory of their own, the CPU's, ignore this. With a communicator each rank whose backend has one holds so many
   /// tokens of its layers there, and rank 0's option counts. Results are those without it, bit for bit.
   std::int64_t device_cache_tokens = 0;
+  /// A folder for temporary files, in which the KV pages lie that would take host memory: those of the CPU, and with
+  /// device_cache_tokens those of a GPU. The system keeps in memory what is used and has room there, and writes the
+  /// rest to the disk, so that idle sessions may be larger than memory; the folder should be on a disk of its own
+  /// machine, and not in memory (tmpfs). Files take all of their room at once, have no names, and are gone with the
+  /// engine, or the process. Results are those without it, bit for bit. Each rank's option counts for its own pages.
+  /// Empty: none. Errors of the load: not_found, permission_denied, io_error (no room on the disk), unsupported (a
+  /// backend of the host's that cannot).
+  std::string cache_folder{};
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
   std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
@@ -131,8 +139,9 @@ struct MemoryShare {
   std::int64_t streamed = 0;  ///< of weights in host memory, which each pass copies to the backend (LayerShare::stream)
   /// Of KV pages in host memory, where `cache` is what the backend holds of them (EngineOptions::device_cache_tokens).
   std::int64_t host_cache = 0;
-  /// What counts for LayerShare::memory: all but `streamed` and `host_cache`. The slots that streamed weights are
-  /// copied to count as activations.
+  std::int64_t disk_cache = 0;  ///< of KV pages in files, in place of memory (EngineOptions::cache_folder)
+  /// What counts for LayerShare::memory: all but `streamed`, `host_cache` and `disk_cache`. The slots that streamed
+  /// weights are copied to count as activations.
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 
@@ -143,6 +152,7 @@ struct MemoryPlan {
   std::int64_t activations = 0;  ///< scratch of one forward pass
   std::int64_t streamed = 0;     ///< weights that stay in host memory, beside `weights`; see MemoryShare
   std::int64_t host_cache = 0;   ///< KV pages in host memory, beside `cache`; see MemoryShare
+  std::int64_t disk_cache = 0;   ///< KV pages in files, which are no part of total()
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back
   std::int64_t parameters = 0;   ///< a count
   /// Of each backend: one, or as many as EngineOptions::split has; of each rank, where there are several. The rest of

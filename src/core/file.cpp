@@ -2,11 +2,14 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <system_error>
@@ -183,6 +186,36 @@ std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<cons
 std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t size,
                                                 std::function<bool(std::uint64_t, std::span<std::byte>)> read) {
   return std::make_shared<ReaderSource>(std::move(name), size, std::move(read));
+}
+
+namespace {
+
+/// Gives the empty file so many bytes of the disk; errno's number, 0 for success. Checks come first: a file over the
+/// process's limit is a signal, and the call may fill the disk before it fails.
+int reserve(int fd, std::uint64_t bytes) {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur) return EFBIG;
+  struct statvfs disk {};
+  const bool known = ::fstatvfs(fd, &disk) == 0 && disk.f_frsize > 0 && disk.f_blocks > 0;
+  if (known && bytes / disk.f_frsize >= disk.f_bavail) return ENOSPC;
+  int error = EINTR;
+  while (error == EINTR) error = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+  return error;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<std::byte>> file_memory(const std::string& folder, std::uint64_t bytes) {
+  std::string path = folder + "/llminfer-XXXXXX";
+  const FileDescriptor fd(::mkostemp(path.data(), O_CLOEXEC));
+  if (fd.get() < 0) return errno_error(folder, "create a file", errno);
+  if (::unlink(path.c_str()) != 0) return errno_error(path, "unlink", errno);
+  if (const int error = reserve(fd.get(), bytes); error != 0) {
+    return errno_error(folder, ("a file of " + std::to_string(bytes) + " bytes").c_str(), error);
+  }
+  void* const address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (address == MAP_FAILED) return errno_error(folder, "mmap", errno);
+  return std::shared_ptr<std::byte>(static_cast<std::byte*>(address), [bytes](std::byte* p) { ::munmap(p, bytes); });
 }
 
 Result<std::string> read_text_file(const std::string& path, std::uint64_t limit) {

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
+#include "core/checked.hpp"
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "engine/model_layout.hpp"
 #include "engine/rank_plan.hpp"
 #include "engine/shards.hpp"
@@ -38,6 +41,20 @@ std::shared_ptr<ShardGroup> group_of(const Program& program, const EngineOptions
   return std::make_shared<ShardGroup>(options.communicator, first, shards, widest * options.max_batch_tokens);
 }
 
+Result<std::unique_ptr<CacheStorage>> make_cache(const StageLayout& layout, const EngineOptions& options,
+                                                 const CacheSize& size, const CacheGroup& group, std::int32_t pages) {
+  Backend& backend = *layout.backend;
+  if (files_pages(layout, options, size, group)) {
+    const auto bytes = core::checked_mul(static_cast<std::uint64_t>(backend.page_bytes(group, options.cache_type)),
+                                         static_cast<std::uint64_t>(pages));
+    auto memory = core::file_memory(options.cache_folder, bytes.value_or(std::numeric_limits<std::int64_t>::max()));
+    if (!memory) return core::at("EngineOptions::cache_folder", std::move(memory).error());
+    return backend.make_cache_in(std::move(*memory), group, options.cache_type, pages, size.resident);
+  }
+  return swaps(layout, size, group) ? backend.make_swapped_cache(group, options.cache_type, pages, size.resident)
+                                    : backend.make_cache(group, options.cache_type, pages);
+}
+
 /// A stage with its weights, plan and caches.
 Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
                              WeightLoader& loader) {
@@ -60,9 +77,7 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
   for (const CacheGroup& group : program.cache_groups) {
     const std::int32_t pages = size.pages_of(group);
     stage.pages.push_back(pages);
-    stage.caches.push_back(LLMINFER_TRY(
-        swaps(layout, size, group) ? layout.backend->make_swapped_cache(group, options.cache_type, pages, size.resident)
-                                   : layout.backend->make_cache(group, options.cache_type, pages)));
+    stage.caches.push_back(LLMINFER_TRY(make_cache(layout, options, size, group, pages)));
   }
   return stage;
 }

@@ -115,10 +115,11 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   }
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
     const std::int64_t page_bytes = layout.backend->page_bytes(group, options.cache_type);
-    const bool some = swaps(layout, size, group);
-    memory.cache += (some ? size.resident : size.pages_of(group)) * page_bytes +
+    const std::int64_t all = size.pages_of(group) * page_bytes;
+    const bool some = swaps(layout, size, group), filed = files_pages(layout, options, size, group);
+    memory.cache += (some ? size.resident * page_bytes : filed ? 0 : all) +
                     size.open_pages_of(group) * layout.backend->open_page_bytes(group, options.cache_type);
-    if (some) memory.host_cache += size.pages_of(group) * page_bytes;
+    if (some || filed) (filed ? memory.disk_cache : memory.host_cache) += all;
   }
   std::vector<WeightView> views;
   for (const load::TensorInfo* tensor : layout.tensors) {
@@ -217,9 +218,14 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
     return fail(ErrorCode::unsupported, "EngineOptions::cache_type is ", name_of(options.cache_type),
                 ", which the backend ", stage.backend->name(), " does not have");
   }
+  for (const CacheGroup& group : stage.stage.program.cache_groups) {
+    if (!files_pages(stage, options, size, group) || stage.backend->takes_cache_memory()) continue;
+    return fail(ErrorCode::unsupported, "EngineOptions::cache_folder: the backend ", stage.backend->name(),
+                " has memory of its own for pages");
+  }
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
-  share.streamed += bytes.streamed, share.host_cache += bytes.host_cache;
+  share.streamed += bytes.streamed, share.host_cache += bytes.host_cache, share.disk_cache += bytes.disk_cache;
   return {};
 }
 
@@ -349,6 +355,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.activations += share.activations;
     memory.streamed += share.streamed;
     memory.host_cache += share.host_cache;
+    memory.disk_cache += share.disk_cache;
   }
   if (layout.stages.size() > 1 && layout.places.empty()) {
     memory.activations += StagedPlan::carried_bytes(layout.program.hidden_size, options.max_batch_tokens);

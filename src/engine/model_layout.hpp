@@ -35,6 +35,12 @@ inline bool swaps(const StageLayout& stage, const CacheSize& size, const CacheGr
   return stage.backend->swaps() && size.swaps(group);
 }
 
+/// Whether pages of the group lie in a file (EngineOptions::cache_folder): those that would take host memory.
+inline bool files_pages(const StageLayout& stage, const EngineOptions& options, const CacheSize& size,
+                        const CacheGroup& group) {
+  return !options.cache_folder.empty() && (swaps(stage, size, group) || !stage.backend->swaps());
+}
+
 /// Errors: those of the options, which are checked here, and of a plan.
 Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options);
 

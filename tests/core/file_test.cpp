@@ -1,14 +1,22 @@
-// Byte sources: what release() gives back, and that it changes nothing.
+// Byte sources: what release() gives back, and that it changes nothing. Memory that is a file.
 #include "core/file.hpp"
 
+#include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <vector>
 
+#include "tests/load/temp_dir.hpp"
+
+using llminfer::ErrorCode;
+using llminfer::core::file_memory;
 using llminfer::core::open_file;
 
 namespace {
@@ -42,4 +50,59 @@ TEST_CASE("release gives back a mapping's pages, whose bytes come back when they
     CHECK(std::memcmp(bytes.data.data(), content.data(), kSize) == 0);
   }
   ::unlink(path.c_str());
+}
+
+TEST_CASE("Memory in a file is zeros, keeps what is written, and leaves no name") {
+  const llminfer::test::TempDir folder;
+  constexpr std::size_t kBytes = (std::size_t{1} << 20) + 5;
+  const auto one = file_memory(folder.path(), kBytes).value(), other = file_memory(folder.path(), kBytes).value();
+  CHECK(std::filesystem::is_empty(folder.path()));
+  CHECK(std::all_of(one.get(), one.get() + kBytes, [](std::byte b) { return b == std::byte{0}; }));
+  std::memset(one.get(), 7, kBytes);
+  CHECK(std::all_of(one.get(), one.get() + kBytes, [](std::byte b) { return b == std::byte{7}; }));
+  CHECK(other.get()[kBytes - 1] == std::byte{0});
+}
+
+TEST_CASE("Memory in a file has its room on the disk before it is written to") {
+  const std::string disk = "/dev/shm";  // where nobody else takes or gives much meanwhile
+  const auto free_bytes = [&] {
+    struct statvfs info {};
+    return ::statvfs(disk.c_str(), &info) == 0 ? static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize)
+                                               : 0;
+  };
+  constexpr std::size_t kBytes = std::size_t{16} << 20;
+  const double before = free_bytes();
+  if (before < 2.0 * kBytes || ::access(disk.c_str(), W_OK) != 0) return;
+  {
+    const auto memory = file_memory(disk, kBytes).value();
+    CHECK(free_bytes() < before - 0.5 * kBytes);
+  }
+  CHECK(free_bytes() > before - 0.5 * kBytes);
+}
+
+TEST_CASE("Memory in a file that cannot be") {
+  const llminfer::test::TempDir folder;
+  const auto code = [](const std::string& path, std::uint64_t bytes) {
+    const auto memory = file_memory(path, bytes);
+    REQUIRE_FALSE(memory);
+    CHECK_THAT(memory.error().message, Catch::Contains(path));
+    return memory.error().code;
+  };
+  CHECK(code(folder / "none", 100) == ErrorCode::not_found);
+  folder.write("file", "");
+  CHECK(code(folder / "file", 100) == ErrorCode::not_found);
+  CHECK(code(folder.path(), std::uint64_t{1} << 60) == ErrorCode::io_error);  // no disk has that
+  struct rlimit before {};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  struct rlimit less = before;
+  less.rlim_cur = 4096;
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &less) == 0);
+  const auto at_limit = file_memory(folder.path(), 4096);
+  const auto over = file_memory(folder.path(), 4097);
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  CHECK(at_limit);
+  REQUIRE_FALSE(over);
+  CHECK(over.error().code == ErrorCode::io_error);
+  std::filesystem::remove(folder / "file");
+  CHECK(std::filesystem::is_empty(folder.path()));
 }

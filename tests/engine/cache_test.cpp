@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "core/file.hpp"
 #include "tests/engine/tiny_model.hpp"
 #include "tests/forwarding.hpp"
 #include "tests/load/temp_dir.hpp"
@@ -344,4 +345,69 @@ TEST_CASE("an int4 cache: a token reads its own page as it was, however the sess
     CHECK(fork.tokens().back() == std::max_element(wanted.begin(), wanted.end()) - wanted.begin());
     go_on(session, session.size() + 1);
   }
+}
+
+TEST_CASE("a cache in files gives the same tokens, is no memory, and leaves nothing behind") {
+  const test::TempDir folder;
+  for (const CacheType type : {CacheType::f16, CacheType::int8, CacheType::int4}) {
+    EngineOptions options;
+    options.context_length = 128;
+    options.cache_tokens = 256;
+    options.cache_type = type;
+    EngineOptions filed = options;
+    filed.cache_folder = folder.path();
+    const MemoryPlan plan = Engine::plan(kModel, options).value(), less = Engine::plan(kModel, filed).value();
+    CHECK(plan.disk_cache == 0);
+    CHECK(less.disk_cache + less.cache == plan.cache);
+    CHECK((less.cache > 0) == (type == CacheType::int4));  // its open pages
+    CHECK(less.shares.at(0).disk_cache == less.disk_cache);
+    CHECK(less.total() == plan.total() - less.disk_cache);
+    const auto answers = [](const Engine& engine) {
+      std::vector<Token> all;
+      Session session = engine.new_session().value();
+      session.prefill(some_tokens(70, 1)).value();
+      Session fork = session.fork().value();
+      for (Session* one : {&session, &fork}) {
+        const auto tokens = one->generate(sampled(20, 3)).value().tokens;
+        all.insert(all.end(), tokens.begin(), tokens.end());
+      }
+      return all;
+    };
+    const Engine engine = load(filed), usual = load(options);
+    CHECK(std::filesystem::is_empty(folder.path()));
+    CHECK(engine.stats().cache_bytes == usual.stats().cache_bytes);
+    CHECK(answers(engine) == answers(usual));
+  }
+}
+
+TEST_CASE("the CPU's pages lie where they are told to") {
+  const test::TempDir folder;
+  const auto backend = make_cpu_backend({}).value();
+  const CacheGroup group{1, 1, 16, 0};
+  for (const CacheType type : {CacheType::f32, CacheType::int8}) {
+    const std::int64_t bytes = backend->page_bytes(group, type);
+    const auto memory = core::file_memory(folder.path(), static_cast<std::uint64_t>(2 * bytes)).value();
+    const auto cache = backend->make_cache_in(memory, group, type, 2, 0).value();
+    CHECK(cache->bytes() == 2 * bytes);
+    const std::vector<float> ones(static_cast<std::size_t>(cache->canonical_page_bytes()) / sizeof(float), 1.0f);
+    cache->import_page(1, std::as_bytes(std::span(ones))).value();
+    const auto zero = [](std::byte b) { return b == std::byte{0}; };
+    CHECK(std::all_of(memory.get(), memory.get() + bytes, zero));
+    CHECK_FALSE(std::all_of(memory.get() + bytes, memory.get() + 2 * bytes, zero));
+  }
+}
+
+TEST_CASE("a folder that can hold no cache") {
+  const test::TempDir folder;
+  EngineOptions options;
+  options.context_length = 128;
+  options.cache_folder = folder / "none";
+  check_error(Engine::load(kModel, options), ErrorCode::not_found, "EngineOptions::cache_folder");
+  options.cache_folder = folder.path();
+  options.cache_tokens = std::int64_t{1} << 36;  // terabytes
+  check_error(Engine::load(kModel, options), ErrorCode::io_error, "EngineOptions::cache_folder");
+  CHECK(std::filesystem::is_empty(folder.path()));
+  options.cache_tokens = 128;
+  options.custom_backend = std::make_shared<test::ForwardingBackend>(make_cpu_backend({}).value());
+  check_error(Engine::plan(kModel, options), ErrorCode::unsupported, "EngineOptions::cache_folder");
 }

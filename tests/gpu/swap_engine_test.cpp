@@ -4,9 +4,11 @@
 
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 
 #include "tests/engine/split_models.hpp"
 #include "tests/gpu/machines.hpp"
+#include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -100,6 +102,22 @@ TEST_CASE(
     CHECK(engine.stats().preemptions == 0);
     CHECK(engine.stats().pages_used == 0);
     CHECK(engine.stats().moved_cache_bytes > 0);
+  }
+  {
+    const TempDir folder;
+    EngineOptions options = options_for(gpu);
+    options.cache_folder = folder.path();
+    const MemoryPlan filed = Engine::plan(model, options).value();
+    CHECK(filed.disk_cache == plan.host_cache);
+    CHECK(filed.host_cache == 0);
+    CHECK(filed.shares[0].total() == plan.shares[0].total());
+    const Engine engine = Engine::load(model, options).value();
+    CHECK(gpu::emulated_pinned_memory_in_use() == 0);
+    CHECK(std::filesystem::is_empty(folder.path()));
+    CHECK(conversations(engine) == expected);
+    CHECK(engine.stats().moved_cache_bytes > 0);
+    options.device_cache_tokens = 0;  // all pages lie in device memory
+    CHECK(Engine::plan(model, options).value().disk_cache == 0);
   }
   CHECK(gpu::emulated_memory_in_use() == 0);
   CHECK(gpu::emulated_pinned_memory_in_use() == 0);
