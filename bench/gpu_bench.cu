@@ -151,12 +151,20 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       }
       device->copy(in.at(), halves.at(), in.bytes()).value();
       device->wait().value();
+      const Buffer row = Buffer::make(device, shape.cols * 4).value(), floats = Buffer::make(device, row.bytes(), true).value();
+      for (std::int64_t i = 0; i < shape.cols; ++i) {
+        floats.at<float>()[i] = static_cast<float>(random() % 4096) / 1024.0f - 2.0f;
+      }
+      device->copy(row.at(), floats.at(), row.bytes()).value();
+      device->wait().value();
       device->clear(scales.at(), scales.bytes()).value();
       device->clear(out.at(), out.bytes()).value();
       for (const int rows : {1, 4, 8, 16, 64, 512, 2048}) {
         gpu::LinearArgs args{};
         args.in = in.at<std::uint16_t>();
         args.in_scales = scales.at<float>();
+        args.row = row.at<float>();
+        args.width = static_cast<int>(shape.cols);
         args.rows = rows;
         args.out = {out.at<float>(), shape.rows};
         if (shape.residual) args.residual = args.out;
@@ -164,7 +172,8 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
         std::size_t turn = 0;
         const double took = seconds(*device, [&] {
           args.weight = copies[turn++ % copies.size()]->matrix();
-          return (few ? device->kernels().linear_few : device->kernels().linear_many)(device->stream(), args);
+          return few ? device->kernels().linear_few(device->stream(), {{args}, 1})
+                     : device->kernels().linear_many(device->stream(), args);
         });
         const std::string what =
             std::string("linear ") + shape.name + " " + std::string(weight_type_info(type).name) + " x" + std::to_string(rows);
