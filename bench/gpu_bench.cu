@@ -152,6 +152,12 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       }
       device->copy(in.at(), halves.at(), in.bytes()).value();
       device->wait().value();
+      const Buffer row = Buffer::make(device, shape.cols * 4).value(), floats = Buffer::make(device, row.bytes(), true).value();
+      for (std::int64_t i = 0; i < shape.cols; ++i) {
+        floats.at<float>()[i] = static_cast<float>(random() % 4096) / 1024.0f - 2.0f;
+      }
+      device->copy(row.at(), floats.at(), row.bytes()).value();
+      device->wait().value();
       device->clear(scales.at(), scales.bytes()).value();
       device->clear(out.at(), out.bytes()).value();
       const Buffer parts = Buffer::make(device, std::int64_t{gpu::kSplitBlocks} * gpu::kSplitRows * gpu::kSplitFeatures * 4).value(),
@@ -166,6 +172,8 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
                                             : gpu::column_splits(static_cast<int>(shape.rows), static_cast<int>(shape.cols));
         args.in = in.at<std::uint16_t>();
         args.in_scales = scales.at<float>();
+        args.row = row.at<float>();
+        args.width = static_cast<int>(shape.cols);
         args.rows = rows;
         args.out = {out.at<float>(), shape.rows};
         if (shape.residual) args.residual = args.out;
@@ -176,10 +184,10 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
         const double moved = static_cast<double>(copies[0]->bytes());
         const double products = 2.0 * rows * static_cast<double>(shape.rows) * static_cast<double>(shape.cols);
         // By memory up to 32 rows, by products beyond.
-        const auto measure = [&](const std::string& what, int (*kernel)(void*, const gpu::LinearArgs&), double its_peak) {
+        const auto measure = [&](const std::string& what, auto launch, double its_peak) {
           const double took = seconds(*device, [&] {
             args.weight = copies[turn++ % copies.size()]->matrix();
-            return kernel(device->stream(), args);
+            return launch(device->stream(), args);
           });
           if (rows <= 32) {
             report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
@@ -188,7 +196,9 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
           }
         };
         const gpu::KernelTable& kernels = device->kernels();
-        if (rows <= gpu::kFewRows) measure(name, kernels.linear_few, peak);
+        if (rows <= gpu::kFewRows) {
+          measure(name, [&](void* stream, const gpu::LinearArgs& layer) { return kernels.linear_few(stream, {{layer}, 1}); }, peak);
+        }
         if (device->info().copies) measure(name + ", stages", kernels.linear_stages, peak);
         if (rows > gpu::kFewRows) measure(name + ", plain", kernels.linear_many, peak);
         if (rows > gpu::kManyRows && warpgroup_peak > 0) {

@@ -10,10 +10,13 @@ namespace llminfer::gpu {
 inline constexpr int kColumnBlock = 32;
 inline constexpr int kPageSlots = 64;  ///< tokens of a cache page
 inline constexpr int kMaxHeadDim = 2048;
-inline constexpr int kFewRows = 8;       ///< activations of up to so many rows are multiplied without matrix units
-inline constexpr int kManyRows = 64;     ///< of more rows warpgroups multiply, where the device has them
-inline constexpr int kTileRows = 64;     ///< queries of an attention tile
-inline constexpr int kMaxTileDim = 128;  ///< widest head for which attention has tiles
+inline constexpr int kFewRows = 8;        ///< activations of up to so many rows are multiplied without matrix units
+inline constexpr int kFewExpertRows = 4;  ///< likewise, of one expert
+inline constexpr int kMostLayers = 4;     ///< linear layers of few rows that are launched together
+inline constexpr int kBlockRows = 64;     ///< rows of a block of linear_many
+inline constexpr int kManyRows = 64;      ///< of more rows warpgroups multiply, where the device has them
+inline constexpr int kTileRows = 64;      ///< queries of an attention tile
+inline constexpr int kMaxTileDim = 128;   ///< widest head for which attention has tiles
 
 /// How the elements of a matrix lie. Every weight format is turned into one of these.
 enum class Form : int {
@@ -75,9 +78,19 @@ struct RoundingArgs {
   float zero;
 };
 
+/// A matrix of one of the experts of a mixture. Tables of them lie in device memory and are never written by kernels.
+struct ExpertMatrix {
+  MatrixArgs weight;
+  const float* bias;  ///< or null
+  RoundingArgs rounding;
+};
+
 /// Normed, rounded and turned to halves: what linear layers read. Any output may be null.
 struct PrepareArgs {
   RowsArgs in;
+  const int32_t* indices;    ///< row i is that of this number; null: the i-th
+  const int32_t* expert_of;  ///< [rows] row i is rounded for this one of `experts`; -1: it is none; null: `rounding`
+  const ExpertMatrix* experts;
   const float* norm;  ///< [width], or null
   float epsilon;
   RoundingArgs rounding;
@@ -94,6 +107,11 @@ struct LinearArgs {
   MatrixArgs up;       ///< gated activation: of the same form as `weight`; rows == 0: none
   const uint16_t* in;  ///< halves [rows, weight.cols]
   const float* in_scales;
+  /// linear_few of one row reads this instead: floats [width], from a multiple of 16 bytes on, which it norms.
+  const float* row;
+  const float* norm;  ///< [width], likewise, or null
+  float epsilon;
+  int width;
   int rows;
   const float* bias;
   const float* up_bias;
@@ -120,6 +138,64 @@ inline constexpr int column_splits(int rows, int cols) {
   const int splits = by_tiles < by_columns ? by_tiles : by_columns;
   return splits < 1 ? 1 : splits > kMaxSplits ? kMaxSplits : splits;
 }
+
+/// Rows [first, first + count) of what is sorted by expert are this expert's. Where `count` is 0 there is nothing.
+struct ExpertTile {
+  int32_t expert, first, count, unused;
+};
+
+/// Gives each pair of a row and one of its experts a place, by expert, and cuts the places into tiles of at most
+/// `tile_rows` of the same expert. These lie among the `tile_count` ones, the others have nothing: an expert whose
+/// places begin at p has its tiles from p on, or from p / tile_rows + expert, where those before cannot reach.
+struct SortArgs {
+  const int32_t* chosen;  ///< [pairs]
+  int pairs, experts, used;
+  int32_t* places;     ///< [pairs]
+  int32_t* rows;       ///< [places]
+  int32_t* expert_of;  ///< [places]; -1: none
+  ExpertTile* tiles;
+  int tile_rows;
+  int tile_count;  ///< pairs, or where that is less pairs / tile_rows + experts + 1
+};
+
+/// Chooses the experts of each row as backend::choose_experts does: the `used` highest logits, of equal ones the lower
+/// index; NaN counts as -infinity. A row whose position is negative has `experts`, which is none, instead of each.
+struct RouteArgs {
+  RowsArgs logits;
+  const int32_t* positions;
+  int rows, experts, used;
+  int scoring;  ///< llminfer::Scoring
+  int normalize;
+  float scale;
+  int32_t* ranked;  ///< [rows, used] highest first
+  int32_t* chosen;  ///< [rows, used] ascending
+  float* factors;   ///< [rows, used]
+  SortArgs sort;    ///< of one row alone the pairs, which are by expert already, get their places here
+};
+
+/// A linear layer whose rows, sorted by expert, have each its expert's matrix: out[row] = in[row] * weight^T + bias, or
+/// activation(that) * (in[row] * up^T + up bias).
+struct ExpertsArgs {
+  Form form;                    ///< tiles of experts of another form are left out
+  const ExpertMatrix* experts;  ///< [experts]
+  const ExpertMatrix* ups;      ///< of the same forms; null: no gated activation
+  const ExpertTile* tiles;
+  int tile_count;
+  int tile_rows;  ///< experts_few: up to kFewExpertRows; experts_many: kBlockRows
+  int features;
+  const uint16_t* in;  ///< halves [places, weight.cols]
+  const float* in_scales;
+  RowsArgs floats;  ///< [places, width]: what experts_few with tiles of one row reads, as LinearArgs::row
+  int width;
+  int activation;
+  RowsArgs out;
+};
+
+/// Linear layers of the same rows and form.
+struct LayersArgs {
+  LinearArgs layers[kMostLayers];
+  int count;
+};
 
 /// cos and sin of position * frequency, times magnitude: angles [rows][cosines [pairs], sines [pairs]].
 struct AnglesArgs {
@@ -301,12 +377,16 @@ struct KernelTable {
   int (*probe)(void* stream, const ProbeArgs& args);  ///< fails where there is no code for the device
   int (*embed)(void* stream, const EmbedArgs& args);
   int (*prepare)(void* stream, const PrepareArgs& args);
-  int (*linear_few)(void* stream, const LinearArgs& args);   ///< rows <= kFewRows
+  int (*linear_few)(void* stream, const LayersArgs& args);   ///< rows <= kFewRows
   int (*linear_many)(void* stream, const LinearArgs& args);  ///< no gated activation
   /// The same where ProbeArgs finds warpgroups. Null: the target has no such devices.
   int (*linear_warpgroups)(void* stream, const LinearArgs& args);
   /// The same where it finds copies, for any number of rows.
   int (*linear_stages)(void* stream, const LinearArgs& args);
+  int (*route)(void* stream, const RouteArgs& args);
+  int (*sort_pairs)(void* stream, const SortArgs& args);
+  int (*experts_few)(void* stream, const ExpertsArgs& args);
+  int (*experts_many)(void* stream, const ExpertsArgs& args);  ///< no gated activation
   int (*angles)(void* stream, const AnglesArgs& args);
   int (*rotate)(void* stream, const RotateArgs& args);
   int (*store)(void* stream, const StoreArgs& args);

@@ -28,6 +28,9 @@ constexpr std::int64_t kLeastUpload = 1 << 16;
 
 PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows) {
   const auto place = [&](std::int64_t size) { return std::exchange(bytes, bytes + on_line(size)); };
+  const auto in_blocks = [](std::int64_t columns) {
+    return (columns + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
+  };
   const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
   for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(place(float_bytes(stride * max_rows)));
   for (const RopeTable& table : program.rope_tables) {
@@ -43,7 +46,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   for (const Step& step : steps.steps) {
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
-      padded_input = std::max(padded_input, (width(linear->in) + kColumnBlock - 1) / kColumnBlock * kColumnBlock);
+      padded_input = std::max(padded_input, in_blocks(width(linear->in)));
     } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
       const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
       query_width = std::max(query_width, width(attention->op.q));
@@ -51,7 +54,9 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
     } else if (const auto* moe = std::get_if<MoeStep>(&step)) {
       experts.places = std::max(experts.places, std::int64_t{max_rows} * moe->op.used);
       experts.width = std::max(experts.width, width(moe->op.in));
-      experts.ffn = std::max(experts.ffn, program.weights[static_cast<std::size_t>(moe->op.gate.front())].rows);
+      const WeightSpec& gate = program.weights[static_cast<std::size_t>(moe->op.gate.front())];
+      experts.ffn = std::max(experts.ffn, in_blocks(gate.rows));
+      experts.padded = std::max({experts.padded, in_blocks(experts.width), experts.ffn});
     }
   }
   halves = place(2 * padded_input * max_rows);
@@ -64,18 +69,25 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   split_parts = place(float_bytes(std::int64_t{split_blocks} * kSplitRows * kSplitFeatures));
   split_counters = place(split_blocks * std::int64_t{sizeof(std::uint32_t)});
-  rounded_floats = std::max(padded_input * max_rows, experts.places * std::max(experts.width, experts.ffn));
+  rounded_floats = std::max(padded_input * max_rows, experts.places * experts.padded);
   queries = place(float_bytes(query_width * max_rows));
   part_floats *= std::max(max_rows, 256);
   parts = place(float_bytes(part_floats));
   gathered = place(float_bytes(widest * max_rows));
   if (experts.places > 0) {
-    const std::int64_t padded = (std::max(experts.width, experts.ffn) + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
     experts.rows = place(float_bytes(experts.places * experts.width));
     experts.hidden = place(float_bytes(2 * experts.places * experts.ffn));
-    experts.halves = place(2 * experts.places * padded);
+    experts.halves = place(2 * experts.places * experts.padded);
     experts.scales = place(float_bytes(experts.places));
-    experts.words = place(float_bytes(3 * experts.places));
+    experts.words = place(float_bytes(kExpertWords * experts.places));
+    experts.tiles = place(experts.places * std::int64_t{sizeof(ExpertTile)});
+    experts.tables.resize(program.values.size());
+    for (const Step& step : steps.steps) {
+      const auto* moe = std::get_if<MoeStep>(&step);
+      if (!moe) continue;
+      const auto matrices = static_cast<std::int64_t>(RingLayout::kMostSlots * 3 * moe->op.gate.size());
+      experts.tables[static_cast<std::size_t>(moe->op.out)] = place(matrices * std::int64_t{sizeof(ExpertMatrix)});
+    }
   }
   logits = place(steps.logits_direct ? float_bytes(program.vocab_size * std::min(max_rows, kLogitRows)) : 0);
   if (program.logits != ValueId::none) {
@@ -136,6 +148,7 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
     LLMINFER_TRY(plan->device_->copy(plan->memory_.at(layout.frequencies[t]), host.at(), bytes));
     LLMINFER_TRY(plan->device_->wait());
   }
+  LLMINFER_TRY(plan->make_expert_tables());
   bool selected = false;
   for (const Step& step : plan->steps_.steps) {
     selected = selected || std::holds_alternative<SelectStep>(step);
@@ -279,7 +292,7 @@ void GpuPlan::lay_out(const Batch& batch) {
 
   // What lies before the block tables has the same place in all passes of a bucket.
   p.tokens = append_rows(batch.tokens, p.rows, p.has_embeddings ? -1 : 0);
-  p.positions = append_rows(batch.positions, p.rows, -1);
+  p.current_positions = p.positions = append_rows(batch.positions, p.rows, -1);
   p.selected = append_rows(selected, p.selected_rows, 0);
   p.selected_positions = append_rows(selected_positions, p.selected_rows, 0);
   const auto indexes_of = [&](std::span<const std::int32_t> wanted) {
@@ -433,7 +446,8 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
       }
     }
     const StepGroup group = ring_ ? step_groups_[i] : StepGroup();
-    if (group.group >= 0) LLMINFER_TRY(ring_->enter(group.group));
+    pass_.streams = group.group >= 0;
+    if (pass_.streams) LLMINFER_TRY(ring_->enter(group.group));
     const auto* attention = std::get_if<AttentionStep>(&step);
     CachePager* const pager =
         attention ? pass_.caches[static_cast<std::size_t>(attention->op.group)]->pager() : nullptr;

@@ -32,6 +32,8 @@ inline constexpr std::int32_t kBucketRows = 64;
 static_assert(kBucketRows <= kLogitRows);
 /// Keys that a split of a batch-invariant attention has, in pages: the same for every batch.
 inline constexpr int kInvariantSplitPages = 16;
+/// Arrays that the routing of a mixture makes: RouteArgs' and SortArgs'.
+inline constexpr int kExpertWords = 6;
 /// Blocks per multiprocessor that attention is split into.
 inline constexpr int kBlocksPerUnit = 4;
 inline constexpr std::int32_t kAllPages = 1 << 30;  ///< of a split that has them all
@@ -63,10 +65,14 @@ struct PlanLayout {
   /// Memory of mixtures of experts, for `places` pairs of a token and one of its experts, sorted by expert.
   struct Experts {
     std::int64_t places = 0;              ///< max_rows * most experts that a token uses; 0: no mixtures
-    std::int64_t rows = 0, width = 0;     ///< floats [places, width]: inputs, then outputs
-    std::int64_t hidden = 0, ffn = 0;     ///< floats [2][places, ffn]: gate and up
+    std::int64_t rows = 0, width = 0;     ///< floats [places, width]: outputs
+    std::int64_t hidden = 0, ffn = 0;     ///< floats [2][places, ffn]: gate and up; padded
+    std::int64_t padded = 0;              ///< the widest input of an expert, padded
     std::int64_t halves = 0, scales = 0;  ///< the same as a linear layer's
-    std::int64_t words = 0;               ///< [3][places]: tokens of places; places and factors of pairs
+    std::int64_t words = 0;               ///< of 4 bytes [kExpertWords][places]: RouteArgs, SortArgs
+    std::int64_t tiles = 0;               ///< ExpertTiles [places]
+    /// Per value that is a mixture's output, per slot of a ring: ExpertMatrices [gate, up, down][experts].
+    std::vector<std::int64_t> tables;
   } experts;
   std::int64_t bytes = 0;
 };
@@ -125,6 +131,7 @@ class GpuPlan final : public Plan {
     std::int32_t selected_rows = 0;  ///< in a bucket padded likewise
     std::int32_t launched_logits = 0;
     std::int32_t current_rows = 0;  ///< that the next step works on
+    std::int64_t current_positions = 0;
     bool has_embeddings = false;
     std::int64_t logit_rows = 0, hidden_rows = 0;
     std::span<float> logits, hidden;
@@ -137,8 +144,9 @@ class GpuPlan final : public Plan {
     bool done = false;        ///< wait() has said so
     int layers = 0;           ///< attention steps enqueued
     bool sums_on_devices = false;
-    int sums_made = 0;  ///< of them
-    bool stop = false;  ///< interrupted
+    int sums_made = 0;     ///< of them
+    bool streams = false;  ///< the present step reads weights that are streamed
+    bool stop = false;     ///< interrupted
   };
 
   /// Splits of attention, and the pages of each.
@@ -198,16 +206,20 @@ class GpuPlan final : public Plan {
   Result<void> run(const ReduceStep& step);
   Result<void> run(const MoeStep& step);
   Result<void> run(const SelectStep& step);
-  /// Places of a batch's pairs of a token and an expert: expert e has [begins[e], begins[e + 1]).
-  Result<std::vector<std::int32_t>> route(const op::Moe& op);
-  Result<void> prepare_places(const RowsArgs& in, const std::vector<WeightId>& matrices,
-                              const std::vector<std::int32_t>& begins);
-  LinearArgs expert_args(const RowsArgs& out, WeightId id, std::int32_t first, std::int32_t count) const;
-  Result<void> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
-  Result<void> run_part(const LinearPart& part);
-  /// args.out = the part's gated unit of args.in; `up_rows` is room for the product with its second matrix.
-  Result<void> gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows);
-  Result<void> linear(LinearArgs& args, WeightId weight, WeightId bias);
+  // plan_moe.cpp
+  Result<void> make_expert_tables();
+  ExpertMatrix expert_matrix(WeightId id, WeightId bias, std::int64_t slot) const noexcept;
+  Result<SortArgs> route(const op::Moe& op, std::int32_t tile_rows);
+  Result<void> prepare_places(const RowsArgs& in, const std::int32_t* indices, const SortArgs& sorted,
+                              const GpuWeight& first, ExpertsArgs& layer);
+  /// One launch for each form that the matrices have.
+  Result<void> multiply_experts(ExpertsArgs args, const std::vector<WeightId>& matrices, bool few);
+  Result<LinearArgs> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
+  bool few(std::int32_t rows) const noexcept;
+  LinearArgs layer_of(const LinearArgs& common, WeightId id, WeightId bias, const RowsArgs& out) const noexcept;
+  Result<void> gated_unit(const LinearArgs& gate, const LinearArgs& up);
+  Result<void> linear(const LinearArgs& args);
+  Result<void> linear_few(const LayersArgs& args);
   Result<void> run_logits(const LinearStep& step);
   /// The logit rows from `first` on, at most kLogitRows, by the last layer, to logits().
   Result<void> compute_logits(const LinearStep& step, std::int64_t first);
@@ -217,12 +229,16 @@ class GpuPlan final : public Plan {
   Result<RowsArgs> gather(const RowsArgs& in, std::int64_t width, std::int64_t indices, std::int32_t count);
 
   const GpuWeight& weight(WeightId id) const noexcept { return *weights_[static_cast<std::size_t>(id)]; }
+  const std::byte* data(WeightId id, std::int64_t slot) const noexcept {
+    return weight(id).streamed() ? ring_->at(static_cast<std::size_t>(id), slot) : weight(id).data();
+  }
+  /// The ring's slot that holds what the present step reads of it.
+  std::int64_t slot() const noexcept { return ring_ ? ring_->slot() : 0; }
   /// For the kernel that is launched next. It begins in turn if the weight was copied in this pass: what kernels read
   /// before has been there since the load.
   const std::byte* data(WeightId id) const noexcept {
-    if (!weight(id).streamed()) return weight(id).data();
-    device_->begin_in_turn();
-    return ring_->at(static_cast<std::size_t>(id));
+    if (weight(id).streamed()) device_->begin_in_turn();
+    return data(id, slot());
   }
   MatrixArgs matrix(WeightId id) const noexcept { return weight(id).matrix_at(data(id)); }
   const float* vector(WeightId id) const noexcept {
@@ -257,7 +273,6 @@ class GpuPlan final : public Plan {
   bool rotates_selected_ = false;        ///< a RopeStep comes after the selection
   Buffer words_, host_words_;            ///< Pass::words on the device and on its way there; grow
   Buffer embeddings_, host_embeddings_;  ///< likewise
-  Buffer host_experts_;                  ///< outputs of routers, and what is made of them
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< outputs on their way back; grows
   GraphTable graphs_;

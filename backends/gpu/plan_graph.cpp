@@ -28,9 +28,8 @@ std::int32_t bucket_of_pages(std::int32_t pages) {
 
 /// Whether the host has nothing to do, nor to learn, between the first launch of a pass and the last.
 bool GpuPlan::launches_alone(const Steps& steps) {
-  return std::none_of(steps.steps.begin(), steps.steps.end(), [](const Step& step) {
-    return std::holds_alternative<MoeStep>(step) || std::holds_alternative<ReduceStep>(step);
-  });
+  return std::none_of(steps.steps.begin(), steps.steps.end(),
+                      [](const Step& step) { return std::holds_alternative<ReduceStep>(step); });
 }
 
 /// Sizes that the pass's launches have, instead of those of the batch.
@@ -105,6 +104,7 @@ bool GpuPlan::launch_graph() {
     });
     queue_ = nullptr;
     pass_.current_rows = pass_.rows;
+    pass_.current_positions = pass_.positions;
     if (graph) entry.graph = *std::move(graph);
   }
   const bool launched = entry.graph && entry.graph.launch();

@@ -1,145 +1,175 @@
-// Mixtures of experts on a device. The host learns of each layer's routing, which is a stop per layer, and launches the
-// linear kernels once for each expert that has rows.
-#include <numeric>
-#include <utility>
+// Mixtures of experts on a device (docs/adr/0036): it chooses the experts, sorts pairs of a row and one of its experts
+// by expert, and multiplies tiles of rows by matrices that it finds in a table. The host learns of nothing.
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
-#include "backends/common/experts.hpp"
 #include "backends/gpu/plan.hpp"
 #include "core/error.hpp"
 
 namespace llminfer::gpu {
 
-Result<std::vector<std::int32_t>> GpuPlan::route(const op::Moe& op) {
-  const std::size_t rows = static_cast<std::size_t>(pass_.current_rows), experts = op.gate.size();
-  const auto used = static_cast<std::size_t>(op.used), pairs = rows * used;
-  const std::size_t logit_bytes = rows * experts * sizeof(float), word_bytes = 3 * pairs * sizeof(std::int32_t);
-  const auto bytes = static_cast<std::int64_t>(logit_bytes + word_bytes);
-  LLMINFER_TRY(grow(host_experts_, bytes, true));
-  const RowsArgs packed{memory_.at<float>(layout_.gathered), static_cast<std::int64_t>(experts)};
-  const GatherArgs gather{value(op.router), nullptr, pass_.current_rows, static_cast<int>(experts), packed};
-  LLMINFER_TRY(device_->check(kernels().gather(stream(), gather), "gather"));
-  LLMINFER_TRY(device_->copy(host_experts_.at(), packed.data, static_cast<std::int64_t>(logit_bytes)));
-  LLMINFER_TRY(settle());
-
-  const auto* const logits = host_experts_.at<float>();
-  auto* const tokens = host_experts_.at<std::int32_t>(static_cast<std::int64_t>(logit_bytes));
-  std::int32_t* const places = tokens + pairs;
-  auto* const factors = host_experts_.at<float>(static_cast<std::int64_t>(logit_bytes + 2 * pairs * sizeof(float)));
-  std::vector<std::int32_t> chosen(pairs), begins(experts + 1, 0);
-  for (std::size_t r = 0; r < rows; ++r) {
-    backend::choose_experts(op, logits + r * experts, &chosen[r * used], factors + r * used);
-  }
-  for (const std::int32_t e : chosen) ++begins[static_cast<std::size_t>(e) + 1];
-  std::partial_sum(begins.begin(), begins.end(), begins.begin());
-  std::vector<std::int32_t> next(begins.begin(), begins.end() - 1);
-  for (std::size_t pair = 0; pair < pairs; ++pair) {
-    places[pair] = next[static_cast<std::size_t>(chosen[pair])]++;
-    tokens[places[pair]] = static_cast<std::int32_t>(pair / used);
-  }
-  LLMINFER_TRY(device_->copy(memory_.at(layout_.experts.words), tokens, static_cast<std::int64_t>(word_bytes)));
-  return begins;
+ExpertMatrix GpuPlan::expert_matrix(WeightId id, WeightId bias, std::int64_t slot) const noexcept {
+  const float* const vector = bias == WeightId::none ? nullptr : weight(bias).vector_at(data(bias, slot));
+  return {weight(id).matrix_at(data(id, slot)), vector, rounding_of(weight(id).input())};
 }
 
-/// Rows rounded and as halves: what `matrices`, one per expert, read.
-Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::vector<WeightId>& matrices,
-                                     const std::vector<std::int32_t>& begins) {
-  for (std::size_t e = 0, from = 0; e < matrices.size(); ++e) {
-    const GpuWeight& w = weight(matrices[e]);
-    if (e + 1 < matrices.size() && weight(matrices[e + 1]).input() == w.input()) continue;
-    const std::int32_t first = begins[std::exchange(from, e + 1)], count = begins[e + 1] - first;
-    if (count == 0) continue;
-    PrepareArgs args{};
-    args.in = {in.data + first * in.stride, in.stride};
-    args.rounding = rounding_of(w.input());
-    args.rows = count;
-    args.width = static_cast<int>(w.cols());
-    args.padded = w.matrix().cols;
-    if (args.rounding.kind != 0) args.out = {rounded_.at<float>(), w.cols()};
-    args.halves = memory_.at<std::uint16_t>(layout_.experts.halves) + std::int64_t{first} * args.padded;
-    args.scales = memory_.at<float>(layout_.experts.scales) + first;
-    LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "prepare"));
+/// Where the experts' matrices lie, for each slot of the ring that those that are streamed may be in.
+Result<void> GpuPlan::make_expert_tables() {
+  for (const Step& step : steps_.steps) {
+    const auto* moe = std::get_if<MoeStep>(&step);
+    if (!moe) continue;
+    const op::Moe& op = moe->op;
+    std::vector<ExpertMatrix> table;
+    const auto append = [&](const std::vector<WeightId>& ids, const std::vector<WeightId>& biases, std::int64_t slot) {
+      for (std::size_t e = 0; e < ids.size(); ++e) {
+        table.push_back(expert_matrix(ids[e], biases.empty() ? WeightId::none : biases[e], slot));
+      }
+    };
+    for (std::int64_t slot = 0; slot < (ring_ ? ring_->slots() : 1); ++slot) {
+      append(op.gate, op.gate_bias, slot);
+      append(op.up, op.up_bias, slot);
+      append(op.down, op.down_bias, slot);
+    }
+    const auto bytes = static_cast<std::int64_t>(table.size() * sizeof(ExpertMatrix));
+    const Buffer host = LLMINFER_TRY(Buffer::make(device_, bytes, true));
+    std::memcpy(host.at(), table.data(), static_cast<std::size_t>(bytes));
+    std::byte* const to = memory_.at(layout_.experts.tables[static_cast<std::size_t>(op.out)]);
+    LLMINFER_TRY(device_->copy(to, host.at(), bytes));
+    LLMINFER_TRY(device_->wait());
   }
   return {};
 }
 
-/// What a layer of an expert takes and gives, whose places are [first, first + count).
-LinearArgs GpuPlan::expert_args(const RowsArgs& out, WeightId id, std::int32_t first, std::int32_t count) const {
-  LinearArgs args{};
-  args.rows = count;
-  args.in = memory_.at<std::uint16_t>(layout_.experts.halves) + std::int64_t{first} * matrix(id).cols;
-  args.in_scales = memory_.at<float>(layout_.experts.scales) + first;
-  args.out = {out.data + first * out.stride, out.stride};
-  return args;
+Result<SortArgs> GpuPlan::route(const op::Moe& op, std::int32_t tile_rows) {
+  const PlanLayout::Experts& m = layout_.experts;
+  auto* const words = memory_.at<std::int32_t>(m.words);
+  RouteArgs args{};
+  args.logits = value(op.router);
+  args.positions = words_.at<std::int32_t>(pass_.current_positions * 4);
+  args.rows = pass_.current_rows;
+  args.experts = static_cast<int>(op.gate.size());
+  args.used = op.used;
+  args.scoring = static_cast<int>(op.scoring);
+  args.normalize = op.normalize;
+  args.scale = op.scale;
+  args.ranked = words;
+  args.chosen = words + m.places;
+  args.factors = reinterpret_cast<float*>(words + 2 * m.places);
+  SortArgs& sort = args.sort;
+  sort.chosen = args.chosen;
+  sort.pairs = args.rows * args.used;
+  sort.experts = args.experts;
+  sort.used = args.used;
+  sort.places = words + 3 * m.places;
+  sort.rows = words + 4 * m.places;
+  sort.expert_of = words + 5 * m.places;
+  sort.tiles = memory_.at<ExpertTile>(m.tiles);
+  sort.tile_rows = tile_rows;
+  sort.tile_count = std::min(sort.pairs, sort.pairs / tile_rows + args.experts + 1);
+  LLMINFER_TRY(device_->check(kernels().route(stream(), args), "route"));
+  if (args.rows > 1) LLMINFER_TRY(device_->check(kernels().sort_pairs(stream(), sort), "sort_pairs"));
+  return sort;
+}
+
+/// What the experts' layers read: rows of places, each rounded as its expert wants it, as halves. Tiles of one row are
+/// read as floats, and if nothing is rounded as they are. `first`: of the experts' matrices.
+Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::int32_t* indices, const SortArgs& sorted,
+                                     const GpuWeight& first, ExpertsArgs& layer) {
+  layer.width = static_cast<int>(first.cols());
+  const bool one = sorted.tile_rows == 1, rounds = rounded_.bytes() > 0;
+  layer.floats = one && !rounds ? RowsArgs{in.data, indices ? 0 : in.stride}
+                                : RowsArgs{rounded_.at<float>(), layout_.experts.padded};
+  if (one && !rounds) return {};
+  PrepareArgs args{};
+  args.in = in;
+  args.indices = indices;
+  args.expert_of = sorted.expert_of;
+  args.experts = layer.experts;
+  args.rows = sorted.pairs;
+  args.width = layer.width;
+  args.padded = first.matrix().cols;
+  if (rounds) args.out = layer.floats;
+  if (!one) {
+    args.halves = memory_.at<std::uint16_t>(layout_.experts.halves);
+    args.scales = memory_.at<float>(layout_.experts.scales);
+  }
+  return device_->check(kernels().prepare(stream(), args), "prepare");
+}
+
+Result<void> GpuPlan::multiply_experts(ExpertsArgs args, const std::vector<WeightId>& matrices, bool few) {
+  args.in = memory_.at<std::uint16_t>(layout_.experts.halves);
+  args.in_scales = memory_.at<float>(layout_.experts.scales);
+  args.features = static_cast<int>(weight(matrices.front()).rows());
+  const auto form_of = [&](WeightId id) { return weight(id).matrix().form; };
+  for (int form = 0; form < kForms; ++form) {
+    args.form = static_cast<Form>(form);
+    if (std::none_of(matrices.begin(), matrices.end(), [&](WeightId id) { return form_of(id) == args.form; })) continue;
+    LLMINFER_TRY(few ? device_->check(kernels().experts_few(stream(), args), "experts_few")
+                     : device_->check(kernels().experts_many(stream(), args), "experts_many"));
+  }
+  return {};
 }
 
 Result<void> GpuPlan::run(const MoeStep& step) {
   const op::Moe& op = step.op;
   const PlanLayout::Experts& m = layout_.experts;
-  const std::int32_t places = pass_.current_rows * op.used;
-  const std::vector<std::int32_t> begins = LLMINFER_TRY(route(op));
-  const auto each_expert = [&](auto run) -> Result<void> {
-    for (std::size_t e = 0; e < op.gate.size(); ++e) {
-      const std::int32_t count = begins[e + 1] - begins[e];
-      if (count > 0) LLMINFER_TRY(run(e, begins[e], count));
-    }
-    return {};
-  };
-  const auto bias_of = [](const std::vector<WeightId>& biases, std::size_t expert) {
-    return biases.empty() ? WeightId::none : biases[expert];
-  };
-  /// `out`, a row per place, of one layer of each expert.
-  const auto layer = [&](const RowsArgs& in, const std::vector<WeightId>& matrices, const std::vector<WeightId>& biases,
-                         const RowsArgs& out) -> Result<void> {
-    LLMINFER_TRY(prepare_places(in, matrices, begins));
-    return each_expert([&](std::size_t e, std::int32_t first, std::int32_t count) {
-      LinearArgs args = expert_args(out, matrices[e], first, count);
-      return linear(args, matrices[e], bias_of(biases, e));
-    });
-  };
-  const auto* const words = memory_.at<std::int32_t>(m.words);
-  const RowsArgs rows{memory_.at<float>(m.rows), m.width};
-  const RowsArgs gates{memory_.at<float>(m.hidden), m.ffn}, ups{gates.data + m.places * m.ffn, m.ffn};
-  const auto n = static_cast<int>(width(op.in));
-  LLMINFER_TRY(device_->check(kernels().gather(stream(), {value(op.in), words, places, n, rows}), "gather"));
-  bool alike = true;
-  for (std::size_t e = 0; e < op.gate.size(); ++e) {
-    alike = alike && weight(op.gate[e]).input() == weight(op.up[e]).input();
-  }
-  if (alike) {
-    LLMINFER_TRY(prepare_places(rows, op.gate, begins));
-    LLMINFER_TRY(each_expert([&](std::size_t e, std::int32_t first, std::int32_t count) {
-      LinearArgs args = expert_args(gates, op.gate[e], first, count);
-      LinearPart part;
-      part.weight = op.gate[e];
-      part.bias = bias_of(op.gate_bias, e);
-      part.up_weight = op.up[e];
-      part.up_bias = bias_of(op.up_bias, e);
-      part.activation = op.activation;
-      return gated_unit(args, part, {ups.data + first * ups.stride, ups.stride});
-    }));
-  } else {
-    LLMINFER_TRY(layer(rows, op.gate, op.gate_bias, gates));
-    LLMINFER_TRY(layer(rows, op.up, op.up_bias, ups));
-    const auto ffn = static_cast<int>(weight(op.gate.front()).rows());
-    const GluArgs glu{gates, ups, gates, places, ffn, static_cast<int>(op.activation)};
-    LLMINFER_TRY(device_->check(kernels().glu(stream(), glu), "glu"));
-  }
-  LLMINFER_TRY(layer(gates, op.down, op.down_bias, rows));
+  const auto experts = static_cast<std::int32_t>(op.gate.size());
+  const std::int32_t rows = pass_.current_rows, pairs = rows * op.used;
+  // By the rows that experts have on average, so that most tiles of few rows are an expert's only ones.
+  const bool few = !options_.batch_invariant && pairs <= std::int64_t{experts} * (kFewExpertRows / 2);
+  const std::int32_t tile_rows = few ? std::min(rows, kFewExpertRows) : kBlockRows;
+  const SortArgs sorted = LLMINFER_TRY(route(op, tile_rows));
 
-  CombineArgs args{};
-  args.in = rows;
-  args.places = words + places;
-  args.factors = reinterpret_cast<const float*>(words + 2 * std::int64_t{places});
-  args.used = op.used;
-  if (op.shared != ValueId::none) {
-    args.shared = value(op.shared);
-    args.shared_gate = value(op.shared_gate);
+  const auto* const gate = memory_.at<ExpertMatrix>(m.tables[static_cast<std::size_t>(op.out)]) + slot() * 3 * experts;
+  const ExpertMatrix *const up = gate + experts, *const down = up + experts;
+  const RowsArgs outputs{memory_.at<float>(m.rows), m.width};
+  const RowsArgs gates{memory_.at<float>(m.hidden), m.ffn}, ups{gates.data + m.places * m.ffn, m.ffn};
+  bool same_inputs = true, same_forms = true;
+  for (std::size_t e = 0; e < op.gate.size(); ++e) {
+    const GpuWeight &first = weight(op.gate[e]), &second = weight(op.up[e]);
+    same_inputs = same_inputs && first.input() == second.input();
+    same_forms = same_forms && first.matrix().form == second.matrix().form;
   }
-  args.rows = pass_.current_rows;
-  args.width = n;
-  args.out = value(op.out);
-  return device_->check(kernels().combine(stream(), args), "combine");
+  ExpertsArgs args{};
+  args.tiles = sorted.tiles;
+  args.tile_count = sorted.tile_count;
+  args.tile_rows = tile_rows;
+  args.activation = static_cast<int>(op.activation);
+  args.experts = gate;
+  args.out = gates;
+  LLMINFER_TRY(prepare_places(value(op.in), sorted.rows, sorted, weight(op.gate.front()), args));
+  if (few && same_inputs && same_forms) {
+    args.ups = up;
+    LLMINFER_TRY(multiply_experts(args, op.gate, few));
+  } else {
+    LLMINFER_TRY(multiply_experts(args, op.gate, few));
+    args.experts = up;
+    if (!same_inputs) LLMINFER_TRY(prepare_places(value(op.in), sorted.rows, sorted, weight(op.up.front()), args));
+    args.out = ups;
+    LLMINFER_TRY(multiply_experts(args, op.up, few));
+    const auto ffn = static_cast<int>(weight(op.gate.front()).rows());
+    LLMINFER_TRY(device_->check(kernels().glu(stream(), {gates, ups, gates, pairs, ffn, args.activation}), "glu"));
+  }
+  args.experts = down;
+  args.ups = nullptr;
+  LLMINFER_TRY(prepare_places(gates, nullptr, sorted, weight(op.down.front()), args));
+  args.out = outputs;
+  LLMINFER_TRY(multiply_experts(args, op.down, few));
+
+  CombineArgs combine{};
+  combine.in = outputs;
+  combine.places = sorted.places;
+  combine.factors = memory_.at<float>(m.words) + 2 * m.places;
+  combine.used = op.used;
+  if (op.shared != ValueId::none) {
+    combine.shared = value(op.shared);
+    combine.shared_gate = value(op.shared_gate);
+  }
+  combine.rows = rows;
+  combine.width = static_cast<int>(width(op.in));
+  combine.out = value(op.out);
+  return device_->check(kernels().combine(stream(), combine), "combine");
 }
 
 }  // namespace llminfer::gpu

@@ -76,77 +76,113 @@ Result<void> GpuPlan::run(const NormStep& step) {
   return {};
 }
 
-/// `in` normed, rounded and as halves: what the step's layers read.
-Result<void> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows) {
+/// What the step's layers read: `in` normed, rounded and as halves. A single row that is not rounded needs nothing,
+/// since linear_few norms it.
+Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows) {
   const GpuWeight& first = weight(step.parts.front().weight);
+  LinearArgs layer{};
+  layer.rows = rows;
+  layer.in = memory_.at<std::uint16_t>(layout_.halves);
+  layer.in_scales = memory_.at<float>(layout_.scales);
+  layer.width = static_cast<int>(width(step.in));
+  layer.units = device_->info().units;
+  const bool one = rows == 1 && few(rows);
+  if (one && !first.rounds()) {
+    layer.row = in.data;
+    layer.norm = vector(step.norm);
+    layer.epsilon = step.epsilon;
+    return layer;
+  }
   PrepareArgs args{};
   args.in = in;
   args.norm = vector(step.norm);
   args.epsilon = step.epsilon;
   args.rounding = rounding_of(first.input());
   args.rows = rows;
-  args.width = static_cast<int>(width(step.in));
+  args.width = layer.width;
   args.padded = first.matrix().cols;
-  if (args.rounding.kind != 0) args.out = {rounded_.at<float>(), layout_.padded_input};
-  args.halves = memory_.at<std::uint16_t>(layout_.halves);
-  args.scales = memory_.at<float>(layout_.scales);
-  return device_->check(kernels().prepare(stream(), args), "prepare");
+  if (first.rounds()) args.out = {rounded_.at<float>(), layout_.padded_input};
+  if (one) {
+    layer.row = args.out.data;
+  } else {
+    args.halves = memory_.at<std::uint16_t>(layout_.halves);
+    args.scales = memory_.at<float>(layout_.scales);
+  }
+  LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "prepare"));
+  return layer;
 }
 
 Result<void> GpuPlan::run(const LinearStep& step) {
   if (steps_.logits_direct && &step == std::get_if<LinearStep>(&steps_.steps.back())) return run_logits(step);
-  LLMINFER_TRY(prepare(value(step.in), step, pass_.current_rows));
-  for (const LinearPart& part : step.parts) LLMINFER_TRY(run_part(part));
-  return {};
+  const LinearArgs common = LLMINFER_TRY(prepare(value(step.in), step, pass_.current_rows));
+  LayersArgs together{};
+  const auto launch_together = [&]() -> Result<void> {
+    if (together.count == 0) return {};
+    return linear_few(std::exchange(together, {}));
+  };
+  for (const LinearPart& part : step.parts) {
+    LinearArgs layer = layer_of(common, part.weight, part.bias, value(part.out));
+    if (part.tail == LinearPart::Tail::add) layer.residual = value(part.residual);
+    if (part.tail == LinearPart::Tail::glu) {
+      const LinearArgs up = layer_of(common, part.up_weight, part.up_bias, value(part.up));
+      layer.activation = static_cast<int>(part.activation);
+      if (!few(layer.rows) || up.weight.form != layer.weight.form) {
+        LLMINFER_TRY(gated_unit(layer, up));
+        continue;
+      }
+      layer.up = up.weight;
+      layer.up_bias = up.bias;
+    }
+    if (!few(layer.rows)) {
+      LLMINFER_TRY(linear(layer));
+      continue;
+    }
+    const bool fits = together.count < kMostLayers && together.layers[0].weight.form == layer.weight.form;
+    if (!fits) LLMINFER_TRY(launch_together());
+    together.layers[together.count++] = layer;
+  }
+  return launch_together();
 }
 
-/// out = `in`, or the prepared rows, * weight^T + bias + residual, by the kernel for so many rows.
-Result<void> GpuPlan::linear(LinearArgs& args, WeightId id, WeightId bias) {
+bool GpuPlan::few(std::int32_t rows) const noexcept { return rows <= kFewRows && !options_.batch_invariant; }
+
+/// One of the layers that read the same rows.
+LinearArgs GpuPlan::layer_of(const LinearArgs& common, WeightId id, WeightId bias, const RowsArgs& out) const noexcept {
+  LinearArgs args = common;
   args.weight = matrix(id);
   args.bias = vector(bias);
-  if (!args.in) {
-    args.in = memory_.at<std::uint16_t>(layout_.halves);
-    args.in_scales = memory_.at<float>(layout_.scales);
-  }
-  const DeviceInfo& info = device_->info();
-  if (args.rows <= kFewRows && !options_.batch_invariant) {
-    return device_->check(kernels().linear_few(stream(), args), "linear_few");
-  }
-  if (args.rows > kManyRows && info.warpgroups && options_.warpgroups && !options_.batch_invariant) {
-    args.units = info.units;
+  args.out = out;
+  return args;
+}
+
+/// A layer without a gated activation, by the kernel for so many rows.
+Result<void> GpuPlan::linear(const LinearArgs& args) {
+  if (few(args.rows)) return linear_few({{args}, 1});
+  if (pass_.streams) device_->begin_in_turn();  // another kernel may have come after matrix()
+  if (args.rows > kManyRows && device_->info().warpgroups && options_.warpgroups && !options_.batch_invariant) {
     return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
   }
-  if (!info.copies) return device_->check(kernels().linear_many(stream(), args), "linear_many");
+  if (!device_->info().copies) return device_->check(kernels().linear_many(stream(), args), "linear_many");
   // Few rows have few tiles, which blocks then share. Many have enough, and no sums to add.
   const bool many = args.rows > kManyRows && !options_.batch_invariant;
-  args.splits = many ? 1 : column_splits(args.weight.rows, args.weight.cols);
-  args.split_blocks = layout_.split_blocks;
-  args.parts = memory_.at<float>(layout_.split_parts);
-  args.counters = memory_.at<std::uint32_t>(layout_.split_counters);
-  return device_->check(kernels().linear_stages(stream(), args), "linear_stages");
+  LinearArgs split = args;
+  split.splits = many ? 1 : column_splits(args.weight.rows, args.weight.cols);
+  split.split_blocks = layout_.split_blocks;
+  split.parts = memory_.at<float>(layout_.split_parts);
+  split.counters = memory_.at<std::uint32_t>(layout_.split_counters);
+  return device_->check(kernels().linear_stages(stream(), split), "linear_stages");
 }
 
-Result<void> GpuPlan::run_part(const LinearPart& part) {
-  LinearArgs args{};
-  args.rows = pass_.current_rows;
-  args.out = value(part.out);
-  if (part.tail == LinearPart::Tail::add) args.residual = value(part.residual);
-  return part.tail == LinearPart::Tail::glu ? gated_unit(args, part, value(part.up))
-                                            : linear(args, part.weight, part.bias);
+Result<void> GpuPlan::linear_few(const LayersArgs& args) {
+  if (pass_.streams) device_->begin_in_turn();
+  return device_->check(kernels().linear_few(stream(), args), "linear_few");
 }
 
-Result<void> GpuPlan::gated_unit(LinearArgs& args, const LinearPart& part, const RowsArgs& up_rows) {
-  args.activation = static_cast<int>(part.activation);
-  const MatrixArgs up = matrix(part.up_weight);
-  if (args.rows <= kFewRows && !options_.batch_invariant && up.form == matrix(part.weight).form) {
-    args.up = up;
-    args.up_bias = vector(part.up_bias);
-    return linear(args, part.weight, part.bias);
-  }
-  LLMINFER_TRY(linear(args, part.weight, part.bias));
-  const RowsArgs gate = std::exchange(args.out, up_rows);
-  LLMINFER_TRY(linear(args, part.up_weight, part.up_bias));
-  const GluArgs glu{gate, up_rows, gate, args.rows, static_cast<int>(weight(part.up_weight).rows()), args.activation};
+/// gate.out = activation of the gate's layer * the other one's, which up.out has room for.
+Result<void> GpuPlan::gated_unit(const LinearArgs& gate, const LinearArgs& up) {
+  LLMINFER_TRY(linear(gate));
+  LLMINFER_TRY(linear(up));
+  const GluArgs glu{gate.out, up.out, gate.out, gate.rows, up.weight.rows, gate.activation};
   return device_->check(kernels().glu(stream(), glu), "glu");
 }
 
@@ -164,11 +200,8 @@ Result<void> GpuPlan::compute_logits(const LinearStep& step, std::int64_t first)
   const LinearPart& part = step.parts.front();
   const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(pass_.launched_logits - first, kLogitRows));
   const RowsArgs in = LLMINFER_TRY(gather(value(step.in), width(step.in), pass_.logit_index + first, count));
-  LLMINFER_TRY(prepare(in, step, count));
-  LinearArgs args{};
-  args.rows = count;
-  args.out = logits();
-  return linear(args, part.weight, part.bias);
+  const LinearArgs common = LLMINFER_TRY(prepare(in, step, count));
+  return linear(layer_of(common, part.weight, part.bias, logits()));
 }
 
 Result<void> GpuPlan::run(const RopeStep& step) {
@@ -295,6 +328,7 @@ Result<void> GpuPlan::run(const ReduceStep& step) {
 Result<void> GpuPlan::run(const SelectStep& step) {
   pass_.current_rows = pass_.selected_rows;
   if (!pass_.selects) return {};
+  pass_.current_positions = pass_.selected_positions;
   for (const ValueId id : step.values) {
     const RowsArgs rows = value(id);
     const RowsArgs some = LLMINFER_TRY(gather(rows, width(id), pass_.selected, pass_.selected_rows));

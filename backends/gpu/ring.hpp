@@ -50,10 +50,12 @@ class WeightRing {
   /// Waits for both streams and begins anew.
   void reset() noexcept;
 
-  /// Where a weight of the entered group is.
-  const std::byte* at(std::size_t weight) const noexcept {
-    return memory_.at(slot(used_) * layout_.slot_bytes + layout_.offset[weight]);
+  /// Where a weight is while its group is in a slot; the slot of the entered group.
+  const std::byte* at(std::size_t weight, std::int64_t slot) const noexcept {
+    return memory_.at(slot * layout_.slot_bytes + layout_.offset[weight]);
   }
+  std::int64_t slot() const noexcept { return slot(used_); }
+  std::int64_t slots() const noexcept { return layout_.slots; }
   bool has(std::size_t weight) const noexcept { return layout_.group[weight] >= 0; }
   std::int64_t bytes() const noexcept { return memory_.bytes(); }
 

@@ -30,6 +30,9 @@ struct ChatOptions {
   std::vector<Message> history{};  ///< turns to begin with
   std::string tools_json{};        ///< a JSON array of tool schemas for the template; empty: none
   std::string chat_template{};     ///< a Jinja template instead of the model's own
+  /// Text in messages that spells a control token ("<|im_end|>") is that token. false: only in those of the assistant;
+  /// elsewhere it is text (Tokenizer::escape), so that what users write cannot end their turn.
+  bool parse_special = false;
 };
 
 /// The text of an answer, piece by piece as it is generated. Iterate once. Leaving the loop early does not end the
@@ -86,8 +89,7 @@ class LLMINFER_API Chat {
 
   /// Streams the answer to the user's message; both join the history when the stream ends, an answer that was cancelled
   /// or is late as far as it came. One that fails leaves the history as it was. An answer that is still open is ended
-  /// first. Never fails itself: errors come from ChatStream::finish(), out_of_memory too. In messages, text that spells
-  /// a control token ("<|im_end|>") is that token: take it out of what users write if that matters.
+  /// first. Never fails itself: errors come from ChatStream::finish(), out_of_memory too.
   ChatStream send(std::string_view user_message, const GenerateOptions& options = {});
   ChatStream send(Message message, const GenerateOptions& options = {});
   const std::vector<Message>& history() const noexcept;
@@ -95,6 +97,7 @@ class LLMINFER_API Chat {
   /// are fewer; that of an answer which ends with one, whose turn is then no part of the history.
   Result<void> rewind(std::size_t messages);
   /// The text that the model would be given: the history, rendered by the template, and the beginning of an answer.
+  /// Names of control tokens in messages are escaped.
   Result<std::string> render() const;
 
  private:

@@ -22,7 +22,9 @@ namespace llminfer::inline v0 {
 
 /// A prompt (text or tokens) and how to go on from it.
 struct CompletionRequest {
-  std::string prompt{};  ///< text, encoded with the model's special tokens; ignored if `tokens` is not empty
+  /// Text, encoded with the model's special tokens; ignored if `tokens` is not empty. Tokenizer::escape keeps out those
+  /// that a user spells.
+  std::string prompt{};
   std::vector<Token> tokens{};
   GenerateOptions options{};
 };

@@ -21,6 +21,7 @@ struct ChatState {
   std::shared_ptr<Sequence> sequence;
   std::optional<chat::Template> chat_template;
   chat::Value tools;  ///< null: none
+  bool parse_special = false;
   std::vector<Message> history;
   std::weak_ptr<StreamState> open_stream;
 
@@ -34,7 +35,11 @@ struct ChatState {
     for (const Message& message : messages) {
       chat::Value::Object object;
       object.emplace_back("role", message.role);
-      object.emplace_back("content", message.content);
+      std::string content = message.content;
+      if (!parse_special && message.role != "assistant") {
+        content = LLMINFER_TRY(core->model().tokenizer.escape(content));
+      }
+      object.emplace_back("content", std::move(content));
       list.push_back(std::move(object));
     }
     chat::Value::Object context;
@@ -124,6 +129,7 @@ Result<Chat> Engine::new_chat(const ChatOptions& options) const {
       return fail(ErrorCode::template_error, "the model has no chat template, and ChatOptions::chat_template is empty");
     }
     state->chat_template = LLMINFER_TRY(chat::Template::parse(source));
+    state->parse_special = options.parse_special;
     if (!options.tools_json.empty()) {
       state->tools = LLMINFER_TRY(core::parse_json(options.tools_json, "ChatOptions::tools_json"));
       if (!state->tools.is_array()) return fail(ErrorCode::invalid_argument, "ChatOptions::tools_json is not an array");

@@ -1,5 +1,8 @@
 #include "tok/added_tokens.hpp"
 
+#include <algorithm>
+
+#include "core/utf8.hpp"
 #include "tok/unicode.hpp"
 
 namespace llminfer::inline v0 {
@@ -56,6 +59,20 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::cut(std::string_view text,
   }
   if (done < text.size()) parts.push_back({text.substr(done), -1});
   return parts;
+}
+
+std::string AddedTokenFinder::split_matches(std::string_view text, std::string_view mark) const {
+  std::string out;
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (!starts_[static_cast<unsigned char>(text[i])]) continue;
+    const std::size_t length = longest_at(text.substr(i)).length;
+    const std::size_t first = std::max<std::size_t>(core::utf8_length(text.substr(i)), 1);
+    if (length <= first) continue;
+    out.append(text, done, i + first - done).append(mark);
+    done = i + first;
+  }
+  return out.append(text, done);
 }
 
 }  // namespace tok

@@ -36,6 +36,8 @@ class AddedTokenFinder {
   };
   /// The text cut into tokens and what lies between (never empty). O(text × longest pattern).
   std::vector<Part> cut(std::string_view text, bool parse_special) const;
+  /// The text with `mark` after the first character of each match. O(text × longest pattern).
+  std::string split_matches(std::string_view text, std::string_view mark) const;
 
  private:
   struct Match {

@@ -9,12 +9,24 @@ namespace llminfer::inline v0 {
 namespace tok {
 namespace {
 
+/// What escape() writes into the names of control tokens: two noncharacters.
+constexpr std::string_view kMark = "\ufdd0\ufdd1";
+
+/// `text` without marks; whether there were any.
+bool remove_marks(std::string& text) {
+  const std::size_t before = text.size();
+  for (std::size_t at = text.find(kMark); at != std::string::npos; at = text.find(kMark, at))
+    text.erase(at, kMark.size());
+  return text.size() != before;
+}
+
 class PipelineTokenizer final : public TokenizerModel {
  public:
   explicit PipelineTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {}
 
   Result<void> fill_finders() {
     for (const AddedToken& token : parts_.added) {
+      if (token.special) special_.add(token.content, token);
       if (!token.normalized) {
         raw_.add(token.content, token);
         continue;
@@ -44,6 +56,7 @@ class PipelineTokenizer final : public TokenizerModel {
     return out;
   }
 
+  std::string escape(std::string_view text) const override { return special_.split_matches(text, kMark); }
   std::int32_t vocab_size() const noexcept override { return static_cast<std::int32_t>(parts_.bytes.size()); }
   std::string_view token_bytes(Token token) const noexcept override {
     return in_range(token) ? std::string_view(parts_.bytes[static_cast<std::size_t>(token)]) : std::string_view();
@@ -70,9 +83,10 @@ class PipelineTokenizer final : public TokenizerModel {
   Result<void> encode_fragment(std::string_view fragment, bool at_start, const EncodeOptions& options,
                                std::vector<Token>& out) const {
     std::string text(fragment);
+    const bool marked = remove_marks(text);
     for (const Normalizer& normalizer : parts_.normalizers) LLMINFER_TRY(normalizer(text));
     if (normalized_.empty()) return encode_text(std::move(text), at_start, out);
-    for (const auto& part : normalized_.cut(text, options.parse_special)) {
+    for (const auto& part : normalized_.cut(text, options.parse_special && !marked)) {
       if (part.token >= 0) {
         out.push_back(part.token);
       } else {
@@ -98,6 +112,7 @@ class PipelineTokenizer final : public TokenizerModel {
 
   TokenizerParts parts_;
   AddedTokenFinder raw_, normalized_;
+  AddedTokenFinder special_;  ///< the control tokens of both, as they are written
 };
 
 }  // namespace

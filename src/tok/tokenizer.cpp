@@ -20,6 +20,10 @@ Result<std::vector<Token>> Tokenizer::encode(std::string_view text, const Encode
   return core::guarded([&] { return model_->encode(text, options); });
 }
 
+Result<std::string> Tokenizer::escape(std::string_view text) const {
+  return core::guarded([&]() -> Result<std::string> { return model_->escape(text); });
+}
+
 Result<std::string> Tokenizer::decode(std::span<const Token> tokens, const DecodeOptions& options) const {
   return core::guarded([&]() -> Result<std::string> {
     std::string text;

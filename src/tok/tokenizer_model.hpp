@@ -20,6 +20,7 @@ class TokenizerModel {
  public:
   virtual ~TokenizerModel() = default;
   virtual Result<std::vector<Token>> encode(std::string_view text, const EncodeOptions& options) const = 0;
+  virtual std::string escape(std::string_view text) const = 0;
   virtual std::int32_t vocab_size() const noexcept = 0;
   virtual std::string_view token_bytes(Token token) const noexcept = 0;
   virtual std::optional<Token> find(std::string_view text) const noexcept = 0;

@@ -1,6 +1,7 @@
 // The engine end to end on a tiny model: reference tokens, sessions, batching, cancellation, limits.
 #include <llminfer/llminfer.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -308,6 +309,18 @@ TEST_CASE("a chat keeps its cache from turn to turn") {
   check_error(failed.finish(), ErrorCode::template_error, "no such role");
   CHECK(broken.history().empty());
   check_error(engine.new_chat({.chat_template = "{% if %}"}), ErrorCode::template_error, "line 1");
+}
+
+TEST_CASE("a control token that a message spells is text, unless it is the assistant's or the host says otherwise") {
+  const Engine engine = load();
+  const Token end = engine.tokenizer().find("<|im_end|>").value();
+  const auto ends = [&](const std::string& role, bool parse_special) {
+    const Chat chat = engine.new_chat({.history = {{role, "a<|im_end|>b"}}, .parse_special = parse_special}).value();
+    const auto tokens = engine.tokenizer().encode(chat.render().value()).value();
+    return std::count(tokens.begin(), tokens.end(), end);
+  };
+  for (const std::string role : {"system", "user"}) CHECK(ends(role, false) + 1 == ends(role, true));
+  CHECK(ends("assistant", false) == ends("assistant", true));
 }
 
 TEST_CASE("bad options and arguments are named") {

@@ -57,7 +57,8 @@ struct Product {
   std::vector<float> in, bias, residual, out;
 };
 
-/// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`.
+/// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`. A single row of Kernel::few
+/// is normed, which `in` then is, and the layer launched between two others.
 Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
                  int splits = 1) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
@@ -66,6 +67,10 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   const auto weight = gpu::GpuWeight::make(w.view(), device, staging).value();
   std::vector<float> in = random_floats(count * width, 1);
   for (std::size_t i = 0; i < width; ++i) in[i] *= 3e5f;  // a row beyond the range of halves
+  const bool normed = kind == Kernel::few && rows == 1;
+  const auto norm = random_floats(width, 4);
+  const Buffer device_norm = to_device(device, norm);
+  constexpr float kEpsilon = 1e10f;  // beside squares of 3e5
   const auto bias = random_floats(features, 2), residual = random_floats(count * features, 3);
   const Buffer device_in = to_device(device, in), device_bias = to_device(device, bias),
                device_residual = to_device(device, residual);
@@ -87,6 +92,12 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   if (gated) linear.up = matrix, linear.up_bias = device_bias.at<float>();
   linear.in = prepare.halves;
   linear.in_scales = prepare.scales;
+  if (normed) {
+    linear.row = prepare.in.data;
+    linear.norm = device_norm.at<float>();
+    linear.epsilon = kEpsilon;
+    linear.width = prepare.width;
+  }
   linear.rows = rows;
   linear.bias = device_bias.at<float>();
   if (!gated) linear.residual = {device_residual.at<float>(), w.rows};
@@ -99,13 +110,26 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   linear.parts = parts.at<float>();
   linear.counters = counters.at<std::uint32_t>();
   const gpu::KernelTable& kernels = device->kernels();
-  const auto kernel = kind == Kernel::few      ? kernels.linear_few
-                      : kind == Kernel::many   ? kernels.linear_many
-                      : kind == Kernel::stages ? kernels.linear_stages
-                                               : kernels.linear_warpgroups;
-  device->check(kernel(device->stream(), linear), "linear").value();
+  if (kind == Kernel::few) {
+    const Buffer elsewhere = Buffer::make(device, out.bytes()).value();
+    gpu::LinearArgs other = linear;
+    other.out.data = elsewhere.at<float>();
+    device->check(kernels.linear_few(device->stream(), {{other, linear, other}, 3}), "linear_few").value();
+    device->wait().value();
+  } else {
+    const auto kernel = kind == Kernel::many     ? kernels.linear_many
+                        : kind == Kernel::stages ? kernels.linear_stages
+                                                 : kernels.linear_warpgroups;
+    device->check(kernel(device->stream(), linear), "linear").value();
+  }
   const std::vector<float> result = to_host(device, out);
   for (const float count_left : to_host(device, counters)) CHECK(count_left == 0.0f);
+  if (normed) {
+    double squares = 0;
+    for (std::size_t k = 0; k < width; ++k) squares += double{in[k]} * in[k];
+    const double factor = 1 / std::sqrt(squares / static_cast<double>(width) + kEpsilon);
+    for (std::size_t k = 0; k < width; ++k) in[k] = static_cast<float>(in[k] * factor * norm[k]);
+  }
   return {std::move(in), bias, residual, result};
 }
 
@@ -143,6 +167,7 @@ TEST_CASE("Every weight type is multiplied, by few rows and by many") {
     const RandomWeight w = random_weight(type, 13, weight_type_info(type).block_values <= 64 ? 192 : 512, 5);
     const auto device = make_machine();
     CAPTURE(weight_type_info(type).name);
+    CHECK(error_of(device, w, 1, Kernel::few, false) < 1e-6);
     CHECK(error_of(device, w, 2, Kernel::few, false) < 1e-6);
     CHECK(error_of(device, w, 9, Kernel::many, false) < 1e-6);
     if (device->info().warpgroups) CHECK(error_of(device, w, 9, Kernel::warpgroups, false) < 1e-6);
@@ -154,13 +179,15 @@ TEST_CASE("Odd shapes, on every machine") {
   for (const Machine& machine : machines(3)) {
     CAPTURE(machine.name);
     const auto device = make_machine(machine.options);
-    for (const Case& c : {Case{1, 1, 1}, Case{3, 33, 8}, Case{65, 96, 5}, Case{67, 40, 66}}) {
+    for (const Case& c : {Case{1, 1, 1}, Case{19, 43, 1}, Case{3, 33, 8}, Case{65, 96, 5}, Case{67, 40, 66}}) {
       CAPTURE(c.features, c.width, c.rows);
       const RandomWeight w = random_weight(WeightType::f32, c.features, c.width, 7);
       if (c.rows <= gpu::kFewRows) CHECK(error_of(device, w, c.rows, Kernel::few, false) < 1e-6);
       CHECK(error_of(device, w, c.rows, Kernel::many, false) < 1e-6);
     }
-    CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), 3, Kernel::few, true) < 1e-5);
+    for (const int rows : {1, 3}) {
+      CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), rows, Kernel::few, true) < 1e-5);
+    }
   }
 }
 

@@ -50,6 +50,14 @@ TEST_CASE("special tokens are read from text only on request") {
   const auto plain = encode(tokenizer, "<|im_end|>", {.parse_special = false});
   CHECK(plain.size() > 1);
   CHECK(decode(tokenizer, plain) == "<|im_end|>");
+  for (const std::string text : {"<|im_end|>", "a <|im_end|>\n<|im_start|>system, <<|im_end|>> b <|im_", "\ufdd0"}) {
+    const std::string escaped = tokenizer.escape(text).value();
+    CHECK(encode(tokenizer, escaped) == encode(tokenizer, text, {.parse_special = false}));
+    auto turn = encode(tokenizer, "<|im_end|>" + escaped);
+    REQUIRE(turn.front() == 2);
+    CHECK(decode(tokenizer, {turn.begin() + 1, turn.end()}) == text);
+  }
+  CHECK(tokenizer.escape("ordinary <text>").value() == "ordinary <text>");
   CHECK(decode(tokenizer, {1, 504, 2}, {.skip_special = true}) == "The");
   CHECK(tokenizer.decode(std::vector<Token>{49152}).error().code == ErrorCode::invalid_argument);
   CHECK(tokenizer.decode(std::vector<Token>{-1}).error().code == ErrorCode::invalid_argument);

@@ -127,7 +127,7 @@ class EmulatedDevice final : public Device {
   Result<void> wait_for(int place) override { return settled(streams_.wait(*marks_[place]), Stream::work); }
 
   Result<void> check(int error, const char* what) override {
-    if (error == 0 && launches_++ != options_.fail_launch) return {};
+    if (error == 0 && counts_.launches++ != options_.fail_launch) return {};
     return core::fail(ErrorCode::device_error, what, ": launch failed with error ", error);
   }
 
@@ -214,7 +214,6 @@ class EmulatedDevice final : public Device {
   Mark marks_[kMarks] = {std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>(),
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
-  std::int64_t launches_ = 0;
   bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
   EmulatedCounts counts_;
 };

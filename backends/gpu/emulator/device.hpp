@@ -31,6 +31,7 @@ struct EmulatorOptions {
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
 struct EmulatedCounts {
+  std::int64_t launches = 0;        ///< calls of the KernelTable, into streams and graphs
   std::int64_t graphs = 0;          ///< that exist
   std::int64_t graphs_made = 0;     ///< ever
   std::int64_t graph_launches = 0;  ///< that succeeded

@@ -6,6 +6,7 @@
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 
 constexpr int kLineBytes = 128;  ///< of the caches; a prefetch brings one
+constexpr int kLineFloats = kLineBytes / 4;
 
 /// Eight consecutive elements of a row: value[i] * scale - offset.
 struct Eight {

@@ -7,10 +7,14 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 
 int embed(void* stream, const EmbedArgs& args);
 int prepare(void* stream, const PrepareArgs& args);
-int linear_few(void* stream, const LinearArgs& args);
+int linear_few(void* stream, const LayersArgs& args);
 int linear_many(void* stream, const LinearArgs& args);
 int linear_warpgroups(void* stream, const LinearArgs& args);
 int linear_stages(void* stream, const LinearArgs& args);
+int route(void* stream, const RouteArgs& args);
+int sort_pairs(void* stream, const SortArgs& args);
+int experts_few(void* stream, const ExpertsArgs& args);
+int experts_many(void* stream, const ExpertsArgs& args);
 int angles(void* stream, const AnglesArgs& args);
 int rotate(void* stream, const RotateArgs& args);
 int store(void* stream, const StoreArgs& args);

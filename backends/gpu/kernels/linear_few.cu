@@ -1,5 +1,7 @@
 // Linear layers of few rows (decode): a group of 32 lanes computes two output features for all rows. Bound by the
-// reading of weights: each lane reads eight columns at a time, so that a group's reads are consecutive.
+// reading of weights: each lane reads eight columns at a time, so that a group's reads are consecutive. A single row is
+// read as floats and normed on the way: its factor is known at the end, and is one of the sum's.
+#include "backends/gpu/kernels/experts.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
@@ -15,13 +17,47 @@ template <int kRows>
 inline constexpr int kResident = kRows == kFewRows ? 3 : 4;
 #else
 template <int kRows>
-inline constexpr int kResident = 4;
+[[maybe_unused]] inline constexpr int kResident = 4;  // the emulator has no bounds
 #endif
 
-/// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one.
+__device__ __forceinline__ void read_floats(const float* from, float* x) {
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from + i);
+    x[i] = bits_to_float(words.x);
+    x[i + 1] = bits_to_float(words.y);
+    x[i + 2] = bits_to_float(words.z);
+    x[i + 3] = bits_to_float(words.w);
+  }
+}
+
+/// Eight columns of LinearArgs::row, times the norm, and 0 past the end; their squares, without the norm, to `squares`.
+__device__ __forceinline__ void read_row(const LinearArgs& a, int chunk, float* x, float& squares) {
+  const int at = 8 * chunk;
+  float norm[8];
+  if (at + 8 <= a.width) {
+    read_floats(a.row + at, x);
+    if (a.norm) read_floats(a.norm + at, norm);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      x[i] = at + i < a.width ? a.row[at + i] : 0.0f;
+      norm[i] = a.norm && at + i < a.width ? a.norm[at + i] : 0.0f;
+    }
+  }
+  if (!a.norm) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    squares += x[i] * x[i];
+    x[i] *= norm[i];
+  }
+}
+
+/// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one. `squares`
+/// gets those of a single row that this lane has read.
 template <Form kForm, int kRows>
-__device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in, int rows, int first,
-                                         const float* table, float (&sums)[kFeatures][kRows]) {
+__device__ __forceinline__ void multiply(const LinearArgs& a, const MatrixArgs& m, int first, const float* table,
+                                         float (&sums)[kFeatures][kRows], float& squares) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int f = 0; f < kFeatures; ++f) {
@@ -39,8 +75,12 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float x[8], all = 0.0f;
-      const int64_t row = r < rows ? r : rows - 1;
-      unpack_halves(reinterpret_cast<const uint4*>(in)[row * (m.cols / 8) + chunk], x);
+      if constexpr (kRows == 1) {
+        read_row(a, chunk, x, squares);
+      } else {
+        const int64_t row = r < a.rows ? r : a.rows - 1;
+        unpack_halves(reinterpret_cast<const uint4*>(a.in)[row * (m.cols / 8) + chunk], x);
+      }
 #pragma unroll
       for (int i = 0; i < 8; ++i) all += x[i];
 #pragma unroll
@@ -59,24 +99,21 @@ __device__ __forceinline__ void multiply(const MatrixArgs& m, const uint16_t* in
   }
 }
 
+/// The first of the output features of the thread's group of lanes.
+__device__ __forceinline__ int first_feature(int block) {
+  return block * kBlockFeatures + static_cast<int>(threadIdx.x) / 32 * kFeatures;
+}
+
+/// A block's output features.
 template <Form kForm, int kRows>
-__global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(LinearArgs a) {
-  __shared__ float table[16];
-  if constexpr (kForm == Form::table4) {
-    if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];
-    __syncthreads();
-  }
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = static_cast<int>(blockIdx.x) * kBlockFeatures + static_cast<int>(threadIdx.x) / 32 * kFeatures;
-  for (int f = first; f < first + kFeatures && f < a.weight.rows; ++f) {
-    prefetch_row<kForm>(a.weight, f, lane);
-    if (a.up.rows > 0) prefetch_row<kForm>(a.up, f, lane);
-  }
-  after_former();
+__device__ __forceinline__ void compute(const LinearArgs& a, int block, const float* table) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, first = first_feature(block);
   if (first >= a.weight.rows) return;
-  float sums[kFeatures][kRows], ups[kFeatures][kRows];
-  multiply<kForm, kRows>(a.weight, a.in, a.rows, first, table, sums);
-  if (a.up.rows > 0) multiply<kForm, kRows>(a.up, a.in, a.rows, first, table, ups);
+  float sums[kFeatures][kRows], ups[kFeatures][kRows], squares = 0.0f, again = 0.0f;
+  multiply<kForm, kRows>(a, a.weight, first, table, sums, squares);
+  if (a.up.rows > 0) multiply<kForm, kRows>(a, a.up, first, table, ups, again);
+  float factor = 1.0f;
+  if (kRows == 1 && a.norm) factor = 1.0f / sqrtf(sum_of_lanes(squares) / static_cast<float>(a.width) + a.epsilon);
     // Every lane has all sums; lane r finishes row r.
 #pragma unroll
   for (int f = 0; f < kFeatures; ++f) {
@@ -85,9 +122,10 @@ __global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= a.rows || lane != r) continue;
-      float value = sums[f][r] * a.in_scales[r] * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
+      const float scale = kRows == 1 ? factor : a.in_scales[r];
+      float value = sums[f][r] * scale * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
       if (a.up.rows > 0) {
-        const float up = ups[f][r] * a.in_scales[r] * a.up.factors[feature] + (a.up_bias ? a.up_bias[feature] : 0.0f);
+        const float up = ups[f][r] * scale * a.up.factors[feature] + (a.up_bias ? a.up_bias[feature] : 0.0f);
         value = gated(a.activation, value, up);
       }
       if (a.residual.data) value += a.residual.data[r * a.residual.stride + feature];
@@ -96,14 +134,60 @@ __global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(
   }
 }
 
+__host__ __device__ __forceinline__ int blocks_of(int features) {
+  return (features + kBlockFeatures - 1) / kBlockFeatures;
+}
+
+template <Form kForm, int kRows>
+__global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(LayersArgs all) {
+  __shared__ float table[16];
+  int layer = 0, block = static_cast<int>(blockIdx.x);
+  while (layer + 1 < all.count && block >= blocks_of(all.layers[layer].weight.rows)) {
+    block -= blocks_of(all.layers[layer++].weight.rows);
+  }
+  const LinearArgs& a = all.layers[layer];
+  if constexpr (kForm == Form::table4) {
+    if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];
+    __syncthreads();
+  }
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, first = first_feature(block);
+  if (kRows == 1 && a.norm && block == 0) {
+    for (int i = thread * kLineFloats; i < a.width; i += kThreads * kLineFloats) prefetch(a.norm + i);
+  }
+  for (int f = first; f < first + kFeatures && f < a.weight.rows; ++f) {
+    prefetch_row<kForm>(a.weight, f, lane);
+    if (a.up.rows > 0) prefetch_row<kForm>(a.up, f, lane);
+  }
+  after_former();
+  compute<kForm, kRows>(a, block, table);
+}
+
+template <Form kForm, int kRows>
+__global__ void __launch_bounds__(kThreads, kResident<kRows>) experts_few_kernel(ExpertsArgs a) {
+  __shared__ LinearArgs layer;
+  __shared__ float table[16];
+  after_former();
+  if (!take_tile<kForm>(a, layer, table)) return;
+  compute<kForm, kRows>(layer, static_cast<int>(blockIdx.y), table);
+}
+
 }  // namespace
 
-int linear_few(void* stream, const LinearArgs& args) {
-  const Grid grid{static_cast<unsigned>((args.weight.rows + kBlockFeatures - 1) / kBlockFeatures)};
-  return with_form(args.weight.form, [&]<Form kForm>() {
-    if (args.rows == 1) return launch(stream, grid, kThreads, linear_few_kernel<kForm, 1>, args);
-    if (args.rows <= 4) return launch(stream, grid, kThreads, linear_few_kernel<kForm, 4>, args);
+int linear_few(void* stream, const LayersArgs& args) {
+  Grid grid{0};
+  for (int i = 0; i < args.count; ++i) grid.x += static_cast<unsigned>(blocks_of(args.layers[i].weight.rows));
+  const int rows = args.layers[0].rows;
+  return with_form(args.layers[0].weight.form, [&]<Form kForm>() {
+    if (rows == 1) return launch(stream, grid, kThreads, linear_few_kernel<kForm, 1>, args);
+    if (rows <= 4) return launch(stream, grid, kThreads, linear_few_kernel<kForm, 4>, args);
     return launch(stream, grid, kThreads, linear_few_kernel<kForm, kFewRows>, args);
+  });
+}
+int experts_few(void* stream, const ExpertsArgs& args) {
+  const Grid grid{static_cast<unsigned>(args.tile_count), static_cast<unsigned>(blocks_of(args.features))};
+  return with_form(args.form, [&]<Form kForm>() {
+    if (args.tile_rows == 1) return launch(stream, grid, kThreads, experts_few_kernel<kForm, 1>, args);
+    return launch(stream, grid, kThreads, experts_few_kernel<kForm, kFewExpertRows>, args);
   });
 }
 

@@ -1,5 +1,6 @@
 // Linear layers of many rows (prefill): blocks of 64 rows by 64 output features on matrix units. Weights are decoded to
 // halves on their way into shared memory; the next tiles are read while the present ones are multiplied.
+#include "backends/gpu/kernels/experts.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/mma.hpp"
 
@@ -7,26 +8,20 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 64;            ///< rows, and features
+constexpr int kTile = kBlockRows;    ///< rows, and features
 constexpr int kDepth = 32;           ///< columns at a time
 constexpr int kStride = kDepth + 8;  ///< halves; keeps 16-byte writes and fragment reads off each other's banks
 constexpr int kChunks = kTile * (kDepth / 8) / kThreads;  ///< eights of columns per thread and tile
 
-template <Form kForm>
-__global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
+/// A tile of rows and output features. `kWaits`: nothing has been read yet but `a`, and former kernels may still run.
+template <Form kForm, bool kWaits>
+__device__ __forceinline__ void compute(const LinearArgs& a, int first_row, int first_feature, const float* table) {
   __shared__ LLMINFER_ALIGNED uint16_t left[kTile * kStride];
   __shared__ LLMINFER_ALIGNED uint16_t right[kTile * kStride];
-  __shared__ float table[16];
   constexpr int kWaves = kThreads / kMmaLanes;
   constexpr int kRowTiles = 2, kColTiles = 2 * 4 / kWaves;  // of 16; two waves side by side in rows
   const int thread = static_cast<int>(threadIdx.x), wave = thread / kMmaLanes;
-  const int first_row = static_cast<int>(blockIdx.y) * kTile, first_feature = static_cast<int>(blockIdx.x) * kTile;
   const int wave_row = wave % 2 * 32, wave_col = wave / 2 * kColTiles * 16;
-  if constexpr (kForm == Form::table4) {
-    if (thread < 16) table[thread] = a.weight.table[thread];
-    __syncthreads();
-  }
-
   Accumulator sums[kRowTiles][kColTiles];
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
@@ -60,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
     }
   };
   fetch_features(0);
-  after_former();
+  if constexpr (kWaits) after_former();
   fetch_rows(0);
   for (int column = 0; column < a.weight.cols; column += kDepth) {
 #pragma unroll
@@ -104,6 +99,24 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
   }
 }
 
+template <Form kForm>
+__global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
+  __shared__ float table[16];
+  if constexpr (kForm == Form::table4) {
+    if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];
+    __syncthreads();
+  }
+  compute<kForm, true>(a, static_cast<int>(blockIdx.y) * kTile, static_cast<int>(blockIdx.x) * kTile, table);
+}
+
+template <Form kForm>
+__global__ void __launch_bounds__(kThreads) experts_many_kernel(ExpertsArgs a) {
+  __shared__ LinearArgs layer;
+  __shared__ float table[16];
+  after_former();
+  if (take_tile<kForm>(a, layer, table)) compute<kForm, false>(layer, 0, static_cast<int>(blockIdx.y) * kTile, table);
+}
+
 }  // namespace
 
 int linear_many(void* stream, const LinearArgs& args) {
@@ -111,6 +124,11 @@ int linear_many(void* stream, const LinearArgs& args) {
                   static_cast<unsigned>((args.rows + kTile - 1) / kTile)};
   return with_form(args.weight.form,
                    [&]<Form kForm>() { return launch(stream, grid, kThreads, linear_many_kernel<kForm>, args); });
+}
+int experts_many(void* stream, const ExpertsArgs& args) {
+  const Grid grid{static_cast<unsigned>(args.tile_count), static_cast<unsigned>((args.features + kTile - 1) / kTile)};
+  return with_form(args.form,
+                   [&]<Form kForm>() { return launch(stream, grid, kThreads, experts_many_kernel<kForm>, args); });
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

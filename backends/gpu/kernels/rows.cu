@@ -6,7 +6,6 @@ namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLineFloats = kLineBytes / 4;
 
 template <Form kForm>
 __global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
@@ -43,7 +42,10 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
   const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   if (a.norm && thread * kLineFloats < a.width) prefetch(a.norm + thread * kLineFloats);
   after_former();
-  const float* in = a.in.data + row * a.in.stride;
+  const int expert = a.expert_of ? a.expert_of[row] : 0;
+  if (expert < 0) return;
+  const RoundingArgs rounding = a.expert_of ? a.experts[expert].rounding : a.rounding;
+  const float* in = a.in.data + (a.indices ? a.indices[row] : row) * a.in.stride;
   float factor = 1.0f;
   if (a.norm) {
     float squares = 0.0f;
@@ -53,17 +55,17 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
   }
   const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
   float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
-  if (a.rounding.kind != 0) {
+  if (rounding.kind != 0) {
     // 32 lanes per group of values that share a scale; a scale for all of them takes the whole block.
-    if (a.rounding.dynamic && a.rounding.group > 0) {
-      for (int begin = thread / 32 * a.rounding.group; begin < a.width; begin += kThreads / 32 * a.rounding.group) {
-        const int end = begin + a.rounding.group < a.width ? begin + a.rounding.group : a.width;
+    if (rounding.dynamic && rounding.group > 0) {
+      for (int begin = thread / 32 * rounding.group; begin < a.width; begin += kThreads / 32 * rounding.group) {
+        const int end = begin + rounding.group < a.width ? begin + rounding.group : a.width;
         float most = 0.0f;
         for (int i = begin + thread % 32; i < end; i += 32) {
           most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
         }
         most = largest_of_lanes(most);
-        for (int i = begin + thread % 32; i < end; i += 32) out[i] = round_input(a.rounding, normed(i), most);
+        for (int i = begin + thread % 32; i < end; i += 32) out[i] = round_input(rounding, normed(i), most);
       }
     } else {
       float most = 0.0f;
@@ -71,14 +73,14 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
         most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
       }
       most = largest_of_block<kThreads>(most, shared);
-      for (int i = thread; i < a.width; i += kThreads) out[i] = round_input(a.rounding, normed(i), most);
+      for (int i = thread; i < a.width; i += kThreads) out[i] = round_input(rounding, normed(i), most);
     }
     __syncthreads();
   } else if (out) {
     for (int i = thread; i < a.width; i += kThreads) out[i] = normed(i);
   }
   if (!a.halves) return;
-  const auto value = [&](int i) { return a.rounding.kind != 0 ? out[i] : normed(i); };
+  const auto value = [&](int i) { return rounding.kind != 0 ? out[i] : normed(i); };
   float most = 0.0f;
   for (int i = thread; i < a.width; i += kThreads) most = largest(most, absolute(value(i)));
   most = largest_of_block<kThreads>(most, shared);

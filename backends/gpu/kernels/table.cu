@@ -37,9 +37,10 @@ constexpr auto kLinearStages = nullptr;
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static constexpr KernelTable table = {probe,         embed,  prepare, linear_few, linear_many, kLinearWarpgroups,
-                                        kLinearStages, angles, rotate,  store,      seal,        attend,
-                                        attend_tiles,  glu,    add,     gather,     combine,     candidates};
+  static constexpr KernelTable table = {probe,         embed,  prepare,    linear_few,  linear_many,  kLinearWarpgroups,
+                                        kLinearStages, route,  sort_pairs, experts_few, experts_many, angles,
+                                        rotate,        store,  seal,       attend,      attend_tiles, glu,
+                                        add,           gather, combine,    candidates};
   return table;
 }
 
