@@ -64,7 +64,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   for (const WeightSpec& weight : program.weights) {
     const std::int64_t tiles = (weight.rows + kSplitFeatures - 1) / kSplitFeatures;
     if (tiles >= kSplitBlocks) continue;
-    const int splits = column_splits(static_cast<int>(weight.rows), static_cast<int>(weight.cols));
+    const int splits = column_splits(static_cast<int>(weight.rows), static_cast<int>(in_blocks(weight.cols)));
     if (splits > 1) split_blocks = std::max(split_blocks, static_cast<int>(tiles) * splits);
   }
   split_parts = place(float_bytes(std::int64_t{split_blocks} * kSplitRows * kSplitFeatures));

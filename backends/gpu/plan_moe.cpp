@@ -129,7 +129,7 @@ Result<void> GpuPlan::run(const MoeStep& step) {
   for (std::size_t e = 0; e < op.gate.size(); ++e) {
     const GpuWeight &first = weight(op.gate[e]), &second = weight(op.up[e]);
     same_inputs = same_inputs && first.input() == second.input();
-    same_forms = same_forms && first.matrix().form == second.matrix().form;
+    same_forms = same_forms && first.decodes_as(second);
   }
   ExpertsArgs args{};
   args.tiles = sorted.tiles;

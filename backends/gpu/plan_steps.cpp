@@ -126,7 +126,7 @@ Result<void> GpuPlan::run(const LinearStep& step) {
     if (part.tail == LinearPart::Tail::glu) {
       const LinearArgs up = layer_of(common, part.up_weight, part.up_bias, value(part.up));
       layer.activation = static_cast<int>(part.activation);
-      if (!few(layer.rows) || up.weight.form != layer.weight.form) {
+      if (!few(layer.rows) || !weight(part.up_weight).decodes_as(weight(part.weight))) {
         LLMINFER_TRY(gated_unit(layer, up));
         continue;
       }

@@ -43,6 +43,10 @@ class GpuWeight final : public PreparedWeight {
   const InputQuantization& input() const noexcept { return input_; }
   bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
   bool streamed() const noexcept { return streamed_; }
+  /// Whether kernels decode both alike.
+  bool decodes_as(const GpuWeight& other) const noexcept {
+    return layout_.form == other.layout_.form && layout_.table == other.layout_.table;
+  }
   const std::byte* data() const noexcept { return memory_.at(); }  ///< bytes()
   MatrixArgs matrix() const noexcept { return matrix_at(data()); }
   /// Of a copy of its bytes.

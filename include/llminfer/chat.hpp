@@ -30,8 +30,8 @@ struct ChatOptions {
   std::vector<Message> history{};  ///< turns to begin with
   std::string tools_json{};        ///< a JSON array of tool schemas for the template; empty: none
   std::string chat_template{};     ///< a Jinja template instead of the model's own
-  /// Text in messages that spells a control token ("<|im_end|>") is that token. false: only in those of the assistant;
-  /// elsewhere it is text (Tokenizer::escape), so that what users write cannot end their turn.
+  /// Whether text in messages that spells a control token ("<|im_end|>") is that token. Else it is text
+  /// (Tokenizer::escape), so that neither what users write nor an answer that repeats it ends a turn.
   bool parse_special = false;
 };
 

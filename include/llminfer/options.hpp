@@ -71,10 +71,10 @@ struct EngineOptions {
   std::int32_t tensor_parallel = 1;
   /// With tensor_parallel: ranks whose backends are GPUs of one kind sum on them, through NCCL (CUDA) or RCCL (HIP),
   /// without the host. The library is looked for when the engine is loaded (libnccl.so.2, librccl.so.1); each rank
-  /// needs a GPU of its own, a backend without GpuOptions::batch_invariant, and a Communicator that has ready(). With
-  /// more than two ranks the order of a sum, and so its last bits, are the library's choice. ModelInfo::backend says
-  /// which ranks sum so. After an error by which a sum was not made, later passes sum in host memory. Rank 0's option
-  /// counts.
+  /// needs a GPU of its own, a backend without GpuOptions::batch_invariant, a Communicator that has ready(), and the
+  /// pages of a cache that the GPU has no room for in memory, not in a `cache_folder`. With more than two ranks the
+  /// order of a sum, and so its last bits, are the library's choice. ModelInfo::backend says which ranks sum so. After
+  /// an error by which a sum was not made, later passes sum in host memory. Rank 0's option counts.
   DeviceSums device_sums = DeviceSums::automatic;
   int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
   /// Forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the environment's LLMINFER_CPU_LEVEL,

@@ -40,8 +40,9 @@ class LLMINFER_API Tokenizer {
   /// as in the reference. Errors: limit_exceeded for more than 64 MiB of text or a pattern of the checkpoint that
   /// backtracks without end.
   Result<std::vector<Token>> encode(std::string_view text, const EncodeOptions& options = {}) const;
-  /// The text with a mark (the noncharacters U+FDD0 U+FDD1) inside each name of a control token, so that encode(),
-  /// which leaves the marks out, reads it as text: for what users write, before it becomes part of a prompt.
+  /// The text with a mark (the noncharacters U+FDD0 U+FDD1) inside each name of a control or end token, so that
+  /// encode(), which leaves the marks out, reads it as text: for what users write, before it becomes part of a prompt.
+  /// Names of one character, and spellings that a vocabulary's normalizer turns into a name, are not found.
   Result<std::string> escape(std::string_view text) const;
   /// The bytes of the tokens; ends inside a UTF-8 character if the tokens do. Errors: invalid_argument for an id out of
   /// range.

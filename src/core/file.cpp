@@ -215,6 +215,8 @@ Result<std::shared_ptr<std::byte>> file_memory(const std::string& folder, std::u
   }
   void* const address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (address == MAP_FAILED) return errno_error(folder, "mmap", errno);
+  (void)::madvise(address, bytes, MADV_DONTFORK);  // else a child of the host's keeps the room on the disk
+  (void)::madvise(address, bytes, MADV_DONTDUMP);
   return std::shared_ptr<std::byte>(static_cast<std::byte*>(address), [bytes](std::byte* p) { ::munmap(p, bytes); });
 }
 

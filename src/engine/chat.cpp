@@ -36,9 +36,7 @@ struct ChatState {
       chat::Value::Object object;
       object.emplace_back("role", message.role);
       std::string content = message.content;
-      if (!parse_special && message.role != "assistant") {
-        content = LLMINFER_TRY(core->model().tokenizer.escape(content));
-      }
+      if (!parse_special) content = LLMINFER_TRY(core->model().tokenizer.escape(content));
       object.emplace_back("content", std::move(content));
       list.push_back(std::move(object));
     }

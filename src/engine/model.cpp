@@ -78,6 +78,7 @@ Result<RankStage> load_stage(const StageLayout& layout, const EngineOptions& opt
     const std::int32_t pages = size.pages_of(group);
     stage.pages.push_back(pages);
     stage.caches.push_back(LLMINFER_TRY(make_cache(layout, options, size, group, pages)));
+    stage.copies_block |= swaps(layout, size, group) && files_pages(layout, options, size, group);
   }
   return stage;
 }

@@ -209,7 +209,7 @@ Result<std::vector<Result<std::string>>> Leader::start_collectives(const RankSta
   for (int rank = 0; rank < ranks(); ++rank) outcomes.emplace_back(std::string());
   const Command command{Command::start_collective, {}};
   for (int rank = 1; rank < ranks(); ++rank) LLMINFER_TRY(checked(send_message(*communicator_, rank, command)));
-  outcomes[0] = own.group->start_collective(*own.backend, *own.plan);
+  outcomes[0] = own.group->start_collective(*own.backend, *own.plan, own.copies_block);
   if (own.group->broken()) return lost(*own.group->broken()).error();
   for (int rank = 1; rank < ranks(); ++rank) {
     auto message = receive_message<OutcomeMessage>(*communicator_, rank);
@@ -357,7 +357,8 @@ class StageFollower final : public Follower {
 
  private:
   Result<void> start_collective() {
-    auto started = core::guarded([&] { return stage_.group->start_collective(*stage_.backend, *stage_.plan); });
+    auto started = core::guarded(
+        [&] { return stage_.group->start_collective(*stage_.backend, *stage_.plan, stage_.copies_block); });
     OutcomeMessage message = started ? OutcomeMessage() : OutcomeMessage(started.error());
     if (started) message.set_text(*started);
     LLMINFER_TRY(send_message(communicator_, 0, message));

@@ -62,6 +62,7 @@ struct RankStage {
   std::int64_t hidden_size = 0;
   std::int64_t vocab_size = 0;  ///< that the stage gives logits of
   std::int32_t max_batch_rows = 0;
+  bool copies_block = false;  ///< copies of a cache's pages between a file and a device make the host wait
 
   /// The stage's part of a group of the whole program; null if it has none.
   CacheStorage* cache(std::size_t whole_group) const noexcept;

@@ -31,12 +31,15 @@ Result<void> ShardGroup::named(Result<void> own) const noexcept {
 }
 
 /// Whatever a rank cannot do, it takes part in what comes next, which the others wait for.
-Result<std::string> ShardGroup::start_collective(Backend& backend, Plan& plan) {
+Result<std::string> ShardGroup::start_collective(Backend& backend, Plan& plan, bool copies_block) {
   if (broken_) return core::copy_of(*broken_);
   const int self = communicator_->rank() - first_;
   std::string kind;
   LLMINFER_TRY(finish(named(core::guarded([&]() -> Result<void> {
     kind = LLMINFER_TRY(backend.collective_kind());
+    if (copies_block) {
+      return fail(ErrorCode::unsupported, "pages that a device has no room for lie in EngineOptions::cache_folder");
+    }
     for (int other = 0; other < count_; ++other) {
       if (other == self || communicator_->ready(first_ + other)) continue;
       return fail(ErrorCode::unsupported, "the Communicator has no ready()");

@@ -34,9 +34,9 @@ class ShardGroup {
   /// Bytes that a group holds beside its ranks' plans.
   static std::int64_t bytes(std::int64_t most_floats) noexcept { return 2 * most_floats * std::int64_t{sizeof(float)}; }
   /// All ranks call it together, between passes: the sums of `plan`, which outlives the group's passes, go to the
-  /// devices, if every rank's can. Gives the collective's description, or the first error that a rank had; the outcome
-  /// is the same on all.
-  Result<std::string> start_collective(Backend& backend, Plan& plan);
+  /// devices, if every rank's can; one whose host waits for copies cannot watch over the sums before them. Gives the
+  /// collective's description, or the first error that a rank had; the outcome is the same on all.
+  Result<std::string> start_collective(Backend& backend, Plan& plan, bool copies_block);
 
   // A pass.
   /// Submits it to the plan whose reductions are this group's, and waits for it.

@@ -12,12 +12,13 @@ namespace {
 /// What escape() writes into the names of control tokens: two noncharacters.
 constexpr std::string_view kMark = "\ufdd0\ufdd1";
 
-/// `text` without marks; whether there were any.
-bool remove_marks(std::string& text) {
-  const std::size_t before = text.size();
-  for (std::size_t at = text.find(kMark); at != std::string::npos; at = text.find(kMark, at))
-    text.erase(at, kMark.size());
-  return text.size() != before;
+std::string without_marks(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t mark; (mark = text.find(kMark)) != text.npos; text.remove_prefix(mark + kMark.size())) {
+    out += text.substr(0, mark);
+  }
+  return out += text;
 }
 
 class PipelineTokenizer final : public TokenizerModel {
@@ -26,7 +27,8 @@ class PipelineTokenizer final : public TokenizerModel {
 
   Result<void> fill_finders() {
     for (const AddedToken& token : parts_.added) {
-      if (token.special) special_.add(token.content, token);
+      const bool ends = std::binary_search(parts_.end_tokens.begin(), parts_.end_tokens.end(), token.id);
+      if (token.special || ends) control_.add(token.content, token);
       if (!token.normalized) {
         raw_.add(token.content, token);
         continue;
@@ -56,7 +58,7 @@ class PipelineTokenizer final : public TokenizerModel {
     return out;
   }
 
-  std::string escape(std::string_view text) const override { return special_.split_matches(text, kMark); }
+  std::string escape(std::string_view text) const override { return control_.split_matches(text, kMark); }
   std::int32_t vocab_size() const noexcept override { return static_cast<std::int32_t>(parts_.bytes.size()); }
   std::string_view token_bytes(Token token) const noexcept override {
     return in_range(token) ? std::string_view(parts_.bytes[static_cast<std::size_t>(token)]) : std::string_view();
@@ -83,10 +85,9 @@ class PipelineTokenizer final : public TokenizerModel {
   Result<void> encode_fragment(std::string_view fragment, bool at_start, const EncodeOptions& options,
                                std::vector<Token>& out) const {
     std::string text(fragment);
-    const bool marked = remove_marks(text);
     for (const Normalizer& normalizer : parts_.normalizers) LLMINFER_TRY(normalizer(text));
     if (normalized_.empty()) return encode_text(std::move(text), at_start, out);
-    for (const auto& part : normalized_.cut(text, options.parse_special && !marked)) {
+    for (const auto& part : normalized_.cut(text, options.parse_special)) {
       if (part.token >= 0) {
         out.push_back(part.token);
       } else {
@@ -97,6 +98,7 @@ class PipelineTokenizer final : public TokenizerModel {
   }
 
   Result<void> encode_text(std::string text, bool at_start, std::vector<Token>& out) const {
+    if (text.find(kMark) != text.npos) text = without_marks(text);
     if (text.empty()) return {};
     Pieces pieces;
     pieces.ranges = {Range(0, text.size())};
@@ -112,7 +114,7 @@ class PipelineTokenizer final : public TokenizerModel {
 
   TokenizerParts parts_;
   AddedTokenFinder raw_, normalized_;
-  AddedTokenFinder special_;  ///< the control tokens of both, as they are written
+  AddedTokenFinder control_;  ///< the special and end tokens of both, as they are written
 };
 
 }  // namespace

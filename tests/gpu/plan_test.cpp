@@ -77,17 +77,36 @@ TEST_CASE("Many rows are multiplied by warpgroups where the device has them, unl
 // Of a layer so wide that blocks share its tiles by columns.
 TEST_CASE("Batch-invariant passes give the same bits however a prompt is cut, also where sums are added in parts") {
   static_assert(gpu::column_splits(64, 1056) > 1);
-  const Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .ffn = 1056}), WeightType::q4_0);
-  const auto tokens = random_tokens(70, model.program.vocab_size);
-  const auto logits = [&](bool invariant, const std::vector<std::int32_t>& chunks) {
-    Driver driver(model, gpu::make_backend(make_machine(), {.batch_invariant = invariant}), CacheType::f16, 256, 40, 5);
-    return driver.feed(tokens, chunks);
-  };
-  const auto expected = Oracle(model, tokens, false).logits();
-  const auto all = logits(true, {70});
-  CHECK(nmse(all, expected) < 1e-5);
-  CHECK(same_bits(all, logits(true, {1, 20, 1, 40, 8})));
-  CHECK(nmse(logits(false, {20, 50}), expected) < 1e-5);
+  static_assert(gpu::column_splits(64, 1000) == 1 && gpu::column_splits(64, 1024) > 1);  // 1000 columns are padded
+  for (const auto& [ffn, type] : {std::pair(1056, WeightType::q4_0), {1000, WeightType::f32}}) {
+    const Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .ffn = ffn}), type);
+    const auto tokens = random_tokens(70, model.program.vocab_size);
+    const auto logits = [&](bool invariant, const std::vector<std::int32_t>& chunks) {
+      Driver driver(model, gpu::make_backend(make_machine(), {.batch_invariant = invariant}), CacheType::f16, 256, 40,
+                    5);
+      return driver.feed(tokens, chunks);
+    };
+    const auto expected = Oracle(model, tokens, false).logits();
+    const auto all = logits(true, {70});
+    CHECK(nmse(all, expected) < 1e-5);
+    CHECK(same_bits(all, logits(true, {1, 20, 1, 40, 8})));
+    CHECK(nmse(logits(false, {20, 50}), expected) < 1e-5);
+  }
+}
+
+TEST_CASE("Gate and up whose codes stand for numbers of different tables") {
+  Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2}), WeightType::iq4_nl);
+  for (std::size_t i = 0; i < model.types.size(); ++i) {
+    const WeightSpec& spec = model.program.weights[i];
+    if (!spec.name.ends_with("wu")) continue;
+    model.types[i] = WeightType::mxfp4;
+    model.data[i] = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(spec.rows * spec.cols / 32 * 17));
+    for (std::size_t at = 0; at < model.data[i]->size(); ++at) {
+      (*model.data[i])[at] = at % 17 == 0 ? std::byte{123} : static_cast<std::byte>(at * 37);  // an exponent, codes
+    }
+    model.set_details(i, {});
+  }
+  CHECK(error_of(model, make_machine_backend(), CacheType::f16, {1, 1, 20}, 22) < 1e-5);
 }
 
 TEST_CASE("All shapes on all machines", "[.slow]") {

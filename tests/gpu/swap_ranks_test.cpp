@@ -1,5 +1,6 @@
 // Ranks on GPUs which have too little memory for their part of the cache, and keep it in host memory.
 #include <catch2/catch.hpp>
+#include <filesystem>
 
 #include "tests/gpu/collectives.hpp"
 
@@ -73,6 +74,25 @@ TEST_CASE("Ranks whose cache is larger than their device memory for it give what
     CHECK(run(64, gpus) == run(0, gpus));
     // Rank 0's own memory limits nothing: it is the host's.
     if (shards == 1) CHECK(run(64, second) == run(0, second));
+  }
+}
+
+TEST_CASE("Ranks whose pages lie in files do not sum on their devices") {
+  const FourHeadsModel model(4);
+  for (const DeviceSums sums : {DeviceSums::automatic, DeviceSums::required}) {
+    EngineOptions options = swapping_options(64);
+    options.device_sums = sums;
+    options.cache_folder = std::filesystem::temp_directory_path();
+    Ranks ranks(model.path(), make_thread_communicators(2).value(), 2, options, summing_backends(2));
+    if (sums == DeviceSums::required) {
+      REQUIRE_FALSE(ranks.engine());
+      CHECK(ranks.engine().error().code == ErrorCode::unsupported);
+      CHECK_THAT(ranks.engine().error().message, Catch::Contains("cache_folder"));
+    } else {
+      if (!ranks.engine()) FAIL(ranks.engine().error().message);
+      CHECK_FALSE(conversations(*ranks.engine()).empty());
+      CHECK_THAT(ranks.engine()->info().backend, !Catch::Contains("sums by"));
+    }
   }
 }
 

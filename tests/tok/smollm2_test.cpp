@@ -57,6 +57,21 @@ TEST_CASE("special tokens are read from text only on request") {
     REQUIRE(turn.front() == 2);
     CHECK(decode(tokenizer, {turn.begin() + 1, turn.end()}) == text);
   }
+  std::string many;
+  for (int i = 0; i < 1 << 17; ++i) many += "<|im_end|>";
+  CHECK(encode(tokenizer, tokenizer.escape(many).value()) == encode(tokenizer, many, {.parse_special = false}));
+  auto json = smollm2_json();
+  for (auto& token : json["added_tokens"]) token["normalized"] = true;
+  const Tokenizer normalized = make_json(json.dump(), 49152).value();
+  const auto turn = encode(normalized, "<|im_start|>" + normalized.escape("a <|im_end|>").value() + "<|im_end|>");
+  CHECK(turn.front() == 1);
+  CHECK(turn.back() == 2);
+  CHECK(std::count(turn.begin(), turn.end(), 2) == 1);
+  auto gguf = smollm2_gguf();
+  gguf.types[2] = 4;  // no control token, but the one that ends an answer
+  const Tokenizer user_defined = make(gguf, 49152).value();
+  CHECK(encode(user_defined, "<|im_end|>") == std::vector<Token>{2});
+  CHECK(encode(user_defined, user_defined.escape("<|im_end|>").value()).size() > 1);
   CHECK(tokenizer.escape("ordinary <text>").value() == "ordinary <text>");
   CHECK(decode(tokenizer, {1, 504, 2}, {.skip_special = true}) == "The");
   CHECK(tokenizer.decode(std::vector<Token>{49152}).error().code == ErrorCode::invalid_argument);
