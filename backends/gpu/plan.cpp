@@ -28,9 +28,6 @@ constexpr std::int64_t kLeastUpload = 1 << 16;
 
 PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t max_rows) {
   const auto place = [&](std::int64_t size) { return std::exchange(bytes, bytes + on_line(size)); };
-  const auto in_blocks = [](std::int64_t columns) {
-    return (columns + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
-  };
   const auto width = [&](ValueId id) { return program.values[static_cast<std::size_t>(id)].width; };
   for (const std::int64_t stride : steps.buffer_strides) buffers.push_back(place(float_bytes(stride * max_rows)));
   for (const RopeTable& table : program.rope_tables) {
@@ -46,7 +43,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   for (const Step& step : steps.steps) {
     if (const auto* linear = std::get_if<LinearStep>(&step)) {
-      padded_input = std::max(padded_input, in_blocks(width(linear->in)));
+      padded_input = std::max(padded_input, padded_columns(width(linear->in)));
     } else if (const auto* attention = std::get_if<AttentionStep>(&step)) {
       const CacheGroup& group = program.cache_groups[static_cast<std::size_t>(attention->op.group)];
       query_width = std::max(query_width, width(attention->op.q));
@@ -55,8 +52,8 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
       experts.places = std::max(experts.places, std::int64_t{max_rows} * moe->op.used);
       experts.width = std::max(experts.width, width(moe->op.in));
       const WeightSpec& gate = program.weights[static_cast<std::size_t>(moe->op.gate.front())];
-      experts.ffn = std::max(experts.ffn, in_blocks(gate.rows));
-      experts.padded = std::max({experts.padded, in_blocks(experts.width), experts.ffn});
+      experts.ffn = std::max(experts.ffn, padded_columns(gate.rows));
+      experts.padded = std::max({experts.padded, padded_columns(experts.width), experts.ffn});
     }
   }
   halves = place(2 * padded_input * max_rows);
@@ -64,7 +61,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   for (const WeightSpec& weight : program.weights) {
     const std::int64_t tiles = (weight.rows + kSplitFeatures - 1) / kSplitFeatures;
     if (tiles >= kSplitBlocks) continue;
-    const int splits = column_splits(static_cast<int>(weight.rows), static_cast<int>(in_blocks(weight.cols)));
+    const int splits = column_splits(static_cast<int>(weight.rows), static_cast<int>(padded_columns(weight.cols)));
     if (splits > 1) split_blocks = std::max(split_blocks, static_cast<int>(tiles) * splits);
   }
   split_parts = place(float_bytes(std::int64_t{split_blocks} * kSplitRows * kSplitFeatures));

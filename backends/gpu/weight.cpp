@@ -168,7 +168,7 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
   MatrixLayout l;
   l.rows = rows;
   l.cols = cols;
-  l.padded_cols = round_up(cols, kColumnBlock);
+  l.padded_cols = padded_columns(cols);
   const bool fp8 = type == WeightType::fp8;
   const bool codes = (format.shape.bits > 0 || fp8) && !permuted;  // kernels know no order of columns
   if (codes) {

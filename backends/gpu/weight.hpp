@@ -12,6 +12,11 @@
 
 namespace llminfer::gpu {
 
+/// Columns that a prepared matrix has, and inputs of its layer: whole blocks.
+constexpr std::int64_t padded_columns(std::int64_t cols) noexcept {
+  return (cols + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
+}
+
 /// Where the parts of a prepared matrix lie in its memory, and its constants.
 struct MatrixLayout {
   Form form = Form::f16;
