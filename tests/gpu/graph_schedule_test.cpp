@@ -153,6 +153,13 @@ TEST_CASE("An interrupted pass launches no graph") {
   }
 }
 
+TEST_CASE("Mixtures of experts are launched as graphs") {
+  const Model model = make_model(make_mixture({.experts = 6, .layers = 1}), WeightType::q4_0);
+  Decoder decoder(model, {});
+  decode_all(decoder);
+  CHECK(counts_of(decoder).graph_launches > decoder.passes / 2);
+}
+
 TEST_CASE("An engine decodes by graphs") {
   const auto device = gpu::make_emulated_device();
   EngineOptions options = options_of({});

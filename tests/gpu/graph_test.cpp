@@ -45,7 +45,6 @@ TEST_CASE("Mixtures of experts decode by graphs, which give the bits of single l
       make_model(make_mixture({.experts = 6, .layers = 1, .shared = true, .biases = true}), WeightType::q4_0);
   Decoder with(model, {}), without(model, {0, false, false});
   CHECK(same_bits(decode_all(with), decode_all(without)));
-  CHECK(gpu::emulated_counts(*with.device).graph_launches > with.passes / 2);
 }
 
 TEST_CASE("A graph of two kernels, launched again with other inputs") {
