@@ -7,6 +7,7 @@ function(llminfer_layer name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
   add_library(llminfer_${name} OBJECT ${sources})
   llminfer_compile_settings(llminfer_${name})
+  llminfer_precompile(llminfer_${name} llminfer_core)
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")  # whose baseline has no fused multiply-add
     target_compile_options(llminfer_${name} PRIVATE -ffp-contract=off)  # the same bits on all processors
   endif()
@@ -32,6 +33,21 @@ function(llminfer_compile_settings target)
   endif()
   if(BUILD_SHARED_LIBS)
     target_compile_definitions(${target} PRIVATE LLMINFER_SHARED)
+  endif()
+endfunction()
+
+# llminfer_precompile(TARGET OWNER [HEADER…]): with the common headers, precompiled once for all targets that name OWNER;
+# that one itself names what else they have. Sources with instruction sets of their own skip them.
+function(llminfer_precompile target owner)
+  if(target STREQUAL owner)
+    target_precompile_headers(${target} PRIVATE "${PROJECT_SOURCE_DIR}/cmake/precompiled.hpp" ${ARGN})
+  else()
+    target_precompile_headers(${target} REUSE_FROM ${owner})
+  endif()
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # for ccache, both
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+  elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-Xclang -fno-pch-timestamp>")
   endif()
 endfunction()
 
