@@ -1,5 +1,5 @@
 // Templates that try to use up time, memory or stack, or to reach what they must not, each with its error code.
-#include <chrono>
+#include <ctime>
 #include <string>
 
 #include <catch2/catch.hpp>
@@ -27,9 +27,9 @@ std::string repeated(std::string_view part, int times) {
 
 void check(std::string_view source, ErrorCode expected) {
   INFO(source.substr(0, 200));
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // of this process, whatever else the machine does
   const auto result = render(source);
-  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
+  CHECK(static_cast<double>(std::clock() - begin) < 20.0 * CLOCKS_PER_SEC);
   REQUIRE_FALSE(result);
   INFO(result.error().message);
   CHECK(result.error().code == expected);
