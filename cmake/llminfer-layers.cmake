@@ -44,8 +44,11 @@ function(llminfer_precompile target owner)
   else()
     target_precompile_headers(${target} REUSE_FROM ${owner})
   endif()
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # for ccache, both; precompiled, gcc 12's own std::string draws warnings
-    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess> -Wno-stringop-overflow)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # for ccache, both
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+    if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)  # which then warns of its own std::string
+      target_compile_options(${target} PRIVATE -Wno-stringop-overflow -Wno-array-bounds)
+    endif()
   elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
     target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-Xclang -fno-pch-timestamp>")
   endif()
