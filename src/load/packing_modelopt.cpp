@@ -36,8 +36,8 @@ Result<void> add_fp8_layer(const std::string& prefix, Layers& layers) {
   return add_bytes(prefix, std::move(layer), input, layers);
 }
 
-/// Weights of E2M1 under E4M3 scales per 16, under one float (NVFP4), or under powers of two per 32 (MXFP4). Inputs stay
-/// as precise as they are: rounding them to 4 bits, as the hardware for these does, serves speed only.
+/// Weights of E2M1 under E4M3 scales per 16, under one float (NVFP4), or under powers of two per 32 (MXFP4). Inputs
+/// stay as precise as they are: rounding them to 4 bits, as the hardware for these does, serves speed only.
 Result<void> add_fp4_layer(const std::string& prefix, bool nvfp4, Layers& layers) {
   NibbleLayer layer;
   layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {u8}, {-1, -1}));
@@ -77,8 +77,8 @@ Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
   }
   const std::int64_t own_size = fp8 ? 0 : nvfp4 ? 16 : 32;
   if (const auto size = LLMINFER_TRY(setting_int(settings, "group_size", own_size, kPlace)); size != own_size) {
-    return fail(fp8 ? ErrorCode::unsupported : ErrorCode::corrupt, kPlace, ": ", algorithm, " with \"group_size\" ", size,
-                ", expected ", own_size);
+    return fail(fp8 ? ErrorCode::unsupported : ErrorCode::corrupt, kPlace, ": ", algorithm, " with \"group_size\" ",
+                size, ", expected ", own_size);
   }
   const char* const mark = nvfp4 ? ".weight_scale_2" : ".weight_scale";
   const auto prefixes = layers.with(mark);

@@ -17,7 +17,7 @@ import struct
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
 parser = argparse.ArgumentParser()
 parser.add_argument("text")
@@ -47,8 +47,11 @@ def read_gptqmodel(directory):
 
 
 def read_transformers(directory):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu")
-    return model.float().eval()  # FP4 is expanded to BF16
+    config = AutoConfig.from_pretrained(directory)
+    fp4 = "fp4" in str(getattr(config, "quantization_config", {}).get("format", ""))  # is expanded to BF16
+    options = {"quantization_config": CompressedTensorsConfig(run_compressed=False)} if fp4 else {}
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu", **options)
+    return (torch.nn.Module.float(model) if fp4 else model).eval()
 
 
 def read_modelopt(directory):
