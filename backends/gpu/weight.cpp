@@ -52,10 +52,11 @@ Form form_of(const quant::GroupedShape& shape) {
   }
 }
 
-/// 2^n such that x / 2^n lies in [1, 2); 1 for zeros and for what is no number.
-float power_below(float x) {
+/// 2^n such that x / 2^n lies in [2^13, 2^14), where halves are finite even if doubled, and seldom subnormal, which
+/// MI200's matrix units take for zero; 1 for zeros and for what is no number.
+float power_of(float x) {
   if (!(x >= 0x1p-100f) || !std::isfinite(x)) return 1.0f;
-  return std::ldexp(1.0f, std::clamp(std::ilogb(x), -100, 100));
+  return std::ldexp(1.0f, std::ilogb(x) - 13);
 }
 
 /// One row on its way to the device, in host memory.
@@ -68,7 +69,7 @@ struct RowOut {
 void write_halves(const std::vector<float>& values, std::int64_t padded, const RowOut& out) {
   float most = 0.0f;
   for (const float x : values) most = std::max(most, std::isfinite(x) ? std::abs(x) : 0.0f);
-  *out.factor = power_below(most);
+  *out.factor = power_of(most);
   auto* halves = reinterpret_cast<std::uint16_t*>(out.high);
   for (std::size_t i = 0; i < values.size(); ++i) halves[i] = core::float_to_half(values[i] / *out.factor);
   std::fill(halves + values.size(), halves + padded, std::uint16_t{0});
@@ -135,7 +136,7 @@ void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& 
     const float bound = std::max(std::abs(row.scale[g]) * range, std::abs(row.minimum[g]));
     most = std::max(most, std::isfinite(bound) ? bound : 0.0f);
   }
-  *out.factor = power_below(most);
+  *out.factor = power_of(most);
   for (std::size_t g = 0; g < row.scale.size(); ++g) {
     out.scales[g] = core::float_to_half(row.scale[g] / *out.factor);
     if (out.minimums) out.minimums[g] = core::float_to_half(row.minimum[g] / *out.factor);

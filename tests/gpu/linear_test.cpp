@@ -1,12 +1,15 @@
 // Linear layers on the emulated GPU for every weight type, against products in double precision of the exact weights.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "backends/gpu/weight.hpp"
+#include "core/half.hpp"
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
 #include "tests/gpu/machines.hpp"
@@ -58,15 +61,17 @@ struct Product {
 };
 
 /// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`. A single row of Kernel::few
-/// is normed, which `in` then is, and the layer launched between two others.
+/// is normed, which `in` then is, and the layer launched between two others. The first columns of the rows are
+/// multiplied by `sizes`.
 Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
-                 int splits = 1) {
+                 int splits = 1, const std::vector<float>& sizes = {}) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
   Buffer staging;
   const auto weight = gpu::GpuWeight::make(w.view(), device, staging).value();
   std::vector<float> in = random_floats(count * width, 1);
   for (std::size_t i = 0; i < width; ++i) in[i] *= 3e5f;  // a row beyond the range of halves
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] *= i % width < sizes.size() ? sizes[i % width] : 1.0f;
   const bool normed = kind == Kernel::few && rows == 1;
   const auto norm = random_floats(width, 4);
   const Buffer device_norm = to_device(device, norm);
@@ -135,10 +140,10 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
 
 /// Its normalized error, that of the worst row.
 double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
-                int splits = 1) {
+                int splits = 1, const std::vector<float>& sizes = {}) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
-  const auto [in, bias, residual, result] = multiply(device, w, rows, kind, gated, splits);
+  const auto [in, bias, residual, result] = multiply(device, w, rows, kind, gated, splits, sizes);
   std::vector<float> exact(features * width);
   unpack_rows(w.view(), 0, w.rows, exact).value();
   // Rows by themselves: one is a million times larger than the others.
@@ -187,6 +192,33 @@ TEST_CASE("Odd shapes, on every machine") {
     }
     for (const int rows : {1, 3}) {
       CHECK(error_of(device, random_weight(WeightType::q6_k, 40, 256, 3), rows, Kernel::few, true) < 1e-5);
+    }
+  }
+}
+
+// A column of rows and one of weights are 30000 times larger than the others, and meet zeros.
+TEST_CASE("What is far smaller than the rest of its row counts, on every machine") {
+  const std::vector<float> sizes = {3e4f, 0.0f};
+  for (const auto& [type, cols] : {std::pair(WeightType::f32, 64), {WeightType::q8_0, 96}}) {
+    RandomWeight w = random_weight(type, 40, cols, 7);
+    for (std::size_t row = 0; row < 40; ++row) {
+      if (type == WeightType::f32) {
+        float* const first = reinterpret_cast<float*>(w.bytes.data()) + row * 64;
+        first[0] = 0.0f, first[1] = 300.0f;
+      } else {  // a scale and 32 codes, of which that of the second column is large by its scale
+        std::byte* const first = w.bytes.data() + row * 3 * 34;
+        const std::uint16_t scale = core::float_to_half(3.0f);
+        std::fill_n(first, 34, std::byte{0});
+        std::memcpy(first, &scale, 2);
+        first[3] = std::byte{100};
+      }
+    }
+    for (const Machine& machine : machines(5)) {
+      const auto device = make_machine(machine.options);
+      for (const Kernel kernel : {Kernel::few, Kernel::many, Kernel::warpgroups, Kernel::stages}) {
+        CAPTURE(weight_type_info(type).name, machine.name, static_cast<int>(kernel));
+        if (has(*device, kernel)) CHECK(error_of(device, w, 3, kernel, false, 1, sizes) < 1e-6);
+      }
     }
   }
 }

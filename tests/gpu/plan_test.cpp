@@ -187,6 +187,36 @@ TEST_CASE("A long context is split over blocks") {
   CHECK(error_of(model, make_machine_backend(options), CacheType::f32, {128, 128, 4, 1}, 262) < 1e-6);
 }
 
+// One key's score is 10.5 above those of 239 others, whose weights together are 0.0066 of its own.
+TEST_CASE("Keys count whose weights are far smaller than the largest, on all machines") {
+  Builder b("keys");
+  const std::int32_t group = b.cache_group({1, 1, 8, 0});
+  const ValueId x = b.embed(b.weight("embed", 8, 8), "x");
+  const auto layer = [&](const char* name) { return b.linear(x, b.weight(name, 8, 8), name); };
+  const ValueId q = layer("q"), k = layer("k"), v = layer("v");
+  const ValueId a = b.attention(q, k, v, group, 0, 1, 1.0f, "a");
+  Model model = make_model(std::move(b).finish(a, a).value(), WeightType::f32);
+  const auto matrix = [](const std::vector<std::pair<std::size_t, float>>& elements) {
+    std::vector<float> all(64);
+    for (const auto& [at, x] : elements) all[at] = x;
+    return all;
+  };
+  model.set_vector("embed", matrix({{0, 1.0f}, {9, 1.0f}}));
+  model.set_vector("q", matrix({{0, 1.0f}, {1, 1.0f}}));
+  model.set_vector("k", matrix({{0, 10.5f}}));
+  model.set_vector("v", matrix({{0, 1.0f}, {9, 1.0f}}));
+  std::vector<std::int32_t> tokens(240, 1);
+  tokens[0] = 0;
+  const auto expected = Oracle(model, tokens, false).logits();
+  for (const Machine& machine : machines(9)) {
+    CAPTURE(machine.name);
+    Driver driver(model, make_machine_backend(machine.options), CacheType::f16, 256, 40);
+    const auto found = driver.feed(tokens, {240});
+    CHECK(found.back() == 0.0f);
+    CHECK(std::abs(found[239 * 8 + 1] / expected[239 * 8 + 1] - 1) < 1e-3);
+  }
+}
+
 TEST_CASE("Attention sinks on the GPU: in tiles, in rows, and where the keys are split") {
   Model model =
       make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 16, .ffn = 32, .sinks = true}),

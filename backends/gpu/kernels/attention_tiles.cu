@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kKeys = 32;  ///< per turn; half a page
+/// Of the weights as halves, which are 1 at most, so that few are subnormal: MI200's matrix units take that for zero.
+constexpr float kWeightUnit = 0x1p15f;
 
 /// Eight cached elements as halves.
 __device__ __forceinline__ uint4 load_halves(CacheElement element, const HeadPage& page, bool is_value, int slot,
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
         const int key = base + part + i;
         const float weight = key >= first && key <= position ? exp(row[i] - shift) : 0.0f;
         all += weight;
-        keys[r * kKeyStride + part + i] = float_to_half(weight);
+        keys[r * kKeyStride + part + i] = float_to_half(weight * kWeightUnit);
       }
       all += shuffle_xor(all, 1);
       if (thread % 2 == 0) {
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
       for_each(out[i][j], [&](int r, int c, float& value) {
         const int row = wave_row + 16 * i + r, d = 16 * j + c;
         if (row >= task.rows || d >= dim) return;
-        a.out.data[(task.first_row + row) * a.out.stride + head * dim + d] = value / sum[row];
+        a.out.data[(task.first_row + row) * a.out.stride + head * dim + d] = value / sum[row] * (1.0f / kWeightUnit);
       });
     }
   }

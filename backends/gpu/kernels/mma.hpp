@@ -154,6 +154,7 @@ struct MmaLane {
   float* c;
   const uint32_t *a, *b;
 };
+/// As on MI200, whose products of halves take subnormal ones for zeros.
 inline void mma(Accumulator& acc, const FragmentA& a, const FragmentB& b) {
   MmaLane mine{acc.value, a.word, b.word};
   emulator::collective(&mine, 64, [](void* const* all) {
@@ -162,7 +163,8 @@ inline void mma(Accumulator& acc, const FragmentA& a, const FragmentB& b) {
       const auto* from = static_cast<const MmaLane*>(all[lane]);
       for (int i = 0; i < 4; ++i) {
         const auto half_of = [i](const uint32_t* words) {
-          return half_to_float(static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)) & 0xffffu));
+          const auto half = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)) & 0xffffu);
+          return half_to_float((half & 0x7c00u) != 0 ? half : static_cast<uint16_t>(half & 0x8000u));
         };
         left[lane % 16][lane / 16 * 4 + i] = half_of(from->a);
         right[lane % 16][lane / 16 * 4 + i] = half_of(from->b);

@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
   float most = 0.0f;
   for (int i = thread; i < a.width; i += kThreads) most = largest(most, absolute(value(i)));
   most = largest_of_block<kThreads>(most, shared);
-  // Magnitudes below 2: exact for whatever is not a millionth of the largest. Infinities and NaN stay what they are.
-  int exponent = most < 0x1p-100f || !finite(most) ? 0 : exponent_of(most);
-  if (exponent > 120) exponent = 120;
+  // Magnitudes below 2^15, so that next to nothing is subnormal: MI200's matrix units take that for zero. Infinities
+  // and NaN stay what they are.
+  const int exponent = most < 0x1p-100f || !finite(most) ? 0 : exponent_of(most) - 14;
   const float down = power_of_two(-exponent);
   uint16_t* halves = a.halves + static_cast<int64_t>(row) * a.padded;
   for (int i = thread; i < a.padded; i += kThreads)
