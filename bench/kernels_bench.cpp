@@ -26,6 +26,7 @@ struct Kind {
   WeightType type;
   llminfer::WeightDetails details{};
   bool high_only = false;  ///< activations of 8 bits
+  bool sparse = false;     ///< two of four weights are zero
 };
 
 /// The types of GGUF files, and those of Hugging Face checkpoints with the scales that they usually have.
@@ -45,6 +46,7 @@ std::vector<Kind> kinds() {
   Kind& w8a8 = all.emplace_back("W8A8", WeightType::w8_sym);
   w8a8.details.scale_columns = std::int64_t{1} << 30;
   w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
+  all.push_back({"Q8_0_2of4", WeightType::q8_0, {}, false, true});
   for (const WeightType type :
        {WeightType::q4_0, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q6_k}) {
     all.push_back({std::string(llminfer::weight_type_info(type).name) + "_A8", type, {}, true});
@@ -58,7 +60,7 @@ std::shared_ptr<const cpu::PackedWeight> weight(const Kind& kind, std::int64_t r
   auto& entry = cache[{kind.name, rows, cols}];
   if (!entry) {
     entry.reset();
-    auto packed = cpu::PackedWeight::allocate(kind.type, rows, cols, kind.details).value();
+    auto packed = cpu::PackedWeight::allocate(kind.type, rows, cols, kind.details, nullptr, kind.sparse).value();
     std::mt19937 random(1);
     auto* const data = const_cast<std::uint8_t*>(packed->view().data);
     for (std::int64_t i = 0; i < packed->bytes(); ++i) data[i] = (static_cast<std::uint8_t>(random()) & 0x3b) | 0x08;

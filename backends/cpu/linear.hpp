@@ -80,8 +80,8 @@ class PackedWeight final : public PreparedWeight {
 /// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight);
 
-/// Whether the weight is of 16-bit floats, of which in each four neighbours of a row at least two are zero. Looks no
-/// further than the first that are not.
+/// Whether in each four neighbours of a row at least two are zero, and the weight is of 16-bit floats or of symmetric
+/// codes of 8 bits, W8A8 excepted. Looks no further than the first that are not.
 bool two_of_four(const WeightView& weight) noexcept;
 
 /// Bytes that such a packed weight takes, if it is not sparse; 0 for a type that cannot be packed.

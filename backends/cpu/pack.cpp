@@ -86,13 +86,40 @@ void put_codes(std::uint8_t* row, const std::uint8_t* codes) {
   }
 }
 
+/// Bit i: code i of four is not that of zero, 128.
+unsigned nonzero_codes(const std::uint8_t* codes) {
+  std::uint32_t quad;
+  std::memcpy(&quad, codes, sizeof quad);
+  quad ^= 0x80808080u;
+  // Adding 127 carries into the highest bit of each byte whose others are not all 0, and no further.
+  const std::uint32_t high = (((quad & 0x7f7f7f7fu) + 0x7f7f7f7fu) | quad) & 0x80808080u;
+  return (high >> 7) * 0x01020408u >> 24 & 15;
+}
+
+/// put_codes for a group of a sparse panel: of each quad the two codes that are not zero, or fewer and a zero.
+void put_pairs(std::uint8_t* group, int lane, const std::uint8_t* codes) {
+  for (int quad = 0; quad < 8; ++quad, codes += 4) {
+    unsigned mask = nonzero_codes(codes);
+    for (unsigned bit = 1; std::popcount(mask) < 2; bit <<= 1) mask |= bit;
+    std::uint8_t* const to = group + quad * 32 + pair_at(lane);
+    to[0] = codes[std::countr_zero(mask)];
+    to[1] = codes[std::bit_width(mask) - 1];
+    group[kPairMasks + quad * 8 + lane / 2] |= static_cast<std::uint8_t>(mask << lane % 2 * 4);
+  }
+}
+
 /// Packs one block of row `lane`, whose first value is column `col`.
 template <int Bits>
 void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format,
                const quant::GroupedBlock& block, std::uint8_t* panel, std::int64_t col, int lane) {
-  std::uint8_t* const row = panel + col / kGroupValues * layout.code_bytes + lane * 4;
+  std::uint8_t* const group = panel + col / kGroupValues * layout.code_bytes;
   for (int i = 0; i < format.block_values / kGroupValues; ++i) {
-    put_codes<Bits>(row + i * layout.code_bytes, block.code + i * kGroupValues);
+    const std::uint8_t* const codes = block.code + i * kGroupValues;
+    if (shape.sparse) {
+      put_pairs(group + i * layout.code_bytes, lane, codes);
+    } else {
+      put_codes<Bits>(group + i * layout.code_bytes + lane * 4, codes);
+    }
   }
   // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
   for (int i = 0; i < format.block_values; i += shape.group) {
@@ -207,7 +234,7 @@ void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t la
   }
 }
 
-bool is_sparse(PanelKind kind) { return kind == PanelKind::f16_sparse || kind == PanelKind::bf16_sparse; }
+bool sparse_floats(PanelKind kind) { return kind == PanelKind::f16_sparse || kind == PanelKind::bf16_sparse; }
 
 /// Packs rows of which at least two of four neighbours are zero.
 void put_sparse(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
@@ -265,10 +292,10 @@ PanelLayout layout_of(PanelKind kind, WeightType type, std::int64_t cols, const 
   }
   const auto align = [](std::int64_t bytes) { return (bytes + 63) / 64 * 64; };
   PanelLayout layout{};
-  const bool byte = kind == PanelKind::fp8 || is_sparse(kind);  // a column, on the average
+  const bool byte = kind == PanelKind::fp8 || sparse_floats(kind);  // a column, on the average
   layout.scale = align(cols * kPanelRows * (kind == PanelKind::f32 ? 4 : byte ? 1 : 2));
   layout.bytes = layout.scale;
-  if (is_sparse(kind)) layout.bytes += align(cols / 4 * 8);
+  if (sparse_floats(kind)) layout.bytes += align(cols / 4 * 8);
   if (kind == PanelKind::fp8) {
     layout.scale_shift = shift;
     layout.bytes += (((cols / kGroupValues - 1) >> shift) + 1) * kPanelRows * 4;
@@ -284,14 +311,32 @@ void put_sums(const PanelLayout& layout, std::int64_t cols, std::uint8_t* panel)
 }
 
 /// One scale for each row of the weight and each row of activations, which is rounded to 8 bits.
+bool is_w8a8(WeightType type, std::int64_t cols, const WeightDetails& details) {
+  const InputQuantization& input = details.input;
+  return type == WeightType::w8_sym && input.kind == InputQuantization::Kind::int8 &&
+         (!input.dynamic || input.group == 0) && details.scale_columns >= cols && !details.permutation &&
+         cols <= kMaxByteCols;
+}
+
 std::optional<PanelKind> kind_of(WeightType type, std::int64_t cols, const WeightDetails& details,
                                  bool sparse = false) {
-  if (sparse) return type == WeightType::f16 ? PanelKind::f16_sparse : PanelKind::bf16_sparse;
-  const InputQuantization& input = details.input;
-  const bool bytes = type == WeightType::w8_sym && input.kind == InputQuantization::Kind::int8 &&
-                     (!input.dynamic || input.group == 0) && details.scale_columns >= cols && !details.permutation &&
-                     cols <= kMaxByteCols;
-  return bytes ? PanelKind::w8a8 : panel_kind(type);
+  if (!sparse) return is_w8a8(type, cols, details) ? PanelKind::w8a8 : panel_kind(type);
+  switch (type) {
+    case WeightType::f16:
+      return PanelKind::f16_sparse;
+    case WeightType::bf16:
+      return PanelKind::bf16_sparse;
+    case WeightType::q8_0:
+      return PanelKind::q8_0_sparse;
+    default:
+      return PanelKind::grid32_sparse;
+  }
+}
+
+/// Whether there are sparse panels for such weights, smaller than dense ones. Of W8A8 they do not pay (docs/adr/0024).
+bool may_be_sparse(WeightType type, std::int64_t cols, const WeightDetails& details) {
+  if (type == WeightType::f16 || type == WeightType::bf16) return cols % 4 == 0 && cols >= 8;
+  return type == WeightType::q8_0 || (type == WeightType::w8_sym && !is_w8a8(type, cols, details));
 }
 
 }  // namespace
@@ -331,12 +376,23 @@ std::optional<PanelKind> panel_kind(WeightType type) noexcept {
 }
 
 bool two_of_four(const WeightView& weight) noexcept {
-  if ((weight.type != WeightType::f16 && weight.type != WeightType::bf16) || weight.cols % 4 != 0) return false;
-  if (weight.cols < 8) return false;  // panels of either kind would have one size, by which adopt() tells them apart
+  if (!may_be_sparse(weight.type, weight.cols, weight.details)) return false;
+  const quant::Format& format = quant::format(weight.type);
+  const auto* const data = reinterpret_cast<const std::uint8_t*>(weight.data.data());
+  if (format.shape.bits == 8) {
+    quant::GroupedBlock block;
+    for (std::size_t at = 0; at < weight.data.size(); at += static_cast<std::size_t>(format.block_bytes)) {
+      format.decompose(data + at, block);
+      for (int quad = 0; quad < format.block_values; quad += 4) {
+        if (std::popcount(nonzero_codes(block.code + quad)) > 2) return false;
+      }
+    }
+    return true;
+  }
   constexpr std::uint64_t kMagnitudes = 0x7fff7fff7fff7fff;
   for (std::size_t at = 0; at < weight.data.size(); at += 8) {
     std::uint64_t four;
-    std::memcpy(&four, weight.data.data() + at, sizeof four);
+    std::memcpy(&four, data + at, sizeof four);
     // Adding the largest magnitude carries into the sign of each number that is not zero, and no further.
     if (std::popcount(((four & kMagnitudes) + kMagnitudes) & ~kMagnitudes) > 2) return false;
   }
@@ -393,8 +449,8 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
 Result<std::unique_ptr<PackedWeight>> PackedWeight::adopt(const WeightView& weight, std::span<const std::byte> panels,
                                                           std::shared_ptr<const void> keep) {
   auto packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details, false));
-  const bool half = weight.type == WeightType::f16 || weight.type == WeightType::bf16;
-  if (half && weight.cols % 4 == 0 && static_cast<std::int64_t>(panels.size()) < packed->bytes_) {
+  if (may_be_sparse(weight.type, weight.cols, weight.details) &&
+      static_cast<std::int64_t>(panels.size()) < packed->bytes_) {
     packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details, true));
   }
   if (static_cast<std::int64_t>(panels.size()) != packed->bytes_ ||
@@ -421,7 +477,7 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
     if (shape.bits == 0) {
       if (view_.kind == PanelKind::fp8) {
         put_fp8(rows, row_bytes, lanes, view_.cols, layout, panel);
-      } else if (is_sparse(view_.kind)) {
+      } else if (sparse_floats(view_.kind)) {
         put_sparse(rows, row_bytes, lanes, view_.cols, layout, panel);
       } else if (format.block_bytes == 4) {
         put_dense<std::uint32_t>(rows, row_bytes, lanes, view_.cols, panel);
@@ -430,7 +486,7 @@ void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std
       }
     } else if (weight.type == WeightType::q4_0 || weight.type == WeightType::q4_1) {
       put_plain_rows<4>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
-    } else if (weight.type == WeightType::q8_0) {
+    } else if (view_.kind == PanelKind::q8_0) {
       put_plain_rows<8>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
     } else {
       with_bits(shape.bits,

@@ -8,7 +8,7 @@
 namespace llminfer::cpu {
 
 /// Changes with the layout of panels, which files of packed weights are written in.
-inline constexpr int kPanelVersion = 2;
+inline constexpr int kPanelVersion = 3;
 
 /// Output rows of a panel. A weight [N, K] is ceil(N / 16) panels; the last one is filled up with zero rows.
 inline constexpr int kPanelRows = 16;
@@ -91,6 +91,7 @@ struct PanelShape {
   bool table;
   bool minimum;
   PanelScale scale;
+  bool sparse = false;  ///< 8 bits: codes of two columns of each four; those of the others are `zero`
 };
 
 /// The kinds of panels. Grouped kinds are named after their first format; others share them: NF4 and FP4 are read as
@@ -126,8 +127,10 @@ enum class PanelKind : std::uint8_t {
   fp8,   ///< dense bytes, E4M3; a float scale per row and 32 << PanelLayout::scale_shift columns
   f16_sparse,   ///< f16 of which two of four neighbours are zero
   bf16_sparse,  ///< likewise
+  q8_0_sparse,  ///< q8_0 and grid32 of which two of four neighbours are zero
+  grid32_sparse,
 };
-inline constexpr int kPanelKinds = 30;
+inline constexpr int kPanelKinds = 32;
 /// Most columns of a w8a8 weight: sums of 2 * 128 * 128 * K fit 32 bits.
 inline constexpr std::int64_t kMaxByteCols = 65535;
 
@@ -153,6 +156,8 @@ inline constexpr std::int64_t kMaxByteCols = 65535;
       return {5, 32, 0, false, true, PanelScale::f16};
     case PanelKind::q8_0:
       return {8, 32, 128, false, false, PanelScale::f16};
+    case PanelKind::q8_0_sparse:
+      return {8, 32, 128, false, false, PanelScale::f16, true};
     case PanelKind::q2_k:
       return {2, 16, 0, false, true, PanelScale::two_level};
     case PanelKind::q3_k:
@@ -176,6 +181,8 @@ inline constexpr std::int64_t kMaxByteCols = 65535;
     case PanelKind::grid32:
     case PanelKind::w8a8:
       return {8, 32, 128, false, false, PanelScale::f32};
+    case PanelKind::grid32_sparse:
+      return {8, 32, 128, false, false, PanelScale::f32, true};
     case PanelKind::grid16:
       return {8, 16, 128, false, false, PanelScale::f32};
     case PanelKind::w2:
@@ -202,6 +209,8 @@ inline constexpr std::int64_t kMaxByteCols = 65535;
 ///   5 bits  as 4, then one plane whose bit q is bit 4 of quad q
 ///   3 bits  as 2, then one plane whose bit q is bit 2 of quad q
 ///   6 bits  as 4, then two planes as for 2 bits with bits 4 and 5 of the codes
+///   sparse  per quad the two codes of each row, at pair_at(row), [8 quads][32]; then per quad 64 bits, of which bit
+///           4 * row + i says whether column i has a code, two of each four, [8 quads][8]
 struct PanelLayout {
   std::int64_t code_bytes;  ///< of one group of 32
   std::int64_t scale;       ///< scales, or sub-scales
@@ -213,6 +222,11 @@ struct PanelLayout {
   bool float_minimums;  ///< PanelScale::f32: minimums are floats, not zero points
 };
 
+/// Where the masks of a group of a sparse panel begin, and where in a quad's codes those of a row are: in the same
+/// 16 bytes and, of rows 0 to 7 and 8 to 15, the same order as expanded ones, so that bytes move within 16 only.
+inline constexpr std::int64_t kPairMasks = kGroupValues / 2 * kPanelRows;
+[[gnu::always_inline]] constexpr int pair_at(int row) { return row / 4 % 2 * 16 + row / 8 * 8 + row % 4 * 2; }
+
 /// `scale_shift` is 0 unless the shape has groups of 32 with scales of one level.
 [[gnu::always_inline]] constexpr PanelLayout panel_layout(PanelShape shape, std::int64_t cols, int scale_shift = 0,
                                                           bool float_minimums = false) {
@@ -223,7 +237,7 @@ struct PanelLayout {
   const bool two_level = shape.scale == PanelScale::two_level;
   const std::int64_t scale_bytes = align(scales * (two_level ? 1 : shape.scale == PanelScale::f16 ? 2 : 4));
   PanelLayout layout{};
-  layout.code_bytes = shape.bits * kGroupValues * kPanelRows / 8;
+  layout.code_bytes = shape.sparse ? kPairMasks + 64 : shape.bits * kGroupValues * kPanelRows / 8;
   layout.scale = groups * layout.code_bytes;
   layout.minimum = layout.scale + scale_bytes;
   const bool zero_points = shape.scale == PanelScale::f32 && !float_minimums;

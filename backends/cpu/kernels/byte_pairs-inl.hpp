@@ -51,7 +51,7 @@ template <PanelShape s>
     for (int q = 0; q < kSteps; ++q) {
       LLMINFER_UNROLL
       for (int v = 0; v < V; ++v) {
-        const Bytes codes = unpack_quad<s>(from.codes[v], q, from.table);
+        const Bytes codes = unpack_quad<s>(from.codes[v], q, from.lane_of(v), from.table);
         store_bytes(to + (q * V + v) * Slice::kVector, kUp == 0 ? codes : add_bytes(codes, fill_bytes(kUp)));
       }
     }

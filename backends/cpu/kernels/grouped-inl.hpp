@@ -52,7 +52,7 @@ struct PanelReader {
       : layout(w.layout), columns(from), ahead(prefetch), group(first_group) {
     if constexpr (s.table) table = load_table(w.table);
     for (int v = 0; v < V; ++v) {
-      codes[v] = columns.panel[v] + group * layout.code_bytes + columns.lane[v] * 4;
+      codes[v] = columns.panel[v] + group * layout.code_bytes + (s.sparse ? 0 : columns.lane[v] * 4);
     }
   }
 
@@ -71,7 +71,10 @@ struct PanelReader {
       }
     }
   }
-  [[gnu::always_inline]] Bytes code(int v, int i, int p) const { return step_codes<s>(codes[v], i, p, table);
+  /// columns.lane[v], which is constant once loops are unrolled.
+  [[gnu::always_inline]] static constexpr int lane_of(int v) { return v * kLanes % kPanelRows; }
+  [[gnu::always_inline]] Bytes code(int v, int i, int p) const {
+    return step_codes<s>(codes[v], i, p, lane_of(v), table);
   }
   [[gnu::always_inline]] Floats scale(int v, int half) const {
     const std::uint8_t* const base = columns.panel[v] + layout.scale;
@@ -93,8 +96,9 @@ struct PanelReader {
   [[gnu::always_inline]] void leave() {
     LLMINFER_UNROLL
     for (int v = 0; v < V; ++v) {
-      constexpr int kLines = (s.bits * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
-      const int first = v * kLanes % kPanelRows / kLanes * kLines;
+      constexpr int kGroupLines = s.sparse ? kPairMasks / 64 + 1 : s.bits;
+      constexpr int kLines = (kGroupLines * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
+      const int first = lane_of(v) / kLanes * kLines;
       const std::uint8_t* const line = codes[v] + ahead.codes;
       for (int i = first; i < first + kLines; ++i) __builtin_prefetch(line + i * 64);
       const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;

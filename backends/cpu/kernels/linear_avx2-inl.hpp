@@ -20,12 +20,13 @@ constexpr int kTileRows = 4;
 #ifdef __AVXVNNI__
 constexpr int slice_rows(PanelShape s) {
   if (s.table) return 20;
+  if (s.sparse) return 12;
   if (s.bits == 8) return kNever;
   return s.bits == 4 ? 64 : s.bits == 2 ? 12 : 7;
 }
 #else
 constexpr int slice_rows(PanelShape s) {
-  if (s.bits == 8) return 24;
+  if (s.bits == 8) return s.sparse ? 10 : 24;
   return !s.table && (s.bits == 4 || s.bits == 2) ? 13 : 8;
 }
 #endif
@@ -66,6 +67,20 @@ using Floats = __m256;
   return _mm256_set1_epi32(v);
 }
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return load_bytes(p); }
+/// A sparse quad as a dense one, rows from `lane` on: `codes` and `mask` as PanelLayout has them, `fill`, which is 128,
+/// in the other columns.
+[[gnu::always_inline]] inline Bytes spread_pairs(const std::uint8_t* codes, const std::uint8_t* mask, int lane,
+                                                 Bytes fill) {
+  // What four columns take, by the lower three of a row's four bits, which tell masks of two apart; 0x80: no code.
+  const __m256i takes = _mm256_setr_epi32(0, 0x01808000, 0x01800080, static_cast<int>(0x80800100), 0x01008080,
+                                          static_cast<int>(0x80018000), static_cast<int>(0x80010080), 0);
+  const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  const __m256i row = _mm256_setr_epi32(0, 0x02020202, 0x04040404, 0x06060606, 0, 0x02020202, 0x04040404, 0x06060606);
+  const __m256i place = lane == 0 ? row : _mm256_or_si256(row, _mm256_set1_epi8(8));
+  const __m256i column = _mm256_permutevar8x32_epi32(takes, _mm256_srlv_epi32(fill_quad(mask + lane / 2), shift));
+  const __m256i pairs = _mm256_shuffle_epi8(load_bytes(codes), _mm256_or_si256(column, place));
+  return _mm256_or_si256(pairs, _mm256_and_si256(column, fill));
+}
 /// To the left by n, to the right by -n.
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {

@@ -15,6 +15,7 @@ constexpr int high_tile_rows(PanelShape s) { return s.group == kGroupValues ? 6 
 #ifdef __AVX512VNNI__
 constexpr int slice_rows(PanelShape s) {
   if (s.table) return 32;
+  if (s.sparse) return 12;
   if (s.bits == 8) return kNever;
   if (s.bits == 4) return s.scale == PanelScale::two_level ? 96 : kNever;
   return s.bits == 5 ? 48 : s.bits == 3 ? 14 : 24;
@@ -57,6 +58,19 @@ using Floats = __m512;
   return _mm512_set1_epi32(v);
 }
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return load_bytes(p); }
+/// A sparse quad as a dense one: `codes` and `mask` as PanelLayout has them, `fill` in the other columns.
+[[gnu::always_inline]] inline Bytes spread_pairs(const std::uint8_t* codes, const std::uint8_t* mask, int, Bytes fill) {
+  constexpr std::uint64_t kOnes = 0x1111111111111111;
+  std::uint64_t both;
+  __builtin_memcpy(&both, mask, sizeof both);
+  const std::uint64_t first = both & ~(both - kOnes);  // the lowest bit of each four
+  const __m512i place =
+      _mm512_setr_epi32(0x00000000, 0x02020202, 0x04040404, 0x06060606, 0x00000000, 0x02020202, 0x04040404, 0x06060606,
+                        0x08080808, 0x0a0a0a0a, 0x0c0c0c0c, 0x0e0e0e0e, 0x08080808, 0x0a0a0a0a, 0x0c0c0c0c, 0x0e0e0e0e);
+  const __m512i pairs = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+  const __m512i second = _mm512_mask_shuffle_epi8(fill, both, pairs, _mm512_add_epi8(place, _mm512_set1_epi8(1)));
+  return _mm512_mask_shuffle_epi8(second, first, pairs, place);
+}
 /// To the left by n, to the right by -n.
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {

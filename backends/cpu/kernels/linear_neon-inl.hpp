@@ -46,6 +46,24 @@ using Floats = float32x4_t;
   return vdupq_n_s32(v);
 }
 [[gnu::always_inline]] inline Ints load_ints(const void* p) { return vld1q_s32(static_cast<const std::int32_t*>(p)); }
+/// A sparse quad as a dense one, rows from `lane` on: `codes` and `mask` as PanelLayout has them, `fill` in the other
+/// columns.
+[[gnu::always_inline]] inline Bytes spread_pairs(const std::uint8_t* codes, const std::uint8_t* mask, int lane,
+                                                 Bytes fill) {
+  std::uint16_t both;
+  __builtin_memcpy(&both, mask + lane / 2, sizeof both);
+  const auto first = static_cast<std::uint16_t>(both & ~(both - 0x1111));  // the lowest bit of each four
+  const uint8x16_t bits = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const auto has = [&](std::uint16_t columns) __attribute__((always_inline)) {
+    const uint8x8_t low = vdup_n_u8(static_cast<std::uint8_t>(columns)), high = vdup_n_u8(columns >> 8);
+    return vtstq_u8(vcombine_u8(low, high), bits);
+  };
+  const uint8x16_t place = {0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6};
+  const uint8x8_t pairs = vld1_u8(codes + pair_at(lane));
+  const uint8x16_t all = vcombine_u8(pairs, pairs);
+  const uint8x16_t second = vqtbl1q_u8(all, vaddq_u8(place, vdupq_n_u8(1)));
+  return vbslq_u8(has(first), vqtbl1q_u8(all, place), vbslq_u8(has(both), second, fill));
+}
 template <int n>
 [[gnu::always_inline]] inline Ints shift_ints(Ints v) {
   return vshlq_s32(v, vdupq_n_s32(n));

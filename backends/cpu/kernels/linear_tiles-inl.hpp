@@ -33,7 +33,7 @@ template <PanelShape s>
     for (int q = 0; q < 8; ++q) {
       LLMINFER_UNROLL
       for (int v = 0; v < V; ++v) {
-        Bytes codes = unpack_quad<s>(from.codes[v], q, from.table);
+        Bytes codes = unpack_quad<s>(from.codes[v], q, from.lane_of(v), from.table);
         if constexpr (s.zero != 0 && !made_signed(s)) codes = add_bytes(codes, fill_bytes(-s.zero));
         store_bytes(to + q * Slice::kQuad + v * sizeof(Bytes), codes);
       }

@@ -30,6 +30,17 @@ static inline float panel_e4m3(std::uint8_t u) {
 /// The 32 codes of row `lane` in group `group`; with a table, table[code] + 128.
 static inline void panel_codes(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel,
                                std::int64_t group, int lane, std::uint8_t* out) {
+  if (shape.sparse) {
+    const std::uint8_t* const codes = panel + group * w.layout.code_bytes;
+    for (int quad = 0; quad < 8; ++quad) {
+      const std::uint8_t* code = codes + quad * 32 + pair_at(lane);
+      const int mask = codes[kPairMasks + quad * 8 + lane / 2] >> (lane % 2 * 4);
+      for (int j = 0; j < 4; ++j) {
+        out[quad * 4 + j] = mask >> j & 1 ? *code++ : static_cast<std::uint8_t>(shape.zero);
+      }
+    }
+    return;
+  }
   const std::uint8_t* row = panel + group * w.layout.code_bytes + lane * 4;
   for (int quad = 0; quad < 8; ++quad) {
     for (int j = 0; j < 4; ++j) {

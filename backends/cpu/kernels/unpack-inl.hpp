@@ -18,11 +18,15 @@ constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2
   return shape.bits >= 4 ? i / 2 + i % 2 * 4 : i / 4 + i % 4 * 2;
 }
 
-/// Codes of quad `q`, a byte each; `codes` points at this vector's lanes in the group.
+/// Codes of quad `q`, a byte each, of rows from `lane` on; `codes` points at these in the group, in sparse panels at
+/// the group.
 template <PanelShape s>
-[[gnu::always_inline]] inline Bytes unpack_quad(const std::uint8_t* codes, int q, Bytes table) {
+[[gnu::always_inline]] inline Bytes unpack_quad(const std::uint8_t* codes, int q, [[maybe_unused]] int lane,
+                                                Bytes table) {
   Bytes c;
-  if constexpr (s.bits == 8) {
+  if constexpr (s.sparse) {
+    c = spread_pairs(codes + q * 32, codes + kPairMasks + q * 8, lane, fill_bytes(s.zero));
+  } else if constexpr (s.bits == 8) {
     c = load_bytes(codes + q * 64);
   } else if constexpr (s.bits >= 4) {
     c = and_bytes(shift_right(load_bytes(codes + (q & 3) * 64), q & 4), fill_bytes(15));
@@ -41,12 +45,12 @@ template <PanelShape s>
 
 /// What the p-th of the two multiplications of step i takes of the codes.
 template <PanelShape s>
-[[gnu::always_inline]] inline Bytes step_codes(const std::uint8_t* codes, int i, int p, Bytes table) {
+[[gnu::always_inline]] inline Bytes step_codes(const std::uint8_t* codes, int i, int p, int lane, Bytes table) {
   const int at = quad_at(s, i);
   if constexpr (kForm == ActivationForm::pairs) {
-    return interleave(unpack_quad<s>(codes, 2 * at, table), unpack_quad<s>(codes, 2 * at + 1, table), p);
+    return interleave(unpack_quad<s>(codes, 2 * at, lane, table), unpack_quad<s>(codes, 2 * at + 1, lane, table), p);
   } else {
-    return codes_of_part(unpack_quad<s>(codes, at, table), p);
+    return codes_of_part(unpack_quad<s>(codes, at, lane, table), p);
   }
 }
 /// What it takes of the activations.
