@@ -33,10 +33,12 @@ struct Scheme {
   }
 };
 
+/// Inputs of NVFP4 and MXFP4 stay as precise as they are, like ModelOpt's.
 Result<void> read_input(const Json& json, Scheme& scheme) {
   const std::string place = scheme.name + ".input_activations";
   const std::int64_t bits = LLMINFER_TRY(setting_int(json, "num_bits", 8, place));
   const std::string type = LLMINFER_TRY(setting_text(json, "type", "int", place));
+  if (bits == 4 && type == "float" && scheme.bits == 4 && !scheme.integers) return {};
   const std::string strategy = LLMINFER_TRY(setting_text(json, "strategy", "tensor", place));
   const Json* dynamic = json.find("dynamic");
   if (bits != 8 || (type != "int" && type != "float") || (dynamic && dynamic->is_string())) {
@@ -248,7 +250,9 @@ class CompressedTensors {
       const TensorInfo scales = LLMINFER_TRY(layers_.need(scale_name, {u8, f8_e8m0}, shape));
       layer.read_scales = [=](const Checkpoint& checkpoint) { return read_floats(checkpoint, scales); };
     }
-    for (const std::string& part : {packed.name, scale_name, global_name}) layers_.take(part);
+    for (const char* part : {".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale"}) {
+      layers_.take(prefix + part);
+    }
     return add_nibbles(prefix, nvfp4 ? WeightType::fp4_16 : WeightType::mxfp4, std::move(layer), layers_);
   }
 

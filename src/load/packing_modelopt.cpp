@@ -1,4 +1,5 @@
-// NVIDIA ModelOpt (FP8, NVFP4) and the MXFP4 experts of GPT-OSS.
+// NVIDIA ModelOpt (FP8, NVFP4, MXFP4) and the MXFP4 experts of GPT-OSS.
+#include <optional>
 #include <utility>
 
 #include "core/error.hpp"
@@ -35,55 +36,57 @@ Result<void> add_fp8_layer(const std::string& prefix, Layers& layers) {
   return add_bytes(prefix, std::move(layer), input, layers);
 }
 
-/// Weights of E2M1 under E4M3 scales per 16, under one float. Inputs stay as precise as they are: rounding them to 4
-/// bits, as the hardware for these does, serves speed only.
-Result<void> add_nvfp4_layer(const std::string& prefix, Layers& layers) {
+/// Weights of E2M1 under E4M3 scales per 16, under one float (NVFP4), or under powers of two per 32 (MXFP4). Inputs
+/// stay as precise as they are: rounding them to 4 bits, as the hardware for these does, serves speed only.
+Result<void> add_fp4_layer(const std::string& prefix, bool nvfp4, Layers& layers) {
   NibbleLayer layer;
   layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {u8}, {-1, -1}));
   layer.rows = layer.weight.shape[0];
   layer.cols = layer.weight.shape[1] * 2;
-  layer.per_scale = 16;
-  if (layer.cols % 16 != 0) {
+  layer.per_scale = nvfp4 ? 16 : 32;
+  if (layer.cols % layer.per_scale != 0) {
     return fail(ErrorCode::corrupt, "tensor ", layer.weight.name, " has rows of ", layer.cols,
-                " values, expected a multiple of 16");
+                " values, expected a multiple of ", layer.per_scale);
   }
-  const TensorInfo scales =
-      LLMINFER_TRY(layers.need(prefix + ".weight_scale", {f8_e4m3}, {layer.rows, layer.cols / 16}));
-  const TensorInfo factor = LLMINFER_TRY(need_scalar(prefix + ".weight_scale_2", layers));
+  const TensorInfo scales = LLMINFER_TRY(
+      layers.need(prefix + ".weight_scale", {nvfp4 ? f8_e4m3 : u8}, {layer.rows, layer.cols / layer.per_scale}));
+  std::optional<TensorInfo> factor;
+  if (nvfp4) factor = LLMINFER_TRY(need_scalar(prefix + ".weight_scale_2", layers));
   layer.read_scales = [=](const Checkpoint& checkpoint) -> Result<std::vector<float>> {
-    const float shared = LLMINFER_TRY(read_floats(checkpoint, factor))[0];
     std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
+    if (!factor) return values;
+    const float shared = LLMINFER_TRY(read_floats(checkpoint, *factor))[0];
     for (float& value : values) value *= shared;
     return values;
   };
   for (const char* part : {".weight", ".weight_scale", ".weight_scale_2", ".input_scale"}) layers.take(prefix + part);
-  return add_nibbles(prefix, WeightType::fp4_16, std::move(layer), layers);
+  return add_nibbles(prefix, nvfp4 ? WeightType::fp4_16 : WeightType::mxfp4, std::move(layer), layers);
 }
 
 }  // namespace
 
 Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
   const std::string algorithm = LLMINFER_TRY(setting_text(settings, "quant_algo", "", kPlace));
-  if (algorithm != "FP8" && algorithm != "NVFP4") {
-    return fail(ErrorCode::unsupported, kPlace, ": \"quant_algo\" is \"", algorithm, "\", expected FP8 or NVFP4");
+  const bool fp8 = algorithm == "FP8", nvfp4 = algorithm == "NVFP4" || algorithm == "W4A16_NVFP4";
+  if (!fp8 && !nvfp4 && algorithm != "mxfp4") {
+    return fail(ErrorCode::unsupported, kPlace, ": \"quant_algo\" is \"", algorithm,
+                "\", expected FP8, NVFP4, W4A16_NVFP4 or mxfp4");
   }
   if (const auto prefixes = layers.with(".pre_quant_scale"); !prefixes.empty()) {
     return fail(ErrorCode::unsupported, "tensor ", prefixes.front(), ".pre_quant_scale: inputs with factors");
   }
-  const bool fp8 = algorithm == "FP8";
-  if (fp8) {
-    const std::int64_t groups = LLMINFER_TRY(setting_int(settings, "group_size", 0, kPlace));
-    if (groups != 0) return fail(ErrorCode::unsupported, kPlace, ": FP8 with \"group_size\" ", groups);
-  } else if (const std::int64_t size = LLMINFER_TRY(setting_int(settings, "group_size", 16, kPlace)); size != 16) {
-    return fail(ErrorCode::corrupt, kPlace, ": NVFP4 with \"group_size\" ", size, ", expected 16");
+  const std::int64_t own_size = fp8 ? 0 : nvfp4 ? 16 : 32;
+  if (const auto size = LLMINFER_TRY(setting_int(settings, "group_size", own_size, kPlace)); size != own_size) {
+    return fail(fp8 ? ErrorCode::unsupported : ErrorCode::corrupt, kPlace, ": ", algorithm, " with \"group_size\" ",
+                size, ", expected ", own_size);
   }
-  const auto prefixes = layers.with(fp8 ? ".weight_scale" : ".weight_scale_2");
+  const char* const mark = nvfp4 ? ".weight_scale_2" : ".weight_scale";
+  const auto prefixes = layers.with(mark);
   if (prefixes.empty()) {
-    return fail(ErrorCode::missing_tensor, kPlace, " says ", algorithm, ", but no tensor is named *.weight_scale",
-                fp8 ? "" : "_2");
+    return fail(ErrorCode::missing_tensor, kPlace, " says ", algorithm, ", but no tensor is named *", mark);
   }
   for (const std::string& prefix : prefixes) {
-    LLMINFER_TRY(fp8 ? add_fp8_layer(prefix, layers) : add_nvfp4_layer(prefix, layers));
+    LLMINFER_TRY(fp8 ? add_fp8_layer(prefix, layers) : add_fp4_layer(prefix, nvfp4, layers));
   }
   return {};
 }

@@ -270,7 +270,8 @@ TEST_CASE("ModelOpt") {
     layer.expect(ErrorCode::unsupported, "W4A8_AWQ");
   }
   SECTION("NVFP4") {
-    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "NVFP4"})";
+    const std::string algorithm = GENERATE("NVFP4", "W4A16_NVFP4");
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": ")" + algorithm + R"("})";
     layer.tensors = {{"x.weight", raw_bytes("U8", {4, 16}, 0x32)},            // 1, then 1.5
                      {"x.weight_scale", raw_bytes("F8_E4M3", {4, 2}, 0x40)},  // 2
                      {"x.weight_scale_2", floats({}, 0.25f)},
@@ -279,6 +280,17 @@ TEST_CASE("ModelOpt") {
     for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
     CHECK(layer.read()->details.input.kind == InputQuantization::Kind::none);
     layer.tensors["x.weight_scale"] = raw_bytes("F8_E4M3", {4, 1}, 0x40);
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
+    layer.settings.insert(1, R"("group_size": 32, )");
+    layer.expect(ErrorCode::corrupt, "group_size");
+  }
+  SECTION("MXFP4") {
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "mxfp4"})";
+    layer.tensors = {{"x.weight", raw_bytes("U8", {4, 16}, 0x32)},             // 1, then 1.5
+                     {"x.weight_scale", raw_bytes("U8", {4, 1}, char{126})}};  // 0.5
+    const auto values = layer.values();
+    for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
+    layer.tensors["x.weight_scale"] = raw_bytes("U8", {4, 2}, char{126});
     layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
   }
   SECTION("factors of inputs") {
@@ -361,6 +373,27 @@ TEST_CASE("layers are converted alike by one thread and by many") {
   CHECK(std::equal(one.data.begin(), one.data.end(), many.data.begin(), many.data.end()));
 }
 
+TEST_CASE("compressed-tensors: 4-bit floats whose inputs are such, too, which are left as they are") {
+  Layer layer;
+  const bool nvfp4 = GENERATE(true, false);
+  const std::string scheme = R"({"num_bits": 4, "type": "float", "strategy": ")", kind = nvfp4 ? "nv" : "mx";
+  const std::string own = nvfp4 ? R"(tensor_group", "group_size": 16)" : R"(group", "group_size": 32)";
+  layer.settings = R"({"quant_method": "compressed-tensors", "format": ")" + kind + R"(fp4-pack-quantized",
+    "config_groups": {"g": {"weights": )" + scheme + own + R"(, "dynamic": false}, "input_activations": )" + scheme +
+                   own + R"(, "dynamic": )" + (nvfp4 ? R"("local")" : "true") + "}}}}";
+  layer.tensors = {{"x.weight_packed", raw_bytes("U8", {4, 16}, 0x32)}};  // 1, then 1.5
+  if (nvfp4) {
+    layer.tensors["x.weight_scale"] = raw_bytes("F8_E4M3", {4, 2}, 0x40);  // 2
+    layer.tensors["x.weight_global_scale"] = floats({1}, 4.0f);
+    layer.tensors["x.input_global_scale"] = floats({1}, 3.0f);
+  } else {
+    layer.tensors["x.weight_scale"] = raw_bytes("U8", {4, 1}, char{126});  // 0.5
+  }
+  const auto values = layer.values();
+  for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
+  CHECK(layer.read()->details.input.kind == InputQuantization::Kind::none);
+}
+
 TEST_CASE("compressed-tensors: what is refused") {
   Layer layer;
   layer.settings = kInt8Config;
@@ -395,6 +428,11 @@ TEST_CASE("compressed-tensors: what is refused") {
     layer.settings.insert(
         layer.settings.find(weights),
         R"("input_activations": {"num_bits": 4, "type": "int", "dynamic": true, "strategy": "token"}, )");
+    layer.expect(ErrorCode::unsupported, "input_activations");
+  }
+  SECTION("inputs of 4-bit floats") {
+    layer.settings.insert(layer.settings.find(R"("weights")"),
+                          R"("input_activations": {"num_bits": 4, "type": "float", "dynamic": "local"}, )");
     layer.expect(ErrorCode::unsupported, "input_activations");
   }
   SECTION("words that do not hold the shape") {
