@@ -392,6 +392,7 @@ TEST_CASE("compressed-tensors: 4-bit floats whose inputs are such, too, which ar
   const auto values = layer.values();
   for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
   CHECK(layer.read()->details.input.kind == InputQuantization::Kind::none);
+  CHECK_FALSE(load::open_hf_directory(layer.dir.path(), true).value().find("x.input_global_scale"));
 }
 
 TEST_CASE("compressed-tensors: what is refused") {
