@@ -7,7 +7,7 @@ function(llminfer_layer name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
   add_library(llminfer_${name} OBJECT ${sources})
   llminfer_compile_settings(llminfer_${name})
-  llminfer_precompile(llminfer_${name} llminfer_core)
+  llminfer_precompile(llminfer_${name} llminfer_precompiled)
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")  # whose baseline has no fused multiply-add
     target_compile_options(llminfer_${name} PRIVATE -ffp-contract=off)  # the same bits on all processors
   endif()
@@ -37,8 +37,12 @@ function(llminfer_compile_settings target)
 endfunction()
 
 # llminfer_precompile(TARGET OWNER [HEADER…]): with the common headers, precompiled once for all targets that name OWNER;
-# that one itself names what else they have. Sources with instruction sets of their own skip them.
+# that one itself names what else they have. Sources with instruction sets of their own skip them, and a project that has
+# this one as a part is not asked to care.
 function(llminfer_precompile target owner)
+  if(CMAKE_DISABLE_PRECOMPILE_HEADERS OR NOT PROJECT_IS_TOP_LEVEL)
+    return()
+  endif()
   if(target STREQUAL owner)
     target_precompile_headers(${target} PRIVATE "${PROJECT_SOURCE_DIR}/cmake/precompiled.hpp" ${ARGN})
   else()
@@ -53,6 +57,10 @@ function(llminfer_precompile target owner)
     target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-Xclang -fno-pch-timestamp>")
   endif()
 endfunction()
+
+add_library(llminfer_precompiled OBJECT ${PROJECT_SOURCE_DIR}/cmake/precompiled.cpp)
+llminfer_compile_settings(llminfer_precompiled)
+llminfer_precompile(llminfer_precompiled llminfer_precompiled)
 
 # For programs that offer the components of this build: LLMINFER_HAS_CUDA, LLMINFER_HAS_HIP, LLMINFER_HAS_MPI.
 function(llminfer_link_components target)

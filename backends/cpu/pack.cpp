@@ -96,11 +96,18 @@ unsigned nonzero_codes(const std::uint8_t* codes) {
   return (high >> 7) * 0x01020408u >> 24 & 15;
 }
 
+/// Whether more than two of four bits are set.
+bool more_than_two(unsigned bits) {
+  bits &= bits - 1;
+  return (bits & (bits - 1)) != 0;
+}
+
 /// put_codes for a group of a sparse panel: of each quad the two codes that are not zero, or fewer and a zero.
 void put_pairs(std::uint8_t* group, int lane, const std::uint8_t* codes) {
   for (int quad = 0; quad < 8; ++quad, codes += 4) {
-    unsigned mask = nonzero_codes(codes);
-    for (unsigned bit = 1; std::popcount(mask) < 2; bit <<= 1) mask |= bit;
+    // The two columns, or for fewer some that are zero.
+    constexpr std::uint8_t kTwo[13] = {3, 3, 3, 3, 5, 5, 6, 0, 9, 9, 10, 0, 12};
+    const unsigned mask = kTwo[nonzero_codes(codes)];
     std::uint8_t* const to = group + quad * 32 + pair_at(lane);
     to[0] = codes[std::countr_zero(mask)];
     to[1] = codes[std::bit_width(mask) - 1];
@@ -384,7 +391,7 @@ bool two_of_four(const WeightView& weight) noexcept {
     for (std::size_t at = 0; at < weight.data.size(); at += static_cast<std::size_t>(format.block_bytes)) {
       format.decompose(data + at, block);
       for (int quad = 0; quad < format.block_values; quad += 4) {
-        if (std::popcount(nonzero_codes(block.code + quad)) > 2) return false;
+        if (more_than_two(nonzero_codes(block.code + quad))) return false;
       }
     }
     return true;

@@ -48,8 +48,10 @@ Result<void> add_fp4_layer(const std::string& prefix, bool nvfp4, Layers& layers
     return fail(ErrorCode::corrupt, "tensor ", layer.weight.name, " has rows of ", layer.cols,
                 " values, expected a multiple of ", layer.per_scale);
   }
-  const TensorInfo scales = LLMINFER_TRY(
-      layers.need(prefix + ".weight_scale", {nvfp4 ? f8_e4m3 : u8}, {layer.rows, layer.cols / layer.per_scale}));
+  const std::string scale_name = prefix + ".weight_scale";
+  const std::vector<std::int64_t> shape = {layer.rows, layer.cols / layer.per_scale};
+  const TensorInfo scales = LLMINFER_TRY(nvfp4 ? layers.need(scale_name, {f8_e4m3}, shape)
+                                               : layers.need(scale_name, {u8, f8_e8m0}, shape));
   std::optional<TensorInfo> factor;
   if (nvfp4) factor = LLMINFER_TRY(need_scalar(prefix + ".weight_scale_2", layers));
   layer.read_scales = [=](const Checkpoint& checkpoint) -> Result<std::vector<float>> {
@@ -68,7 +70,7 @@ Result<void> add_fp4_layer(const std::string& prefix, bool nvfp4, Layers& layers
 Result<void> add_modelopt(const core::Json& settings, Layers& layers) {
   const std::string algorithm = LLMINFER_TRY(setting_text(settings, "quant_algo", "", kPlace));
   const bool fp8 = algorithm == "FP8", nvfp4 = algorithm == "NVFP4" || algorithm == "W4A16_NVFP4";
-  if (!fp8 && !nvfp4 && algorithm != "mxfp4") {
+  if (!fp8 && !nvfp4 && algorithm != "mxfp4" && algorithm != "MXFP4") {
     return fail(ErrorCode::unsupported, kPlace, ": \"quant_algo\" is \"", algorithm,
                 "\", expected FP8, NVFP4, W4A16_NVFP4 or mxfp4");
   }

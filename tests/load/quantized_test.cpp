@@ -285,9 +285,11 @@ TEST_CASE("ModelOpt") {
     layer.expect(ErrorCode::corrupt, "group_size");
   }
   SECTION("MXFP4") {
-    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "mxfp4"})";
+    const std::string algorithm = GENERATE("mxfp4", "MXFP4");
+    const char* const type = algorithm == "mxfp4" ? "U8" : "F8_E8M0";
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": ")" + algorithm + R"("})";
     layer.tensors = {{"x.weight", raw_bytes("U8", {4, 16}, 0x32)},             // 1, then 1.5
-                     {"x.weight_scale", raw_bytes("U8", {4, 1}, char{126})}};  // 0.5
+                     {"x.weight_scale", raw_bytes(type, {4, 1}, char{126})}};  // 0.5
     const auto values = layer.values();
     for (std::size_t i = 0; i < 128; ++i) CHECK(values[i] == (i % 2 ? 0.75f : 0.5f));
     layer.tensors["x.weight_scale"] = raw_bytes("U8", {4, 2}, char{126});
