@@ -20,27 +20,27 @@ namespace llminfer::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// Inline, since which of them are called depends on the levels that are built. The compiler's checks look at what the
+// Which of them are called depends on the levels that are built. The compiler's checks look at what the
 // operating system saves, too; where one does not know a feature, CPUID tells, and what needs to be saved is AVX2's.
 
-inline bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
 }
 /// CPUID leaf 7.1, EAX bit 4.
-inline bool has_avxvnni() {
+[[maybe_unused]] bool has_avxvnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
-inline bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-inline bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+[[maybe_unused]] bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #ifdef __linux__
 /// CPUID leaf 7, EDX bits 24 and 25, and that the operating system saves tiles: XCR0 bits 17 and 18.
-inline bool has_amx() {
+[[maybe_unused]] bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx512vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
   unsigned low = 0, high = 0;
@@ -49,21 +49,21 @@ inline bool has_amx() {
 }
 /// Lets this process use tiles, which Linux asks for (arch_prctl). It stays so: alternative signal stacks must then
 /// hold tiles, too, so that only those who want the level pay for it. Returns an errno, or 0.
-inline int permit_tiles() {
+[[maybe_unused]] int permit_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
 }
 #else
-inline bool has_amx() { return false; }
-inline int permit_tiles() { return ENOSYS; }
+[[maybe_unused]] bool has_amx() { return false; }
+[[maybe_unused]] int permit_tiles() { return ENOSYS; }
 #endif
 #elif defined(__aarch64__)
 #ifdef __linux__
-inline bool has_neon_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-inline bool has_neon_i8mm() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+[[maybe_unused]] bool has_neon_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+[[maybe_unused]] bool has_neon_i8mm() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #else
-inline bool has_neon_dotprod() { return false; }
-inline bool has_neon_i8mm() { return false; }
+[[maybe_unused]] bool has_neon_dotprod() { return false; }
+[[maybe_unused]] bool has_neon_i8mm() { return false; }
 #endif
 #endif
 
