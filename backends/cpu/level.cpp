@@ -20,8 +20,8 @@ namespace llminfer::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// Which of them are called depends on the levels that are built. The compiler's checks look at what the
-// operating system saves, too; where one does not know a feature, CPUID tells, and what needs to be saved is AVX2's.
+// Which of them are called depends on the levels that are built. The compiler's checks look at what the operating
+// system saves, too; where one does not know a feature, CPUID tells, and what needs to be saved is AVX2's.
 
 [[maybe_unused]] bool has_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0;

@@ -96,8 +96,8 @@ unsigned nonzero_codes(const std::uint8_t* codes) {
   return (high >> 7) * 0x01020408u >> 24 & 15;
 }
 
-/// Whether more than two of four bits are set.
-bool more_than_two(unsigned bits) {
+/// Whether more than two bits are set.
+bool more_than_two(std::uint64_t bits) {
   bits &= bits - 1;
   return (bits & (bits - 1)) != 0;
 }
@@ -401,7 +401,7 @@ bool two_of_four(const WeightView& weight) noexcept {
     std::uint64_t four;
     std::memcpy(&four, data + at, sizeof four);
     // Adding the largest magnitude carries into the sign of each number that is not zero, and no further.
-    if (std::popcount(((four & kMagnitudes) + kMagnitudes) & ~kMagnitudes) > 2) return false;
+    if (more_than_two(((four & kMagnitudes) + kMagnitudes) & ~kMagnitudes)) return false;
   }
   return true;
 }

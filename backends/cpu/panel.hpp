@@ -250,9 +250,9 @@ inline constexpr std::int64_t kPairMasks = kGroupValues / 2 * kPanelRows;
 }
 
 /// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type; after those of fp8 come, at
-/// layout.scale, the scales. Sparse panels of floats have for each four columns a first and a second value of each row, [cols /
-/// 4] [2][16]; at layout.scale follow, [cols / 4][2], words of 32 bits, of which bits 2 * lane and 2 * lane + 1 say
-/// which of the four columns the value belongs to, ascending. A row with fewer than two values has zeros for the
+/// layout.scale, the scales. Sparse panels of floats have for each four columns a first and a second value of each row,
+/// [cols / 4][2][16]; at layout.scale follow, [cols / 4][2], words of 32 bits, of which bits 2 * lane and 2 * lane + 1
+/// say which of the four columns the value belongs to, ascending. A row with fewer than two values has zeros for the
 /// others.
 struct PackedWeightView {
   const std::uint8_t* data;  ///< panel_count panels of layout.bytes each, 64-byte aligned
