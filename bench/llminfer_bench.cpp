@@ -133,8 +133,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--output-bits", o.output_bits, "8: an output matrix in floats is rounded to Q8_0")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();
-  app.add_flag("--load", o.load_table,
-               "add a table of load times and peak memory (the other formats always have them)");
+  app.add_flag(
+      "--load", o.load_table,
+      "add a table of load times and peak memory (the other formats always have them); with -p 0 -n 0 nothing else");
   app.add_flag(
       "--profile", o.profile,
       "after each test a table of its steps: time, bytes, operations, and their share of the machine's measured "
@@ -153,6 +154,7 @@ std::vector<bench::Test> make_tests(const Options& o) {
       for (const std::int32_t sequences : o.parallel)
         if (n > 0) tests.push_back({0, n, depth, sequences});
   }
+  if (tests.empty() && o.load_table) tests.push_back({});
   return tests;
 }
 
@@ -216,6 +218,8 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
   if (o.resident < 100) stream_rest(o.resident, model, options);
   if (o.profile) profile_into(profile, model, options);
   const bench::Loaded loaded = bench::load(model, options);
+  // A process that loads and ends is timed as a whole by others: it does nothing else.
+  const std::int64_t model_bytes = tests.front().empty() ? 0 : llminfer::Engine::plan(model, options).value().file;
   std::mt19937 random(1);
   bench::Filled filled;
   for (const bench::Test& test : tests) {
@@ -223,13 +227,15 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
     record.test_time = bench::utc_now();
     // A decode test's other passes are those that prefill its sequences.
     const std::int32_t rows = test.n_gen > 0 ? std::max(test.n_parallel, 1) : 0;
-    record.samples =
-        bench::run(loaded.engine, filled, test, o.repetitions, !o.no_warmup, random, [&] { profile.reset(rows); });
+    if (!test.empty()) {
+      record.samples =
+          bench::run(loaded.engine, filled, test, o.repetitions, !o.no_warmup, random, [&] { profile.reset(rows); });
+    }
     record.test = test;
     record.model_filename = model;
     record.info = loaded.engine.info();
     record.stats = loaded.engine.stats();
-    record.model_bytes = loaded.model_bytes;
+    record.model_bytes = model_bytes;
     record.threads = threads;
     record.batch_tokens = batch_tokens;
     record.cache_type = o.type_k;
@@ -267,7 +273,7 @@ int main(int argc, char** argv) try {
   }
   const auto tests = make_tests(options);
   if (tests.empty()) {
-    std::cerr << "llminfer-bench: nothing to measure: -p and -n are both 0\n";
+    std::cerr << "llminfer-bench: nothing to measure: -p and -n are both 0, without --load\n";
     return 1;
   }
   const auto printer = bench::make_printer(options.output, std::cout, options.load_table);

@@ -114,11 +114,11 @@ std::string Test::label() const {
 }
 
 std::int32_t context_tokens(const Test& test) {
-  return test.n_depth + test.n_prompt + test.n_gen + 1 + (test.n_parallel > 0 ? kHeadStart : 0);
+  const std::int32_t generated = std::max(test.n_gen, 1);  // load() generates a token
+  return test.n_depth + test.n_prompt + generated + 1 + (test.n_parallel > 0 ? kHeadStart : 0);
 }
 
 Loaded load(const std::string& path, const llminfer::EngineOptions& options) {
-  const std::int64_t model_bytes = llminfer::Engine::plan(path, options).value().file;
   reset_peak_rss();
   const auto begin = Clock::now();
   Loaded loaded{llminfer::Engine::load(path, options).value()};
@@ -130,7 +130,6 @@ Loaded load(const std::string& path, const llminfer::EngineOptions& options) {
   one.max_tokens = 1;
   (void)session.generate(one).value();
   loaded.first_token_ms = static_cast<double>(ns_between(begin, Clock::now())) * 1e-6;
-  loaded.model_bytes = model_bytes;
   return loaded;
 }
 

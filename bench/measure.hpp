@@ -16,18 +16,19 @@ namespace bench {
 /// One loaded engine and what its load took.
 struct Loaded {
   llminfer::Engine engine;
-  double load_ms = 0;            ///< Engine::load alone
-  double first_token_ms = 0;     ///< from the begin of the load to the first generated token
-  std::int64_t model_bytes = 0;  ///< of the checkpoint
+  double load_ms = 0;         ///< Engine::load alone
+  double first_token_ms = 0;  ///< from the begin of the load to the first generated token
 };
 
-/// What one test runs. n_prompt > 0: prefill of so many tokens; otherwise n_gen tokens of each of n_parallel sequences.
+/// What one test runs. n_prompt > 0: prefill of so many tokens; n_gen > 0: so many tokens of each of n_parallel
+/// sequences; neither: nothing, the load alone is of interest.
 struct Test {
   std::int32_t n_prompt = 0;
   std::int32_t n_gen = 0;
   std::int32_t n_depth = 0;     ///< tokens that are in the KV cache before
   std::int32_t n_parallel = 0;  ///< 0: one Session; otherwise that many requests, which the engine batches
 
+  bool empty() const { return n_prompt == 0 && n_gen == 0; }
   /// As in llama-bench: "pp512", "tg128 @ d1024"; batched decode is "tg128 x4".
   std::string label() const;
 };

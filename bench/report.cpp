@@ -185,16 +185,18 @@ class CsvPrinter : public Printer {
 class MarkdownPrinter : public Printer {
  public:
   MarkdownPrinter(std::ostream& out, bool show_load) : out_(out), show_load_(show_load) {}
-  void begin() override {
-    row({"model", "size", "params", "backend", "threads", "test", "t/s"});
-    rule({false, true, true, false, true, true, true});
-  }
   void record(const Record& r) override {
     const auto rates = tokens_per_second(r);
     const std::string threads = r.threads > 0 ? std::to_string(r.threads) : "auto";
     backend_ = r.info.backend;
-    row({model_label(r), size(r.model_bytes), count(r.info.parameters), "CPU", threads, r.test.label(),
-         fixed(mean(rates), 2) + " ± " + fixed(standard_deviation(rates), 2)});
+    if (!r.test.empty()) {
+      if (std::exchange(first_, false)) {
+        row({"model", "size", "params", "backend", "threads", "test", "t/s"});
+        rule({false, true, true, false, true, true, true});
+      }
+      row({model_label(r), size(r.model_bytes), count(r.info.parameters), "CPU", threads, r.test.label(),
+           fixed(mean(rates), 2) + " ± " + fixed(standard_deviation(rates), 2)});
+    }
     loads_[r.model_filename + ", " + threads + " threads"] = r;
   }
   void end() override {
@@ -235,6 +237,7 @@ class MarkdownPrinter : public Printer {
 
   std::ostream& out_;
   bool show_load_;
+  bool first_ = true;
   std::string backend_;
   std::map<std::string, Record> loads_;  // the last test's record of each load: its peak is the highest
 };
