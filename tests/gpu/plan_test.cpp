@@ -70,7 +70,11 @@ TEST_CASE("Many rows are multiplied by warpgroups where the device has them, unl
   const auto with = logits({}), without = logits({.warpgroups = false}), invariant = logits({.batch_invariant = true});
   CHECK(nmse(with, expected) < 1e-5);
   CHECK(nmse(without, expected) < 1e-5);
-  CHECK(same_bits(with, without) != make_machine()->info().warpgroups);  // sums of other orders
+  const bool has = make_machine()->info().warpgroups;
+  if (!has) CHECK(same_bits(with, without));
+#ifndef LLMINFER_TEST_GPU  // whose two units may sum in the same order
+  if (has) CHECK_FALSE(same_bits(with, without));
+#endif
   CHECK(same_bits(invariant, logits({.batch_invariant = true, .warpgroups = false})));
 }
 
