@@ -1,5 +1,5 @@
-// GraphTable: the graphs of a plan, or lists of steps in their stead, by what their launches depend on. Knows nothing of
-// what is launched.
+// GraphTable: the graphs of a plan, or lists of steps in their stead, by what their launches depend on. Knows nothing
+// of what is launched.
 #pragma once
 
 #include <algorithm>

@@ -34,12 +34,12 @@ int none(void*, const Args&) {
 
 int embed(void* stream, const EmbedArgs& a) {
   if (a.rows != 1) return kNoStep;
-  list_of(stream).add(StepKind::embed, {}, {row(a.out, a.width)}).embed = a;
+  list_of(stream).append(StepKind::embed, {}, {row(a.out, a.width)}).embed = a;
   return 0;
 }
 int prepare(void* stream, const PrepareArgs& a) {
   if (a.rows != 1 || a.indices || a.expert_of || a.halves) return kNoStep;
-  list_of(stream).add(StepKind::prepare, {row(a.in, a.width)}, {row(a.out, a.width)}).prepare = a;
+  list_of(stream).append(StepKind::prepare, {row(a.in, a.width)}, {row(a.out, a.width)}).prepare = a;
   return 0;
 }
 int linear_few(void* stream, const LayersArgs& a) {
@@ -50,32 +50,32 @@ int linear_few(void* stream, const LayersArgs& a) {
     reads.push_back(row(layer->residual, layer->weight.rows));
     writes.push_back(row(layer->out, layer->weight.rows));
   }
-  list_of(stream).add(StepKind::linear_few, reads, writes).layers = a;
+  list_of(stream).append(StepKind::linear_few, reads, writes).layers = a;
   return 0;
 }
 int angles(void* stream, const AnglesArgs& a) {
   if (a.rows != 1) return kNoStep;
-  list_of(stream).add(StepKind::angles, {}, {floats(a.angles, 2 * std::int64_t{a.pairs})}).angles = a;
+  list_of(stream).append(StepKind::angles, {}, {floats(a.angles, 2 * std::int64_t{a.pairs})}).angles = a;
   return 0;
 }
 int rotate(void* stream, const RotateArgs& a) {
   if (a.rows != 1) return kNoStep;
   const std::int64_t width = std::int64_t{a.heads} * a.head_dim;
-  list_of(stream).add(StepKind::rotate, {row(a.in, width), angles_of(a.rope)}, {row(a.out, width)}).rotate = a;
+  list_of(stream).append(StepKind::rotate, {row(a.in, width), angles_of(a.rope)}, {row(a.out, width)}).rotate = a;
   return 0;
 }
 int store(void* stream, const StoreArgs& a) {
   if (a.rows != 1) return kNoStep;
   const std::int64_t dim = a.cache.head_dim, width = a.heads * dim, kv_width = a.cache.kv_heads * dim;
   list_of(stream)
-      .add(StepKind::store,
-           {row(a.q, width), row(a.k, kv_width), row(a.v, kv_width), angles_of(a.q_rope), angles_of(a.k_rope)},
-           {row(a.q_out, width), layer_of(a.cache)})
+      .append(StepKind::store,
+              {row(a.q, width), row(a.k, kv_width), row(a.v, kv_width), angles_of(a.q_rope), angles_of(a.k_rope)},
+              {row(a.q_out, width), layer_of(a.cache)})
       .store = a;
   return 0;
 }
 int seal(void* stream, const SealArgs& a) {
-  list_of(stream).add(StepKind::seal, {layer_of(a.cache)}, {layer_of(a.cache)}).seal = a;
+  list_of(stream).append(StepKind::seal, {layer_of(a.cache)}, {layer_of(a.cache)}).seal = a;
   return 0;
 }
 int attend(void* stream, const AttendArgs& a) {
@@ -83,58 +83,58 @@ int attend(void* stream, const AttendArgs& a) {
   const std::int64_t dim = a.cache.head_dim;
   const Span out = row(a.out, a.heads * dim), parts = floats(a.parts, std::int64_t{a.heads} * a.splits * (2 + dim));
   list_of(stream)
-      .add(StepKind::attend, {row(a.q, a.heads * dim), layer_of(a.cache)}, {a.splits == 1 ? out : parts})
+      .append(StepKind::attend, {row(a.q, a.heads * dim), layer_of(a.cache)}, {a.splits == 1 ? out : parts})
       .attend = a;
-  if (a.splits > 1) list_of(stream).add(StepKind::combine_parts, {parts}, {out}).attend = a;
+  if (a.splits > 1) list_of(stream).append(StepKind::combine_parts, {parts}, {out}).attend = a;
   return 0;
 }
 int glu(void* stream, const GluArgs& a) {
   if (a.rows != 1) return kNoStep;
-  list_of(stream).add(StepKind::glu, {row(a.gate, a.width), row(a.up, a.width)}, {row(a.out, a.width)}).glu = a;
+  list_of(stream).append(StepKind::glu, {row(a.gate, a.width), row(a.up, a.width)}, {row(a.out, a.width)}).glu = a;
   return 0;
 }
 int add(void* stream, const AddArgs& a) {
   if (a.rows != 1) return kNoStep;
-  list_of(stream).add(StepKind::add, {row(a.a, a.width), row(a.b, a.width)}, {row(a.out, a.width)}).add = a;
+  list_of(stream).append(StepKind::add, {row(a.a, a.width), row(a.b, a.width)}, {row(a.out, a.width)}).add = a;
   return 0;
 }
 /// The only row that there is, by its index or without.
 int gather(void* stream, const GatherArgs& a) {
   if (a.count != 1) return kNoStep;
-  list_of(stream).add(StepKind::gather, {row(a.in, a.width)}, {row(a.out, a.width)}).gather = a;
+  list_of(stream).append(StepKind::gather, {row(a.in, a.width)}, {row(a.out, a.width)}).gather = a;
   return 0;
 }
 
 }  // namespace
 
 const KernelTable& StepList::table() {
-  static constexpr KernelTable table = {none<ProbeArgs>,
-                                        embed,
-                                        prepare,
-                                        linear_few,
-                                        none<LinearArgs>,
-                                        none<LinearArgs>,
-                                        none<LinearArgs>,
-                                        none<RouteArgs>,
-                                        none<SortArgs>,
-                                        none<ExpertsArgs>,
-                                        none<ExpertsArgs>,
-                                        angles,
-                                        rotate,
-                                        store,
-                                        seal,
-                                        attend,
-                                        none<AttendTilesArgs>,
-                                        glu,
-                                        add,
-                                        gather,
-                                        none<CombineArgs>,
-                                        none<CandidatesArgs>,
-                                        none<PersistentArgs>};
+  static constexpr KernelTable table = {.probe = none,
+                                        .embed = embed,
+                                        .prepare = prepare,
+                                        .linear_few = linear_few,
+                                        .linear_many = none,
+                                        .linear_warpgroups = none,
+                                        .linear_stages = none,
+                                        .route = none,
+                                        .sort_pairs = none,
+                                        .experts_few = none,
+                                        .experts_many = none,
+                                        .angles = angles,
+                                        .rotate = rotate,
+                                        .store = store,
+                                        .seal = seal,
+                                        .attend = attend,
+                                        .attend_tiles = none,
+                                        .glu = glu,
+                                        .add = add,
+                                        .gather = gather,
+                                        .combine = none,
+                                        .candidates = none,
+                                        .persistent = none};
   return table;
 }
 
-PersistentStep::Args& StepList::add(StepKind kind, const std::vector<Span>& reads, const std::vector<Span>& writes) {
+PersistentStep::Args& StepList::append(StepKind kind, const std::vector<Span>& reads, const std::vector<Span>& writes) {
   PersistentStep& step = steps_.emplace_back();
   step.kind = kind;
   if (overlap(reads, written_) || overlap(writes, written_) || overlap(writes, read_)) {

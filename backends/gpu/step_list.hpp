@@ -23,7 +23,7 @@ class StepList {
     std::int64_t bytes;
   };
   /// Appends a step, for its arguments.
-  PersistentStep::Args& add(StepKind kind, const std::vector<Span>& reads, const std::vector<Span>& writes);
+  PersistentStep::Args& append(StepKind kind, const std::vector<Span>& reads, const std::vector<Span>& writes);
 
  private:
   std::vector<PersistentStep> steps_;

@@ -72,11 +72,10 @@ struct Api {
   /// Per multiprocessor, of a kernel whose blocks are all on the device at once. 0: the device has no such launches.
   static int resident_blocks(const KernelLaunch& launch) {
     int device = 0, cooperative = 0, blocks = 0;
-    const bool known =
-        hipGetDevice(&device) == hipSuccess &&
-        hipDeviceGetAttribute(&cooperative, hipDeviceAttributeCooperativeLaunch, device) == hipSuccess &&
-        hipOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, launch.kernel, static_cast<int>(launch.threads),
-                                                     launch.shared_bytes) == hipSuccess;
+    const bool known = hipGetDevice(&device) == hipSuccess &&
+                       hipDeviceGetAttribute(&cooperative, hipDeviceAttributeCooperativeLaunch, device) == hipSuccess &&
+                       hipOccupancyMaxActiveBlocksPerMultiprocessor(
+                           &blocks, launch.kernel, static_cast<int>(launch.threads), launch.shared_bytes) == hipSuccess;
     return known && cooperative ? blocks : 0;
   }
   static int launch(const KernelLaunch& launch, void** args, Stream stream, bool) {

@@ -112,8 +112,8 @@ struct Block {
 struct Running {
   const std::function<void()>* body = nullptr;
   int warp_width = 32;
-  Block* block = nullptr;  ///< whose thread runs
-  int thread = 0;          ///< that runs
+  Block* block = nullptr;     ///< whose thread runs
+  int thread = 0;             ///< that runs
   void* scheduler = nullptr;  ///< its stack pointer
 #ifdef LLMINFER_FIBER_ASAN
   void* fake_stack = nullptr;
@@ -278,7 +278,8 @@ int run_together(Machine& machine, unsigned count, int threads, const std::funct
   place.block_size = {static_cast<unsigned>(threads), 1, 1};
   if (machine.written) machine.written->begin();
   std::vector<Block> blocks(count);
-  for (unsigned i = 0; i < count; ++i) prepare(blocks[i], {i, 0, 0}, threads, std::size_t{i} * static_cast<std::size_t>(threads));
+  for (unsigned i = 0; i < count; ++i)
+    prepare(blocks[i], {i, 0, 0}, threads, std::size_t{i} * static_cast<std::size_t>(threads));
   begin_asynchronous(random.state, 0, threads);
   const int warps = warps_of(threads), all = warps * static_cast<int>(count);
   int left = threads * static_cast<int>(count), idle_warps = 0, warp = 0;
@@ -297,7 +298,9 @@ int run_together(Machine& machine, unsigned count, int threads, const std::funct
   }
   if (asynchronous_misused() || asynchronous_pending()) return misused;
   const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
-  const auto all_ordered = [&](const Block& block) { return std::all_of(block.fibers.begin(), block.fibers.end(), ordered); };
+  const auto all_ordered = [&](const Block& block) {
+    return std::all_of(block.fibers.begin(), block.fibers.end(), ordered);
+  };
   return !machine.written || std::all_of(blocks.begin(), blocks.end(), all_ordered) ? ok : unordered;
 }
 

@@ -39,7 +39,7 @@ struct Machine {
   /// Null: each kernel begins when all before it have ended. Otherwise what launch() gets must call after_former(), and
   /// what follows another kernel may begin early.
   Written* written = nullptr;
-  bool after_kernel = false;  ///< whether the last that later() got was a kernel
+  bool after_kernel = false;     ///< whether the last that later() got was a kernel
   unsigned resident_blocks = 3;  ///< that launch_together() takes
 };
 

@@ -52,7 +52,8 @@ int linear_few(void* stream, const LayersArgs& args) {
   });
 }
 int experts_few(void* stream, const ExpertsArgs& args) {
-  const Grid grid{static_cast<unsigned>(args.tile_count), static_cast<unsigned>(blocks_of_features<kThreads>(args.features))};
+  const Grid grid{static_cast<unsigned>(args.tile_count),
+                  static_cast<unsigned>(blocks_of_features<kThreads>(args.features))};
   return with_form(args.form, [&]<Form kForm>() {
     if (args.tile_rows == 1) return launch(stream, grid, kThreads, experts_few_kernel<kForm, 1>, args);
     return launch(stream, grid, kThreads, experts_few_kernel<kForm, kFewExpertRows>, args);

@@ -49,7 +49,7 @@ __device__ __forceinline__ void read_row(const LinearArgs& a, int chunk, float* 
 /// gets those of a single row that this lane has read.
 template <Form kForm, int kRows>
 __device__ __forceinline__ void multiply_few(const LinearArgs& a, const MatrixArgs& m, int first, const float* table,
-                                         float (&sums)[kLaneFeatures][kRows], float& squares) {
+                                             float (&sums)[kLaneFeatures][kRows], float& squares) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int f = 0; f < kLaneFeatures; ++f) {
@@ -160,6 +160,5 @@ __device__ __forceinline__ void prefetch_layer(const LinearArgs& a, int block) {
     if (a.up.rows > 0) prefetch_row<kForm>(a.up, f, lane);
   }
 }
-
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

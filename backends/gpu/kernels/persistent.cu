@@ -1,6 +1,6 @@
 // One kernel that runs the steps of a pass of one row (docs/adr/0039): its blocks, all on the device at once, share out
-// the blocks that each step's own kernel would have, and wait for each other before a step that depends on others. While
-// they wait they fetch the next step's first weights.
+// the blocks that each step's own kernel would have, and wait for each other before a step that depends on others.
+// While they wait they fetch the next step's first weights.
 #include "backends/gpu/kernels/attention.hpp"
 #include "backends/gpu/kernels/linear_few.hpp"
 #include "backends/gpu/kernels/rows.hpp"
@@ -90,7 +90,8 @@ template <class F>
 __device__ __forceinline__ void each_place(const Grid& grid, int& before, F f) {
   const int x = static_cast<int>(grid.x), y = static_cast<int>(grid.y);
   each_block(x * y * static_cast<int>(grid.z), before, [&](int block) {
-    f(Grid{static_cast<unsigned>(block % x), static_cast<unsigned>(block / x % y), static_cast<unsigned>(block / x / y)});
+    f(Grid{static_cast<unsigned>(block % x), static_cast<unsigned>(block / x % y),
+           static_cast<unsigned>(block / x / y)});
   });
 }
 

@@ -1,11 +1,11 @@
-// Kernels whose blocks are all on the device at once, and wait for each other: their launch, their shared memory, and the
-// barrier between them.
+// Kernels whose blocks are all on the device at once, and wait for each other: their launch, their shared memory, and
+// the barrier between them.
 //
-// The barrier is a word of global memory. Each round of it adds 2^31 in all, so that its highest bit changes when the last
-// block has come, and it never has to be reset. What the blocks' threads wrote before they arrived is there for all
-// that have waited: the first thread's fences stand for the block, of which __syncthreads() makes it the last or the
-// first. So nothing that a step writes may be read through caches that fences leave alone: no __ldg, and no __restrict__
-// pointers, which become that.
+// The barrier is a word of global memory. Each round of it adds 2^31 in all, so that its highest bit changes when the
+// last block has come, and it never has to be reset. What the blocks' threads wrote before they arrived is there for
+// all that have waited: the first thread's fences stand for the block, of which __syncthreads() makes it the last or
+// the first. So nothing that a step writes may be read through caches that fences leave alone: no __ldg, and no
+// __restrict__ pointers, which become that.
 #pragma once
 
 #include "backends/gpu/kernels/platform.hpp"
@@ -54,7 +54,9 @@ __device__ __forceinline__ T& memory_of_block() {
 }
 __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ uint32_t add_to(uint32_t* word, uint32_t number) { return atomicAdd(word, number); }
-__device__ __forceinline__ uint32_t look_at(const uint32_t* word) { return *static_cast<const volatile uint32_t*>(word); }
+__device__ __forceinline__ uint32_t look_at(const uint32_t* word) {
+  return *static_cast<const volatile uint32_t*>(word);
+}
 
 #endif
 
