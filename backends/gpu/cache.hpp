@@ -22,8 +22,8 @@ std::int64_t open_page_bytes(const CacheGroup& group, CacheType type) noexcept;
 
 class GpuCache final : public CacheStorage {
  public:
-  /// `resident`: device memory holds so many of the pages, the others lie in host memory, which is `host` unless that
-  /// is null. Errors: invalid_argument, out_of_memory, device_error.
+  /// `resident`: device memory holds so many of the pages, the others lie in host memory, which is `host` unless that is
+  /// null. Errors: invalid_argument, out_of_memory, device_error.
   static Result<std::unique_ptr<GpuCache>> make(const CacheGroup& group, CacheType type, std::int32_t pages,
                                                 std::int32_t resident, std::shared_ptr<Device> device,
                                                 std::shared_ptr<std::byte> host = nullptr);

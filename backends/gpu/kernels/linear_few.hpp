@@ -26,18 +26,19 @@ __device__ __forceinline__ void read_floats(const float* from, float* x) {
 /// Eight columns of LinearArgs::row, times the norm, and 0 past the end; their squares, without the norm, to `squares`.
 __device__ __forceinline__ void read_row(const LinearArgs& a, int chunk, float* x, float& squares) {
   const int at = 8 * chunk;
+  const float* const norms = a.norm;
   float norm[8];
   if (at + 8 <= a.width) {
     read_floats(a.row + at, x);
-    if (a.norm) read_floats(a.norm + at, norm);
+    if (norms) read_floats(norms + at, norm);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       x[i] = at + i < a.width ? a.row[at + i] : 0.0f;
-      norm[i] = a.norm && at + i < a.width ? a.norm[at + i] : 0.0f;
+      norm[i] = norms && at + i < a.width ? norms[at + i] : 0.0f;
     }
   }
-  if (!a.norm) return;
+  if (!norms) return;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     squares += x[i] * x[i];
