@@ -289,7 +289,11 @@ int run_together(Machine& machine, unsigned count, int threads, const std::funct
     left -= round.ended;
     if (round.ran) {
       idle_warps = 0;
-      if (random() % 8 == 0) warp = static_cast<int>(random() % static_cast<unsigned>(all));
+      // Greedy by warps, and by blocks: some are far ahead of others.
+      const bool other_block = random() % 64 == 0;
+      if (!other_block && random() % 8 != 0) continue;
+      const int from = other_block ? 0 : warp / warps * warps, among = other_block ? all : warps;
+      warp = from + static_cast<int>(random() % static_cast<unsigned>(among));
     } else if (++idle_warps <= all) {
       warp = (warp + 1) % all;
     } else {

@@ -13,12 +13,8 @@ constexpr int kThreads = kRowThreads;
 constexpr int kStepWords = sizeof(PersistentStep) / sizeof(uint4);
 static_assert(sizeof(PersistentStep) % sizeof(uint4) == 0 && kStepWords <= kThreads);
 
-/// Of __launch_bounds__, as linear_few's.
-#if defined(__HIP__)
-constexpr int kResident = 4;
-#else
+/// Of __launch_bounds__: blocks per multiprocessor; for HIP waves per SIMD, which comes to the same.
 [[maybe_unused]] constexpr int kResident = 2;
-#endif
 
 struct Memory {
   PersistentStep steps[2];  ///< the present one and the next one, by turns
