@@ -38,7 +38,7 @@ struct Options {
   bool persistent = false;
   bool no_warpgroups = false;
   bool exact = false;
-  int activation_bits = 16;
+  int activation_bits = 0;
   int output_bits = 16;
   bool load_table = false;
   bool profile = false;
@@ -128,8 +128,9 @@ void declare(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   app.add_flag("--exact", o.exact, "float arithmetic throughout; slow");
-  app.add_option("--activation-bits", o.activation_bits, "bits of activations that meet quantized weights")
-      ->check(CLI::IsMember({8, 16}))
+  app.add_option("--activation-bits", o.activation_bits,
+                 "bits of activations that meet quantized weights; 0: 16 for small models, 8 for others")
+      ->check(CLI::IsMember({0, 8, 16}))
       ->capture_default_str();
   app.add_option("--output-bits", o.output_bits, "8: an output matrix in floats is rounded to Q8_0")
       ->check(CLI::IsMember({8, 16}))
@@ -196,12 +197,16 @@ void stream_rest(int percent, const std::string& model, llminfer::EngineOptions&
   options.split = {{std::exchange(options.custom_backend, nullptr), {}, limit, true}};
 }
 
-/// An engine whose backend reports every pass to `profile`.
-void profile_into(bench::Profile& profile, llminfer::EngineOptions& options) {
+/// An engine for the model, whose backend reports every pass to `profile`.
+void profile_into(bench::Profile& profile, const std::string& model, llminfer::EngineOptions& options) {
   llminfer::BackendOptions backend;
   backend.threads = options.threads;
   backend.exact = options.exact;
   backend.activation_bits = options.activation_bits;
+  if (backend.activation_bits == 0) {
+    const llminfer::MemoryPlan plan = llminfer::Engine::plan(model, options).value();
+    backend.activation_bits = llminfer::default_activation_bits(plan.parameters);
+  }
   backend.cpu_level = options.cpu_level;
   backend.on_profile = [&profile](const llminfer::PassProfile& pass) { profile.add(pass); };
   options.custom_backend = llminfer::make_cpu_backend(backend).value();
@@ -212,7 +217,7 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
   bench::Profile profile;
   llminfer::EngineOptions options = engine_options(o, tests, threads, batch_tokens);
   if (o.resident < 100) stream_rest(o.resident, model, options);
-  if (o.profile) profile_into(profile, options);
+  if (o.profile) profile_into(profile, model, options);
   const bench::Loaded loaded = bench::load(model, options);
   std::mt19937 random(1);
   bench::Filled filled;
@@ -233,7 +238,8 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
     record.cache_type = o.type_k;
     record.cpu_level = o.cpu_level;
     record.exact = o.exact;
-    record.activation_bits = o.activation_bits;
+    record.activation_bits =
+        o.activation_bits ? o.activation_bits : llminfer::default_activation_bits(record.info.parameters);
     record.output_bits = o.output_bits;
     record.load_ms = loaded.load_ms;
     record.first_token_ms = loaded.first_token_ms;

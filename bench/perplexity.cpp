@@ -46,8 +46,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--output-bits", o.engine.output_bits, "8: an output matrix in floats is rounded to Q8_0")
       ->check(CLI::IsMember({8, 16}))
       ->capture_default_str();
-  app.add_option("--activation-bits", o.engine.activation_bits, "bits of activations that meet quantized weights")
-      ->check(CLI::IsMember({8, 16}))
+  app.add_option("--activation-bits", o.engine.activation_bits,
+                 "bits of activations that meet quantized weights; 0: 16 for small models, 8 for others")
+      ->check(CLI::IsMember({0, 8, 16}))
       ->capture_default_str();
   app.add_option("-k,--cache-type", o.engine.cache_type, "how keys and values are cached: f16, bf16, f32, int8 or int4")
       ->transform(

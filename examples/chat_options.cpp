@@ -67,8 +67,9 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->group(engine);
   app.add_option(
          "--activation-bits", command.activation_bits,
-         "Bits of activations that meet quantized weights: 16, or 8: long prompts are read faster, less exactly")
-      ->check(CLI::IsMember({8, 16}))
+         "Bits of activations that meet quantized weights: 16, or 8: long prompts are read faster, less exactly. 0: 16 "
+         "for small models, 8 for others")
+      ->check(CLI::IsMember({0, 8, 16}))
       ->capture_default_str()
       ->group(engine);
   app.add_option("--output-bits", command.output_bits,

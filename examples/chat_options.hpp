@@ -27,7 +27,7 @@ struct ChatCommand {
   std::string cache_folder;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
   std::string weight_cache;
-  int activation_bits = 16;
+  int activation_bits = 0;
   int output_bits = 16;
 
   bool greedy = false;

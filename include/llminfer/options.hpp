@@ -46,6 +46,10 @@ struct LayerShare {
   bool stream = false;
 };
 
+/// EngineOptions::activation_bits for a model of so many parameters: 16 below 400 million, for these read prompts
+/// quickly all the same and answer otherwise soonest; 8 from there on.
+constexpr int default_activation_bits(std::int64_t parameters) noexcept { return parameters < 400'000'000 ? 16 : 8; }
+
 struct EngineOptions {
   /// The backend by name ("cpu"), unless `custom_backend` is given.
   std::string backend = "cpu";
@@ -84,9 +88,9 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (docs/benchmarks.md). A checkpoint that says how to quantize activations is obeyed
-  /// instead.
-  int activation_bits = 16;
+  /// further from exact mode (docs/benchmarks.md); 0: default_activation_bits(). A checkpoint that says how to quantize
+  /// activations is obeyed instead.
+  int activation_bits = 0;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
   /// loaded, the embedding table with it where both are one: half as many bytes are read for each token and held in
   /// memory. 16: it stays as it is.

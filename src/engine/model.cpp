@@ -112,7 +112,7 @@ std::vector<std::int64_t> model_numbers(const Layout& layout, const EngineOption
           program.parameter_count(),
           layout.memory.file,
           options.exact,
-          options.activation_bits,
+          activation_bits(options, program),
           options.output_bits};
 }
 

@@ -65,7 +65,7 @@ Result<std::shared_ptr<Backend>> checked(const std::shared_ptr<Backend>& backend
               backend->interface_version(), ", expected ", kBackendInterfaceVersion);
 }
 
-Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
+Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options, const Program& program) {
   if (options.custom_backend) return checked(options.custom_backend, "custom_backend");
   if (options.backend != "cpu") {
     return fail(ErrorCode::not_found, "EngineOptions::backend: \"", options.backend, "\" is not one of: cpu");
@@ -73,7 +73,7 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
   BackendOptions backend;
   backend.threads = options.threads;
   backend.exact = options.exact;
-  backend.activation_bits = options.activation_bits;
+  backend.activation_bits = activation_bits(options, program);
   backend.cpu_level = options.cpu_level;
   backend.executor = options.executor;
   return make_cpu_backend(backend);
@@ -81,22 +81,23 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options) {
 
 /// One per share of a split; those without a backend of their own have the CPU's in common. With ranks, this one's for
 /// each of them.
-Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOptions& options) {
+Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOptions& options, const Program& program) {
   std::vector<std::shared_ptr<Backend>> backends;
   if (ranks_of(options) > 1) {
     const auto stage = static_cast<std::size_t>(options.communicator->rank() / options.tensor_parallel);
     const bool own = stage < options.split.size() && options.split[stage].backend;
-    const auto backend = LLMINFER_TRY(own ? checked(options.split[stage].backend, "split") : choose_backend(options));
+    const auto backend =
+        LLMINFER_TRY(own ? checked(options.split[stage].backend, "split") : choose_backend(options, program));
     backends.assign(static_cast<std::size_t>(ranks_of(options)), backend);
     return backends;
   }
-  if (options.split.empty()) backends.push_back(LLMINFER_TRY(choose_backend(options)));
+  if (options.split.empty()) backends.push_back(LLMINFER_TRY(choose_backend(options, program)));
   if (!options.split.empty() && options.custom_backend) {
     return fail(ErrorCode::invalid_argument, "EngineOptions: custom_backend and split exclude each other");
   }
   std::shared_ptr<Backend> cpu;
   for (const LayerShare& share : options.split) {
-    if (!share.backend && !cpu) cpu = LLMINFER_TRY(choose_backend(options));
+    if (!share.backend && !cpu) cpu = LLMINFER_TRY(choose_backend(options, program));
     backends.push_back(share.backend ? LLMINFER_TRY(checked(share.backend, "split")) : cpu);
   }
   return backends;
@@ -320,8 +321,8 @@ Result<void> lay_out_ranks(const load::Checkpoint& checkpoint, const EngineOptio
 Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& options) {
   LLMINFER_TRY(check_options(options));
   Layout layout;
-  const auto backends = LLMINFER_TRY(choose_backends(options));
   layout.program = LLMINFER_TRY(arch::build_program(checkpoint));
+  const auto backends = LLMINFER_TRY(choose_backends(options, layout.program));
   if (options.output_bits == 8) layout.rounded = round_output_matrix(layout.program, checkpoint);
 
   const std::int64_t trained =

@@ -20,6 +20,11 @@ namespace llminfer::inline v0::engine {
 /// How many ranks share the model.
 inline int ranks_of(const EngineOptions& options) { return options.communicator ? options.communicator->size() : 1; }
 
+/// EngineOptions::activation_bits, or what its 0 means for the model.
+inline int activation_bits(const EngineOptions& options, const Program& program) {
+  return options.activation_bits ? options.activation_bits : default_activation_bits(program.parameter_count());
+}
+
 struct Layout {
   Program program;
   std::unique_ptr<const load::TensorInfo> rounded;  ///< stands for the tensor of its name, if not null
