@@ -16,6 +16,7 @@
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/kernels/mma.hpp"
 #include "backends/gpu/kernels/warpgroup.hpp"
+#include "backends/gpu/step_list.hpp"
 #include "backends/gpu/weight.hpp"
 
 using namespace llminfer;
@@ -99,6 +100,22 @@ double seconds(Device& device, const std::function<int()>& call) {
     if (turn > 0) best = std::min(best, took.count() / 20);
   }
   return best;
+}
+
+/// Seconds of a step that does next to nothing and waits for the one before, in a kernel of many.
+double seconds_of_step(const std::shared_ptr<Device>& device) {
+  constexpr int kSteps = 1000;
+  const Buffer number = Buffer::make(device, 4).value(), barrier = Buffer::make(device, 4).value();
+  const gpu::RowsArgs row{number.at<float>(), 1};
+  gpu::StepList list;
+  for (int i = 0; i < kSteps; ++i) gpu::StepList::table().add(&list, {row, row, row, 1, 1});
+  const Buffer steps = Buffer::make(device, kSteps * sizeof(gpu::PersistentStep)).value();
+  device->copy(steps.at(), list.steps().data(), steps.bytes()).value();
+  device->clear(number.at(), number.bytes()).value();
+  device->clear(barrier.at(), barrier.bytes()).value();
+  const gpu::PersistentArgs args{steps.at<gpu::PersistentStep>(), kSteps, device->info().resident_blocks,
+                                 barrier.at<std::uint32_t>()};
+  return seconds(*device, [&] { return device->kernels().persistent(device->stream(), args); }) / kSteps;
 }
 
 void report(const std::string& what, double value, const char* unit, double ceiling) {
@@ -276,6 +293,7 @@ int main(int argc, char** argv) try {
     report(overlap ? "nearly empty kernel" : "nearly empty kernel that begins when the former one has ended",
            1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream(), probe); }), "us", 0);
   }
+  if (device->info().resident_blocks > 0) report("nearly empty step of a kernel of many", 1e6 * seconds_of_step(device), "us", 0);
   double warpgroup_peak = 0;
   if (device->info().warpgroups) {
     const int groups = device->info().units * 4;

@@ -35,6 +35,7 @@ struct Options {
   int device = 0;
   bool no_graphs = false;
   bool no_overlap = false;
+  bool persistent = false;
   bool no_warpgroups = false;
   bool exact = false;
   int activation_bits = 0;
@@ -114,6 +115,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag("--no-graphs", o.no_graphs, "launch each kernel by itself (GpuOptions::graphs)");
   app.add_flag("--no-overlap", o.no_overlap,
                "start each kernel when the one before it has ended (GpuOptions::dependent_launch)");
+  app.add_flag("--persistent", o.persistent, "decode one sequence by one kernel per token (GpuOptions::persistent)");
   app.add_flag("--no-warpgroups", o.no_warpgroups, "multiply on Hopper as on other GPUs (GpuOptions::warpgroups)");
   app.add_option("--split", o.split, kSplitHelp);
   app.add_option("--resident", o.resident,
@@ -173,7 +175,8 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
     options.custom_backend = backend_by_name(o.backend, {.device = o.device,
                                                          .graphs = !o.no_graphs,
                                                          .dependent_launch = !o.no_overlap,
-                                                         .warpgroups = !o.no_warpgroups})
+                                                         .warpgroups = !o.no_warpgroups,
+                                                         .persistent = o.persistent})
                                  .value();
   else
     options.split = parse_split(o.split).value();

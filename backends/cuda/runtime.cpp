@@ -73,18 +73,33 @@ struct Api {
     cudaFuncAttributes attributes{};
     return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
   }
-  /// `early`: it may begin before the kernel before it has ended.
+  /// Per multiprocessor, of a kernel whose blocks are all on the device at once. 0: the device has no such launches.
+  static int resident_blocks(const KernelLaunch& launch) {
+    int device = 0, cooperative = 0, blocks = 0;
+    const bool known =
+        cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) == cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, launch.kernel, static_cast<int>(launch.threads),
+                                                      launch.shared_bytes) == cudaSuccess;
+    return known && cooperative ? blocks : 0;
+  }
+  /// `early`: it may begin before the kernel before it has ended; not with KernelLaunch::together.
   static int launch(const KernelLaunch& launch, void** args, Stream stream, bool early) {
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attribute{};
+    if (launch.together) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = grid_of(launch);
     config.blockDim = dim3(launch.threads);
     config.dynamicSmemBytes = launch.shared_bytes;
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = early ? 1 : 0;
+    config.attrs = &attribute;
+    config.numAttrs = early || launch.together ? 1 : 0;
     return cudaLaunchKernelExC(&config, launch.kernel, args);
   }
   static int make_graph(Graph* graph) { return cudaGraphCreate(graph, 0); }

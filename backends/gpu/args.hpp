@@ -351,6 +351,46 @@ struct CandidatesArgs {
   double* sums;
 };
 
+/// The kernels that run as steps of one kernel (docs/adr/0039).
+enum class StepKind : int {
+  embed,
+  prepare,
+  linear_few,  ///< of one row
+  angles,
+  rotate,
+  store,
+  seal,
+  attend,
+  combine_parts,  ///< of AttendArgs, if there are several splits
+  glu,
+  add,
+  gather,
+};
+/// A step, in device memory that no kernel writes.
+struct alignas(16) PersistentStep {
+  StepKind kind;
+  int waits;  ///< for all steps before it; otherwise it has nothing to do with those since the last one that waits
+  union Args {
+    EmbedArgs embed;
+    PrepareArgs prepare;
+    LayersArgs layers;
+    AnglesArgs angles;
+    RotateArgs rotate;
+    StoreArgs store;
+    SealArgs seal;
+    AttendArgs attend;
+    GluArgs glu;
+    AddArgs add;
+    GatherArgs gather;
+  } args;
+};
+struct PersistentArgs {
+  const PersistentStep* steps;
+  int count;
+  int blocks;         ///< up to DeviceInfo::resident_blocks
+  uint32_t* barrier;  ///< once zero, and then what the kernel leaves there
+};
+
 /// What the code for the device has.
 struct ProbeArgs {
   int32_t* found;  ///< [2], of which each becomes 1 or 0: products of warpgroups (sm_90a), copies that go on (sm_80)
@@ -364,6 +404,7 @@ struct KernelLaunch {
   unsigned shared_bytes;  ///< of dynamic shared memory
   const void* args;       ///< the struct that is the kernel's only argument; read during the call
   uint64_t arg_bytes;
+  bool together;  ///< all blocks are on the device at once (a cooperative launch)
 };
 /// Where launches go: into a stream, or into a graph that is being built.
 struct Queue {
@@ -398,6 +439,7 @@ struct KernelTable {
   int (*gather)(void* stream, const GatherArgs& args);
   int (*combine)(void* stream, const CombineArgs& args);
   int (*candidates)(void* stream, const CandidatesArgs& args);
+  int (*persistent)(void* stream, const PersistentArgs& args);  ///< the steps in turn; into no graph
 };
 
 }  // namespace llminfer::gpu

@@ -1,4 +1,5 @@
-// GraphTable: the graphs of a plan, by what their launches depend on. Knows nothing of what is launched.
+// GraphTable: the graphs of a plan, or lists of steps in their stead, by what their launches depend on. Knows nothing
+// of what is launched.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +19,7 @@ class GraphTable {
   struct Entry {
     std::vector<std::int64_t> key;
     Graph graph;          ///< or none
+    Buffer steps;         ///< PersistentSteps, or none
     bool seen = false;    ///< asked for before
     bool failed = false;  ///< could not be made or launched
   };
@@ -27,7 +29,7 @@ class GraphTable {
     auto it = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.key == key; });
     if (it == entries_.end()) {
       if (entries_.size() == kMost) entries_.pop_back();
-      it = entries_.insert(entries_.end(), Entry{std::move(key), {}, false, false});
+      it = entries_.insert(entries_.end(), Entry{std::move(key), {}, {}, false, false});
     }
     std::rotate(entries_.begin(), it, it + 1);
     return entries_.front();

@@ -66,6 +66,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
   }
   split_parts = place(float_bytes(std::int64_t{split_blocks} * kSplitRows * kSplitFeatures));
   split_counters = place(split_blocks * std::int64_t{sizeof(std::uint32_t)});
+  barrier = place(sizeof(std::uint32_t));
   rounded_floats = std::max(padded_input * max_rows, experts.places * experts.padded);
   queries = place(float_bytes(query_width * max_rows));
   part_floats *= std::max(max_rows, 256);
@@ -136,6 +137,7 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
     LLMINFER_TRY(plan->device_->clear(plan->memory_.at(layout.split_counters),
                                       layout.split_blocks * std::int64_t{sizeof(std::uint32_t)}));
   }
+  LLMINFER_TRY(plan->device_->clear(plan->memory_.at(layout.barrier), sizeof(std::uint32_t)));
   for (std::size_t t = 0; t < program.rope_tables.size(); ++t) {
     const std::vector<float>& frequencies = program.rope_tables[t].inverse_frequency;
     const std::int64_t bytes = float_bytes(static_cast<std::int64_t>(frequencies.size()));

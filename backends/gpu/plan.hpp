@@ -1,7 +1,8 @@
 // GpuPlan: a compiled Program on a device. A pass is a list of launches on the device's stream: submit() enqueues them
 // and returns, wait() waits. What changes from pass to pass (tokens, positions, pages, tasks) goes up in one copy.
 // Weights that are streamed go up beside the launches, through a WeightRing, and so do cache pages that lie in host
-// memory, by their CachePager. Passes of few rows are padded to a bucket and launched as one graph.
+// memory, by their CachePager. Passes of few rows are padded to a bucket and launched as one graph, those of one row as
+// one kernel, if that is wanted.
 #pragma once
 
 #include <memory>
@@ -17,6 +18,7 @@
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/graphs.hpp"
 #include "backends/gpu/ring.hpp"
+#include "backends/gpu/step_list.hpp"
 #include "backends/gpu/weight.hpp"
 
 namespace llminfer::gpu {
@@ -53,6 +55,7 @@ struct PlanLayout {
   std::int64_t scales = 0;                ///< [max_rows]
   int split_blocks = 0;                   ///< LinearArgs::split_blocks, 0: no weight's tiles are split
   std::int64_t split_parts = 0, split_counters = 0;
+  std::int64_t barrier = 0;  ///< PersistentArgs::barrier
   std::int64_t queries = 0, query_width = 0;
   std::int64_t parts = 0, part_floats = 0;  ///< of attention that is split
   std::int64_t gathered = 0;                ///< floats [max_rows, widest value]
@@ -171,6 +174,8 @@ class GpuPlan final : public Plan {
   Splits splits_of(std::size_t group, const RowRange& range) const;
   std::vector<std::int64_t> graph_key() const;
   bool launch_graph();
+  Result<void> launch_into(void* queue);
+  Result<Buffer> list_steps();
   void lay_out_open_pages(const Batch& batch);
   Result<void> begin_pages(const Batch& batch);
   void lay_out_blocks(const Batch& batch);
@@ -251,7 +256,7 @@ class GpuPlan final : public Plan {
   RopeArgs rope(std::int32_t table) const noexcept;
   TablesArgs tables(std::int32_t group, std::int32_t layer) const noexcept;
   const std::int32_t* words(std::int64_t at) const noexcept { return words_.at<std::int32_t>(at * 4); }
-  const KernelTable& kernels() const noexcept { return device_->kernels(); }
+  const KernelTable& kernels() const noexcept { return lists_steps_ ? StepList::table() : device_->kernels(); }
   void* stream() const noexcept { return queue_ ? queue_ : device_->stream(); }
 
   const Program program_;
@@ -276,7 +281,8 @@ class GpuPlan final : public Plan {
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< outputs on their way back; grows
   GraphTable graphs_;
-  void* queue_ = nullptr;  ///< where launches go while a graph is made
+  void* queue_ = nullptr;     ///< where launches go while a graph or a list of steps is made
+  bool lists_steps_ = false;  ///< it is a StepList
   Pass pass_;
   std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for
 };

@@ -1,5 +1,9 @@
-// Passes of few tokens as graphs: which have one, and what it depends on (docs/adr/0029).
+// Passes of few tokens as graphs (docs/adr/0029) or single kernels (docs/adr/0039): which have one, and what it depends
+// on.
 #include <algorithm>
+#include <cstring>
+#include <span>
+#include <utility>
 #include <variant>
 
 #include "backends/gpu/plan.hpp"
@@ -85,31 +89,66 @@ std::vector<std::int64_t> GpuPlan::graph_key() const {
   return key;
 }
 
-/// Enqueues the steps as one graph, or gives false. A graph is made when it is needed for the second time: what comes
-/// once is enqueued sooner than a graph is made.
+/// All steps of the pass, to a graph's queue or a StepList.
+Result<void> GpuPlan::launch_into(void* queue) {
+  queue_ = queue;
+  Result<void> launched = core::guarded([&]() -> Result<void> {
+    LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
+    for (const Step& step : steps_.steps) LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
+    return {};
+  });
+  queue_ = nullptr;
+  pass_.current_rows = pass_.rows;
+  pass_.current_positions = pass_.positions;
+  return launched;
+}
+
+/// What KernelTable::persistent runs, in device memory. Errors: also that the pass has a step that it does not run.
+Result<Buffer> GpuPlan::list_steps() {
+  StepList list;
+  lists_steps_ = true;
+  Result<void> listed = launch_into(&list);
+  lists_steps_ = false;
+  LLMINFER_TRY(std::move(listed));
+  const std::span<const PersistentStep> steps = list.steps();
+  const auto bytes = static_cast<std::int64_t>(steps.size_bytes());
+  Buffer on_device = LLMINFER_TRY(Buffer::make(device_, bytes));
+  const Buffer host = LLMINFER_TRY(Buffer::make(device_, bytes, true));
+  std::memcpy(host.at(), steps.data(), steps.size_bytes());
+  LLMINFER_TRY(device_->copy(on_device.at(), host.at(), bytes));
+  LLMINFER_TRY(device_->wait());
+  return on_device;
+}
+
+/// Enqueues the steps as one graph or one kernel, or gives false. Either is made when it is needed for the second time:
+/// what comes once is enqueued sooner than a graph is made.
 bool GpuPlan::launch_graph() {
   const bool copies =
       ring_ || std::any_of(pass_.caches.begin(), pass_.caches.end(), [](auto* c) { return c->pager(); });
   if (!options_.graphs || !pass_.bucket || copies) return false;
   GraphTable::Entry& entry = graphs_.of(graph_key());
   if (entry.failed || !std::exchange(entry.seen, true)) return false;
-  if (!entry.graph) {
-    Result<Graph> graph = core::guarded([&] {
-      return Graph::make(device_, [&](void* stream) -> Result<void> {
-        queue_ = stream;
-        LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
-        for (const Step& step : steps_.steps) LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
-        return {};
-      });
-    });
-    queue_ = nullptr;
-    pass_.current_rows = pass_.rows;
-    pass_.current_positions = pass_.positions;
+  const int blocks = device_->info().resident_blocks;
+  if (!entry.graph && entry.steps.bytes() == 0 && options_.persistent && pass_.rows == 1 && blocks > 0) {
+    Result<Buffer> steps = core::guarded([&] { return list_steps(); });
+    if (steps) entry.steps = *std::move(steps);
+  }
+  if (!entry.graph && entry.steps.bytes() == 0) {
+    Result<Graph> graph = core::guarded(
+        [&] { return Graph::make(device_, [&](void* stream) -> Result<void> { return launch_into(stream); }); });
     if (graph) entry.graph = *std::move(graph);
   }
-  const bool launched = entry.graph && entry.graph.launch();
+  const auto launch = [&]() -> Result<void> {
+    if (entry.steps.bytes() == 0) return entry.graph.launch();
+    const auto count = entry.steps.bytes() / std::int64_t{sizeof(PersistentStep)};
+    const PersistentArgs args{entry.steps.at<PersistentStep>(), static_cast<int>(count), blocks,
+                              memory_.at<std::uint32_t>(layout_.barrier)};
+    return device_->check(kernels().persistent(stream(), args), "persistent");
+  };
+  const bool launched = (entry.graph || entry.steps.bytes() > 0) && launch();
   if (!launched) {
     entry.graph = {};
+    entry.steps = {};
     entry.failed = true;
   }
   return launched;

@@ -46,6 +46,7 @@ class RuntimeDevice final : public Device {
                   device->info_.architecture, "): ", Api::message(error));
     }
     if (options.dependent_launch) device->try_overlap(probe);
+    device->count_resident_blocks();
     std::int32_t has[2] = {};
     LLMINFER_TRY(device->copy(has, probe.found, sizeof has, Stream::work));
     LLMINFER_TRY(device->wait(Stream::work));
@@ -206,8 +207,9 @@ class RuntimeDevice final : public Device {
   static int put(void* device, const KernelLaunch& launch) {
     auto& self = *static_cast<RuntimeDevice*>(device);
     void* args = const_cast<void*>(launch.args);
-    const int error = Api::launch(launch, &args, self.of(Stream::work), self.overlaps_ && self.after_kernel_);
-    if (error == 0) self.after_kernel_ = true;
+    const bool early = self.overlaps_ && self.after_kernel_ && !launch.together;
+    const int error = Api::launch(launch, &args, self.of(Stream::work), early);
+    if (error == 0) self.after_kernel_ = !launch.together;
     return error;
   }
   static int add(void* parts, const KernelLaunch& launch) {
@@ -231,6 +233,16 @@ class RuntimeDevice final : public Device {
     for (int i = 0; i < 2 && overlaps_; ++i) {
       if (kernels().probe(stream(), probe) != 0) overlaps_ = false;
     }
+    (void)Api::take_error();
+  }
+
+  void count_resident_blocks() {
+    Queue asking{this, [](void* device, const KernelLaunch& launch) {
+                   DeviceInfo& info = static_cast<RuntimeDevice*>(device)->info_;
+                   info.resident_blocks = info.units * Api::resident_blocks(launch);
+                   return 0;
+                 }};
+    (void)kernels().persistent(&asking, {});
     (void)Api::take_error();
   }
 

@@ -69,7 +69,20 @@ struct Api {
   static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
 
   static bool waits_for_former(const void*) { return false; }
+  /// Per multiprocessor, of a kernel whose blocks are all on the device at once. 0: the device has no such launches.
+  static int resident_blocks(const KernelLaunch& launch) {
+    int device = 0, cooperative = 0, blocks = 0;
+    const bool known = hipGetDevice(&device) == hipSuccess &&
+                       hipDeviceGetAttribute(&cooperative, hipDeviceAttributeCooperativeLaunch, device) == hipSuccess &&
+                       hipOccupancyMaxActiveBlocksPerMultiprocessor(
+                           &blocks, launch.kernel, static_cast<int>(launch.threads), launch.shared_bytes) == hipSuccess;
+    return known && cooperative ? blocks : 0;
+  }
   static int launch(const KernelLaunch& launch, void** args, Stream stream, bool) {
+    if (launch.together) {
+      return hipLaunchCooperativeKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, launch.shared_bytes,
+                                        stream);
+    }
     return hipLaunchKernel(launch.kernel, grid_of(launch), dim3(launch.threads), args, launch.shared_bytes, stream);
   }
   static int make_graph(Graph* graph) { return hipGraphCreate(graph, 0); }

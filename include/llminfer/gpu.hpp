@@ -23,6 +23,11 @@ struct GpuOptions {
   /// was compiled for sm_90a; without, as on other GPUs. Results differ in the last bits. Not used if
   /// `batch_invariant`.
   bool warpgroups = true;
+  /// A pass of one token, such as those that decode for one request, is one kernel that stays on the GPU and does all
+  /// steps in turn, instead of some hundreds of kernels in a graph: what small models win by it is the gaps between
+  /// these. For dense models whose weights and cache are on the GPU, with `graphs` and not `batch_invariant`; other
+  /// passes are launched as without. The results are the same bits. Off, because no GPU has run it yet.
+  bool persistent = false;
 };
 
 }  // namespace llminfer::inline v0

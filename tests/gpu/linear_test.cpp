@@ -13,6 +13,7 @@
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
 #include "tests/gpu/machines.hpp"
+#include "tests/gpu/step_runner.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -61,8 +62,8 @@ struct Product {
 };
 
 /// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`. A single row of Kernel::few
-/// is normed, which `in` then is, and the layer launched between two others. The first columns of the rows are
-/// multiplied by `sizes`.
+/// is normed, which `in` then is, and the layer launched between two others; by the kernel of many steps, too. The
+/// first columns of the rows are multiplied by `sizes`.
 Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
                  int splits = 1, const std::vector<float>& sizes = {}) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
@@ -119,8 +120,17 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
     const Buffer elsewhere = Buffer::make(device, out.bytes()).value();
     gpu::LinearArgs other = linear;
     other.out.data = elsewhere.at<float>();
-    device->check(kernels.linear_few(device->stream(), {{other, linear, other}, 3}), "linear_few").value();
+    const gpu::LayersArgs layers{{other, linear, other}, 3};
+    device->check(kernels.linear_few(device->stream(), layers), "linear_few").value();
     device->wait().value();
+    if (normed && device->info().resident_blocks > 0) {
+      const std::vector<float> expected = to_host(device, out);
+      device->clear(out.at(), out.bytes()).value();
+      gpu::StepList list;
+      REQUIRE(gpu::StepList::table().linear_few(&list, layers) == 0);
+      run_steps(device, list);
+      CHECK(same_bits(to_host(device, out), expected));
+    }
   } else {
     const auto kernel = kind == Kernel::many     ? kernels.linear_many
                         : kind == Kernel::stages ? kernels.linear_stages

@@ -12,15 +12,21 @@ namespace {
 
 int probe(void* stream, const ProbeArgs& args) {
   const Queue& queue = *static_cast<const Queue*>(stream);
-  return queue.put(queue.owner, {&args, {1, 1, 1}, 32, 0, &args, sizeof(args)});
+  return queue.put(queue.owner, {&args, {1, 1, 1}, 32, 0, &args, sizeof(args), false});
+}
+int persistent(void* stream, const PersistentArgs& args) {
+  const Queue& queue = *static_cast<const Queue*>(stream);
+  return queue.put(queue.owner, {&args, {1, 1, 1}, 32, 0, &args, sizeof(args), true});
 }
 constexpr KernelTable kTable = [] {
   KernelTable table{};
   table.probe = probe;
+  table.persistent = persistent;
   return table;
 }();
 
-/// k: a kernel, K: one that may begin early; n and N: the same as nodes of a graph; -: anything else in Stream::work.
+/// k: a kernel, K: one that may begin early, t: one whose blocks are there together; n and N: the same as nodes of a
+/// graph; -: anything else in Stream::work.
 struct Notes {
   std::string text;
   bool waits = true;  ///< the kernels' code does
@@ -44,7 +50,7 @@ struct Api {
   static int device_count(int* count) { return *count = 2, 0; }
   static int get_device(int* index) { return *index = 0, 0; }
   static int set_device(int) { return 0; }
-  static int describe(int, DeviceInfo& info) { return info.kind = "notes", 0; }
+  static int describe(int, DeviceInfo& info) { return info.kind = "notes", info.units = 4, 0; }
   static int allocate(void** memory, std::size_t) { return *memory = &handle, 0; }
   static int release(void*) { return 0; }
   static int allocate_host(void**, std::size_t) { return kOutOfMemory; }
@@ -72,9 +78,10 @@ struct Api {
   static int query_event(Event) { return 0; }
   static int follow_event(Stream stream, Event) { return note(stream); }
   static bool waits_for_former(const void*) { return notes.waits; }
-  static int launch(const KernelLaunch&, void**, Stream, bool early) {
+  static int resident_blocks(const KernelLaunch& launch) { return launch.together ? 5 : -1; }
+  static int launch(const KernelLaunch& launch, void**, Stream, bool early) {
     if (notes.fails-- == 0 || (early && !notes.takes)) return 1;
-    notes.text += early ? 'K' : 'k';
+    notes.text += early ? 'K' : launch.together ? 't' : 'k';
     return 0;
   }
   static int make_graph(Graph* graph) { return *graph = &handle, 0; }
@@ -129,7 +136,10 @@ TEST_CASE("A kernel may begin early after another one, and after nothing else") 
           notes.fails = 0;
           CHECK(launch(device) != 0);
         }) == "kKK");
+  CHECK(notes_of(device, [&] { CHECK(device->kernels().persistent(device->stream(), {}) == 0); }) == "ktkK");
 }
+
+TEST_CASE("A device counts the blocks that fit on it together") { CHECK(make()->info().resident_blocks == 4 * 5); }
 
 TEST_CASE("A launch that fails is no kernel") {
   notes = {};

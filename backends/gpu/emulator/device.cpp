@@ -41,6 +41,8 @@ class EmulatedDevice final : public Device {
     info_.units = options.units;
     info_.collectives = options.collectives;
     info_.warpgroups = options.warpgroups && kernels().linear_warpgroups != nullptr;
+    info_.resident_blocks = options.resident_blocks;
+    machine_.resident_blocks = static_cast<unsigned>(options.resident_blocks);
     info_.copies = options.copies && kernels().linear_stages != nullptr;
   }
 

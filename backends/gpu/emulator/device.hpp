@@ -27,11 +27,12 @@ struct EmulatorOptions {
   std::string collectives{};  ///< as DeviceInfo's
   bool warpgroups = true;     ///< likewise, with PTX's matrix units; those of others have none
   bool copies = true;         ///< likewise
+  int resident_blocks = 3;    ///< likewise
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
 struct EmulatedCounts {
-  std::int64_t launches = 0;        ///< calls of the KernelTable, into streams and graphs
+  std::int64_t launches = 0;        ///< calls of KernelTables: into streams, graphs and lists of steps
   std::int64_t graphs = 0;          ///< that exist
   std::int64_t graphs_made = 0;     ///< ever
   std::int64_t graph_launches = 0;  ///< that succeeded

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -57,7 +58,7 @@ constexpr std::size_t kStackBytes = 128 << 10;
 constexpr int kMaxThreads = 1024;
 constexpr std::size_t kMaxSharedBytes = 227 << 10;
 
-enum class State : std::uint8_t { ready, waiting, after_former, ended };
+enum class State : std::uint8_t { ready, polling, waiting, after_former, ended };
 
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -94,15 +95,26 @@ class Stacks {
   std::vector<std::byte*> stacks_;
 };
 
+struct alignas(16) Sixteen {
+  std::byte bytes[16];
+};
+
 struct Block {
-  const std::function<void()>* body = nullptr;
+  Index index;
   std::vector<Fiber> fibers;
   std::array<Meeting, kMaxThreads / 32> meetings{};
-  void* scheduler = nullptr;  ///< its stack pointer
-  int current = 0;
   int at_barrier = 0;
+  bool early = false;             ///< what former kernels wrote is hidden
+  std::vector<Sixteen> memory{};  ///< block_memory()
+};
+
+/// What the blocks of a launch share.
+struct Running {
+  const std::function<void()>* body = nullptr;
   int warp_width = 32;
-  bool early = false;  ///< what former kernels wrote is hidden
+  Block* block = nullptr;     ///< whose thread runs
+  int thread = 0;             ///< that runs
+  void* scheduler = nullptr;  ///< its stack pointer
 #ifdef LLMINFER_FIBER_ASAN
   void* fake_stack = nullptr;
   const void* bottom = nullptr;
@@ -110,16 +122,19 @@ struct Block {
 #endif
 };
 
-thread_local Block block;
+thread_local Running now;
+thread_local Block lone_block;  ///< of blocks that run one after the other
 thread_local Stacks stacks;
 
+Fiber& running() { return now.block->fibers[static_cast<std::size_t>(now.thread)]; }
+
 void to_scheduler(bool for_ever) {
-  Fiber& fiber = block.fibers[static_cast<std::size_t>(block.current)];
+  Fiber& fiber = running();
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fiber.fake_stack, block.bottom, block.size);
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fiber.fake_stack, now.bottom, now.size);
 #endif
   (void)for_ever;
-  llminfer_emulator_switch(&fiber.stack_pointer, block.scheduler);
+  llminfer_emulator_switch(&fiber.stack_pointer, now.scheduler);
 #ifdef LLMINFER_FIBER_ASAN
   __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 #endif
@@ -127,10 +142,10 @@ void to_scheduler(bool for_ever) {
 
 void enter() {
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &block.bottom, &block.size);
+  __sanitizer_finish_switch_fiber(nullptr, &now.bottom, &now.size);
 #endif
-  (*block.body)();
-  block.fibers[static_cast<std::size_t>(block.current)].state = State::ended;
+  (*now.body)();
+  running().state = State::ended;
   to_scheduler(true);
 }
 
@@ -149,21 +164,23 @@ void prepare(Fiber& fiber, std::byte* stack) {
   fiber.stack_pointer = top - 6;
 }
 
-void resume(int thread) {
+void resume(Block& block, int thread) {
   Fiber& fiber = block.fibers[static_cast<std::size_t>(thread)];
-  block.current = thread;
+  now.block = &block;
+  now.thread = thread;
+  place.block = block.index;
   place.thread = {static_cast<unsigned>(thread), 0, 0};
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack, kStackBytes);
+  __sanitizer_start_switch_fiber(&now.fake_stack, fiber.stack, kStackBytes);
 #endif
-  llminfer_emulator_switch(&block.scheduler, fiber.stack_pointer);
+  llminfer_emulator_switch(&now.scheduler, fiber.stack_pointer);
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_finish_switch_fiber(block.fake_stack, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(now.fake_stack, nullptr, nullptr);
 #endif
 }
 
 void wait(State state = State::waiting) {
-  block.fibers[static_cast<std::size_t>(block.current)].state = state;
+  running().state = state;
   to_scheduler(false);
 }
 
@@ -177,8 +194,42 @@ struct Random {
   }
 };
 
+void prepare(Block& block, Index index, int threads, std::size_t first_stack) {
+  block.index = index;
+  block.fibers.resize(static_cast<std::size_t>(threads));
+  for (std::size_t i = 0; i < block.fibers.size(); ++i) prepare(block.fibers[i], stacks.at(first_stack + i));
+  for (Meeting& meeting : block.meetings) meeting.arrived = 0;
+  block.at_barrier = 0;
+  now.block = &block;
+}
+
+struct Round {
+  bool ran = false;  ///< a thread did more than to look again in vain
+  int ended = 0;
+};
+/// One round of a warp: each thread that can runs until it waits, from a random lane on.
+Round run_warp(Block& block, int warp, Random& random) {
+  const int first = warp * now.warp_width, threads = static_cast<int>(block.fibers.size()),
+            lanes = std::min(now.warp_width, threads - first);
+  const int start = static_cast<int>(random() % static_cast<unsigned>(lanes));
+  Round round;
+  for (int i = 0; i < lanes; ++i) {
+    const int thread = first + (start + i) % lanes;
+    Fiber& fiber = block.fibers[static_cast<std::size_t>(thread)];
+    const bool polls = fiber.state == State::polling;
+    if (!polls && fiber.state != State::ready) continue;
+    fiber.state = State::ready;
+    resume(block, thread);
+    round.ran = round.ran || !polls || fiber.state != State::polling;
+    round.ended += fiber.state == State::ended;
+  }
+  return round;
+}
+
+int warps_of(int threads) { return (threads + now.warp_width - 1) / now.warp_width; }
+
 /// What was hidden of former kernels' is there; all that wait for it go on.
-bool end_early_part(Written& written, bool first_block) {
+bool end_early_part(Block& block, Written& written, bool first_block) {
   block.early = false;
   for (Fiber& fiber : block.fibers) {
     if (fiber.state == State::after_former) fiber.state = State::ready;
@@ -188,27 +239,17 @@ bool end_early_part(Written& written, bool first_block) {
 
 /// Runs the fibers of a block until all have ended, or none can go on. `early`: those before after_former() go first,
 /// and see nothing that former kernels wrote.
-int run_block(Random& random, Written* early, bool first_block) {
-  const int threads = static_cast<int>(block.fibers.size());
-  const int width = block.warp_width, warps = (threads + width - 1) / width;
+int run_block(Block& block, Random& random, Written* early, bool first_block) {
+  const int threads = static_cast<int>(block.fibers.size()), warps = warps_of(threads);
   block.early = early != nullptr;
   if (early) early->hide();
   int ended = 0, idle_warps = 0, warp = static_cast<int>(random() % static_cast<unsigned>(warps));
   while (ended < threads) {
     if (maybe_run_asynchronous()) idle_warps = 0;  // it may have woken any of them
     if (asynchronous_misused()) break;
-    // One round of the warp: each thread that can runs until it waits, from a random lane on.
-    const int first = warp * width, lanes = std::min(width, threads - first);
-    const int start = static_cast<int>(random() % static_cast<unsigned>(lanes));
-    bool ran = false;
-    for (int i = 0; i < lanes; ++i) {
-      const int thread = first + (start + i) % lanes;
-      if (block.fibers[static_cast<std::size_t>(thread)].state != State::ready) continue;
-      resume(thread);
-      ran = true;
-      if (block.fibers[static_cast<std::size_t>(thread)].state == State::ended) ++ended;
-    }
-    if (ran) {
+    const Round round = run_warp(block, warp, random);
+    ended += round.ended;
+    if (round.ran) {
       idle_warps = 0;
       if (random() % 8 != 0) continue;  // greedy
       warp = static_cast<int>(random() % static_cast<unsigned>(warps));
@@ -217,15 +258,54 @@ int run_block(Random& random, Written* early, bool first_block) {
     } else if (run_asynchronous()) {
       idle_warps = 0;
     } else if (block.early) {
-      if (!end_early_part(*early, first_block)) return early_write;
+      if (!end_early_part(block, *early, first_block)) return early_write;
       idle_warps = 0;
     } else {
       return deadlock;
     }
   }
-  const bool unwritten = !block.early || end_early_part(*early, first_block);
+  const bool unwritten = !block.early || end_early_part(block, *early, first_block);
   if (asynchronous_misused() || asynchronous_pending()) return misused;
   return unwritten ? ok : early_write;
+}
+
+/// The same for all blocks of a launch at once.
+int run_together(Machine& machine, unsigned count, int threads, const std::function<void()>& body) {
+  Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
+  now.body = &body;
+  now.warp_width = machine.warp_width;
+  place.grid = {count, 1, 1};
+  place.block_size = {static_cast<unsigned>(threads), 1, 1};
+  if (machine.written) machine.written->begin();
+  std::vector<Block> blocks(count);
+  for (unsigned i = 0; i < count; ++i)
+    prepare(blocks[i], {i, 0, 0}, threads, std::size_t{i} * static_cast<std::size_t>(threads));
+  begin_asynchronous(random.state, 0, threads);
+  const int warps = warps_of(threads), all = warps * static_cast<int>(count);
+  int left = threads * static_cast<int>(count), idle_warps = 0, warp = 0;
+  const auto block_of = [&](int w) -> Block& { return blocks[static_cast<std::size_t>(w / warps)]; };
+  while (left > 0) {
+    const Round round = run_warp(block_of(warp), warp % warps, random);
+    left -= round.ended;
+    if (round.ran) {
+      idle_warps = 0;
+      // Greedy by warps, and by blocks: some are far ahead of others.
+      const bool other_block = random() % 64 == 0;
+      if (!other_block && random() % 8 != 0) continue;
+      const int from = other_block ? 0 : warp / warps * warps, among = other_block ? all : warps;
+      warp = from + static_cast<int>(random() % static_cast<unsigned>(among));
+    } else if (++idle_warps <= all) {
+      warp = (warp + 1) % all;
+    } else {
+      return deadlock;
+    }
+  }
+  if (asynchronous_misused() || asynchronous_pending()) return misused;
+  const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
+  const auto all_ordered = [&](const Block& block) {
+    return std::all_of(block.fibers.begin(), block.fibers.end(), ordered);
+  };
+  return !machine.written || std::all_of(blocks.begin(), blocks.end(), all_ordered) ? ok : unordered;
 }
 
 bool fits(Index grid, int threads, std::size_t shared_bytes) {
@@ -253,8 +333,8 @@ int run(Machine& machine, Index grid, int threads, const std::function<void()>& 
         std::size_t shared_bytes) {
   if (!fits(grid, threads, shared_bytes)) return bad_launch;
   Random random{machine.seed * 0x2545f4914f6cdd1du + ++machine.launches};
-  block.body = &body;
-  block.warp_width = machine.warp_width;
+  now.body = &body;
+  now.warp_width = machine.warp_width;
   place.grid = grid;
   place.block_size = {static_cast<unsigned>(threads), 1, 1};
   if (start == Start::in_turn) machine.written->begin();
@@ -264,33 +344,55 @@ int run(Machine& machine, Index grid, int threads, const std::function<void()>& 
   const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z, first = random() % blocks;
   for (std::uint64_t i = 0; i < blocks; ++i) {
     const std::uint64_t index = (first + i) % blocks;
-    place.block = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
-                   static_cast<unsigned>(index / grid.x / grid.y)};
-    block.fibers.resize(static_cast<std::size_t>(threads));
-    for (std::size_t fiber = 0; fiber < block.fibers.size(); ++fiber) prepare(block.fibers[fiber], stacks.at(fiber));
-    for (Meeting& meeting : block.meetings) meeting.arrived = 0;
-    block.at_barrier = 0;
+    const Index at = {static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+                      static_cast<unsigned>(index / grid.x / grid.y)};
+    Block& block = lone_block;
+    prepare(block, at, threads, 0);
     begin_asynchronous(random.state, shared_bytes, threads);
-    if (const int error = run_block(random, early, i == 0)) return error;
+    if (const int error = run_block(block, random, early, i == 0)) return error;
     const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
     if (start != Start::alone && !std::all_of(block.fibers.begin(), block.fibers.end(), ordered)) return unordered;
   }
   return ok;
 }
 
+int launch_together(Machine& machine, unsigned blocks, int threads, std::function<void()> body) {
+  if (blocks < 1 || blocks > machine.resident_blocks || !fits({blocks}, threads, 0)) return bad_launch;
+  auto work = [&machine, blocks, threads, body = std::move(body)] {
+    return run_together(machine, blocks, threads, body);
+  };
+  if (!machine.later) return work();
+  machine.later(std::move(work));
+  machine.after_kernel = false;
+  return ok;
+}
+
 void sync_block() {
+  Block& block = *now.block;
   if (++block.at_barrier < static_cast<int>(block.fibers.size())) return wait();
   block.at_barrier = 0;
   for (Fiber& fiber : block.fibers) fiber.state = State::ready;
 }
 
 void after_former() {
-  block.fibers[static_cast<std::size_t>(block.current)].ordered = true;
-  if (block.early) wait(State::after_former);
+  running().ordered = true;
+  if (now.block->early) wait(State::after_former);
+}
+
+void poll() { wait(State::polling); }
+
+std::byte* block_memory(std::size_t bytes) {
+  std::vector<Sixteen>& memory = now.block->memory;
+  if (memory.empty()) {
+    memory.resize((bytes + sizeof(Sixteen) - 1) / sizeof(Sixteen));
+    std::memset(memory.data(), 0xff, memory.size() * sizeof(Sixteen));
+  }
+  return memory.data()->bytes;
 }
 
 void collective(void* mine, int lanes, void (*act)(void* const* all)) {
-  const int thread = block.current, first = thread / lanes * lanes;
+  Block& block = *now.block;
+  const int thread = now.thread, first = thread / lanes * lanes;
   Meeting& meeting = block.meetings[static_cast<std::size_t>(first / 32)];
   meeting.brought[static_cast<std::size_t>(thread - first)] = mine;
   if (++meeting.arrived < lanes) return wait();
@@ -300,6 +402,6 @@ void collective(void* mine, int lanes, void (*act)(void* const* all)) {
 }
 
 void sleep() { wait(); }
-void wake(int thread) { block.fibers[static_cast<std::size_t>(thread)].state = State::ready; }
+void wake(int thread) { now.block->fibers[static_cast<std::size_t>(thread)].state = State::ready; }
 
 }  // namespace llminfer::gpu::emulator

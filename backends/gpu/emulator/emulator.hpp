@@ -39,7 +39,8 @@ struct Machine {
   /// Null: each kernel begins when all before it have ended. Otherwise what launch() gets must call after_former(), and
   /// what follows another kernel may begin early.
   Written* written = nullptr;
-  bool after_kernel = false;  ///< whether the last that later() got was a kernel
+  bool after_kernel = false;     ///< whether the last that later() got was a kernel
+  unsigned resident_blocks = 3;  ///< that launch_together() takes
 };
 
 enum Error : int {
@@ -62,6 +63,10 @@ int run(Machine& machine, Index grid, int threads, const std::function<void()>& 
 /// The same when the machine gets to it. Errors of the body come then; bad_launch at once.
 int launch(Machine& machine, Index grid, int threads, std::function<void()> body, std::size_t shared_bytes = 0);
 
+/// The same for blocks that are all on the machine at once: a schedule changes between the threads of all of them, so
+/// that they may wait for each other (poll). Their shared memory is block_memory() alone. Begins in turn.
+int launch_together(Machine& machine, unsigned blocks, int threads, std::function<void()> body);
+
 /// The running thread's place. Valid inside of `body`.
 struct Place {
   Index thread, block, block_size, grid;
@@ -73,6 +78,13 @@ void sync_block();
 
 /// Comes back when the kernels before this one have ended.
 void after_former();
+
+/// Lets others run: the running thread has looked at memory that another is to change, and will look again. Where all
+/// threads wait or look, that is a deadlock.
+void poll();
+/// Memory of the running thread's block, which launch_together() has launched: the same `bytes` for all its threads,
+/// filled with 0xff at first, on a multiple of 16.
+std::byte* block_memory(std::size_t bytes);
 
 /// Waits until `lanes` consecutive threads (32 or 64) are here; the last of them calls `act` with what each of them
 /// brought, lane by lane. This is how shuffles and matrix instructions are emulated.

@@ -26,6 +26,7 @@ int add(void* stream, const AddArgs& args);
 int gather(void* stream, const GatherArgs& args);
 int combine(void* stream, const CombineArgs& args);
 int candidates(void* stream, const CandidatesArgs& args);
+int persistent(void* stream, const PersistentArgs& args);
 
 /// The kernels of this target.
 const KernelTable& kernel_table();

@@ -1,15 +1,12 @@
-// Linear layers of few rows (decode): a group of 32 lanes computes two output features for all rows. Bound by the
-// reading of weights: each lane reads eight columns at a time, so that a group's reads are consecutive. A single row is
-// read as floats and normed on the way: its factor is known at the end, and is one of the sum's.
+// Linear layers of few rows, and those of experts.
+#include "backends/gpu/kernels/linear_few.hpp"
+
 #include "backends/gpu/kernels/experts.hpp"
-#include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kFeatures = 2;  ///< per group of lanes, so that the activations are unpacked once for both
-constexpr int kBlockFeatures = kThreads / 32 * kFeatures;
 
 /// Of __launch_bounds__, by which registers are given out: blocks per multiprocessor, but for HIP waves per SIMD.
 #if defined(__HIP__)
@@ -20,146 +17,18 @@ template <int kRows>
 [[maybe_unused]] inline constexpr int kResident = 4;  // the emulator has no bounds
 #endif
 
-__device__ __forceinline__ void read_floats(const float* from, float* x) {
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const uint4 words = *reinterpret_cast<const uint4*>(from + i);
-    x[i] = bits_to_float(words.x);
-    x[i + 1] = bits_to_float(words.y);
-    x[i + 2] = bits_to_float(words.z);
-    x[i + 3] = bits_to_float(words.w);
-  }
-}
-
-/// Eight columns of LinearArgs::row, times the norm, and 0 past the end; their squares, without the norm, to `squares`.
-__device__ __forceinline__ void read_row(const LinearArgs& a, int chunk, float* x, float& squares) {
-  const int at = 8 * chunk;
-  float norm[8];
-  if (at + 8 <= a.width) {
-    read_floats(a.row + at, x);
-    if (a.norm) read_floats(a.norm + at, norm);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      x[i] = at + i < a.width ? a.row[at + i] : 0.0f;
-      norm[i] = a.norm && at + i < a.width ? a.norm[at + i] : 0.0f;
-    }
-  }
-  if (!a.norm) return;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    squares += x[i] * x[i];
-    x[i] *= norm[i];
-  }
-}
-
-/// sums[f][r] = in[r] * m[first + f]^T, in all lanes. What lies past the end is computed as the last one. `squares`
-/// gets those of a single row that this lane has read.
-template <Form kForm, int kRows>
-__device__ __forceinline__ void multiply(const LinearArgs& a, const MatrixArgs& m, int first, const float* table,
-                                         float (&sums)[kFeatures][kRows], float& squares) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int f = 0; f < kFeatures; ++f) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) sums[f][r] = 0.0f;
-  }
-  const int last = m.rows - 1;
-  // Reads under way at once; more would not fit the registers. g++ knows no such pragma.
-  [[maybe_unused]] constexpr int kTurns = kRows == 1 ? 2 : 1;
-#pragma unroll kTurns
-  for (int chunk = lane; chunk < m.cols / 8; chunk += 32) {
-    Eight w[kFeatures];
-#pragma unroll
-    for (int f = 0; f < kFeatures; ++f) w[f] = decode<kForm>(m, first + f < last ? first + f : last, chunk, table);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float x[8], all = 0.0f;
-      if constexpr (kRows == 1) {
-        read_row(a, chunk, x, squares);
-      } else {
-        const int64_t row = r < a.rows ? r : a.rows - 1;
-        unpack_halves(reinterpret_cast<const uint4*>(a.in)[row * (m.cols / 8) + chunk], x);
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) all += x[i];
-#pragma unroll
-      for (int f = 0; f < kFeatures; ++f) {
-        float dot = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) dot += w[f].value[i] * x[i];
-        sums[f][r] += w[f].scale * dot - w[f].offset * all;
-      }
-    }
-  }
-#pragma unroll
-  for (int f = 0; f < kFeatures; ++f) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) sums[f][r] = sum_of_lanes(sums[f][r]);
-  }
-}
-
-/// The first of the output features of the thread's group of lanes.
-__device__ __forceinline__ int first_feature(int block) {
-  return block * kBlockFeatures + static_cast<int>(threadIdx.x) / 32 * kFeatures;
-}
-
-/// A block's output features.
-template <Form kForm, int kRows>
-__device__ __forceinline__ void compute(const LinearArgs& a, int block, const float* table) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, first = first_feature(block);
-  if (first >= a.weight.rows) return;
-  float sums[kFeatures][kRows], ups[kFeatures][kRows], squares = 0.0f, again = 0.0f;
-  multiply<kForm, kRows>(a, a.weight, first, table, sums, squares);
-  if (a.up.rows > 0) multiply<kForm, kRows>(a, a.up, first, table, ups, again);
-  float factor = 1.0f;
-  if (kRows == 1 && a.norm) factor = 1.0f / sqrtf(sum_of_lanes(squares) / static_cast<float>(a.width) + a.epsilon);
-    // Every lane has all sums; lane r finishes row r.
-#pragma unroll
-  for (int f = 0; f < kFeatures; ++f) {
-    const int feature = first + f;
-    if (feature >= a.weight.rows) break;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= a.rows || lane != r) continue;
-      const float scale = kRows == 1 ? factor : a.in_scales[r];
-      float value = sums[f][r] * scale * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
-      if (a.up.rows > 0) {
-        const float up = ups[f][r] * scale * a.up.factors[feature] + (a.up_bias ? a.up_bias[feature] : 0.0f);
-        value = gated(a.activation, value, up);
-      }
-      if (a.residual.data) value += a.residual.data[r * a.residual.stride + feature];
-      a.out.data[r * a.out.stride + feature] = value;
-    }
-  }
-}
-
-__host__ __device__ __forceinline__ int blocks_of(int features) {
-  return (features + kBlockFeatures - 1) / kBlockFeatures;
-}
-
 template <Form kForm, int kRows>
 __global__ void __launch_bounds__(kThreads, kResident<kRows>) linear_few_kernel(LayersArgs all) {
   __shared__ float table[16];
-  int layer = 0, block = static_cast<int>(blockIdx.x);
-  while (layer + 1 < all.count && block >= blocks_of(all.layers[layer].weight.rows)) {
-    block -= blocks_of(all.layers[layer++].weight.rows);
-  }
-  const LinearArgs& a = all.layers[layer];
+  int block = static_cast<int>(blockIdx.x);
+  const LinearArgs& a = take_layer<kThreads>(all, block);
   if constexpr (kForm == Form::table4) {
     if (threadIdx.x < 16) table[threadIdx.x] = a.weight.table[threadIdx.x];
     __syncthreads();
   }
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, first = first_feature(block);
-  if (kRows == 1 && a.norm && block == 0) {
-    for (int i = thread * kLineFloats; i < a.width; i += kThreads * kLineFloats) prefetch(a.norm + i);
-  }
-  for (int f = first; f < first + kFeatures && f < a.weight.rows; ++f) {
-    prefetch_row<kForm>(a.weight, f, lane);
-    if (a.up.rows > 0) prefetch_row<kForm>(a.up, f, lane);
-  }
+  prefetch_layer<kForm, kRows, kThreads>(a, block);
   after_former();
-  compute<kForm, kRows>(a, block, table);
+  compute_features<kForm, kRows, kThreads>(a, block, table);
 }
 
 template <Form kForm, int kRows>
@@ -168,14 +37,13 @@ __global__ void __launch_bounds__(kThreads, kResident<kRows>) experts_few_kernel
   __shared__ float table[16];
   after_former();
   if (!take_tile<kForm>(a, layer, table)) return;
-  compute<kForm, kRows>(layer, static_cast<int>(blockIdx.y), table);
+  compute_features<kForm, kRows, kThreads>(layer, static_cast<int>(blockIdx.y), table);
 }
 
 }  // namespace
 
 int linear_few(void* stream, const LayersArgs& args) {
-  Grid grid{0};
-  for (int i = 0; i < args.count; ++i) grid.x += static_cast<unsigned>(blocks_of(args.layers[i].weight.rows));
+  const Grid grid{static_cast<unsigned>(blocks_of<kThreads>(args))};
   const int rows = args.layers[0].rows;
   return with_form(args.layers[0].weight.form, [&]<Form kForm>() {
     if (rows == 1) return launch(stream, grid, kThreads, linear_few_kernel<kForm, 1>, args);
@@ -184,7 +52,8 @@ int linear_few(void* stream, const LayersArgs& args) {
   });
 }
 int experts_few(void* stream, const ExpertsArgs& args) {
-  const Grid grid{static_cast<unsigned>(args.tile_count), static_cast<unsigned>(blocks_of(args.features))};
+  const Grid grid{static_cast<unsigned>(args.tile_count),
+                  static_cast<unsigned>(blocks_of_features<kThreads>(args.features))};
   return with_form(args.form, [&]<Form kForm>() {
     if (args.tile_rows == 1) return launch(stream, grid, kThreads, experts_few_kernel<kForm, 1>, args);
     return launch(stream, grid, kThreads, experts_few_kernel<kForm, kFewExpertRows>, args);

@@ -139,7 +139,8 @@ int launch(void* stream, Grid grid, int threads, void (*kernel)(Args), const Arg
                                  static_cast<unsigned>(threads),
                                  shared_bytes,
                                  &args,
-                                 sizeof(Args)});
+                                 sizeof(Args),
+                                 false});
 }
 #endif
 

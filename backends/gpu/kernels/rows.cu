@@ -1,150 +1,51 @@
-// Kernels that go over rows: lookup, norm and preparation of activations, angles, rotation, sums. One block per row
-// where a row is reduced, one thread per element elsewhere.
-#include "backends/gpu/kernels/kernels.hpp"
+// Kernels that go over rows.
+#include "backends/gpu/kernels/rows.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
-constexpr int kThreads = 256;
-
 template <Form kForm>
-__global__ void __launch_bounds__(kThreads) embed_kernel(EmbedArgs a) {
+__global__ void __launch_bounds__(kRowThreads) embed_kernel(EmbedArgs a) {
   after_former();
-  const int row = static_cast<int>(blockIdx.x), token = a.tokens[row];
-  float* out = a.out.data + row * a.out.stride;
-  if (token < 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < a.width; i += kThreads) {
-      out[i] = a.embeddings[static_cast<int64_t>(row) * a.width + i];
-    }
-    return;
-  }
-  const float factor = a.table.factors[token];
-  for (int chunk = static_cast<int>(threadIdx.x); chunk * 8 < a.width; chunk += kThreads) {
-    const Eight e = decode<kForm>(a.table, token, chunk, a.table.table);
-    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i)
-      out[chunk * 8 + i] = (e.value[i] * e.scale - e.offset) * factor;
-  }
+  embed_block<kForm>(a, static_cast<int>(blockIdx.x));
 }
 
-/// One value rounded as InputQuantization says; `most` is the largest magnitude of those that share its scale.
-__device__ float round_input(const RoundingArgs& r, float x, float most) {
-  if (!finite(most)) return bits_to_float(0x7fc00000u);
-  if (r.dynamic && most < 0x1p-126f) return 0.0f;
-  const float scale = !r.dynamic ? r.scale : most / (r.kind == 1 ? 127.5f : 448.0f), zero = r.dynamic ? 0.0f : r.zero;
-  if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
-  float code = rint(x / scale) + zero;
-  code = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
-  return scale * (code - zero);
-}
-
-__global__ void __launch_bounds__(kThreads) prepare_kernel(PrepareArgs a) {
-  __shared__ float shared[kThreads / 32];
-  const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+__global__ void __launch_bounds__(kRowThreads) prepare_kernel(PrepareArgs a) {
+  __shared__ float shared[kRowThreads / 32];
+  const int thread = static_cast<int>(threadIdx.x);
   if (a.norm && thread * kLineFloats < a.width) prefetch(a.norm + thread * kLineFloats);
   after_former();
-  const int expert = a.expert_of ? a.expert_of[row] : 0;
-  if (expert < 0) return;
-  const RoundingArgs rounding = a.expert_of ? a.experts[expert].rounding : a.rounding;
-  const float* in = a.in.data + (a.indices ? a.indices[row] : row) * a.in.stride;
-  float factor = 1.0f;
-  if (a.norm) {
-    float squares = 0.0f;
-    for (int i = thread; i < a.width; i += kThreads) squares += in[i] * in[i];
-    squares = sum_of_block<kThreads>(squares, shared);
-    factor = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.epsilon);
-  }
-  const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
-  float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
-  if (rounding.kind != 0) {
-    // 32 lanes per group of values that share a scale; a scale for all of them takes the whole block.
-    if (rounding.dynamic && rounding.group > 0) {
-      for (int begin = thread / 32 * rounding.group; begin < a.width; begin += kThreads / 32 * rounding.group) {
-        const int end = begin + rounding.group < a.width ? begin + rounding.group : a.width;
-        float most = 0.0f;
-        for (int i = begin + thread % 32; i < end; i += 32) {
-          most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
-        }
-        most = largest_of_lanes(most);
-        for (int i = begin + thread % 32; i < end; i += 32) out[i] = round_input(rounding, normed(i), most);
-      }
-    } else {
-      float most = 0.0f;
-      for (int i = thread; i < a.width; i += kThreads) {
-        most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
-      }
-      most = largest_of_block<kThreads>(most, shared);
-      for (int i = thread; i < a.width; i += kThreads) out[i] = round_input(rounding, normed(i), most);
-    }
-    __syncthreads();
-  } else if (out) {
-    for (int i = thread; i < a.width; i += kThreads) out[i] = normed(i);
-  }
-  if (!a.halves) return;
-  const auto value = [&](int i) { return rounding.kind != 0 ? out[i] : normed(i); };
-  float most = 0.0f;
-  for (int i = thread; i < a.width; i += kThreads) most = largest(most, absolute(value(i)));
-  most = largest_of_block<kThreads>(most, shared);
-  // Magnitudes below 2^15, so that next to nothing is subnormal: MI200's matrix units take that for zero. Infinities
-  // and NaN stay what they are.
-  const int exponent = most < 0x1p-100f || !finite(most) ? 0 : exponent_of(most) - 14;
-  const float down = power_of_two(-exponent);
-  uint16_t* halves = a.halves + static_cast<int64_t>(row) * a.padded;
-  for (int i = thread; i < a.padded; i += kThreads)
-    halves[i] = i < a.width ? float_to_half(value(i) * down) : uint16_t{0};
-  if (thread == 0) a.scales[row] = power_of_two(exponent);
+  prepare_block(a, static_cast<int>(blockIdx.x), shared);
 }
 
-__global__ void __launch_bounds__(kThreads) angles_kernel(AnglesArgs a) {
+__global__ void __launch_bounds__(kRowThreads) angles_kernel(AnglesArgs a) {
   after_former();
-  const int item = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (item >= a.rows * a.pairs) return;
-  const int row = item / a.pairs, pair = item % a.pairs;
-  // Turns are taken off in double precision: positions reach a million.
-  const double angle = static_cast<double>(a.positions[row]) * static_cast<double>(a.frequencies[pair]);
-  const float rest = static_cast<float>(angle - 6.283185307179586 * rint(angle * 0.15915494309189535));
-  float* out = a.angles + static_cast<int64_t>(row) * 2 * a.pairs;
-  out[pair] = cosf(rest) * a.magnitude;
-  out[a.pairs + pair] = sinf(rest) * a.magnitude;
+  angles_block(a, static_cast<int>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs a) {
+__global__ void __launch_bounds__(kRowThreads) rotate_kernel(RotateArgs a) {
   after_former();
-  const int width = a.heads * a.head_dim;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= static_cast<int64_t>(a.rows) * width) return;
-  const int row = static_cast<int>(item / width), i = static_cast<int>(item % width),
-            begin = i / a.head_dim * a.head_dim;
-  a.out.data[row * a.out.stride + i] = rotated(a.rope, row, a.in.data + row * a.in.stride + begin, i - begin);
+  rotate_block(a, static_cast<int>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kThreads) glu_kernel(GluArgs a) {
+__global__ void __launch_bounds__(kRowThreads) glu_kernel(GluArgs a) {
   after_former();
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= static_cast<int64_t>(a.rows) * a.width) return;
-  const int64_t row = item / a.width, i = item % a.width;
-  a.out.data[row * a.out.stride + i] =
-      gated(a.activation, a.gate.data[row * a.gate.stride + i], a.up.data[row * a.up.stride + i]);
+  glu_block(a, static_cast<int>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kThreads) add_kernel(AddArgs a) {
+__global__ void __launch_bounds__(kRowThreads) add_kernel(AddArgs a) {
   after_former();
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= static_cast<int64_t>(a.rows) * a.width) return;
-  const int64_t row = item / a.width, i = item % a.width;
-  a.out.data[row * a.out.stride + i] = a.a.data[row * a.a.stride + i] + a.b.data[row * a.b.stride + i];
+  add_block(a, static_cast<int>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kThreads) gather_kernel(GatherArgs a) {
+__global__ void __launch_bounds__(kRowThreads) gather_kernel(GatherArgs a) {
   after_former();
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= static_cast<int64_t>(a.count) * a.width) return;
-  const int64_t row = item / a.width, i = item % a.width;
-  a.out.data[row * a.out.stride + i] = a.in.data[(a.indices ? a.indices[row] : row) * a.in.stride + i];
+  gather_block(a, static_cast<int>(blockIdx.x));
 }
 
-__global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
+__global__ void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs a) {
   after_former();
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t item = item_of(static_cast<int>(blockIdx.x));
   if (item >= static_cast<int64_t>(a.rows) * a.width) return;
   const int64_t row = item / a.width, i = item % a.width;
   float sum = 0.0f;
@@ -158,35 +59,35 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
   a.out.data[row * a.out.stride + i] = sum;
 }
 
-Grid blocks_of(int64_t items) { return {static_cast<unsigned>((items + kThreads - 1) / kThreads)}; }
+Grid grid_of(int blocks) { return {static_cast<unsigned>(blocks)}; }
 
 }  // namespace
 
 int embed(void* stream, const EmbedArgs& args) {
   return with_form(args.table.form, [&]<Form kForm>() {
-    return launch(stream, {static_cast<unsigned>(args.rows)}, kThreads, embed_kernel<kForm>, args);
+    return launch(stream, grid_of(blocks_of(args)), kRowThreads, embed_kernel<kForm>, args);
   });
 }
 int prepare(void* stream, const PrepareArgs& args) {
-  return launch(stream, {static_cast<unsigned>(args.rows)}, kThreads, prepare_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, prepare_kernel, args);
 }
 int angles(void* stream, const AnglesArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.rows} * args.pairs), kThreads, angles_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, angles_kernel, args);
 }
 int rotate(void* stream, const RotateArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.rows} * args.heads * args.head_dim), kThreads, rotate_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, rotate_kernel, args);
 }
 int glu(void* stream, const GluArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, glu_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, glu_kernel, args);
 }
 int add(void* stream, const AddArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, add_kernel, args);
-}
-int combine(void* stream, const CombineArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.rows} * args.width), kThreads, combine_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, add_kernel, args);
 }
 int gather(void* stream, const GatherArgs& args) {
-  return launch(stream, blocks_of(int64_t{args.count} * args.width), kThreads, gather_kernel, args);
+  return launch(stream, grid_of(blocks_of(args)), kRowThreads, gather_kernel, args);
+}
+int combine(void* stream, const CombineArgs& args) {
+  return launch(stream, grid_of(blocks_of_items(int64_t{args.rows} * args.width)), kRowThreads, combine_kernel, args);
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

@@ -40,7 +40,7 @@ const KernelTable& kernel_table() {
   static constexpr KernelTable table = {probe,         embed,  prepare,    linear_few,  linear_many,  kLinearWarpgroups,
                                         kLinearStages, route,  sort_pairs, experts_few, experts_many, angles,
                                         rotate,        store,  seal,       attend,      attend_tiles, glu,
-                                        add,           gather, combine,    candidates};
+                                        add,           gather, combine,    candidates,  persistent};
   return table;
 }
 
