@@ -2,6 +2,7 @@
 // arXiv:2306.00978) in the layouts of AutoAWQ; both also in the layout of Marlin.
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "load/packing.hpp"
@@ -19,7 +20,46 @@ struct Scheme {
   std::int64_t bits = 4, group_size = 128;
   bool symmetric = false;
   bool varies = false;  ///< settings per layer ("dynamic"): bits and groups are those that the tensors show
+  std::vector<std::int64_t> layer_group_sizes;  ///< those that settings per layer name
 };
+
+/// Settings per layer are objects by the layers' names or patterns of them; null or none: no layer has its own.
+Result<void> read_layer_settings(const core::Json* layers, const char* key, Scheme& scheme) {
+  if (!layers || layers->is_null()) return {};
+  if (!layers->is_object()) return fail(ErrorCode::corrupt, kPlace, ": \"", key, "\" is no object");
+  for (const auto& [name, settings] : layers->object()) {
+    scheme.varies = true;
+    if (!settings.is_object() || !settings.find("group_size")) continue;
+    const std::int64_t size = LLMINFER_TRY(setting_int(settings, "group_size", 128, kPlace));
+    if (size != -1 && (size < 1 || size > 1 << 30)) {
+      return fail(ErrorCode::corrupt, kPlace, ": \"group_size\" of \"", name, "\" is ", size,
+                  ", expected -1 (one group) or a positive number");
+    }
+    scheme.layer_group_sizes.push_back(size);
+  }
+  return {};
+}
+
+/// The one size among the settings' that makes as many groups as there are. Columns over groups would do only where
+/// the last group is whole.
+Result<std::int64_t> group_size_of(const Scheme& scheme, const AffineLayer& layer) {
+  std::int64_t found = 0;
+  const auto consider = [&](std::int64_t size) -> Result<void> {
+    if (size == -1) size = layer.cols;
+    if ((layer.cols + size - 1) / size != layer.groups || size == found) return {};
+    if (found) {
+      return fail(ErrorCode::unsupported, "tensor ", layer.scales.name, ": its ", layer.groups, " groups of ",
+                  layer.cols, " columns may have ", found, " or ", size, " by ", kPlace);
+    }
+    found = size;
+    return {};
+  };
+  LLMINFER_TRY(consider(scheme.group_size));
+  for (const std::int64_t size : scheme.layer_group_sizes) LLMINFER_TRY(consider(size));
+  if (found) return found;
+  return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.groups, " groups for ", layer.cols,
+              " columns, which no \"group_size\" of ", kPlace, " makes");
+}
 
 Result<Scheme> read_scheme(const core::Json& settings, const char* bits_key, const char* group_key) {
   Scheme scheme;
@@ -74,9 +114,12 @@ Result<void> add_gptq_layer(const std::string& prefix, const Scheme& scheme, boo
     return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.groups, " groups for ", layer.cols,
                 " columns");
   }
-  if (!scheme.varies) LLMINFER_TRY(check_groups(layer.scales.name, layer, scheme.group_size));
-  layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
-  if (scheme.varies) layer.group_size = (layer.cols + layer.groups - 1) / layer.groups;
+  if (scheme.varies) {
+    layer.group_size = LLMINFER_TRY(group_size_of(scheme, layer));
+  } else {
+    LLMINFER_TRY(check_groups(layer.scales.name, layer, scheme.group_size));
+    layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  }
   if (layers.find(prefix + ".g_idx")) {
     const TensorInfo index = LLMINFER_TRY(layers.need(prefix + ".g_idx", {i32}, {layer.cols}));
     layer.group_of = LLMINFER_TRY(read_group_index(layers.checkpoint(), index, layer.groups));
@@ -188,8 +231,7 @@ Result<void> add_all_awq(const Scheme& scheme, bool gemv, Layers& layers) {
 Result<void> add_gptq(const core::Json& settings, Layers& layers) {
   Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
   scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", false, kPlace));
-  const core::Json* dynamic = settings.find("dynamic");
-  scheme.varies = dynamic && !dynamic->is_null();
+  LLMINFER_TRY(read_layer_settings(settings.find("dynamic"), "dynamic", scheme));
   std::string format = LLMINFER_TRY(setting_text(settings, "checkpoint_format", "", kPlace));
   if (format.empty()) format = LLMINFER_TRY(setting_text(settings, "format", "gptq", kPlace));
   if (LLMINFER_TRY(setting_flag(settings, "is_marlin_format", false, kPlace))) format = "marlin";
@@ -226,8 +268,7 @@ Result<void> add_awq(const core::Json& settings, Layers& layers) {
 Result<void> add_auto_round(const core::Json& settings, Layers& layers) {
   Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
   scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", true, kPlace));
-  const core::Json* extra = settings.find("extra_config");
-  scheme.varies = extra && extra->is_object() && extra->size() > 0;
+  LLMINFER_TRY(read_layer_settings(settings.find("extra_config"), "extra_config", scheme));
   const std::string data_type = LLMINFER_TRY(setting_text(settings, "data_type", "int", kPlace));
   const std::int64_t inputs = LLMINFER_TRY(setting_int(settings, "act_bits", 16, kPlace));
   if (data_type != "int" || inputs < 16) {

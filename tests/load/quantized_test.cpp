@@ -59,6 +59,28 @@ TEST_CASE("GPTQ: values, permutations and odd groups") {
     layer.settings = "null";
     CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
   }
+  SECTION("groups of a layer's own settings, the last one shorter") {
+    const std::string start = R"({"quant_method": "gptq", "bits": 4, "group_size": 16, "dynamic": )";
+    layer.settings = start + R"({"+:x": {"group_size": 24}, "-:.*y": {}}})";
+    std::vector<float> scales(24, 0.5f);
+    for (std::size_t i = 8; i < 24; ++i) scales[i] = i < 16 ? 1.0f : 2.0f;
+    layer.tensors["x.scales"] = {"F32", {3, 8}, bytes_of(scales)};
+    layer.tensors["x.qzeros"] = words({3, 1}, 0x22222222);
+    const auto values = layer.values();
+    REQUIRE(values.size() == 8 * 64);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t column = i % 64;
+      CHECK(values[i] == (column < 24 ? 2.0f : column < 48 ? 4.0f : 8.0f));
+    }
+    layer.settings = start + R"({"+:x": {"group_size": 24}, "+:y": {"group_size": 30}}})";
+    layer.expect(ErrorCode::unsupported, "24 or 30");
+    layer.settings = start + R"({"+:x": {"group_size": 40}}})";
+    layer.expect(ErrorCode::corrupt, "x.scales");
+    layer.settings = start + R"({"+:x": {"group_size": 0}}})";
+    layer.expect(ErrorCode::corrupt, "+:x");
+    layer.settings = start + "3}";
+    layer.expect(ErrorCode::corrupt, "dynamic");
+  }
 }
 
 TEST_CASE("GPTQ: what is refused") {
