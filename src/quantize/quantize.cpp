@@ -94,15 +94,17 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   result.output_bytes = static_cast<std::int64_t>(layout.tensor_bytes);
   result.tensors = layout.tensors;
   result.parameters = source.program.parameter_count();
+  Progress progress(options, result.parameters);
   std::set<std::pair<std::uint32_t, std::uint64_t>> read;
   for (const q::Job& job : layout.jobs) {
     const bool first =
         read.emplace(job.tensor->source, job.tensor->offset).second;  // two may be made of the same bytes
     if (first) result.input_bytes += static_cast<std::int64_t>(job.tensor->bytes);
-    if (file->is_done(job.tensor->name)) result.tensors_resumed += job.tensors();
+    if (!file->is_done(job.tensor->name)) continue;
+    result.tensors_resumed += job.tensors();
+    progress.add(job.tensor->rows * job.tensor->cols);
   }
   q::Writer writer(source.checkpoint, options, *file, *team);
-  Progress progress(options, result.parameters);
   const std::string state = path + ".calibration";
   const auto mark = [&](const q::Job& job) -> Result<void> {
     progress.add(job.tensor->rows * job.tensor->cols);

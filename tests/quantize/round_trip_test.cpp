@@ -188,7 +188,11 @@ TEST_CASE("a run that was ended goes on") {
   quantize_model(input, temp / "whole", options).value();
 
   int calls = 0;
-  options.on_progress = [&](std::string_view, float) { return ++calls < 10; };
+  float reached = 0;
+  options.on_progress = [&](std::string_view, float fraction) {
+    reached = fraction;
+    return ++calls < 10;
+  };
   const auto ended = quantize_model(input, temp / "pieces", options);
   REQUIRE_FALSE(ended);
   CHECK(ended.error().code == ErrorCode::cancelled);
@@ -196,8 +200,15 @@ TEST_CASE("a run that was ended goes on") {
   CHECK_FALSE(std::filesystem::exists(temp / "pieces/model.safetensors"));
 
   std::ofstream(temp / "pieces/model.safetensors.journal", std::ios::app) << "model.layers.2.mlp.down_pr";  // cut off
-  options.on_progress = {};
+  std::vector<float> fractions;
+  options.on_progress = [&](std::string_view, float fraction) {
+    fractions.push_back(fraction);
+    return true;
+  };
   const auto resumed = quantize_model(input, temp / "pieces", options).value();
+  REQUIRE_FALSE(fractions.empty());
+  CHECK(fractions.front() >= reached);
+  CHECK(fractions.back() == Approx(1.0f));
   CHECK(resumed.tensors_resumed >= 10);
   CHECK(resumed.tensors_resumed < resumed.tensors);
   const auto bytes = [&](const std::string& path) {
