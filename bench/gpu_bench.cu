@@ -293,7 +293,8 @@ int main(int argc, char** argv) try {
     report(overlap ? "nearly empty kernel" : "nearly empty kernel that begins when the former one has ended",
            1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream(), probe); }), "us", 0);
   }
-  if (device->info().resident_blocks > 0) report("nearly empty step of a kernel of many", 1e6 * seconds_of_step(device), "us", 0);
+  if (device->info().resident_blocks > 0)
+    report("nearly empty step of a kernel of many", 1e6 * seconds_of_step(device), "us", 0);
   double warpgroup_peak = 0;
   if (device->info().warpgroups) {
     const int groups = device->info().units * 4;

@@ -90,8 +90,9 @@ TEST_CASE("gpt-oss on the GPU: sinks, windows, experts in MXFP4 with biases, cla
 
 TEST_CASE("Every tiny model, each kind of machine in turn", "[.slow]") {
   std::size_t turn = 0;
-  for (const char* model : {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window",
-                            "qwen2", "qwen2-window", "qwen3", "gpt-oss", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe"}) {
+  for (const char* model :
+       {"tiny-bf16", "llama3-rope", "linear-rope", "yarn-rope", "llama-biases", "mistral-window", "qwen2",
+        "qwen2-window", "qwen3", "gpt-oss", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe"}) {
     const std::vector<Machine> all = machines(turn + 1);
     for (const bool batch_invariant : {false, true}) {
       const Machine& machine = all[(turn + batch_invariant) % all.size()];
