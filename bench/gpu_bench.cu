@@ -126,7 +126,7 @@ void report(const std::string& what, double value, const char* unit, double ceil
 
 /// A weight of random codes; those of halves are kept finite.
 std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows, std::int64_t cols,
-                                              const std::shared_ptr<Device>& device, Buffer& staging) {
+                                              gpu::Staging& staging) {
   const WeightTypeInfo info = weight_type_info(type);
   std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols / info.block_values * info.block_bytes));
   std::mt19937 random(1);
@@ -134,7 +134,7 @@ std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows
     const std::uint32_t word = random() & 0x3fff3fffu;
     std::memcpy(&bytes[i], &word, 4);
   }
-  return gpu::GpuWeight::make({"random", type, rows, cols, bytes, nullptr}, device, staging).value();
+  return gpu::GpuWeight::make({"random", type, rows, cols, bytes, nullptr}, staging).value();
 }
 
 struct Linear {
@@ -145,7 +145,7 @@ struct Linear {
 
 /// `peak` is that of mma.sync, `warpgroup_peak` that of wgmma, 0 where there is none.
 void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak, double warpgroup_peak) {
-  Buffer staging;
+  const auto staging = gpu::Staging::make(device, 0).value();
   for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336, true},
                               Linear{"1B gate", 8192, 2048}}) {
     for (const WeightType type :
@@ -154,7 +154,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       std::vector<std::unique_ptr<gpu::GpuWeight>> copies;
       std::int64_t bytes = 0;
       while (bytes < std::int64_t{300} << 20) {
-        copies.push_back(random_weight(type, shape.rows, shape.cols, device, staging));
+        copies.push_back(random_weight(type, shape.rows, shape.cols, *staging));
         bytes += copies.back()->bytes();
       }
       const int most = 2048;

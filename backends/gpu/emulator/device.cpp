@@ -84,7 +84,10 @@ class EmulatedDevice final : public Device {
     });
     return {};
   }
-  Result<void> wait(Stream stream) override { return settled(streams_.wait(static_cast<int>(stream)), stream); }
+  Result<void> wait(Stream stream) override {
+    ++counts_.waits;
+    return settled(streams_.wait(static_cast<int>(stream)), stream);
+  }
   Result<void*> make_event() override { return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>())); }
   void release_event(void* event) noexcept override { delete static_cast<Mark*>(event); }
   Result<void> record(void* event, Stream stream) override {
@@ -98,6 +101,7 @@ class EmulatedDevice final : public Device {
     return {};
   }
   Result<bool> reached(void* event) override { return streams_.reached(**static_cast<Mark*>(event)); }
+  Result<void> wait_for_event(void* event) override { return outcome(streams_.wait(**static_cast<Mark*>(event))); }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     auto graph = std::make_unique<Nodes>();
     graph->machine = machine_;

@@ -36,6 +36,7 @@ struct EmulatedCounts {
   std::int64_t graphs = 0;          ///< that exist
   std::int64_t graphs_made = 0;     ///< ever
   std::int64_t graph_launches = 0;  ///< that succeeded
+  std::int64_t waits = 0;           ///< of the host for all that a stream has
 };
 /// Of a device that make_emulated_device made.
 const EmulatedCounts& emulated_counts(const Device& device);
