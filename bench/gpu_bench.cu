@@ -118,9 +118,12 @@ double seconds_of_step(const std::shared_ptr<Device>& device) {
   return seconds(*device, [&] { return device->kernels().persistent(device->stream(), args); }) / kSteps;
 }
 
-void report(const std::string& what, double value, const char* unit, double ceiling) {
-  std::printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"share\":%.4f}\n", what.c_str(), value, unit,
+/// `took`: seconds.
+void report(const std::string& what, double value, const char* unit, double ceiling, double took = 0) {
+  std::printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"share\":%.4f", what.c_str(), value, unit,
               ceiling > 0 ? value / ceiling : 0.0);
+  if (took > 0) std::printf(",\"us\":%.6g", took * 1e6);
+  std::printf("}\n");
   std::fflush(stdout);
 }
 
@@ -207,7 +210,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
             return launch(device->stream(), args);
           });
           if (rows <= 32) {
-            report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
+            report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9, took);
           } else {
             report(what, products / took * 1e-12, "TFLOP/s", its_peak * 1e-12);
           }
