@@ -30,6 +30,10 @@ template <int V>
   return c;
 }
 
+/// Into the second-level cache. A first-level cache waits for so few lines at a time that a thread would read slower
+/// than memory gives; the lines come from the second level soon enough.
+[[gnu::always_inline]] inline void prefetch(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+
 /// What is prefetched meanwhile: bytes from a code to another, and from a scale or minimum to another.
 struct Ahead {
   std::int64_t codes, scales;
@@ -48,8 +52,8 @@ struct PanelReader {
   Floats super_scale[V], super_minimum[V];
 
   [[gnu::always_inline]] PanelReader(const PackedWeightView& w, const Columns<V>& from, std::int64_t first_group,
-                                     Ahead prefetch)
-      : layout(w.layout), columns(from), ahead(prefetch), group(first_group) {
+                                     Ahead next)
+      : layout(w.layout), columns(from), ahead(next), group(first_group) {
     if constexpr (s.table) table = load_table(w.table);
     for (int v = 0; v < V; ++v) {
       codes[v] = columns.panel[v] + group * layout.code_bytes + (s.sparse ? 0 : columns.lane[v] * 4);
@@ -63,10 +67,10 @@ struct PanelReader {
       for (int v = 0; v < V; ++v) {
         const std::uint8_t* const at = columns.panel[v] + (group / kSuperGroups * kPanelRows + columns.lane[v]) * 2;
         super_scale[v] = load_halves(at + layout.super_scale);
-        __builtin_prefetch(at + layout.super_scale + ahead.scales);
+        prefetch(at + layout.super_scale + ahead.scales);
         if constexpr (s.minimum) {
           super_minimum[v] = load_halves(at + layout.super_minimum);
-          __builtin_prefetch(at + layout.super_minimum + ahead.scales);
+          prefetch(at + layout.super_minimum + ahead.scales);
         }
       }
     }
@@ -100,10 +104,10 @@ struct PanelReader {
       constexpr int kLines = (kGroupLines * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
       const int first = lane_of(v) / kLanes * kLines;
       const std::uint8_t* const line = codes[v] + ahead.codes;
-      for (int i = first; i < first + kLines; ++i) __builtin_prefetch(line + i * 64);
+      for (int i = first; i < first + kLines; ++i) prefetch(line + i * 64);
       const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;
-      __builtin_prefetch(scales + layout.scale);
-      if constexpr (s.minimum && s.scale != PanelScale::f32) __builtin_prefetch(scales + layout.minimum);
+      prefetch(scales + layout.scale);
+      if constexpr (s.minimum && s.scale != PanelScale::f32) prefetch(scales + layout.minimum);
       codes[v] += layout.code_bytes;
     }
     ++group;
