@@ -47,7 +47,7 @@ struct alignas(32) QuantizedGroup {
   float scaled_half_sum[2];  ///< the same of values 0-15 and 16-31
   std::int32_t minus_sum;    ///< -sum(code)
   std::int32_t minus_half_sum[2];
-  std::int32_t unused;
+  float high_scale;  ///< 256 * scale: that of high bytes alone
 };
 static_assert(sizeof(QuantizedGroup) == 96);
 
@@ -71,8 +71,8 @@ struct alignas(32) ByteRow {
 };
 static_assert(sizeof(ByteRow) == 32);
 
-/// Scratch that a level needs to unpack kSuperGroups groups of a tile's panels.
-inline constexpr std::int64_t kSliceBytes = 20480;
+/// Scratch that a level needs to unpack once or twice kSuperGroups groups of a tile's panels.
+inline constexpr std::int64_t kSliceBytes = 24576;
 
 /// How scales lie in a panel, always [group][16 rows]. Scales of one level may be shared by 2^PanelLayout::scale_shift
 /// groups of 32, and are stored once.

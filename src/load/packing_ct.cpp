@@ -1,9 +1,11 @@
 // compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized,
 // marlin-24, and masks of elements that are not zero.
-// A layer's scheme is the one of config_groups that its tensors fit.
+// A layer's scheme is the one of config_groups whose "targets" name it; its tensors must fit it.
+#include <optional>
 #include <utility>
 
 #include "core/error.hpp"
+#include "load/module_list.hpp"
 #include "load/packing.hpp"
 
 namespace llminfer::load {
@@ -26,11 +28,12 @@ struct Scheme {
   bool integers = true, symmetric = true;
   InputQuantization input;  ///< of static inputs all but the numbers
   bool unknown_input = false;
-  friend bool same_numbers(const Scheme& a, const Scheme& b) {
-    return a.format == b.format && a.bits == b.bits && a.group_size == b.group_size && a.block_rows == b.block_rows &&
-           a.block_cols == b.block_cols && a.strategy == b.strategy && a.integers == b.integers &&
-           a.symmetric == b.symmetric && a.input == b.input && a.unknown_input == b.unknown_input;
-  }
+};
+
+struct Schemes {
+  std::vector<Scheme> all;  ///< of config_groups
+  ModuleList targets;       ///< of which stand for their indices
+  ModuleList ignore;
 };
 
 /// Inputs of NVFP4 and MXFP4 stay as precise as they are, like ModelOpt's.
@@ -96,7 +99,7 @@ Result<Scheme> read_scheme(const std::string& name, const Json& json, const std:
 class CompressedTensors {
  public:
   /// `sparse`: what add_sparse gave.
-  CompressedTensors(std::vector<Scheme> schemes, std::map<std::string, SparseMatrix> sparse, Layers& layers)
+  CompressedTensors(Schemes schemes, std::map<std::string, SparseMatrix> sparse, Layers& layers)
       : schemes_(std::move(schemes)), sparse_(std::move(sparse)), layers_(layers) {}
 
   Result<void> add_all() {
@@ -107,33 +110,46 @@ class CompressedTensors {
       return fail(ErrorCode::missing_tensor, "no tensor ", prefix, ".weight_scale, but ", matrix.values.name,
                   " is of type ", name_of(matrix.values.element));
     }
-    if (found > 0) return {};
+    if (found > 0) return check_floats();
     return fail(ErrorCode::missing_tensor, kPlace,
                 " says compressed-tensors, but no tensor is named *.weight_packed or *.weight_scale");
   }
 
  private:
-  /// The scheme of a layer whose tensors look so. Errors: corrupt (none fits), unsupported (several do, or the
-  /// quantization of its inputs is not known).
+  /// The scheme of a layer, one of whose tensors is named for messages. Errors: corrupt (no target names the layer,
+  /// "ignore" does, its tensors are of another form), unsupported (the quantization of its inputs is not known).
   template <class Fits>
-  Result<Scheme> scheme_of(const std::string& tensor, const Fits& fits) const {
-    const Scheme* found = nullptr;
-    for (const Scheme& scheme : schemes_) {
-      if (!fits(scheme)) continue;
-      if (found && !same_numbers(*found, scheme)) {
-        return fail(ErrorCode::unsupported, "tensor ", tensor, " fits both ", found->name, " and ", scheme.name);
-      }
-      if (!found) found = &scheme;
+  Result<Scheme> scheme_of(const std::string& prefix, const std::string& tensor, const Fits& fits) {
+    if (LLMINFER_TRY(schemes_.ignore.find(prefix))) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor, " is quantized, but ", kPlace, ": \"ignore\" names its layer");
     }
-    if (!found) {
-      return fail(ErrorCode::corrupt, "tensor ", tensor, " fits none of ", kPlace,
-                  ": config_groups, by its type and size");
+    const std::optional<std::size_t> index = LLMINFER_TRY(schemes_.targets.find(prefix));
+    if (!index) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor, " is quantized, but no \"targets\" of ", kPlace,
+                  ": config_groups name its layer");
     }
-    if (found->unknown_input) {
-      return fail(ErrorCode::unsupported, found->name,
+    const Scheme& scheme = schemes_.all[*index];
+    if (!fits(scheme)) {
+      return fail(ErrorCode::corrupt, "tensor ", tensor, " does not fit ", scheme.name,
+                  ", whose \"targets\" name its layer, by its type and size");
+    }
+    if (scheme.unknown_input) {
+      return fail(ErrorCode::unsupported, scheme.name,
                   ": \"input_activations\" are neither int8 or FP8 per token or group, nor per tensor and static");
     }
-    return *found;
+    return scheme;
+  }
+
+  /// Layers that targets name one by one must be quantized. (Classes have members that tools leave as they are.)
+  Result<void> check_floats() {
+    return schemes_.targets.for_names([&](const std::string& module, std::size_t index) -> Result<void> {
+      const TensorInfo* weight = layers_.find(module + ".weight");
+      if (!weight || schemes_.all[index].format == "dense") return {};
+      const bool plain = weight->element == f32 || weight->element == f16 || weight->element == bf16;
+      if (!plain || LLMINFER_TRY(schemes_.ignore.find(module))) return {};
+      return fail(ErrorCode::corrupt, "tensor ", weight->name, " is of type ", name_of(weight->element), ", but ",
+                  schemes_.all[index].name, " names its layer as quantized");
+    });
   }
 
   Result<InputQuantization> input_of(const std::string& prefix, const Scheme& scheme) {
@@ -151,6 +167,18 @@ class CompressedTensors {
     return static_input(layers_.checkpoint(), input.kind, scale_tensor, zero_tensor ? &checked : nullptr);
   }
 
+  /// A symmetric layer has none, or zeros.
+  Result<void> check_no_zero_points(const std::string& prefix, const Scheme& scheme) const {
+    const std::string name = prefix + ".weight_zero_point";
+    if (!layers_.find(name)) return {};
+    const TensorInfo tensor = LLMINFER_TRY(layers_.need(name, {i8, i32}, {-1, -1}));
+    for (const std::int64_t zero : LLMINFER_TRY(read_integers(layers_.checkpoint(), tensor))) {
+      if (zero == 0) continue;
+      return fail(ErrorCode::corrupt, "tensor ", name, " is not zero, but ", scheme.name, " says \"symmetric\"");
+    }
+    return {};
+  }
+
   Result<void> add_packed(const std::string& prefix) {
     const std::string name = prefix + ".weight_packed";
     if (layers_.find(prefix + ".scale_packed")) return add_marlin(prefix, name);
@@ -159,7 +187,7 @@ class CompressedTensors {
   }
 
   Result<void> add_marlin(const std::string& prefix, const std::string& name) {
-    const Scheme scheme = LLMINFER_TRY(scheme_of(name, [&](const Scheme& s) {
+    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, name, [&](const Scheme& s) {
       return s.format == "marlin-24" && s.integers && s.symmetric && (s.bits == 4 || s.bits == 8) &&
              (s.strategy == "channel" || (s.strategy == "group" && s.group_size > 0));
     }));
@@ -183,7 +211,7 @@ class CompressedTensors {
       return fail(ErrorCode::corrupt, "tensor ", shape_name, " says [", layer.rows, ", ", layer.cols, "], but ",
                   packed.name, " has ", packed.shape[0], " rows");
     }
-    const Scheme scheme = LLMINFER_TRY(scheme_of(packed.name, [&](const Scheme& s) {
+    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, packed.name, [&](const Scheme& s) {
       const bool width = s.bits == 2 || s.bits == 3 || s.bits == 4 || s.bits == 8;
       return s.format == "pack-quantized" && s.integers && width && packed.shape[1] == (layer.cols * s.bits + 31) / 32;
     }));
@@ -197,7 +225,9 @@ class CompressedTensors {
                   " columns and \"group_size\" ", layer.group_size, " make ",
                   (layer.cols + layer.group_size - 1) / layer.group_size);
     }
-    if (!scheme.symmetric) {
+    if (scheme.symmetric) {
+      LLMINFER_TRY(check_no_zero_points(prefix, scheme));
+    } else {
       layer.zeros = AffineLayer::Zeros::stored;
       layer.zero_points = LLMINFER_TRY(
           layers_.need(prefix + ".weight_zero_point", {i32}, {(layer.rows * layer.bits + 31) / 32, layer.groups}));
@@ -217,7 +247,7 @@ class CompressedTensors {
   Result<void> add_fp4(const std::string& prefix, const TensorInfo& packed) {
     const std::string global_name = prefix + ".weight_global_scale", scale_name = prefix + ".weight_scale";
     const bool nvfp4 = layers_.find(global_name) != nullptr;
-    const Scheme scheme = LLMINFER_TRY(scheme_of(packed.name, [&](const Scheme& s) {
+    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, packed.name, [&](const Scheme& s) {
       return s.format == (nvfp4 ? "nvfp4-pack-quantized" : "mxfp4-pack-quantized") && !s.integers && s.bits == 4;
     }));
     if (scheme.input.kind != InputQuantization::Kind::none) {
@@ -271,7 +301,7 @@ class CompressedTensors {
       layer.cols = layer.weight.shape[1];
     }
     const bool integers = layer.weight.element == i8;
-    const Scheme scheme = LLMINFER_TRY(scheme_of(layer.weight.name, [&](const Scheme& s) {
+    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, layer.weight.name, [&](const Scheme& s) {
       const char* const format = integers ? "int-quantized" : "float-quantized";
       return (s.format == format || s.format == "naive-quantized") && s.integers == integers && s.bits == 8;
     }));
@@ -306,7 +336,7 @@ class CompressedTensors {
     return add_bytes(prefix, std::move(layer), input, layers_);
   }
 
-  const std::vector<Scheme> schemes_;
+  Schemes schemes_;
   std::map<std::string, SparseMatrix> sparse_;  ///< quantized, by prefix; those that are not yet added
   Layers& layers_;
 };
@@ -348,10 +378,15 @@ Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
   if (!groups || !groups->is_object() || groups->size() == 0) {
     return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
   }
-  std::vector<Scheme> schemes;
-  for (const auto& [name, group] : groups->object()) schemes.push_back(LLMINFER_TRY(read_scheme(name, group, format)));
-  for (const char* suffix : {".k_scale", ".v_scale"}) {  // of a quantized KV cache; llminfer's own has its own scales
-    for (const std::string& prefix : layers.with(suffix)) layers.take(prefix + suffix);
+  Schemes schemes;
+  for (const auto& [name, group] : groups->object()) {
+    schemes.all.push_back(LLMINFER_TRY(read_scheme(name, group, format)));
+    const Json* targets = group.find("targets");
+    if (!targets) return fail(ErrorCode::corrupt, schemes.all.back().name, ": expected \"targets\"");
+    LLMINFER_TRY(schemes.targets.add(*targets, schemes.all.size() - 1, schemes.all.back().name + ".targets"));
+  }
+  if (const Json* ignore = settings.find("ignore"); ignore && !ignore->is_null()) {
+    LLMINFER_TRY(schemes.ignore.add(*ignore, 0, std::string(kPlace) + ": ignore"));
   }
   return CompressedTensors(std::move(schemes), std::move(quantized), layers).add_all();
 }

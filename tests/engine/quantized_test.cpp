@@ -14,9 +14,11 @@
 #include "load/safetensors.hpp"
 #include "tests/engine/divergence.hpp"
 #include "tests/engine/program_runner.hpp"
+#include "tests/load/reference_weight.hpp"
 #include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
+using test::check_weight;
 using test::divergence;
 using test::relative_error;
 using test::ProgramRunner;
@@ -25,31 +27,6 @@ namespace {
 
 constexpr double kDecidedMargin = 0.05;  // logits; below it two computations may choose different tokens
 constexpr double kDivergence = 3e-3;     // of the default mode from exact mode
-
-/// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …}, rounded to 6 decimals.
-void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
-  INFO(name);
-  const load::TensorInfo* tensor = checkpoint.find(name);
-  REQUIRE(tensor);
-  const WeightView view = checkpoint.read(*tensor).value();
-  REQUIRE(view.rows == expected["shape"][0]);
-  REQUIRE(view.cols == expected["shape"][1]);
-  std::vector<float> values(static_cast<std::size_t>(view.rows * view.cols));
-  REQUIRE(unpack_rows(view, 0, view.rows, values));
-  double sum = 0, squares = 0;
-  for (const float value : values) sum += double{value}, squares += double{value} * double{value};
-  CHECK(sum == Approx(expected["sum"].get<double>()).epsilon(1e-4).margin(1e-3));
-  CHECK(squares == Approx(expected["sum_sq"].get<double>()).epsilon(1e-5));
-  for (const auto& [key, row] : expected.items()) {
-    if (key.compare(0, 3, "row") != 0) continue;
-    const std::size_t first = std::stoul(key.substr(3)) * static_cast<std::size_t>(view.cols);
-    double worst = 0;
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      worst = std::max(worst, std::abs(double{values[first + i]} - row[i].get<double>()));
-    }
-    CHECK(worst <= 0.6e-6);
-  }
-}
 
 void check_model(const std::string& path, const nlohmann::json& prompt_ids, const nlohmann::json& reference) {
   INFO(path);

@@ -127,7 +127,8 @@ TEST_CASE("bad quantized checkpoints: group sizes that do not divide the columns
   }
   SECTION("compressed-tensors, integers") {
     layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
-      {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 48, "symmetric": true}}}})";
+      {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group",
+      "group_size": 48, "symmetric": true}}}})";
     layer.tensors = {{"x.weight_packed", words({4, 8}, 0)},
                      {"x.weight_scale", floats({4, 1}, 1)},
                      {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}}};
@@ -135,8 +136,10 @@ TEST_CASE("bad quantized checkpoints: group sizes that do not divide the columns
   }
   SECTION("compressed-tensors, NVFP4 and MXFP4") {
     const bool nvfp4 = GENERATE(true, false);
-    layer.settings = std::string(R"({"quant_method": "compressed-tensors", "format": ")") + (nvfp4 ? "nv" : "mx") +
-                     R"(fp4-pack-quantized", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float",
+    layer.settings =
+        std::string(R"({"quant_method": "compressed-tensors", "format": ")") + (nvfp4 ? "nv" : "mx") +
+        R"(fp4-pack-quantized", "config_groups": {"g": {"targets": ["Linear"],
+                       "weights": {"num_bits": 4, "type": "float",
                        "strategy": "group", "group_size": 16}}}})";
     layer.tensors = {{"x.weight_packed", raw_bytes("U8", {4, 12}, 0)},
                      {"x.weight_scale", raw_bytes(nvfp4 ? "F8_E4M3" : "U8", {4, 1}, 0x40)}};
@@ -171,7 +174,8 @@ TEST_CASE("bad quantized checkpoints: zero points, orders of columns and packing
   }
   SECTION("compressed-tensors") {
     layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
-      {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": false}}}})";
+      {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group",
+      "group_size": 32, "symmetric": false}}}})";
     layer.tensors = {{"x.weight_packed", words({8, 8}, 0x99999999)},  // 9 - 8
                      {"x.weight_zero_point", words({1, 2}, 0xaaaaaaaa)},
                      {"x.weight_scale", floats({8, 2}, 1)},
@@ -197,7 +201,8 @@ TEST_CASE("bad quantized checkpoints: zero points, orders of columns and packing
     }
     SECTION("a zero point of an input beyond 8 bits, and a scale of nothing") {
       layer.settings = R"({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"g":
-        {"weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true}, "input_activations":
+        {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true},
+        "input_activations":
         {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": false, "symmetric": false}}}})";
       layer.tensors = {{"x.weight", raw_bytes("I8", {4, 32}, 1)},
                        {"x.weight_scale", floats({4, 1}, 0.5f)},

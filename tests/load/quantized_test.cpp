@@ -403,8 +403,9 @@ TEST_CASE("compressed-tensors: 4-bit floats whose inputs are such, too, which ar
   const std::string scheme = R"({"num_bits": 4, "type": "float", "strategy": ")", kind = nvfp4 ? "nv" : "mx";
   const std::string own = nvfp4 ? R"(tensor_group", "group_size": 16)" : R"(group", "group_size": 32)";
   layer.settings = R"({"quant_method": "compressed-tensors", "format": ")" + kind + R"(fp4-pack-quantized",
-    "config_groups": {"g": {"weights": )" + scheme + own + R"(, "dynamic": false}, "input_activations": )" + scheme +
-                   own + R"(, "dynamic": )" + (nvfp4 ? R"("local")" : "true") + "}}}}";
+    "config_groups": {"g": {"targets": ["Linear"], "weights": )" +
+                   scheme + own + R"(, "dynamic": false}, "input_activations": )" + scheme + own + R"(, "dynamic": )" +
+                   (nvfp4 ? R"("local")" : "true") + "}}}}";
   layer.tensors = {{"x.weight_packed", raw_bytes("U8", {4, 16}, 0x32)}};  // 1, then 1.5
   if (nvfp4) {
     layer.tensors["x.weight_scale"] = raw_bytes("F8_E4M3", {4, 2}, 0x40);  // 2
@@ -462,7 +463,8 @@ TEST_CASE("compressed-tensors: what is refused") {
   }
   SECTION("words that do not hold the shape") {
     layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
-      {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": true}}}})";
+      {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group",
+      "group_size": 32, "symmetric": true}}}})";
     layer.tensors = {{"x.weight_packed", words({4, 4}, 0)},
                      {"x.weight_scale", floats({4, 1}, 1)},
                      {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}}};

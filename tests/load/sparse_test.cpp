@@ -48,13 +48,14 @@ std::string sparsity(const std::string& format) {
 /// Of weights of 8 bits with a scale per row.
 std::string quantized_settings(const std::string& sparse, const std::string& format) {
   const bool floats = format == "float-quantized";
-  return R"({"quant_method": "compressed-tensors", "format": ")" + format + R"(", "config_groups": {"g": {"weights":
+  return R"({"quant_method": "compressed-tensors", "format": ")" + format +
+         R"(", "config_groups": {"g": {"targets": ["Linear"], "weights":
     {"num_bits": 8, "strategy": "channel", "symmetric": true, "type": ")" +
          (floats ? "float" : "int") + R"("}}}, )" + sparsity(sparse) + "}";
 }
 std::string marlin_settings(int bits, int group) {
-  return R"({"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {"weights":
-    {"type": "int", "symmetric": true, "num_bits": )" +
+  return R"({"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {"targets":
+    ["Linear"], "weights": {"type": "int", "symmetric": true, "num_bits": )" +
          std::to_string(bits) +
          (group ? R"(, "strategy": "group", "group_size": )" + std::to_string(group) : R"(, "strategy": "channel")") +
          "}}}}";

@@ -16,6 +16,7 @@
 
 #include "chat/template.hpp"
 #include "core/error.hpp"
+#include "load/module_list.hpp"
 #include "tests/load/gguf_writer.hpp"
 #include "tests/failing_threads.hpp"
 #include "tests/memory/failing_memory.hpp"
@@ -248,6 +249,20 @@ TEST_CASE("out of memory while loading") {
     const auto engine = Engine::load(absent, small());
     return engine || engine.error().code == ErrorCode::not_found ? Outcome() : failed(engine);
   }, nothing);
+}
+
+TEST_CASE("out of memory while settings name layers") {
+  const auto attempt = []() -> Outcome {
+    const auto found = core::guarded([]() -> Result<bool> {
+      const core::Json list = LLMINFER_TRY(core::parse_json(R"(["re:.*gate", "re:.*up$", "Linear"])", "test"));
+      load::ModuleList modules;
+      LLMINFER_TRY(modules.add(list, 1, "test"));
+      return LLMINFER_TRY(modules.find("model.layers.0.mlp.up")) == 1;
+    });
+    if (!found) return failed(found);
+    return *found ? Outcome() : Outcome{ErrorCode::internal, {}};
+  };
+  walk("settings that name layers", 1, attempt, [] {});
 }
 
 TEST_CASE("out of memory in new sessions") {

@@ -38,6 +38,10 @@ struct PairProducts {
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int) {
     return fill_quad(x.codes + i * 4);
   }
+  template <int shift>
+  [[gnu::always_inline]] static Ints zero(Ints minus_sum) {
+    return shift_ints<shift>(minus_sum);
+  }
   [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
 };
 

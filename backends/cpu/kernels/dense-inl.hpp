@@ -81,8 +81,10 @@ constexpr int kDenseRows = kLanes == 16 ? 4 : 2;
 constexpr int kDenseSliceRows = 4 * kDenseRows;
 constexpr int kDensePanels = kDenseVectors * kLanes / kPanelRows;
 /// Columns of a slice, which is [kDensePanels][kDenseSliceCols][16 rows] floats: panels of type f32.
-constexpr std::int64_t kDenseSliceCols = kSliceBytes / (kDensePanels * kPanelRows * 4) / kGroupValues * kGroupValues;
-static_assert(kDenseSliceCols > 0);
+constexpr std::int64_t kDenseSliceBytes = 20480;
+constexpr std::int64_t kDenseSliceCols =
+    kDenseSliceBytes / (kDensePanels * kPanelRows * 4) / kGroupValues * kGroupValues;
+static_assert(kDenseSliceCols > 0 && kDenseSliceBytes <= kSliceBytes);
 
 /// With `resume` the output holds the sums of the columns before.
 template <Dense D, int M>

@@ -45,7 +45,7 @@ struct Dot {
 struct HighProducts {
   struct Dot {
     Ints high;
-    [[gnu::always_inline]] void start(Ints at) { high = shift_ints<-8>(at); }
+    [[gnu::always_inline]] void start(Ints at) { high = at; }
     [[gnu::always_inline]] void add(Bytes codes, Ints x, int, int) {
       high = dot_bytes(high, codes, x);
     }
@@ -60,9 +60,11 @@ struct HighProducts {
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int) {
     return fill_quad(x.codes + i * 4);
   }
-  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) {
-    return multiply(fill_float(x.scale), fill_float(256.0f));
+  template <int shift>
+  [[gnu::always_inline]] static Ints zero(Ints minus_sum) {
+    return shift_ints<shift - 8>(minus_sum);
   }
+  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.high_scale); }
 };
 
 }  // namespace

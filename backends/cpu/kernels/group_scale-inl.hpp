@@ -29,5 +29,5 @@ static inline void finish_group(const GroupScale& s, std::int32_t sum_a, std::in
   out->minus_sum = -(sum_a + sum_b);
   out->minus_half_sum[0] = -sum_a;
   out->minus_half_sum[1] = -sum_b;
-  out->unused = 0;
+  out->high_scale = 256.0f * out->scale;
 }

@@ -30,6 +30,10 @@ template <int V>
   return c;
 }
 
+/// Into the second-level cache. A first-level cache waits for so few lines at a time that a thread would read slower
+/// than memory gives; the lines come from the second level soon enough.
+[[gnu::always_inline]] inline void prefetch(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+
 /// What is prefetched meanwhile: bytes from a code to another, and from a scale or minimum to another.
 struct Ahead {
   std::int64_t codes, scales;
@@ -48,8 +52,8 @@ struct PanelReader {
   Floats super_scale[V], super_minimum[V];
 
   [[gnu::always_inline]] PanelReader(const PackedWeightView& w, const Columns<V>& from, std::int64_t first_group,
-                                     Ahead prefetch)
-      : layout(w.layout), columns(from), ahead(prefetch), group(first_group) {
+                                     Ahead next)
+      : layout(w.layout), columns(from), ahead(next), group(first_group) {
     if constexpr (s.table) table = load_table(w.table);
     for (int v = 0; v < V; ++v) {
       codes[v] = columns.panel[v] + group * layout.code_bytes + (s.sparse ? 0 : columns.lane[v] * 4);
@@ -63,10 +67,10 @@ struct PanelReader {
       for (int v = 0; v < V; ++v) {
         const std::uint8_t* const at = columns.panel[v] + (group / kSuperGroups * kPanelRows + columns.lane[v]) * 2;
         super_scale[v] = load_halves(at + layout.super_scale);
-        __builtin_prefetch(at + layout.super_scale + ahead.scales);
+        prefetch(at + layout.super_scale + ahead.scales);
         if constexpr (s.minimum) {
           super_minimum[v] = load_halves(at + layout.super_minimum);
-          __builtin_prefetch(at + layout.super_minimum + ahead.scales);
+          prefetch(at + layout.super_minimum + ahead.scales);
         }
       }
     }
@@ -100,10 +104,10 @@ struct PanelReader {
       constexpr int kLines = (kGroupLines * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
       const int first = lane_of(v) / kLanes * kLines;
       const std::uint8_t* const line = codes[v] + ahead.codes;
-      for (int i = first; i < first + kLines; ++i) __builtin_prefetch(line + i * 64);
+      for (int i = first; i < first + kLines; ++i) prefetch(line + i * 64);
       const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;
-      __builtin_prefetch(scales + layout.scale);
-      if constexpr (s.minimum && s.scale != PanelScale::f32) __builtin_prefetch(scales + layout.minimum);
+      prefetch(scales + layout.scale);
+      if constexpr (s.minimum && s.scale != PanelScale::f32) prefetch(scales + layout.minimum);
       codes[v] += layout.code_bytes;
     }
     ++group;
@@ -120,8 +124,9 @@ struct PanelReader {
   }
 };
 
-/// Groups of a slice: as many as share super-scales; with its scales a slice fits a first-level cache.
-constexpr int kSliceGroups = kSuperGroups;
+/// Groups of a slice, which with its scales fits a first-level cache: those of one super-scale, or with AVX512-VNNI of
+/// two, since sums are loaded and stored once for each slice (docs/adr/0022).
+constexpr int kSliceGroups = (kForm == ActivationForm::bytes && kLanes == kPanelRows ? 2 : 1) * kSuperGroups;
 
 /// What the weights of all shapes are in a slice: codes without a zero point, or where they must be unsigned bytes with
 /// one of 128, and float scales. So few kernels serve all shapes.
@@ -199,6 +204,11 @@ struct Products {
   static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = Dot;
+  /// What a sum starts from: the sum of the activations' codes times -2^shift.
+  template <int shift>
+  [[gnu::always_inline]] static Ints zero(Ints minus_sum) {
+    return shift_ints<shift>(minus_sum);
+  }
   [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
   template <PanelShape s>
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int p) {
@@ -224,7 +234,7 @@ template <PanelShape s, int M, class Way, class Reader>
           const QuantizedGroup& row = x[m * x_stride];
           Ints start = zero_ints();
           if constexpr (s.zero != 0 && !made_signed(s)) {
-            start = shift_ints<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[half]));
+            start = Way::template zero<log2_of(s.zero)>(fill_quad(H == 1 ? &row.minus_sum : &row.minus_half_sum[half]));
           }
           LLMINFER_UNROLL
           for (int v = 0; v < V; ++v) dot[m][v].start(start);
@@ -346,6 +356,9 @@ template <PanelShape s, int M, class Way, class Reader>
   store_tile(acc, out);
 }
 
+/// Vectors of a cache line, or less.
+constexpr int kLineVectors = kLanes < 16 ? 16 / kLanes : 1;
+
 /// All rows, in tiles of nearly equal height.
 template <PanelShape s, class Way, class Reader>
 void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup* x, std::int64_t x_stride,
@@ -353,6 +366,11 @@ void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup
   constexpr std::int32_t kRows = Way::template kRows<s>;
   for (std::int32_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const std::int32_t height = (rows + tiles - 1) / tiles;
+    if (tiles > 1) {  // the sums of the next tile lie too far apart for the processor to find them by itself
+      for (std::int32_t m = height; m < 2 * height; ++m) {
+        for (int v = 0; v < kTileVectors; v += kLineVectors) __builtin_prefetch(out.at(m, v));
+      }
+    }
     unroll<kRows>([&](auto m) __attribute__((always_inline)) {
       constexpr int M = m.value + 1;
       if (height == M) grouped_rows<s, M, Way, Reader>(w, groups, x, x_stride, out, resume);

@@ -44,8 +44,9 @@ template <PanelShape s>
   const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
   SliceBlock block(rows);
   if (!slices) block.rows = fit < 32 ? 32 : fit, block.groups = groups;
-  // Prefetch the same place of the next tile's panels if a second-level cache holds what lies between, else what is
-  // further down in these, of which scales are then so many that the processor finds them by itself.
+  // Prefetch the same place of the next tile's panels if a second-level cache holds what lies between, which it always
+  // does from slice to slice; else what is further down in these, of which scales are then so many that the processor
+  // finds them by itself.
   const std::int64_t next = kTilePanels * w.layout.bytes;
   const Ahead ahead = next <= kPrefetchBytes ? Ahead{next, next} : Ahead{4096, 0};
   for (std::int32_t begin = 0; begin < rows; begin += block.rows) {
@@ -66,7 +67,7 @@ template <PanelShape s>
         }
         for (std::int64_t g = first; g < last; g += kSliceGroups) {
           const int some = static_cast<int>(last - g < kSliceGroups ? last - g : kSliceGroups);
-          const PanelReader<s> weights(w, columns, g, {kSliceGroups * w.layout.code_bytes, 0});
+          const PanelReader<s> weights(w, columns, g, {next, next});
           if constexpr (kPairs) {
             if (pairs) {
               multiply_byte_pairs<s>(weights, some, in + g, x.group_stride, count, to, g > 0, slice);

@@ -27,11 +27,11 @@ static void in_blocks(std::int32_t rows, std::int32_t cols, const Block& block) 
 }
 
 /// Touches a part of the matrix that is read next, as wide as C vectors of what is read now: a page's keys and values
-/// are too short for the hardware to find out.
+/// are too short for the hardware to find out. Into the second-level cache, as prefetch() of grouped-inl.hpp.
 template <int kBytes>
 [[gnu::always_inline]] static inline void touch(const std::byte* ahead) {
   LLMINFER_UNROLL
-  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + i);
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + i, 0, 2);
 }
 
 /// c[rows, cols] (+)= a[rows, k] * b[k, cols] in floats

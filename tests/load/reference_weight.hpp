@@ -1,0 +1,50 @@
+// A weight beside what its reference knows of it.
+#pragma once
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "load/checkpoint.hpp"
+
+namespace llminfer::test {
+
+/// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …, "sums_of_rows": […], "sums_of_columns": […]},
+/// rounded to 6 decimals; the last two may be missing.
+inline void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
+  INFO(name);
+  const load::TensorInfo* tensor = checkpoint.find(name);
+  REQUIRE(tensor);
+  const WeightView view = checkpoint.read(*tensor).value();
+  REQUIRE(view.rows == expected["shape"][0]);
+  REQUIRE(view.cols == expected["shape"][1]);
+  std::vector<float> values(static_cast<std::size_t>(view.rows * view.cols));
+  REQUIRE(unpack_rows(view, 0, view.rows, values));
+  double sum = 0, squares = 0;
+  for (const float value : values) sum += double{value}, squares += double{value} * double{value};
+  CHECK(sum == Approx(expected["sum"].get<double>()).epsilon(1e-4).margin(1e-3));
+  CHECK(squares == Approx(expected["sum_sq"].get<double>()).epsilon(1e-5));
+  for (const auto& [key, row] : expected.items()) {
+    if (key.compare(0, 3, "row") != 0) continue;
+    const std::size_t first = std::stoul(key.substr(3)) * static_cast<std::size_t>(view.cols);
+    double worst = 0;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      worst = std::max(worst, std::abs(double{values[first + i]} - row[i].get<double>()));
+    }
+    CHECK(worst <= 0.6e-6);
+  }
+  const auto cols = static_cast<std::size_t>(view.cols);
+  for (const char* key : {"sums_of_rows", "sums_of_columns"}) {
+    if (!expected.contains(key)) continue;
+    auto rest = expected[key].get<std::vector<double>>();
+    REQUIRE(rest.size() == (key[8] == 'r' ? values.size() / cols : cols));
+    for (std::size_t i = 0; i < values.size(); ++i) rest[key[8] == 'r' ? i / cols : i % cols] -= double{values[i]};
+    CHECK(*std::max_element(rest.begin(), rest.end()) < 2e-6);
+    CHECK(*std::min_element(rest.begin(), rest.end()) > -2e-6);
+  }
+}
+
+}  // namespace llminfer::test
