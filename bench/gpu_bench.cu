@@ -55,10 +55,28 @@ __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
   if (all == 1234.5f) *args.out = all;  // never; keeps the loop
 }
 
-constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop
+/// The same of E4M3 by E4M3, 16x8x32 each.
+__global__ void __launch_bounds__(256) e4m3_peak_kernel([[maybe_unused]] PeakArgs args) {
+  gpu::cuda::after_former();
+#if defined(LLMINFER_GPU_E4M3_CODE)
+  const uint32_t bits = (0x38393a3bu + threadIdx.x) & 0xbfbfbfbfu;  // no NaN
+  const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
+  float sums[8][4] = {};
+  for (int i = 0; i < kProducts / 8; ++i) {
+#pragma unroll
+    for (auto& sum : sums) gpu::cuda::mma_m16n8k32_e4m3(sum, a, b);
+  }
+  float all = 0.0f;
+  for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
+  if (all == 1234.5f) *args.out = all;
+#endif
+}
+
+constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop, of E4M3 64x128x32
 constexpr int kWarpgroupTiles = 3 * 64 * gpu::cuda::kTileRowBytes;
 
 /// One warpgroup per block, of which several run on a multiprocessor.
+template <bool kE4m3>
 __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] PeakArgs args) {
   gpu::cuda::after_former();
 #if defined(LLMINFER_GPU_WARPGROUP_CODE)
@@ -66,7 +84,7 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
   unsigned char* tiles = dynamic_shared_memory();
   tiles += (1024 - shared_address(tiles) % 1024) % 1024;
   for (unsigned i = threadIdx.x; i < kWarpgroupTiles / 2; i += 128) {
-    reinterpret_cast<uint16_t*>(tiles)[i] = static_cast<uint16_t>(i % 1024 + 0x3800);
+    reinterpret_cast<uint16_t*>(tiles)[i] = static_cast<uint16_t>((i % 1024 & 0xffbfu) + 0x3800u);  // no NaN of E4M3
   }
   operand_fence();
   __syncthreads();
@@ -76,7 +94,11 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
   for (int i = 0; i < kWarpgroupProducts / 4; ++i) {
     product_fence();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) product(sums, a + step * kNextDepth, b + step * kNextDepth, i > 0 || step > 0);
+    for (int step = 0; step < 4; ++step) {
+      const uint64_t from = step * kNextDepth;
+      if constexpr (kE4m3) product_e4m3(sums, a + from, b + from, i > 0 || step > 0);
+      else product(sums, a + from, b + from, i > 0 || step > 0);
+    }
     product_commit();
     product_wait<0>();
   }
@@ -146,8 +168,13 @@ struct Linear {
   bool residual = false;  ///< is added to it
 };
 
-/// `peak` is that of mma.sync, `warpgroup_peak` that of wgmma, 0 where there is none.
-void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak, double warpgroup_peak) {
+/// Products per second of mma.sync and of wgmma, of halves and of E4M3; 0: the device has none.
+struct Peaks {
+  double halves = 0, e4m3 = 0, warpgroups = 0, e4m3_warpgroups = 0;
+};
+
+void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, const Peaks& peaks) {
+  const double peak = peaks.halves, warpgroup_peak = peaks.warpgroups;
   const auto staging = gpu::Staging::make(device, 0).value();
   for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336, true},
                               Linear{"1B gate", 8192, 2048}}) {
@@ -162,13 +189,13 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       }
       const int most = 2048;
       const Buffer in = Buffer::make(device, most * shape.cols * 2).value();
-      const Buffer scales = Buffer::make(device, most * 4).value();
+      const Buffer scales = Buffer::make(device, most * shape.cols / gpu::kScaleColumns * 4).value();
       const Buffer out = Buffer::make(device, most * shape.rows * 4).value();
       // Of zeros a GPU would make products with less power.
       const Buffer halves = Buffer::make(device, in.bytes(), true).value();
       std::mt19937 random(2);
       for (std::int64_t i = 0; i < in.bytes() / 2; ++i) {
-        halves.at<std::uint16_t>()[i] = static_cast<std::uint16_t>(random() & 0xbfffu);  // magnitudes below 2
+        halves.at<std::uint16_t>()[i] = static_cast<std::uint16_t>(random() & 0xbfbfu);  // magnitudes below 2, also of E4M3
       }
       device->copy(in.at(), halves.at(), in.bytes()).value();
       device->wait().value();
@@ -223,6 +250,17 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
         if (rows > gpu::kFewRows) measure(name + ", plain", kernels.linear_many, peak);
         if (rows > gpu::kManyRows && warpgroup_peak > 0) {
           measure(name + ", warpgroups", kernels.linear_warpgroups, warpgroup_peak);
+        }
+        if (rows > gpu::kManyRows && type == WeightType::fp8) {
+          args.codes = in.at<std::uint8_t>();
+          for (const bool groups : {false, true}) {  // with scales per row, and per 128 columns
+            args.in_group = args.weight_group = groups ? gpu::kScaleColumns : 0;
+            const std::string what = name + ", E4M3" + (groups ? " in groups" : "");
+            if (device->info().warpgroups) {
+              measure(what + ", warpgroups", kernels.linear_e4m3_warpgroups, peaks.e4m3_warpgroups);
+            }
+            if (device->info().e4m3) measure(what + ", stages", kernels.linear_e4m3_stages, peaks.e4m3);
+          }
         }
       }
     }
@@ -285,29 +323,37 @@ int main(int argc, char** argv) try {
     report("copy on the device", bandwidth * 1e-9, "GB/s", 0);
   }
   const PeakArgs args{nullptr};
+  Peaks peaks;
   const int blocks = device->info().units * 8;
-  const double peak = 2.0 * 16 * 16 * 16 * kProducts * 8 * blocks /
-                      seconds(*device, [&] { return gpu::cuda::launch(device->stream(), {static_cast<unsigned>(blocks)}, 256, peak_kernel, args); });
-  report("products of halves, mma.sync", peak * 1e-12, "TFLOP/s", 0);
+  const auto products_per_second = [&](double products, int count, int threads, int shared_bytes, void (*kernel)(PeakArgs)) {
+    return 2.0 * products * count / seconds(*device, [&] {
+      return gpu::cuda::launch_with_shared(device->stream(), {static_cast<unsigned>(count)}, threads, shared_bytes, kernel, args);
+    });
+  };
+  peaks.halves = products_per_second(16.0 * 16 * 16 * kProducts * 8, blocks, 256, 0, peak_kernel);
+  report("products of halves, mma.sync", peaks.halves * 1e-12, "TFLOP/s", 0);
+  if (device->info().e4m3) {
+    peaks.e4m3 = products_per_second(16.0 * 8 * 32 * kProducts * 8, blocks, 256, 0, e4m3_peak_kernel);
+    report("products of E4M3, mma.sync", peaks.e4m3 * 1e-12, "TFLOP/s", 0);
+  }
   for (const bool overlap : {true, false}) {
     const auto of = gpu::cuda::make_device({.dependent_launch = overlap}).value();
-    const Buffer found = Buffer::make(of, sizeof(std::int32_t)).value();
+    const Buffer found = Buffer::make(of, 3 * sizeof(std::int32_t)).value();
     const gpu::ProbeArgs probe{found.at<std::int32_t>()};
     report(overlap ? "nearly empty kernel" : "nearly empty kernel that begins when the former one has ended",
            1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream(), probe); }), "us", 0);
   }
   if (device->info().resident_blocks > 0)
     report("nearly empty step of a kernel of many", 1e6 * seconds_of_step(device), "us", 0);
-  double warpgroup_peak = 0;
   if (device->info().warpgroups) {
-    const int groups = device->info().units * 4;
-    warpgroup_peak = 2.0 * 64 * 128 * 16 * kWarpgroupProducts * groups / seconds(*device, [&] {
-      return gpu::cuda::launch_with_shared(device->stream(), {static_cast<unsigned>(groups)}, 128, kWarpgroupTiles + 1024,
-                                          warpgroup_peak_kernel, args);
-    });
-    report("products of halves, wgmma", warpgroup_peak * 1e-12, "TFLOP/s", 0);
+    const int groups = device->info().units * 4, bytes = kWarpgroupTiles + 1024;
+    const double products = 64.0 * 128 * 16 * kWarpgroupProducts;
+    peaks.warpgroups = products_per_second(products, groups, 128, bytes, warpgroup_peak_kernel<false>);
+    report("products of halves, wgmma", peaks.warpgroups * 1e-12, "TFLOP/s", 0);
+    peaks.e4m3_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<true>);
+    report("products of E4M3, wgmma", peaks.e4m3_warpgroups * 1e-12, "TFLOP/s", 0);
   }
-  bench_linear(device, bandwidth, peak, warpgroup_peak);
+  bench_linear(device, bandwidth, peaks);
   bench_attention(device, bandwidth);
   return 0;
 } catch (const std::exception& error) {

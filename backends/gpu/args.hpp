@@ -10,13 +10,14 @@ namespace llminfer::gpu {
 inline constexpr int kColumnBlock = 32;
 inline constexpr int kPageSlots = 64;  ///< tokens of a cache page
 inline constexpr int kMaxHeadDim = 2048;
-inline constexpr int kFewRows = 8;        ///< activations of up to so many rows are multiplied without matrix units
-inline constexpr int kFewExpertRows = 4;  ///< likewise, of one expert
-inline constexpr int kMostLayers = 4;     ///< linear layers of few rows that are launched together
-inline constexpr int kBlockRows = 64;     ///< rows of a block of linear_many
-inline constexpr int kManyRows = 64;      ///< of more rows warpgroups multiply, where the device has them
-inline constexpr int kTileRows = 64;      ///< queries of an attention tile
-inline constexpr int kMaxTileDim = 128;   ///< widest head for which attention has tiles
+inline constexpr int kFewRows = 8;         ///< activations of up to so many rows are multiplied without matrix units
+inline constexpr int kFewExpertRows = 4;   ///< likewise, of one expert
+inline constexpr int kMostLayers = 4;      ///< linear layers of few rows that are launched together
+inline constexpr int kBlockRows = 64;      ///< rows of a block of linear_many
+inline constexpr int kManyRows = 64;       ///< of more rows warpgroups multiply, where the device has them
+inline constexpr int kScaleColumns = 128;  ///< products of E4M3 by E4M3 are scaled once in so many columns
+inline constexpr int kTileRows = 64;       ///< queries of an attention tile
+inline constexpr int kMaxTileDim = 128;    ///< widest head for which attention has tiles
 
 /// How the elements of a matrix lie. Every weight format is turned into one of these.
 enum class Form : int {
@@ -101,6 +102,17 @@ struct PrepareArgs {
   float* scales;  ///< [rows]
 };
 
+/// Normed and rounded to E4M3: what products of E4M3 by E4M3 read.
+struct QuantizeArgs {
+  RowsArgs in;
+  const float* norm;  ///< [width], or null
+  float epsilon;
+  RoundingArgs rounding;  ///< to fp8
+  int rows, width;
+  uint8_t* codes;  ///< [rows, width]
+  float* scales;   ///< [groups, rows], which the codes are to be multiplied by
+};
+
 /// out = in * weight^T + bias, then + residual or activation(that) * up.
 struct LinearArgs {
   MatrixArgs weight;
@@ -118,7 +130,11 @@ struct LinearArgs {
   RowsArgs residual;  ///< data null: none
   int activation;     ///< llminfer::Activation
   RowsArgs out;
-  int units;  ///< multiprocessors; linear_warpgroups alone
+  // linear_e4m3_stages and linear_e4m3_warpgroups alone. The weight is e4m3, and so are the rows.
+  const uint8_t* codes;  ///< [rows, weight.cols], on a multiple of 16 bytes; in place of `in`
+  int in_group;          ///< columns of a scale in in_scales [groups, rows]: 0 all, or a multiple of kScaleColumns
+  int weight_group;      ///< columns of the weight's rows that have the same scale, likewise
+  int units;             ///< multiprocessors; linear_warpgroups and linear_e4m3_warpgroups alone
   // linear_stages alone:
   int splits;          ///< blocks that share a tile by columns, at most; the order of sums depends on it
   int split_blocks;    ///< if splits > 1: there is memory for so many blocks, at least for a tile of each feature
@@ -393,7 +409,9 @@ struct PersistentArgs {
 
 /// What the code for the device has.
 struct ProbeArgs {
-  int32_t* found;  ///< [2], of which each becomes 1 or 0: products of warpgroups (sm_90a), copies that go on (sm_80)
+  /// [3], of which each becomes 1 or 0: products of warpgroups (sm_90a), copies that go on (sm_80), products of E4M3 by
+  /// E4M3 that mma.sync makes (sm_89, sm_120)
+  int32_t* found;
 };
 
 /// A launch as the runtimes take it.
@@ -424,6 +442,11 @@ struct KernelTable {
   int (*linear_warpgroups)(void* stream, const LinearArgs& args);
   /// The same where it finds copies, for any number of rows.
   int (*linear_stages)(void* stream, const LinearArgs& args);
+  int (*quantize)(void* stream, const QuantizeArgs& args);
+  /// linear_warpgroups of LinearArgs::codes.
+  int (*linear_e4m3_warpgroups)(void* stream, const LinearArgs& args);
+  /// linear_stages of LinearArgs::codes, for many rows, where ProbeArgs finds such products.
+  int (*linear_e4m3_stages)(void* stream, const LinearArgs& args);
   int (*route)(void* stream, const RouteArgs& args);
   int (*sort_pairs)(void* stream, const SortArgs& args);
   int (*experts_few)(void* stream, const ExpertsArgs& args);

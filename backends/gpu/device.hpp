@@ -27,6 +27,7 @@ struct DeviceInfo {
   int units = 1;             ///< multiprocessors
   bool warpgroups = false;   ///< KernelTable::linear_warpgroups runs
   bool copies = false;       ///< KernelTable::linear_stages runs
+  bool e4m3 = false;         ///< KernelTable::linear_e4m3_stages runs
   int resident_blocks = 0;   ///< of KernelTable::persistent that are on the device at once; 0: it does not run
   std::string collectives;   ///< file of the library that sums over such devices (nccl.hpp); empty: none
 };

@@ -86,6 +86,7 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   layer.in_scales = memory_.at<float>(layout_.scales);
   layer.width = static_cast<int>(width(step.in));
   layer.units = device_->info().units;
+  if (as_e4m3(step, rows)) return quantize(in, step, layer);
   const bool one = rows == 1 && few(rows);
   if (one && !first.rounds()) {
     layer.row = in.data;
@@ -109,6 +110,42 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
     args.scales = memory_.at<float>(layout_.scales);
   }
   LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "prepare"));
+  return layer;
+}
+
+bool GpuPlan::by_warpgroups(std::int32_t rows) const noexcept {
+  return rows > kManyRows && device_->info().warpgroups && options_.warpgroups && !options_.batch_invariant;
+}
+
+/// Whether the step's products are of E4M3 by E4M3: its input is rounded to such numbers, all of its weights have them,
+/// and in each kScaleColumns columns of either the scales are the same.
+bool GpuPlan::as_e4m3(const LinearStep& step, std::int32_t rows) const noexcept {
+  const bool on_device = by_warpgroups(rows) || (device_->info().e4m3 && rows > kManyRows && !options_.batch_invariant);
+  const InputQuantization& input = weight(step.parts.front().weight).input();
+  if (!on_device || (input.dynamic && input.group % kScaleColumns != 0 && input.group < width(step.in))) return false;
+  return std::all_of(step.parts.begin(), step.parts.end(), [&](const LinearPart& part) {
+    return weight(part.weight).e4m3_group() >= 0 &&
+           (part.tail != LinearPart::Tail::glu || weight(part.up_weight).e4m3_group() >= 0);
+  });
+}
+
+/// As prepare(), to E4M3 numbers and their scales, for which there is room where halves would be.
+Result<LinearArgs> GpuPlan::quantize(const RowsArgs& in, const LinearStep& step, LinearArgs layer) {
+  const InputQuantization& input = weight(step.parts.front().weight).input();
+  QuantizeArgs args{};
+  args.in = in;
+  args.norm = vector(step.norm);
+  args.epsilon = step.epsilon;
+  args.rounding = rounding_of(input);
+  args.rows = layer.rows;
+  args.width = layer.width;
+  args.codes = memory_.at<std::uint8_t>(layout_.halves);
+  args.scales = memory_.at<float>(layout_.halves + std::int64_t{args.rows} * args.width);
+  layer.in = nullptr;
+  layer.codes = args.codes;
+  layer.in_scales = args.scales;
+  layer.in_group = input.dynamic && input.group < args.width ? input.group : 0;
+  LLMINFER_TRY(device_->check(kernels().quantize(stream(), args), "quantize"));
   return layer;
 }
 
@@ -150,6 +187,7 @@ bool GpuPlan::few(std::int32_t rows) const noexcept { return rows <= kFewRows &&
 LinearArgs GpuPlan::layer_of(const LinearArgs& common, WeightId id, WeightId bias, const RowsArgs& out) const noexcept {
   LinearArgs args = common;
   args.weight = matrix(id);
+  args.weight_group = std::max(weight(id).e4m3_group(), 0);
   args.bias = vector(bias);
   args.out = out;
   return args;
@@ -159,9 +197,12 @@ LinearArgs GpuPlan::layer_of(const LinearArgs& common, WeightId id, WeightId bia
 Result<void> GpuPlan::linear(const LinearArgs& args) {
   if (few(args.rows)) return linear_few({{args}, 1});
   if (pass_.streams) device_->begin_in_turn();  // another kernel may have come after matrix()
-  if (args.rows > kManyRows && device_->info().warpgroups && options_.warpgroups && !options_.batch_invariant) {
-    return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
+  const bool warpgroups = by_warpgroups(args.rows);
+  if (args.codes) {
+    const auto kernel = warpgroups ? kernels().linear_e4m3_warpgroups : kernels().linear_e4m3_stages;
+    return device_->check(kernel(stream(), args), "linear_e4m3");
   }
+  if (warpgroups) return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
   if (!device_->info().copies) return device_->check(kernels().linear_many(stream(), args), "linear_many");
   // Few rows have few tiles, which blocks then share. Many have enough, and no sums to add.
   const bool many = args.rows > kManyRows && !options_.batch_invariant;

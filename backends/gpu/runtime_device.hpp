@@ -41,7 +41,7 @@ class RuntimeDevice final : public Device {
     for (typename Api::Stream& stream : device->streams_)
       LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
     for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
-    const Buffer found = LLMINFER_TRY(Buffer::make(device, 2 * sizeof(std::int32_t)));
+    const Buffer found = LLMINFER_TRY(Buffer::make(device, 3 * sizeof(std::int32_t)));
     const ProbeArgs probe{found.at<std::int32_t>()};
     if (const int error = device->kernels().probe(device->stream(), probe); error != 0) {
       (void)Api::take_error();
@@ -50,11 +50,12 @@ class RuntimeDevice final : public Device {
     }
     if (options.dependent_launch) device->try_overlap(probe);
     device->count_resident_blocks();
-    std::int32_t has[2] = {};
+    std::int32_t has[3] = {};
     LLMINFER_TRY(device->copy(has, probe.found, sizeof has, Stream::work));
     LLMINFER_TRY(device->wait(Stream::work));
     device->info_.warpgroups = has[0] == 1;
     device->info_.copies = has[1] == 1;
+    device->info_.e4m3 = has[2] == 1;
     return std::shared_ptr<Device>(device);
   }
 

@@ -320,12 +320,19 @@ std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_
          (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
 }
 
+int GpuWeight::e4m3_group() const noexcept {
+  if (layout_.form != Form::e4m3 || input_.kind != InputQuantization::Kind::fp8) return -1;
+  if (scale_columns_ >= layout_.cols) return 0;
+  return scale_columns_ > 0 && scale_columns_ % kScaleColumns == 0 ? static_cast<int>(scale_columns_) : -1;
+}
+
 Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Staging& staging, bool streamed) {
   const quant::Format& format = quant::format(view.type);
   const bool permuted = view.details.permutation != nullptr;
   auto weight = std::make_unique<GpuWeight>();
   const std::shared_ptr<Device>& device = weight->device_ = staging.device();
   weight->input_ = view.details.input;
+  weight->scale_columns_ = view.details.scale_columns;
   const MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {

@@ -47,6 +47,8 @@ class GpuWeight final : public PreparedWeight {
   std::int64_t cols() const noexcept { return layout_.cols; }
   const InputQuantization& input() const noexcept { return input_; }
   bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
+  /// Columns of a row that share a scale, as LinearArgs::weight_group; less than 0: it is not to be multiplied as E4M3.
+  int e4m3_group() const noexcept;
   bool streamed() const noexcept { return streamed_; }
   /// Whether kernels decode both alike.
   bool decodes_as(const GpuWeight& other) const noexcept {
@@ -69,6 +71,7 @@ class GpuWeight final : public PreparedWeight {
   std::shared_ptr<Device> device_;
   MatrixLayout layout_;
   InputQuantization input_;
+  std::int64_t scale_columns_ = 0;  ///< WeightDetails'
   bool streamed_ = false;
   Buffer memory_;
 };

@@ -187,13 +187,26 @@ class Oracle {
     return static_cast<std::size_t>(m_.program.values[static_cast<std::size_t>(id)].width);
   }
   const std::vector<float>& weight(WeightId id) const { return m_.values[static_cast<std::size_t>(id)]; }
-  /// `x` as the weight takes it; of the roundings only those to int8 with a scale of its own.
+  /// `x` as the weight takes it; of the roundings to int8 only those with a scale of its own.
   std::vector<double> input_of(WeightId id, const double* x, std::size_t size) const {
     std::vector<double> taken(x, x + size);
     const InputQuantization& how = m_.details[static_cast<std::size_t>(id)].input;
     if (how.kind == InputQuantization::Kind::none) return taken;
-    for (double& f : taken) {
-      f = how.scale * (std::clamp(std::nearbyint(f / how.scale + how.zero), -128.0, 127.0) - how.zero);
+    if (how.kind == InputQuantization::Kind::int8) {
+      for (double& f : taken) {
+        f = how.scale * (std::clamp(std::nearbyint(f / how.scale + how.zero), -128.0, 127.0) - how.zero);
+      }
+      return taken;
+    }
+    const std::size_t group = how.dynamic && how.group > 0 ? static_cast<std::size_t>(how.group) : size;
+    for (std::size_t begin = 0; begin < size; begin += group) {
+      const std::size_t end = std::min(begin + group, size);
+      double most = 0;
+      for (std::size_t i = begin; i < end; ++i) most = std::max(most, std::abs(taken[i]));
+      const double scale = how.dynamic ? most / 448 : double{how.scale};
+      for (std::size_t i = begin; i < end && scale > 0; ++i) {
+        taken[i] = scale * core::e4m3_to_float(core::float_to_e4m3(static_cast<float>(taken[i] / scale)));
+      }
     }
     return taken;
   }

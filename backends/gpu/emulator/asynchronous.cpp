@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "backends/gpu/emulator/e4m3.hpp"
 #include "backends/gpu/emulator/emulator.hpp"
 #include "core/half.hpp"
 
@@ -38,6 +39,7 @@ struct Product {
   std::array<float*, 32> d;
   std::uint64_t a, b;
   bool accumulate;
+  Factors factors;
   std::uint64_t group;
 };
 struct Warp {
@@ -125,16 +127,17 @@ void arrive(Barrier& barrier) {
 
 /// Some more rows of a copy, and all of it in the end.
 void run(Copy& copy) {
-  const std::uint32_t rows = 1 + block.draw(copy.map.box_rows - copy.done);
+  const std::uint32_t rows = 1 + block.draw(copy.map.box_rows - copy.done), size = copy.map.element_bytes;
   for (const std::uint32_t end = copy.done + rows; copy.done < end; ++copy.done) {
     for (std::uint32_t c = 0; c < copy.map.box_columns; ++c) {
       std::uint16_t value = 0;
       const std::int64_t column = std::int64_t{copy.column} + c, row = std::int64_t{copy.row} + copy.done;
       if (column >= 0 && row >= 0 && column < static_cast<std::int64_t>(copy.map.columns) &&
           row < static_cast<std::int64_t>(copy.map.rows)) {
-        std::memcpy(&value, copy.map.data + row * static_cast<std::int64_t>(copy.map.stride) + 2 * column, 2);
+        std::memcpy(&value, copy.map.data + row * static_cast<std::int64_t>(copy.map.stride) + size * column, size);
       }
-      if (std::byte* to = block.at(swizzled(copy.to + copy.done * kRowBytes + 2 * c), 2)) std::memcpy(to, &value, 2);
+      std::byte* const to = block.at(swizzled(copy.to + copy.done * kRowBytes + size * c), size);
+      if (to) std::memcpy(to, &value, size);
     }
   }
   if (Barrier* barrier = block.barrier(copy.barrier)) {
@@ -156,19 +159,44 @@ struct Descriptor {
       block.misused = true;
     }
   }
-  float element(std::uint32_t row, std::uint32_t k) const {
-    const std::uint32_t address = start + row / 8 * stride + row % 8 * kRowBytes + 2 * k;
-    std::uint16_t value = 0;
-    if (const std::byte* from = block.at(swizzled(address), 2)) std::memcpy(&value, from, 2);
-    return core::half_to_float(value);
+  float element(std::uint32_t row, std::uint32_t k) const { return core::half_to_float(at<std::uint16_t>(row, k)); }
+  float number(std::uint32_t row, std::uint32_t k) const { return core::e4m3_to_float(at<std::uint8_t>(row, k)); }
+  template <class Bits>
+  Bits at(std::uint32_t row, std::uint32_t k) const {
+    constexpr auto kSize = static_cast<std::uint32_t>(sizeof(Bits));
+    Bits bits = 0;
+    const std::uint32_t address = start + row / 8 * stride + row % 8 * kRowBytes + kSize * k;
+    if (const std::byte* from = block.at(swizzled(address), kSize)) std::memcpy(&bits, from, kSize);
+    return bits;
   }
   std::uint32_t start, stride;
 };
 
-/// "Matrix Fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w …, and of each eight columns lane 4 g + t has
-/// columns 2t and 2t + 1 of rows g and g + 8.
+/// "Matrix Fragments for wgmma.mma_async.m64nNk16" and k32: warp w has rows 16 w …, and of each eight columns lane 4 g
+/// + t has columns 2t and 2t + 1 of rows g and g + 8.
+float& sum_at(const Product& product, std::uint32_t row, std::uint32_t column) {
+  return product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
+}
+
 void run(const Product& product, std::uint32_t warp) {
   const Descriptor a(product.a), b(product.b);
+  if (product.factors == Factors::e4m3) {
+    std::array<std::array<float, 32>, 16> left;
+    std::array<std::array<float, 32>, 128> right;  // [column][k]
+    for (std::uint32_t k = 0; k < 32; ++k) {
+      for (std::uint32_t row = 0; row < 16; ++row) left[row][k] = a.number(16 * (warp % 4) + row, k);
+      for (std::uint32_t column = 0; column < 128; ++column) right[column][k] = b.number(column, k);
+    }
+    for (std::uint32_t row = 0; row < 16; ++row) {
+      for (std::uint32_t column = 0; column < 128; ++column) {
+        float products[32];
+        for (std::uint32_t k = 0; k < 32; ++k) products[k] = left[row][k] * right[column][k];
+        float& d = sum_at(product, row, column);
+        d = add_products(product.accumulate ? d : 0.0f, products);
+      }
+    }
+    return;
+  }
   std::array<std::array<float, 16>, 16> left;
   std::array<std::array<float, 128>, 16> right;  // [k][column]
   for (std::uint32_t k = 0; k < 16; ++k) {
@@ -181,7 +209,7 @@ void run(const Product& product, std::uint32_t warp) {
       for (std::uint32_t column = 0; column < 128; ++column) sums[column] += left[row][k] * right[k][column];
     }
     for (std::uint32_t column = 0; column < 128; ++column) {
-      float& d = product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
+      float& d = sum_at(product, row, column);
       d = product.accumulate ? d + sums[column] : sums[column];
     }
   }
@@ -200,7 +228,7 @@ bool is_valid(const TensorMap& map) {
   // A narrower box would be allowed, but its layout is another.
   return reinterpret_cast<std::uintptr_t>(map.data) % 16 == 0 && map.stride % 16 == 0 && map.stride < 1ull << 40 &&
          map.columns >= 1 && map.columns <= 1ull << 32 && map.rows >= 1 && map.rows <= 1ull << 32 &&
-         map.box_columns * 2 == kRowBytes && map.box_rows >= 1 && map.box_rows <= 256;
+         map.box_columns * map.element_bytes == kRowBytes && map.box_rows >= 1 && map.box_rows <= 256;
 }
 
 std::byte* shared_memory() { return block.memory.data(); }
@@ -286,16 +314,17 @@ void product_fence() {
   collective(&none, 32, [](void* const*) { block.warp().fenced = true; });
 }
 
-void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate) {
+void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors) {
   struct Lane {
     float* d;
     std::uint64_t a, b;
     bool accumulate;
-  } mine{d, a, b, accumulate};
+    Factors factors;
+  } mine{d, a, b, accumulate, factors};
   collective(&mine, 32, [](void* const* all) {
     Warp& warp = block.warp();
     const auto* first = static_cast<const Lane*>(all[0]);
-    Product product{{}, first->a, first->b, first->accumulate, warp.group};
+    Product product{{}, first->a, first->b, first->accumulate, first->factors, warp.group};
     block.misused |= !warp.fenced;
     for (std::size_t i = 0; i < 32; ++i) {
       const auto* lane = static_cast<const Lane*>(all[i]);

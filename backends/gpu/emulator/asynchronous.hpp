@@ -12,13 +12,14 @@
 
 namespace llminfer::gpu::emulator {
 
-/// A matrix of 16-bit elements, and the box that is copied of it: what cuTensorMapEncodeTiled encodes, with a swizzle
-/// of 128 bytes and zeros for what is out of bounds.
+/// A matrix of elements of 16 bits or a byte, and the box that is copied of it: what cuTensorMapEncodeTiled encodes,
+/// with a swizzle of 128 bytes and zeros for what is out of bounds.
 struct TensorMap {
   const std::byte* data;
   std::uint64_t columns, rows;
   std::uint64_t stride;  ///< bytes from row to row
   std::uint32_t box_columns, box_rows;
+  std::uint32_t element_bytes;  ///< 2 or 1
 };
 /// Whether the driver would encode it.
 bool is_valid(const TensorMap& map);
@@ -53,9 +54,11 @@ void copy_piece(void* to, const void* from, std::size_t bytes, bool exists);
 void copies_commit();
 void copies_wait(int groups);
 
-/// wgmma.fence, m64n128k16.f32.f16.f16 of two matrices in shared memory, commit_group, and wait_group.
+enum class Factors { halves, e4m3 };
+/// wgmma.fence, m64n128k16.f32.f16.f16 or m64n128k32.f32.e4m3.e4m3 of two matrices in shared memory, commit_group, and
+/// wait_group.
 void product_fence();
-void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate);
+void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors = Factors::halves);
 void product_commit();
 void product_wait(int groups);
 

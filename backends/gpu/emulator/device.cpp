@@ -44,6 +44,7 @@ class EmulatedDevice final : public Device {
     info_.resident_blocks = options.resident_blocks;
     machine_.resident_blocks = static_cast<unsigned>(options.resident_blocks);
     info_.copies = options.copies && kernels().linear_stages != nullptr;
+    info_.e4m3 = options.e4m3 && kernels().linear_e4m3_stages != nullptr;
   }
 
   const DeviceInfo& info() const noexcept override { return info_; }

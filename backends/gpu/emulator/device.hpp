@@ -32,6 +32,7 @@ struct EmulatorOptions {
   std::string collectives{};  ///< as DeviceInfo's
   bool warpgroups = true;     ///< likewise, with PTX's matrix units; those of others have none
   bool copies = true;         ///< likewise
+  bool e4m3 = true;           ///< likewise
   int resident_blocks = 3;    ///< likewise
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});

@@ -10,6 +10,9 @@
 //
 // Where there are few tiles, several blocks share one by columns. Their sums are added by the last one to come, in the
 // order of the columns.
+//
+// Rows and weights of E4M3 both are multiplied as they are (sm_89, sm_120), 64 rows at a time. Each stage's sums are
+// added to floats, with the scales of its columns where these are not the same for whole rows.
 #include "backends/gpu/kernels/copies.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/mma.hpp"
@@ -214,9 +217,10 @@ __device__ __forceinline__ bool add_parts(const LinearArgs& l, float (&sums)[2 *
   return true;
 }
 
-template <int kTiles>
+/// `factor_of(feature)` and `scale_of(row)` are what sums are multiplied by.
+template <int kTiles, class Factor, class Scale>
 __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[2 * kTiles][kEightTiles / 2][4],
-                                      int first_row, int first_feature) {
+                                      int first_row, int first_feature, Factor factor_of, Scale scale_of) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int features[kEightTiles];
   float factors[kEightTiles], biases[kEightTiles];
@@ -224,14 +228,14 @@ __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[2
   for (int j = 0; j < kEightTiles; ++j) {
     const int f = first_feature + 8 * j + lane / 4, feature = f < l.weight.rows ? f : l.weight.rows - 1;
     features[j] = f;
-    factors[j] = l.weight.factors[feature];
+    factors[j] = factor_of(feature);
     biases[j] = l.bias ? l.bias[feature] : 0.0f;
   }
 #pragma unroll
   for (int i = 0; i < 4 * kTiles; ++i) {  // a row each
     const int row = first_row + i / 2 * 8 + lane % 4 * 2 + i % 2;
     if (row >= l.rows) continue;
-    const float scale = l.in_scales[row];
+    const float scale = scale_of(row);
     float values[kEightTiles];
 #pragma unroll
     for (int j = 0; j < kEightTiles; ++j) {
@@ -300,7 +304,145 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 3 : 2) linear_stages_k
     slot = slot + 1 == S::kCount ? 0 : slot + 1;
   }
   if (gridDim.z > 1 && !add_parts<kTiles>(l, sums)) return;
-  write<kTiles>(l, sums, first_row, first_feature);
+  write<kTiles>(
+      l, sums, first_row, first_feature, [&](int feature) { return l.weight.factors[feature]; },
+      [&](int row) { return l.in_scales[row]; });
+#endif
+}
+
+/// A stage of E4M3 numbers: 128 features and 64 rows, 128 columns of each. Lane t of four has 16 bytes of either half
+/// of a row.
+struct E4m3Stage {
+  static constexpr int kTiles = 4;
+  static constexpr int kRowsAt = kSplitFeatures * kScaleColumns;
+  static constexpr int kSize = kRowsAt + 16 * kTiles * kScaleColumns;
+  static constexpr int kCount = 2;
+  static_assert(kCount * kSize <= kSharedLimit);
+};
+
+#if defined(LLMINFER_GPU_E4M3_CODE)
+
+/// Where 16 bytes are in a stage. Weights lie by thread.
+__device__ __forceinline__ int e4m3_weight_place(int j, int half) {
+  return ((j * 2 + half) * kThreads + static_cast<int>(threadIdx.x)) * 16;
+}
+/// The lanes that read together find theirs in different banks.
+__device__ __forceinline__ int e4m3_row_place(int row, int piece) {
+  return E4m3Stage::kRowsAt + row * kScaleColumns + (piece ^ row % 2 * 4) * 16;
+}
+
+/// A thread's part of the copies of a stage.
+__device__ __forceinline__ void fill_e4m3(const LinearArgs& l, unsigned char* stage, int column, int first_row,
+                                          const int (&features)[kEightTiles]) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto copy = [&](int place, const void* matrix, int64_t row, bool exists, int at) {
+    exists = exists && column + at < l.weight.cols;
+    copy_piece<16>(stage + place,
+                   static_cast<const unsigned char*>(matrix) + (exists ? row * l.weight.cols + column + at : 0),
+                   exists);
+  };
+#pragma unroll
+  for (int j = 0; j < kEightTiles; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      copy(e4m3_weight_place(j, half), l.weight.high, features[j], true, half * 64 + thread % 4 * 16);
+    }
+  }
+#pragma unroll
+  for (int begin = 0; begin < 16 * E4m3Stage::kTiles * 8; begin += kThreads) {
+    const int row = (begin + thread) / 8, piece = thread % 8;
+    copy(e4m3_row_place(row, piece), l.codes, first_row + row, first_row + row < l.rows, piece * 16);
+  }
+}
+
+/// sums += the stage's weights * its rows^T, times the scales of both if there are any.
+template <bool kGroups>
+__device__ __forceinline__ void multiply_e4m3(const unsigned char* stage, const float (&features)[kEightTiles],
+                                              const float (&rows)[4 * E4m3Stage::kTiles],
+                                              float (&sums)[2 * E4m3Stage::kTiles][kEightTiles / 2][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const auto read = [stage](int place) { return *reinterpret_cast<const uint4*>(stage + place); };
+  uint4 weights[kEightTiles][2];
+#pragma unroll
+  for (int j = 0; j < kEightTiles; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) weights[j][half] = read(e4m3_weight_place(j, half));
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * E4m3Stage::kTiles; ++i) {
+    float products[kEightTiles / 2][4] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 row = read(e4m3_row_place(8 * i + g, 4 * half + t));
+#pragma unroll
+      for (int j = 0; j < kEightTiles; j += 2) {
+        const uint4 &low = weights[j][half], &high = weights[j + 1][half];
+        mma_m16n8k32_e4m3(products[j / 2], {low.x, high.x, low.y, high.y}, {row.x, row.y});
+        mma_m16n8k32_e4m3(products[j / 2], {low.z, high.z, low.w, high.w}, {row.z, row.w});
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kEightTiles; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float product = products[j / 2][j % 2 * 2 + c];
+        sums[i][j / 2][j % 2 * 2 + c] += kGroups ? product * (features[j] * rows[2 * i + c]) : product;
+      }
+    }
+  }
+}
+
+#endif
+
+template <bool kGroups>
+__global__ void __launch_bounds__(kThreads, 2) linear_e4m3_stages_kernel(LinearArgs l) {
+#if defined(LLMINFER_GPU_E4M3_CODE)
+  constexpr int kTiles = E4m3Stage::kTiles;
+  const int lane = static_cast<int>(threadIdx.x) % 32, groups = l.weight.cols >> l.weight.group_shift;
+  const int first_row = static_cast<int>(blockIdx.y) * 16 * kTiles,
+            first_feature =
+                static_cast<int>(blockIdx.x) * kSplitFeatures + static_cast<int>(threadIdx.x) / 32 * kEightTiles * 8;
+  unsigned char* const memory = dynamic_shared_memory();
+  const auto weight_scale = [&](int feature, int column) {
+    const int64_t at = static_cast<int64_t>(feature) * groups + (column >> l.weight.group_shift);
+    return half_to_float(l.weight.scales[at]);
+  };
+  int features[kEightTiles];
+#pragma unroll
+  for (int j = 0; j < kEightTiles; ++j) {
+    const int f = first_feature + 8 * j + lane / 4;
+    features[j] = f < l.weight.rows ? f : l.weight.rows - 1;
+  }
+  after_former();
+  fill_e4m3(l, memory, 0, first_row, features);
+  copies_commit();
+  float sums[2 * kTiles][kEightTiles / 2][4] = {};
+  for (int column = 0, slot = 0; column < l.weight.cols; column += kScaleColumns, slot ^= 1) {
+    float feature_scales[kEightTiles] = {}, row_scales[4 * kTiles] = {};
+    if constexpr (kGroups) {
+#pragma unroll
+      for (int j = 0; j < kEightTiles; ++j) feature_scales[j] = weight_scale(features[j], column);
+      const float* const scales = l.in_scales + static_cast<int64_t>(l.in_group > 0 ? column / l.in_group : 0) * l.rows;
+#pragma unroll
+      for (int i = 0; i < 4 * kTiles; ++i) {
+        const int row = first_row + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        row_scales[i] = scales[row < l.rows ? row : l.rows - 1];
+      }
+    }
+    copies_wait<0>();
+    __syncthreads();  // this stage has come, and the one before was read, of all threads
+    if (column + kScaleColumns < l.weight.cols) {
+      fill_e4m3(l, memory + (slot ^ 1) * E4m3Stage::kSize, column + kScaleColumns, first_row, features);
+    }
+    copies_commit();
+    multiply_e4m3<kGroups>(memory + slot * E4m3Stage::kSize, feature_scales, row_scales, sums);
+  }
+  write<kTiles>(
+      l, sums, first_row, first_feature,
+      [&](int feature) {
+        return kGroups ? l.weight.factors[feature] : l.weight.factors[feature] * weight_scale(feature, 0);
+      },
+      [&](int row) { return kGroups ? 1.0f : l.in_scales[row]; });
 #endif
 }
 
@@ -338,6 +480,15 @@ int linear_stages(void* stream, const LinearArgs& args) {
     if (some.residual.data) some.residual.data += most * args.residual.stride;
   }
   return 0;
+}
+
+int linear_e4m3_stages(void* stream, const LinearArgs& args) {
+  constexpr int kRows = 16 * E4m3Stage::kTiles;
+  const Grid grid{static_cast<unsigned>((args.weight.rows + kSplitFeatures - 1) / kSplitFeatures),
+                  static_cast<unsigned>((args.rows + kRows - 1) / kRows)};
+  const bool groups = args.in_group > 0 || args.weight_group > 0;
+  return launch_with_shared(stream, grid, kThreads, E4m3Stage::kCount * E4m3Stage::kSize,
+                            groups ? linear_e4m3_stages_kernel<true> : linear_e4m3_stages_kernel<false>, args);
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

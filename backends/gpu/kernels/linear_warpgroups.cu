@@ -1,6 +1,10 @@
 // Linear layers of many rows on Hopper (sm_90a): blocks of 128 or 256 rows by 128 output features. One warpgroup fills
 // a ring of tiles in shared memory, activations and halves by the copy engine, other weights by decoding them; two
 // multiply what is there. Blocks go on with the next tile while the sums of the last one are written.
+//
+// Rows and weights of E4M3 both come by the copy engine and are multiplied as they are, 128 rows and features by 128
+// columns at a time. What such products add up is added to floats after each stage, with the scales of its columns
+// where these are not the same for whole rows.
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/warpgroup.hpp"
 
@@ -25,6 +29,17 @@ struct Ring {
   static constexpr int kStageBytes = kBoxBytes + kInputBytes;  ///< the weight's tile first
   static constexpr int kSharedBytes = kPattern + kStages * (kStageBytes + 2 * static_cast<int>(sizeof(uint64_t)));
 };
+
+/// Of products of E4M3 by E4M3. The scales of a stage's rows and features are behind all tiles.
+struct E4m3Ring {
+  static constexpr int kRows = 2 * kProductRows;
+  static constexpr int kStages = 6;
+  static constexpr int kStageBytes = 2 * kBoxBytes;  ///< the weight's tile first
+  static constexpr int kScales = kFeatures + kRows;  ///< the features' first
+  static constexpr int kSharedBytes = kPattern + kStages * (kStageBytes + kScales * static_cast<int>(sizeof(float)) +
+                                                            2 * static_cast<int>(sizeof(uint64_t)));
+};
+static_assert(kScaleColumns == kTileRowBytes && kBoxRows == E4m3Ring::kRows && kBoxRows == kFeatures);
 
 struct WarpgroupArgs {
   TileMap in, weight;
@@ -94,16 +109,16 @@ __device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stage
 }
 
 /// Finishes sums and writes them, so many at a time that their reads seldom wait for each other's writes. What lies
-/// past the end is read as the last one.
-template <int kHigh>
+/// past the end is read as the last one. `scale_of(row)`: what sums are multiplied by beside the weight's factors.
+template <int kHigh, class Scale>
 __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[kHigh][64], int first_row,
-                                      int first_feature) {
+                                      int first_feature, Scale scale_of) {
   constexpr int kTogether = 4;  // more need registers that the sums have
 #pragma unroll
   for (int part = 0; part < 2 * kHigh; ++part) {  // of a row each
     const float* const from = sums[part / 2] + part % 2 * 2;
     const int r = first_row + part / 2 * kProductRows + sum_row(part % 2 * 2), row = r < l.rows ? r : l.rows - 1;
-    const float scale = l.in_scales[row];
+    const float scale = scale_of(row);
     const float* const residual = l.residual.data ? l.residual.data + row * l.residual.stride : nullptr;
     float* const out = l.out.data + row * l.out.stride;
 #pragma unroll
@@ -160,7 +175,126 @@ __device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& s
 #pragma unroll
     for (int high = 0; high < kHigh; ++high) settle_sums(sums[high]);
     if (first_lane) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
-    write<kHigh>(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures);
+    write<kHigh>(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures,
+                 [&](int row) { return l.in_scales[row]; });
+  }
+}
+
+constexpr int kScalers = 64;  ///< threads that bring the scales of E4M3
+
+struct E4m3Stages {
+  Stages ring;
+  float* scales;
+};
+
+/// Calls f(stage, parity of its turn, first row, first feature, first column) for all stages of a block in turn.
+template <class F>
+__device__ __forceinline__ void for_e4m3_stages(const WarpgroupArgs& a, F f) {
+  uint32_t turn = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
+    for (int column = 0; column < a.linear.weight.cols; column += kScaleColumns, ++turn) {
+      f(turn % E4m3Ring::kStages, turn / E4m3Ring::kStages % 2, tile % a.row_tiles * E4m3Ring::kRows,
+        tile / a.row_tiles * kFeatures, column);
+    }
+  }
+}
+
+/// One thread has the tiles copied, others bring the scales, each at their own pace.
+template <bool kGroups>
+__device__ __forceinline__ void fill_e4m3(const WarpgroupArgs& a, const E4m3Stages& stages) {
+  using R = E4m3Ring;
+  const LinearArgs& l = a.linear;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for_e4m3_stages(a, [&](uint32_t stage, uint32_t parity, int first_row, int first_feature, int column) {
+      uint64_t* const full = stages.ring.full + stage;
+      unsigned char* const to = stages.ring.tiles + stage * R::kStageBytes;
+      barrier_wait(stages.ring.empty + stage, parity ^ 1);
+      barrier_expect(full, R::kStageBytes);
+      copy_tile(to, a.weight, column, first_feature, full);
+      copy_tile(to + kBoxBytes, a.in, column, first_row, full);
+    });
+  }
+  if (!kGroups || thread < kGroup - kScalers) return;
+  const int scaler = thread - (kGroup - kScalers), groups = l.weight.cols >> l.weight.group_shift;
+  for_e4m3_stages(a, [&](uint32_t stage, uint32_t parity, int first_row, int first_feature, int column) {
+    float scales[R::kScales / kScalers];
+#pragma unroll
+    for (int i = 0; i < R::kScales / kScalers; ++i) {
+      const int place = scaler + i * kScalers;
+      if (place < kFeatures) {
+        const int f = first_feature + place, feature = f < l.weight.rows ? f : l.weight.rows - 1;
+        scales[i] =
+            half_to_float(l.weight.scales[static_cast<int64_t>(feature) * groups + (column >> l.weight.group_shift)]);
+      } else {
+        const int r = first_row + place - kFeatures, row = r < l.rows ? r : l.rows - 1;
+        scales[i] = l.in_scales[static_cast<int64_t>(l.in_group > 0 ? column / l.in_group : 0) * l.rows + row];
+      }
+    }
+    barrier_wait(stages.ring.empty + stage, parity ^ 1);
+#pragma unroll
+    for (int i = 0; i < R::kScales / kScalers; ++i) {
+      stages.scales[stage * R::kScales + scaler + i * kScalers] = scales[i];
+    }
+    barrier_arrive(stages.ring.full + stage);
+  });
+}
+
+/// While one of the two warpgroups adds its products to floats, those of the other are computed.
+template <bool kGroups>
+__device__ __forceinline__ void multiply_e4m3(const WarpgroupArgs& a, const E4m3Stages& stages) {
+  using R = E4m3Ring;
+  const LinearArgs& l = a.linear;
+  const int group_row = (static_cast<int>(threadIdx.x) / kGroup - 1) * kProductRows;
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const uint64_t tiles = tile_descriptor(shared_address(stages.ring.tiles));
+  uint32_t turn = 0;
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
+    float sums[1][64] = {};
+    for (int column = 0; column < l.weight.cols; column += kScaleColumns, ++turn) {
+      const uint32_t stage = turn % R::kStages;
+      const uint64_t weight = tiles + stage * (R::kStageBytes / 16),
+                     in = weight + (kBoxBytes + group_row * kTileRowBytes) / 16;
+      float products[64];
+      barrier_wait(stages.ring.full + stage, turn / R::kStages % 2);
+      product_fence();
+#pragma unroll
+      for (int step = 0; step < kTileRowBytes / 32; ++step) {
+        product_e4m3(products, in + step * kNextDepth, weight + step * kNextDepth, step > 0);
+      }
+      product_commit();
+      [[maybe_unused]] float features[32], rows[2];
+      if constexpr (kGroups) {
+        const float* const scales = stages.scales + stage * R::kScales;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) features[i] = scales[sum_column(i / 2 * 4 + i % 2)];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) rows[i] = scales[kFeatures + group_row + sum_row(2 * i)];
+        sync_lanes();  // all have read them
+      }
+      product_wait<0>();
+      settle_sums(products);
+      if (first_lane) barrier_arrive(stages.ring.empty + stage);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) {
+        if constexpr (kGroups) products[i] *= features[i / 4 * 2 + i % 2] * rows[i / 2 % 2];
+        sums[0][i] += products[i];
+      }
+    }
+    const int first_feature = tile / a.row_tiles * kFeatures;
+    if constexpr (!kGroups) {  // not in write(), which has no registers left
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int at = i / 2 * 4 + i % 2, f = first_feature + sum_column(at);
+        const int64_t feature = f < l.weight.rows ? f : l.weight.rows - 1;
+        const float scale = half_to_float(l.weight.scales[feature * (l.weight.cols >> l.weight.group_shift)]);
+        sums[0][at] *= scale;
+        sums[0][at + 2] *= scale;
+        if (i % 4 == 3) asm volatile("" ::: "memory");
+      }
+    }
+    write<1>(l, sums, tile % a.row_tiles * R::kRows + group_row, first_feature,
+             [&](int row) { return kGroups ? 1.0f : l.in_scales[row]; });
   }
 }
 
@@ -200,6 +334,37 @@ __global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __
 #endif
 }
 
+template <bool kGroups>
+__global__ void __launch_bounds__(kThreads, 1) linear_e4m3_warpgroups_kernel(const __grid_constant__ WarpgroupArgs a) {
+#if defined(LLMINFER_GPU_WARPGROUP_CODE)
+  using R = E4m3Ring;
+  const int thread = static_cast<int>(threadIdx.x);
+  unsigned char* const memory = dynamic_shared_memory();
+  E4m3Stages stages;
+  stages.ring.tiles = memory + (kPattern - shared_address(memory) % kPattern) % kPattern;
+  stages.scales = reinterpret_cast<float*>(stages.ring.tiles + R::kStages * R::kStageBytes);
+  stages.ring.full = reinterpret_cast<uint64_t*>(stages.scales + R::kStages * R::kScales);
+  stages.ring.empty = stages.ring.full + R::kStages;
+  if (thread == 0) {
+    for (int stage = 0; stage < R::kStages; ++stage) {
+      barrier_init(stages.ring.full + stage, kGroups ? 1 + kScalers : 1);
+      barrier_init(stages.ring.empty + stage, kConsumerWarps);
+    }
+    barrier_fence();
+  }
+  __syncthreads();
+  after_former();
+  constexpr int kFiller = 40, kMultiplier = 232;
+  if (thread < kGroup) {
+    fewer_registers<kFiller>();
+    fill_e4m3<kGroups>(a, stages);
+  } else {
+    more_registers<kMultiplier>();
+    multiply_e4m3<kGroups>(a, stages);
+  }
+#endif
+}
+
 template <int kHigh>
 int launch_high(void* stream, WarpgroupArgs& args) {
   const LinearArgs& l = args.linear;
@@ -219,7 +384,8 @@ int linear_warpgroups(void* stream, const LinearArgs& args) {
   a.linear = args;
   if (const int error = make_tile_map(a.in, args.in, args.weight.cols, args.rows, kBoxRows)) return error;
   if (args.weight.form == Form::f16) {
-    if (const int error = make_tile_map(a.weight, args.weight.high, args.weight.cols, args.weight.rows, kBoxRows)) {
+    if (const int error = make_tile_map(a.weight, static_cast<const uint16_t*>(args.weight.high), args.weight.cols,
+                                        args.weight.rows, kBoxRows)) {
       return error;
     }
   }
@@ -227,6 +393,22 @@ int linear_warpgroups(void* stream, const LinearArgs& args) {
   const int64_t tiles =
       static_cast<int64_t>((args.rows + 255) / 256) * ((args.weight.rows + kFeatures - 1) / kFeatures);
   return args.rows > kBoxRows && tiles >= args.units ? launch_high<2>(stream, a) : launch_high<1>(stream, a);
+}
+
+int linear_e4m3_warpgroups(void* stream, const LinearArgs& args) {
+  const MatrixArgs& w = args.weight;
+  WarpgroupArgs a{};
+  a.linear = args;
+  if (const int error = make_tile_map(a.in, args.codes, w.cols, args.rows, kBoxRows)) return error;
+  if (const int error = make_tile_map(a.weight, static_cast<const uint8_t*>(w.high), w.cols, w.rows, kBoxRows)) {
+    return error;
+  }
+  a.row_tiles = (args.rows + E4m3Ring::kRows - 1) / E4m3Ring::kRows;
+  a.tiles = a.row_tiles * ((w.rows + kFeatures - 1) / kFeatures);
+  const auto blocks = static_cast<unsigned>(a.tiles < args.units ? a.tiles : args.units);
+  const bool groups = args.in_group > 0 || args.weight_group > 0;
+  return launch_with_shared(stream, {blocks}, kThreads, E4m3Ring::kSharedBytes,
+                            groups ? linear_e4m3_warpgroups_kernel<true> : linear_e4m3_warpgroups_kernel<false>, a);
 }
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET

@@ -8,6 +8,10 @@
 
 #include "backends/gpu/kernels/platform.hpp"
 
+#if defined(LLMINFER_GPU_EMULATED)
+#include "backends/gpu/emulator/e4m3.hpp"
+#endif
+
 #if !defined(LLMINFER_GPU_MMA_PTX) && !defined(LLMINFER_GPU_MMA_MFMA) && !defined(LLMINFER_GPU_MMA_FMA)
 #if defined(__CUDA_ARCH__)
 #define LLMINFER_GPU_MMA_PTX
@@ -100,6 +104,46 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
         : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
   }
 #endif
+}
+#endif
+
+// Products of E4M3 by E4M3, where they are an instruction: for sm_90 and sm_100 ptxas makes products of halves of them.
+// PTX ISA, "Matrix Fragments for mma.m16n8k32": as those of halves, with four bytes in place of two halves, and columns
+// + 16 in place of + 8.
+#if defined(LLMINFER_GPU_EMULATED)
+#define LLMINFER_GPU_E4M3_CODE
+inline void mma_m16n8k32_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaLane mine{c, a, b};
+  emulator::collective(&mine, 32, [](void* const* all) {
+    float left[16][32], right[8][32];  // [row][k], [column][k]
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto* from = static_cast<const MmaLane*>(all[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) {
+        const auto number = [i](uint32_t word) {
+          return core::e4m3_to_float(static_cast<uint8_t>(word >> (8 * i) & 0xffu));
+        };
+        for (int w = 0; w < 4; ++w) left[g + 8 * (w % 2)][4 * t + i + 16 * (w / 2)] = number(from->a[w]);
+        for (int w = 0; w < 2; ++w) right[g][4 * t + i + 16 * w] = number(from->b[w]);
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      auto* to = static_cast<MmaLane*>(all[lane]);
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        float products[32];
+        for (int k = 0; k < 32; ++k) products[k] = left[row][k] * right[column][k];
+        to->c[i] = emulator::add_products(to->c[i], products);
+      }
+    }
+  });
+}
+#elif __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+#define LLMINFER_GPU_E4M3_CODE
+__device__ __forceinline__ void mma_m16n8k32_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
 

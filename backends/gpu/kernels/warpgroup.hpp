@@ -2,8 +2,9 @@
 // shared memory that count what has come, and products of four warps that read both factors there. Other machines have
 // none of it; LLMINFER_GPU_WARPGROUPS says that a target may have it, LLMINFER_GPU_WARPGROUP_CODE that this pass does.
 //
-// Tiles are rows of 64 halves, 128 bytes, swizzled: in row r the piece of 16 bytes number p lies where p ^ (r % 8)
-// would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16; both factors have k in consecutive places.
+// Tiles are rows of 64 halves or 128 E4M3 numbers, 128 bytes, swizzled: in row r the piece of 16 bytes number p lies
+// where p ^ (r % 8) would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16, of E4M3 x 32; both
+// factors have k in consecutive places.
 #pragma once
 
 #include "backends/gpu/kernels/copies.hpp"
@@ -32,14 +33,15 @@ inline constexpr int kTileRowBytes = 128;  ///< what they take
 inline constexpr int kProductRows = 64, kProductColumns = 128;
 inline constexpr int kProductDepth = 16;
 
-/// A matrix of halves as the copy engine knows it (CUtensorMap).
+/// A matrix of halves or bytes as the copy engine knows it (CUtensorMap).
 struct alignas(128) TileMap {
   uint64_t words[16];
 };
 
-/// A tile of 64 columns and `rows` rows of the map, by a thread's copy_tile; zeros where the matrix has none.
+/// A tile of 128 bytes of `tile_rows` rows of the map, by a thread's copy_tile; zeros where the matrix has none.
 /// Matrices lie on multiples of 16 bytes, and so do their rows.
-inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows);
+template <class Element>
+int make_tile_map(TileMap& map, const Element* data, int columns, int rows, int tile_rows);
 
 // Products. Sums of a warpgroup's 64 x 128 lie in 64 registers of each thread: element (row, column) is that of the
 // thread and the register for which sum_row and sum_column say so.
@@ -52,13 +54,15 @@ __device__ __forceinline__ int sum_column(int i) { return i / 4 * 8 + static_cas
 #if defined(LLMINFER_GPU_EMULATED)
 
 static_assert(sizeof(emulator::TensorMap) <= sizeof(TileMap));
-inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
-  const emulator::TensorMap tensor{static_cast<const std::byte*>(data),
+template <class Element>
+int make_tile_map(TileMap& map, const Element* data, int columns, int rows, int tile_rows) {
+  const emulator::TensorMap tensor{reinterpret_cast<const std::byte*>(data),
                                    static_cast<uint64_t>(columns),
                                    static_cast<uint64_t>(rows),
-                                   static_cast<uint64_t>(columns) * 2,
-                                   kTileColumns,
-                                   static_cast<uint32_t>(tile_rows)};
+                                   static_cast<uint64_t>(columns) * sizeof(Element),
+                                   kTileRowBytes / sizeof(Element),
+                                   static_cast<uint32_t>(tile_rows),
+                                   sizeof(Element)};
   __builtin_memcpy(&map, &tensor, sizeof tensor);
   return emulator::is_valid(tensor) ? 0 : 1;
 }
@@ -79,6 +83,13 @@ inline void copy_tile(void* to, const TileMap& map, int column, int row, uint64_
 inline void store_operand(void* to, const uint4& halves) { emulator::store_operand(to, &halves); }
 inline void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
   emulator::product(sums, a, b, accumulate);
+}
+inline void product_e4m3(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  emulator::product(sums, a, b, accumulate, emulator::Factors::e4m3);
+}
+inline void sync_lanes() {
+  bool none = true;
+  emulator::collective(&none, 32, [](void* const*) {});
 }
 template <int kLeft>
 void product_wait() {
@@ -110,17 +121,19 @@ inline TileMapEncoder find_tile_map_encoder() {
   return {reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry), missing ? cudaErrorNotSupported : error};
 }
 
-inline int make_tile_map(TileMap& map, const void* data, int columns, int rows, int tile_rows) {
+template <class Element>
+int make_tile_map(TileMap& map, const Element* data, int columns, int rows, int tile_rows) {
   static_assert(sizeof(CUtensorMap) == sizeof(TileMap) && alignof(CUtensorMap) <= alignof(TileMap));
   static const TileMapEncoder encoder = find_tile_map_encoder();
   if (encoder.error != cudaSuccess) return encoder.error;
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * 2};
-  const cuuint32_t box[2] = {kTileColumns, static_cast<cuuint32_t>(tile_rows)}, steps[2] = {1, 1};
-  const CUresult result =
-      encoder.encode(reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data),
-                     size, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * sizeof(Element)};
+  const cuuint32_t box[2] = {kTileRowBytes / sizeof(Element), static_cast<cuuint32_t>(tile_rows)}, steps[2] = {1, 1};
+  constexpr auto kType = sizeof(Element) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  void* const address = const_cast<Element*>(data);
+  const CUresult result = encoder.encode(reinterpret_cast<CUtensorMap*>(&map), kType, 2, address, size, stride, box,
+                                         steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -185,23 +198,33 @@ __device__ __forceinline__ void settle_sums(float (&sums)[64]) {
 #define LLMINFER_8_SUMS(i)                                                                                      \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
+#define LLMINFER_PRODUCT(shape_and_types, transposed)                                                          \
+  asm volatile(                                                                                                \
+      "{\n"                                                                                                    \
+      ".reg .pred accumulate;\n"                                                                               \
+      "setp.ne.b32 accumulate, %66, 0;\n"                                                                      \
+      "wgmma.mma_async.sync.aligned." shape_and_types                                                          \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                               \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                       \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                      \
+      "%64, %65, accumulate, 1, 1" transposed                                                                  \
+      ";\n"                                                                                                    \
+      "}\n"                                                                                                    \
+      : LLMINFER_8_SUMS(0), LLMINFER_8_SUMS(8), LLMINFER_8_SUMS(16), LLMINFER_8_SUMS(24), LLMINFER_8_SUMS(32), \
+        LLMINFER_8_SUMS(40), LLMINFER_8_SUMS(48), LLMINFER_8_SUMS(56)                                          \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 /// sums = a * b^T, or + the sums that there were.
 __device__ __forceinline__ void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred accumulate;\n"
-      "setp.ne.b32 accumulate, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, accumulate, 1, 1, 0, 0;\n"
-      "}\n"
-      : LLMINFER_8_SUMS(0), LLMINFER_8_SUMS(8), LLMINFER_8_SUMS(16), LLMINFER_8_SUMS(24), LLMINFER_8_SUMS(32),
-        LLMINFER_8_SUMS(40), LLMINFER_8_SUMS(48), LLMINFER_8_SUMS(56)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  LLMINFER_PRODUCT("m64n128k16.f32.f16.f16", ", 0, 0");
 }
+/// The same of E4M3 numbers. Sums keep 14 bits.
+__device__ __forceinline__ void product_e4m3(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  LLMINFER_PRODUCT("m64n128k32.f32.e4m3.e4m3", "");
+}
+/// What lanes of a warp did before it comes before what any of them does after it.
+__device__ __forceinline__ void sync_lanes() { __syncwarp(); }
+#undef LLMINFER_PRODUCT
 #undef LLMINFER_8_SUMS
 
 /// Of a warpgroup's threads; together they have no more than the kernel began with.
@@ -223,7 +246,7 @@ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
                      kUnused = uint64_t{1} << 16;
   return kSwizzle128 | kStride | kUnused | (address & 0x3ffffu) >> 4;
 }
-/// What is added to it for the columns after the first kProductDepth.
+/// What is added to it for the columns after the first kProductDepth, or of E4M3 after twice as many.
 inline constexpr uint64_t kNextDepth = kProductDepth * 2 / 16;
 
 }  // namespace llminfer::gpu::LLMINFER_GPU_TARGET
