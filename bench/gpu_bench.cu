@@ -118,15 +118,18 @@ double seconds_of_step(const std::shared_ptr<Device>& device) {
   return seconds(*device, [&] { return device->kernels().persistent(device->stream(), args); }) / kSteps;
 }
 
-void report(const std::string& what, double value, const char* unit, double ceiling) {
-  std::printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"share\":%.4f}\n", what.c_str(), value, unit,
+/// `took`: seconds.
+void report(const std::string& what, double value, const char* unit, double ceiling, double took = 0) {
+  std::printf("{\"bench\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"share\":%.4f", what.c_str(), value, unit,
               ceiling > 0 ? value / ceiling : 0.0);
+  if (took > 0) std::printf(",\"us\":%.6g", took * 1e6);
+  std::printf("}\n");
   std::fflush(stdout);
 }
 
 /// A weight of random codes; those of halves are kept finite.
 std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows, std::int64_t cols,
-                                              const std::shared_ptr<Device>& device, Buffer& staging) {
+                                              gpu::Staging& staging) {
   const WeightTypeInfo info = weight_type_info(type);
   std::vector<std::byte> bytes(static_cast<std::size_t>(rows * cols / info.block_values * info.block_bytes));
   std::mt19937 random(1);
@@ -134,7 +137,7 @@ std::unique_ptr<gpu::GpuWeight> random_weight(WeightType type, std::int64_t rows
     const std::uint32_t word = random() & 0x3fff3fffu;
     std::memcpy(&bytes[i], &word, 4);
   }
-  return gpu::GpuWeight::make({"random", type, rows, cols, bytes, nullptr}, device, staging).value();
+  return gpu::GpuWeight::make({"random", type, rows, cols, bytes, nullptr}, staging).value();
 }
 
 struct Linear {
@@ -145,7 +148,7 @@ struct Linear {
 
 /// `peak` is that of mma.sync, `warpgroup_peak` that of wgmma, 0 where there is none.
 void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, double peak, double warpgroup_peak) {
-  Buffer staging;
+  const auto staging = gpu::Staging::make(device, 0).value();
   for (const Linear& shape : {Linear{"8B qkv", 6144, 4096}, Linear{"8B gate", 14336, 4096}, Linear{"8B down", 4096, 14336, true},
                               Linear{"1B gate", 8192, 2048}}) {
     for (const WeightType type :
@@ -154,7 +157,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
       std::vector<std::unique_ptr<gpu::GpuWeight>> copies;
       std::int64_t bytes = 0;
       while (bytes < std::int64_t{300} << 20) {
-        copies.push_back(random_weight(type, shape.rows, shape.cols, device, staging));
+        copies.push_back(random_weight(type, shape.rows, shape.cols, *staging));
         bytes += copies.back()->bytes();
       }
       const int most = 2048;
@@ -207,7 +210,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, doubl
             return launch(device->stream(), args);
           });
           if (rows <= 32) {
-            report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9);
+            report(what, moved / took * 1e-9, "GB/s", bandwidth * 1e-9, took);
           } else {
             report(what, products / took * 1e-12, "TFLOP/s", its_peak * 1e-12);
           }

@@ -84,7 +84,7 @@ class GpuBackend final : public Backend {
     return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
       {  // No more weights are likely to come.
         const std::lock_guard lock(mutex_);
-        staging_ = Buffer();
+        staging_ = nullptr;
       }
       return std::unique_ptr<Plan>(
           LLMINFER_TRY(GpuPlan::make(program, std::move(weights), options, device_, options_)));
@@ -145,8 +145,12 @@ class GpuBackend final : public Backend {
                     "]");
       }
       const std::lock_guard lock(mutex_);
-      auto prepared = GpuWeight::make(weight, device_, staging_, streamed);
-      if (!prepared) return core::at(weight.name, std::move(prepared).error());
+      if (!staging_) staging_ = LLMINFER_TRY(Staging::make(device_, options_.threads, options_.executor));
+      auto prepared = GpuWeight::make(weight, *staging_, streamed);
+      if (!prepared) {
+        staging_ = nullptr;
+        return core::at(weight.name, std::move(prepared).error());
+      }
       return std::unique_ptr<PreparedWeight>(std::move(*prepared));
     });
   }
@@ -154,7 +158,7 @@ class GpuBackend final : public Backend {
   const std::shared_ptr<Device> device_;
   const GpuOptions options_;
   std::mutex mutex_;
-  Buffer staging_;  ///< host memory that weights go through
+  std::unique_ptr<Staging> staging_;  ///< while weights are prepared
 };
 
 }  // namespace

@@ -72,6 +72,8 @@ class Device {
   virtual Result<void> follow(void* event, Stream stream) = 0;
   /// Whether what was enqueued before the event's last record() is done. Errors: device_error.
   virtual Result<bool> reached(void* event) = 0;
+  /// Waits until it is. Errors: device_error.
+  virtual Result<void> wait_for_event(void* event) = 0;
   /// A graph is a list of launches that are enqueued at once. Those that `enqueue` makes with the KernelTable's first
   /// argument that it is given go into a new one, with their arguments as they are then; kernels run in the same order.
   /// `enqueue` does nothing else with the device. Errors: its own, unsupported, out_of_memory, device_error.
@@ -188,6 +190,7 @@ class Event : public Handle<&Device::release_event> {
   Result<void> record(Stream stream) const { return device_->record(handle_, stream); }
   Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
   Result<bool> reached() const { return device_->reached(handle_); }
+  Result<void> wait() const { return device_->wait_for_event(handle_); }
 
  private:
   using Handle::Handle;

@@ -19,9 +19,12 @@ namespace llminfer::gpu {
 template <class Api>
 class RuntimeDevice final : public Device {
  public:
-  /// Errors: no_device, unsupported, out_of_memory, device_error.
+  /// Errors: invalid_argument, no_device, unsupported, out_of_memory, device_error.
   static Result<std::shared_ptr<Device>> make(const GpuOptions& options) {
     using core::fail;
+    if (options.threads < 0) {
+      return fail(ErrorCode::invalid_argument, "GpuOptions::threads is ", options.threads, "; expected 0 or more");
+    }
     const int index = options.device;
     int count = 0;
     if (const int error = Api::device_count(&count); error != 0 || count == 0) {
@@ -151,6 +154,10 @@ class RuntimeDevice final : public Device {
     }
     LLMINFER_TRY(status(error, "the work that was given to it"));
     return true;
+  }
+  Result<void> wait_for_event(void* event) override {
+    const Current current(*this);
+    return status(Api::wait_event(static_cast<typename Api::Event>(event)), "the work that was given to it");
   }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     const Current current(*this);

@@ -1,8 +1,12 @@
 #include "backends/gpu/weight.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
@@ -59,7 +63,7 @@ float power_of(float x) {
   return std::ldexp(1.0f, std::ilogb(x) - 13);
 }
 
-/// One row on its way to the device, in host memory.
+/// Where one row goes, in host memory.
 struct RowOut {
   std::byte *high, *pairs, *bits;
   std::uint16_t *scales, *minimums;
@@ -162,6 +166,93 @@ void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& 
   }
 }
 
+/// A part of a prepared matrix that has some bytes of each row, or none.
+struct Plane {
+  std::int64_t offset, row_bytes;
+};
+constexpr std::size_t kPlanes = 6;
+std::array<Plane, kPlanes> planes_of(const MatrixLayout& l) {
+  return {{{l.high, l.high_row},
+           {l.pairs, l.pairs_row},
+           {l.bits, l.bits_row},
+           {l.scale, l.scales_row},
+           {l.minimum, l.minimums ? l.scales_row : 0},
+           {l.factor, sizeof(float)}}};
+}
+
+/// Writes rows of a weight in their prepared form, with all threads of a team.
+class RowWriter {
+ public:
+  /// All of them outlive the writer.
+  RowWriter(const WeightView& view, const MatrixLayout& layout, core::Team& team)
+      : view_(view), layout_(layout), format_(quant::format(view.type)), planes_(planes_of(layout)), team_(team) {
+    scratch_.resize(static_cast<std::size_t>(team.threads()));
+    for (Scratch& scratch : scratch_) {
+      if (layout.form == Form::f16) {
+        scratch.values.resize(static_cast<std::size_t>(view.cols));
+        continue;
+      }
+      scratch.codes.code.assign(static_cast<std::size_t>(layout.padded_cols), 0);
+      scratch.codes.scale.assign(static_cast<std::size_t>(layout.padded_cols / layout.group), 0.0f);
+      scratch.codes.minimum = scratch.codes.scale;
+    }
+  }
+
+  /// `to`: per plane, of row `first`.
+  Result<void> write(std::int64_t first, std::int64_t count, const std::array<std::byte*, kPlanes>& to) {
+    const std::int64_t chunk_rows =
+        std::max(kChunkValues / layout_.padded_cols, (count + core::Team::kMaxChunks - 1) / core::Team::kMaxChunks);
+    const auto chunks = static_cast<int>((count + chunk_rows - 1) / chunk_rows);
+    std::mutex mutex;
+    Result<void> outcome;
+    const auto body = [&](int, int chunk, int thread) {
+      const std::int64_t end = std::min(count, (chunk + 1) * chunk_rows);
+      for (std::int64_t r = chunk * chunk_rows; r < end; ++r) {
+        auto written = write_row(first + r, out_of(to, r), scratch_[static_cast<std::size_t>(thread)]);
+        if (written) continue;
+        const std::lock_guard lock(mutex);
+        outcome = std::move(written);
+      }
+    };
+    LLMINFER_TRY(team_.run(std::span(&chunks, 1), body));
+    return outcome;
+  }
+
+ private:
+  static constexpr std::int64_t kChunkValues = 1 << 14;
+  /// Of one thread.
+  struct Scratch {
+    std::vector<float> values;
+    RowCodes codes;
+  };
+
+  RowOut out_of(const std::array<std::byte*, kPlanes>& to, std::int64_t row) const noexcept {
+    const auto at = [&](std::size_t plane) { return to[plane] + row * planes_[plane].row_bytes; };
+    const auto halves = [&](std::size_t plane) { return reinterpret_cast<std::uint16_t*>(at(plane)); };
+    return {at(0), at(1), at(2), halves(3), layout_.minimums ? halves(4) : nullptr, reinterpret_cast<float*>(at(5))};
+  }
+
+  Result<void> write_row(std::int64_t row, const RowOut& out, Scratch& scratch) const {
+    if (layout_.form == Form::f16) {
+      LLMINFER_TRY(unpack_rows(view_, row, 1, scratch.values));
+      write_halves(scratch.values, layout_.padded_cols, out);
+      return {};
+    }
+    const std::int64_t row_bytes = view_.cols / format_.block_values * format_.block_bytes;
+    const auto* data = reinterpret_cast<const std::uint8_t*>(view_.data.data()) + row * row_bytes;
+    decompose_row(format_, data, view_.cols, scratch.codes);
+    write_codes(layout_, scratch.codes, out);
+    return {};
+  }
+
+  const WeightView& view_;
+  const MatrixLayout& layout_;
+  const quant::Format& format_;
+  const std::array<Plane, kPlanes> planes_;
+  core::Team& team_;
+  std::vector<Scratch> scratch_;
+};
+
 }  // namespace
 
 MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
@@ -225,92 +316,75 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
 }
 
 std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
-  return matrix_layout(type, rows, cols, permuted).bytes + (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
+  return matrix_layout(type, rows, cols, permuted).bytes +
+         (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
 }
 
-Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, std::shared_ptr<Device> device,
-                                                   Buffer& staging, bool streamed) {
+Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Staging& staging, bool streamed) {
   const quant::Format& format = quant::format(view.type);
   const bool permuted = view.details.permutation != nullptr;
   auto weight = std::make_unique<GpuWeight>();
-  weight->device_ = device;
+  const std::shared_ptr<Device>& device = weight->device_ = staging.device();
   weight->input_ = view.details.input;
-  MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
+  const MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {
     return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name,
                 " weight of shape [", view.rows, ", ", view.cols, "]");
   }
-  const std::int64_t vector_bytes = view.rows == 1 ? view.cols * static_cast<std::int64_t>(sizeof(float)) : 0;
   weight->streamed_ = streamed;
-  const std::int64_t bytes = l.bytes + vector_bytes;
+  const std::int64_t bytes = bytes_of(view.type, view.rows, view.cols, permuted);
   weight->memory_ = LLMINFER_TRY(streamed ? Buffer::make_host(device, bytes) : Buffer::make(device, bytes));
-  const auto put = [&](std::int64_t offset, const std::byte* from, std::int64_t bytes) -> Result<void> {
-    if (!streamed) return device->copy(weight->memory_.at(offset), from, bytes);
-    std::memcpy(weight->memory_.at(offset), from, static_cast<std::size_t>(bytes));
-    return {};
-  };
-
-  // Some rows at a time through the staging memory, part by part as on the device.
-  const std::int64_t per_row = l.high_row + l.pairs_row + l.bits_row + 2 * l.scales_row + 64;
-  const std::int64_t need = std::max({per_row + 16 * 64, vector_bytes, std::int64_t{64}});
-  if (staging.bytes() < need) staging = LLMINFER_TRY(Buffer::make(device, std::max(need, kStagingBytes), true));
-  const std::int64_t batch = std::max<std::int64_t>(1, (staging.bytes() - 16 * 64) / per_row);
-  std::vector<float> values(l.form == Form::f16 ? static_cast<std::size_t>(view.cols) : 0);
-  RowCodes codes;
-  if (l.form != Form::f16) {
-    codes.code.assign(static_cast<std::size_t>(l.padded_cols), 0);
-    codes.scale.assign(static_cast<std::size_t>(l.padded_cols / l.group), 0.0f);
-    codes.minimum = codes.scale;
+  if (streamed) {
+    std::array<std::byte*, kPlanes> to{};
+    const auto planes = planes_of(l);
+    for (std::size_t i = 0; i < kPlanes; ++i) to[i] = weight->memory_.at(planes[i].offset);
+    LLMINFER_TRY(RowWriter(view, l, staging.team()).write(0, view.rows, to));
+    LLMINFER_TRY(weight->write_tail(view, weight->memory_.at(l.table_at)));
+    return weight;
   }
-  for (std::int64_t first = 0; first < view.rows; first += batch) {
-    const std::int64_t count = std::min(batch, view.rows - first);
-    std::int64_t at = 0;
-    const auto place = [&](std::int64_t bytes) {
-      return staging.at(std::exchange(at, at + round_up(bytes * count, 64)));
-    };
-    std::byte *const high = place(l.high_row), *const pairs = place(l.pairs_row), *const bits = place(l.bits_row),
-                     *const scales = place(l.scales_row), *const minimums = place(l.minimums ? l.scales_row : 0),
-                     *const factors = place(sizeof(float));
-    for (std::int64_t r = 0; r < count; ++r) {
-      const RowOut out{high + r * l.high_row,
-                       pairs + r * l.pairs_row,
-                       bits + r * l.bits_row,
-                       reinterpret_cast<std::uint16_t*>(scales + r * l.scales_row),
-                       l.minimums ? reinterpret_cast<std::uint16_t*>(minimums + r * l.scales_row) : nullptr,
-                       reinterpret_cast<float*>(factors) + r};
-      if (l.form == Form::f16) {
-        LLMINFER_TRY(unpack_rows(view, first + r, 1, values));
-        write_halves(values, l.padded_cols, out);
-      } else {
-        const auto* data = reinterpret_cast<const std::uint8_t*>(view.data.data()) + (first + r) * row_bytes;
-        decompose_row(format, data, view.cols, codes);
-        write_codes(l, codes, out);
-      }
-    }
-    const auto send = [&](std::int64_t offset, const std::byte* from, std::int64_t bytes) -> Result<void> {
-      if (bytes == 0) return {};
-      return put(offset + first * bytes, from, bytes * count);
-    };
-    LLMINFER_TRY(send(l.high, high, l.high_row));
-    LLMINFER_TRY(send(l.pairs, pairs, l.pairs_row));
-    LLMINFER_TRY(send(l.bits, bits, l.bits_row));
-    LLMINFER_TRY(send(l.scale, scales, l.scales_row));
-    if (l.minimums) LLMINFER_TRY(send(l.minimum, minimums, l.scales_row));
-    LLMINFER_TRY(send(l.factor, factors, sizeof(float)));
-    if (!streamed) LLMINFER_TRY(device->wait());
-  }
-  if (l.table) {
-    std::memcpy(staging.at(), l.table, 16 * sizeof(float));
-    LLMINFER_TRY(put(l.table_at, staging.at(), 16 * sizeof(float)));
-    LLMINFER_TRY(device->wait());
-  }
-  if (vector_bytes > 0) {
-    LLMINFER_TRY(unpack_rows(view, 0, 1, {staging.at<float>(), static_cast<std::size_t>(view.cols)}));
-    LLMINFER_TRY(put(l.bytes, staging.at(), vector_bytes));
-    LLMINFER_TRY(device->wait());
-  }
+  auto sent = core::guarded([&] { return weight->send(view, staging); });
+  LLMINFER_TRY(staging.finish());  // after an error, too: copies would go to memory that is released
+  LLMINFER_TRY(std::move(sent));
   return weight;
+}
+
+Result<void> GpuWeight::send(const WeightView& view, Staging& staging) {
+  RowWriter writer(view, layout_, staging.team());
+  const auto planes = planes_of(layout_);
+  constexpr std::int64_t kGaps = kPlanes * 64;
+  std::int64_t per_row = 0;
+  for (const Plane& plane : planes) per_row += plane.row_bytes;
+  const std::int64_t tail_bytes = memory_.bytes() - layout_.table_at;
+  LLMINFER_TRY(staging.reserve(std::max(per_row + kGaps, tail_bytes)));
+  const std::int64_t most = (staging.part_bytes() - kGaps) / per_row;
+  for (std::int64_t first = 0; first < layout_.rows; first += most) {
+    const std::int64_t count = std::min(most, layout_.rows - first);
+    std::byte* at = LLMINFER_TRY(staging.next());
+    std::array<std::byte*, kPlanes> to{};
+    for (std::size_t i = 0; i < kPlanes; ++i) {
+      to[i] = std::exchange(at, at + round_up(planes[i].row_bytes * count, 64));
+    }
+    LLMINFER_TRY(writer.write(first, count, to));
+    for (std::size_t i = 0; i < kPlanes; ++i) {
+      const auto [offset, row_bytes] = planes[i];
+      if (row_bytes > 0) LLMINFER_TRY(staging.send(memory_.at(offset + first * row_bytes), to[i], row_bytes * count));
+    }
+    LLMINFER_TRY(staging.sent());
+  }
+  if (tail_bytes == 0) return {};
+  std::byte* const tail = LLMINFER_TRY(staging.next());
+  LLMINFER_TRY(write_tail(view, tail));
+  LLMINFER_TRY(staging.send(memory_.at(layout_.table_at), tail, tail_bytes));
+  return staging.sent();
+}
+
+/// What follows the rows, from the table on.
+Result<void> GpuWeight::write_tail(const WeightView& view, std::byte* to) const {
+  if (layout_.table) std::memcpy(to, layout_.table, 16 * sizeof(float));
+  if (layout_.rows > 1) return {};
+  auto* const vector = reinterpret_cast<float*>(to + layout_.bytes - layout_.table_at);
+  return unpack_rows(view, 0, 1, {vector, static_cast<std::size_t>(view.cols)});
 }
 
 MatrixArgs GpuWeight::matrix_at(const std::byte* data) const noexcept {

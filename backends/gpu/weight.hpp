@@ -9,6 +9,7 @@
 #include <llminfer/backend.hpp>
 
 #include "backends/gpu/device.hpp"
+#include "backends/gpu/staging.hpp"
 
 namespace llminfer::gpu {
 
@@ -36,10 +37,9 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
 /// A matrix, or a vector of floats (rows == 1, for norms and biases, as well as a matrix of one row).
 class GpuWeight final : public PreparedWeight {
  public:
-  /// `staging` is host memory that is used during the call. A weight that is `streamed` stays in host memory, in the
-  /// form that it has on the device. Errors: invalid_argument, out_of_memory, device_error.
-  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, std::shared_ptr<Device> device,
-                                                 Buffer& staging, bool streamed = false);
+  /// On the device of `staging`. A weight that is `streamed` stays in host memory, in the form that it has on the
+  /// device. Errors: invalid_argument, out_of_memory, device_error.
+  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, Staging& staging, bool streamed = false);
   static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
 
   std::int64_t bytes() const noexcept override { return memory_.bytes(); }
@@ -63,13 +63,13 @@ class GpuWeight final : public PreparedWeight {
   const Device* device() const noexcept { return device_.get(); }
 
  private:
+  Result<void> send(const WeightView& view, Staging& staging);
+  Result<void> write_tail(const WeightView& view, std::byte* to) const;
+
   std::shared_ptr<Device> device_;
   MatrixLayout layout_;
   InputQuantization input_;
   bool streamed_ = false;
   Buffer memory_;
 };
-
-inline constexpr std::int64_t kStagingBytes = std::int64_t{16} << 20;
-
 }  // namespace llminfer::gpu

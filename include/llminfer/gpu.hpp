@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include <llminfer/config.hpp>
+#include <llminfer/backend.hpp>
 
 namespace llminfer::inline v0 {
 
@@ -28,6 +28,11 @@ struct GpuOptions {
   /// these. For dense models whose weights and cache are on the GPU, with `graphs` and not `batch_invariant`; other
   /// passes are launched as without. The results are the same bits. Off, because no GPU has run it yet.
   bool persistent = false;
+  /// Threads that bring weights into the form which the kernels read, while the model is loaded and no longer; 0: as
+  /// many as EngineOptions::threads = 0 would take.
+  int threads = 0;
+  /// The host's threads, in place of own ones.
+  Executor executor{};
 };
 
 }  // namespace llminfer::inline v0

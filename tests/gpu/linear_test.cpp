@@ -68,8 +68,7 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
                  int splits = 1, const std::vector<float>& sizes = {}) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
-  Buffer staging;
-  const auto weight = gpu::GpuWeight::make(w.view(), device, staging).value();
+  const auto weight = gpu::GpuWeight::make(w.view(), *gpu::Staging::make(device).value()).value();
   std::vector<float> in = random_floats(count * width, 1);
   for (std::size_t i = 0; i < width; ++i) in[i] *= 3e5f;  // a row beyond the range of halves
   for (std::size_t i = 0; i < in.size(); ++i) in[i] *= i % width < sizes.size() ? sizes[i % width] : 1.0f;
@@ -307,8 +306,7 @@ TEST_CASE("A column order is undone, and prepared sizes are as announced") {
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
     const RandomWeight plain = random_weight(type, 4, 512, 5);
-    Buffer staging;
-    CHECK(gpu::GpuWeight::make(plain.view(), device, staging).value()->bytes() ==
+    CHECK(gpu::GpuWeight::make(plain.view(), *gpu::Staging::make(device).value()).value()->bytes() ==
           gpu::GpuWeight::bytes_of(type, 4, 512));
   }
 }

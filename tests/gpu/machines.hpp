@@ -48,6 +48,15 @@ inline std::shared_ptr<gpu::Device> make_machine(const gpu::EmulatorOptions& opt
 #endif
 }
 
+/// Whether so much is allocated on all emulated devices, and of pinned memory; on a GPU nobody counts.
+inline bool holds([[maybe_unused]] std::int64_t memory, [[maybe_unused]] std::int64_t pinned) {
+#ifdef LLMINFER_TEST_GPU
+  return true;
+#else
+  return gpu::emulated_memory_in_use() == memory && gpu::emulated_pinned_memory_in_use() == pinned;
+#endif
+}
+
 inline std::shared_ptr<Backend> make_machine_backend(const gpu::EmulatorOptions& options = {},
                                                      bool batch_invariant = false, bool graphs = true) {
   return gpu::make_backend(make_machine(options), {0, batch_invariant, graphs});

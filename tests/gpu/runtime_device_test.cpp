@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include <string>
+#include <vector>
 
 #include "backends/gpu/runtime_device.hpp"
 
@@ -29,9 +30,11 @@ constexpr KernelTable kTable = [] {
 /// graph; -: anything else in Stream::work.
 struct Notes {
   std::string text;
-  bool waits = true;  ///< the kernels' code does
-  bool takes = true;  ///< kernels that may begin early
-  int fails = -1;     ///< the launch of that number, from now on
+  bool waits = true;    ///< the kernels' code does
+  bool takes = true;    ///< kernels that may begin early
+  int fails = -1;       ///< the launch of that number, from now on
+  int fails_call = -1;  ///< likewise, the call that makes, copies or waits
+  int held = 0;         ///< streams, events and memory that exist
 } notes;
 
 struct Api {
@@ -44,15 +47,23 @@ struct Api {
   static constexpr int kOutOfMemory = 2, kNotReady = 3;
   static inline int handle = 0, streams[2] = {};
 
+  /// What a call gives that makes `made` things.
+  static int call(int made = 0) {
+    if (notes.fails_call-- == 0) return 1;
+    notes.held += made;
+    return 0;
+  }
+  static int drop() { return --notes.held, 0; }
+
   static const KernelTable& kernels() noexcept { return kTable; }
   static const char* message(int) { return "failed"; }
   static int take_error() { return 0; }
-  static int device_count(int* count) { return *count = 2, 0; }
+  static int device_count(int* count) { return *count = 2, call(); }
   static int get_device(int* index) { return *index = 0, 0; }
   static int set_device(int) { return 0; }
-  static int describe(int, DeviceInfo& info) { return info.kind = "notes", info.units = 4, 0; }
-  static int allocate(void** memory, std::size_t) { return *memory = &handle, 0; }
-  static int release(void*) { return 0; }
+  static int describe(int, DeviceInfo& info) { return info.kind = "notes", info.units = 4, call(); }
+  static int allocate(void** memory, std::size_t) { return *memory = &handle, call(1) ? kOutOfMemory : 0; }
+  static int release(void*) { return drop(); }
   static int allocate_host(void**, std::size_t) { return kOutOfMemory; }
   static int release_host(void*) { return 0; }
 
@@ -60,19 +71,23 @@ struct Api {
     if (stream == &streams[0]) notes.text += '-';
     return 0;
   }
-  static int copy(void*, const void*, std::size_t, Stream stream) { return note(stream); }
+  static int copy(void*, const void*, std::size_t, Stream stream) { return note(stream), call(); }
   static int copy_pieces(void*, const void*, std::size_t, std::size_t, std::size_t, Stream stream) {
     return note(stream);
   }
   static int clear(void*, std::size_t, Stream stream) { return note(stream); }
   static int make_stream(Stream* stream) {  // Stream::work comes first
     static int made = 0;
+    if (call(1)) return made = 0, 1;
     return *stream = &streams[made++ % 2], 0;
   }
-  static int destroy_stream(Stream) { return 0; }
-  static int wait(Stream) { return 0; }
-  static int make_event(Event* event) { return *event = &handle, 0; }
-  static int destroy_event(Event) { return 0; }
+  static int destroy_stream(Stream) { return drop(); }
+  static int wait(Stream) { return call(); }
+  static int make_event(Event* event) {
+    if (call(1)) return 1;
+    return *event = &handle, 0;
+  }
+  static int destroy_event(Event) { return drop(); }
   static int record(Event, Stream stream) { return note(stream); }
   static int wait_event(Event) { return 0; }
   static int query_event(Event) { return 0; }
@@ -137,6 +152,37 @@ TEST_CASE("A kernel may begin early after another one, and after nothing else") 
           CHECK(launch(device) != 0);
         }) == "kKK");
   CHECK(notes_of(device, [&] { CHECK(device->kernels().persistent(device->stream(), {}) == 0); }) == "ktkK");
+}
+
+TEST_CASE("A device that fails while it is made is a typed error and leaves nothing") {
+  std::vector<ErrorCode> errors;
+  for (int call = 0;; ++call) {
+    notes = {};
+    notes.fails_call = call;
+    const auto device = RuntimeDevice<Api>::make({});
+    if (device) break;
+    errors.push_back(device.error().code);
+    CHECK(notes.held == 0);
+  }
+  // The count, properties, two streams, events, memory, the copy of what the probe found, the wait for it.
+  std::vector<ErrorCode> expected(4 + Device::kMarks + 3, ErrorCode::device_error);
+  expected[0] = ErrorCode::no_device;
+  expected[4 + Device::kMarks] = ErrorCode::out_of_memory;
+  CHECK(errors == expected);
+  CHECK(notes.held == 0);
+  for (int launch = 0; launch < 2; ++launch) {  // the probe; those that try to begin early are no errors
+    notes = {};
+    notes.fails = launch;
+    const auto device = RuntimeDevice<Api>::make({});
+    CHECK((device ? ErrorCode{} : device.error().code) == (launch == 0 ? ErrorCode::unsupported : ErrorCode{}));
+  }
+  CHECK(notes.held == 0);
+}
+
+TEST_CASE("Threads are 0 or more") {
+  GpuOptions options;
+  options.threads = -1;
+  CHECK(RuntimeDevice<Api>::make(options).error().code == ErrorCode::invalid_argument);
 }
 
 TEST_CASE("A device counts the blocks that fit on it together") { CHECK(make()->info().resident_blocks == 4 * 5); }

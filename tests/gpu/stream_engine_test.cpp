@@ -112,8 +112,7 @@ TEST_CASE("An engine that streams gives the tokens of one that does not, and hol
     CHECK(plan->total() == share.total() + share.streamed);
     last = share.streamed;
     const Engine engine = Engine::load(model.path(), options).value();
-    CHECK(gpu::emulated_memory_in_use() == share.total());
-    CHECK(gpu::emulated_pinned_memory_in_use() == share.streamed);
+    CHECK(holds(share.total(), share.streamed));
     CHECK(engine.stats().weight_bytes == whole.weights);
     if (fewer > 1) CHECK(some_answers(engine) == expected);
   }
@@ -172,8 +171,7 @@ TEST_CASE("Loads and unloads of engines that stream leave nothing behind") {
     const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
     if (turn == 0) CHECK(engine.complete(request));
   }
-  CHECK(gpu::emulated_memory_in_use() == 0);
-  CHECK(gpu::emulated_pinned_memory_in_use() == 0);
+  CHECK(holds(0, 0));
 }
 
 TEST_CASE("Shares that cannot stream") {

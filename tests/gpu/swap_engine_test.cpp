@@ -93,8 +93,7 @@ TEST_CASE(
   }
   {
     const Engine engine = Engine::load(model, options_for(gpu)).value();
-    CHECK(gpu::emulated_memory_in_use() == plan.shares[0].total());
-    CHECK(gpu::emulated_pinned_memory_in_use() == plan.host_cache);
+    CHECK(holds(plan.shares[0].total(), plan.host_cache));
     CHECK(engine.stats().cache_bytes == plan.cache + plan.host_cache);
     CHECK(engine.stats().pages_total == 16);
     CHECK(conversations(engine) == expected);
@@ -112,15 +111,14 @@ TEST_CASE(
     CHECK(filed.host_cache == 0);
     CHECK(filed.shares[0].total() == plan.shares[0].total());
     const Engine engine = Engine::load(model, options).value();
-    CHECK(gpu::emulated_pinned_memory_in_use() == 0);
+    CHECK(holds(plan.shares[0].total(), 0));
     CHECK(std::filesystem::is_empty(folder.path()));
     CHECK(conversations(engine) == expected);
     CHECK(engine.stats().moved_cache_bytes > 0);
     options.device_cache_tokens = 0;  // all pages lie in device memory
     CHECK(Engine::plan(model, options).value().disk_cache == 0);
   }
-  CHECK(gpu::emulated_memory_in_use() == 0);
-  CHECK(gpu::emulated_pinned_memory_in_use() == 0);
+  CHECK(holds(0, 0));
 }
 
 TEST_CASE("A context that device memory has no room for passes through it", "[.slow]") {

@@ -77,6 +77,7 @@ class EmulatedDevice final : public Device {
     return copy(to, from, bytes, pitch, height, Stream::work);
   }
   Result<void> clear(void* memory, std::int64_t bytes) override {
+    LLMINFER_TRY(working());
     add([=, this] {
       memory_.copied(memory, bytes, Stream::work);
       std::memset(memory, 0, static_cast<std::size_t>(bytes));
@@ -84,21 +85,39 @@ class EmulatedDevice final : public Device {
     });
     return {};
   }
-  Result<void> wait(Stream stream) override { return settled(streams_.wait(static_cast<int>(stream)), stream); }
-  Result<void*> make_event() override { return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>())); }
-  void release_event(void* event) noexcept override { delete static_cast<Mark*>(event); }
+  Result<void> wait(Stream stream) override {
+    ++counts_.waits;
+    return settled(streams_.wait(static_cast<int>(stream)), stream);
+  }
+  Result<void*> make_event() override {
+    LLMINFER_TRY(next_allocation("an event"));
+    ++counts_.events;
+    return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>()));
+  }
+  void release_event(void* event) noexcept override {
+    --counts_.events;
+    delete static_cast<Mark*>(event);
+  }
   Result<void> record(void* event, Stream stream) override {
+    LLMINFER_TRY(working());
     if (stream == Stream::work) machine_.after_kernel = false;
     streams_.record(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
   Result<void> follow(void* event, Stream stream) override {
+    LLMINFER_TRY(working());
     if (stream == Stream::work) machine_.after_kernel = false;
     streams_.follow(static_cast<int>(stream), *static_cast<Mark*>(event));
     return {};
   }
-  Result<bool> reached(void* event) override { return streams_.reached(**static_cast<Mark*>(event)); }
+  Result<bool> reached(void* event) override {
+    const bool is = streams_.reached(**static_cast<Mark*>(event));
+    LLMINFER_TRY(working());
+    return is;
+  }
+  Result<void> wait_for_event(void* event) override { return ran(streams_.wait(**static_cast<Mark*>(event))); }
   Result<void*> make_graph(const Enqueue& enqueue) override {
+    LLMINFER_TRY(next_allocation("a graph"));
     auto graph = std::make_unique<Nodes>();
     graph->machine = machine_;
     graph->machine.after_kernel = false;
@@ -117,6 +136,7 @@ class EmulatedDevice final : public Device {
     delete static_cast<Nodes*>(graph);
   }
   Result<void> launch(void* graph) override {
+    LLMINFER_TRY(working());
     if (counts_.graph_launches >= options_.graph_launches) {
       return core::fail(ErrorCode::out_of_memory, "no memory to launch a graph");
     }
@@ -129,6 +149,7 @@ class EmulatedDevice final : public Device {
   Result<void> wait_for(int place) override { return settled(streams_.wait(*marks_[place]), Stream::work); }
 
   Result<void> check(int error, const char* what) override {
+    LLMINFER_TRY(working());
     if (error == 0 && counts_.launches++ != options_.fail_launch) return {};
     return core::fail(ErrorCode::device_error, what, ": launch failed with error ", error);
   }
@@ -143,9 +164,14 @@ class EmulatedDevice final : public Device {
   // Errors beside those of the emulator.
   static constexpr int kReleased = 1000;  ///< of a copy to or from memory that is gone
   static constexpr int kNoLaunch = 1001;  ///< of anything but a launch while a graph is built
+  static constexpr int kBroken = 1002;    ///< of all that runs once the device is broken
 
   void add(emulator::Streams::Work work, Stream stream = Stream::work) {
     if (building_) work = [] { return kNoLaunch; };
+    work = [this, number = counts_.enqueued++, does = std::move(work)] {
+      broken_ = broken_ || number == options_.break_at;
+      return broken_ ? kBroken : does();
+    };
     if (stream == Stream::work) machine_.after_kernel = false;
     streams_.add(static_cast<int>(stream), std::move(work));
   }
@@ -161,6 +187,8 @@ class EmulatedDevice final : public Device {
         return core::fail(ErrorCode::device_error, "a kernel wrote to memory before after_former()");
       case emulator::misused:
         return core::fail(ErrorCode::device_error, "an instruction was used otherwise than it may be");
+      case kBroken:
+        return core::fail(ErrorCode::device_error, "the device is broken");
       case kReleased:
         return core::fail(ErrorCode::device_error, "memory was released before the copy that reads or writes it");
       case kNoLaunch:
@@ -169,12 +197,21 @@ class EmulatedDevice final : public Device {
     return core::fail(ErrorCode::device_error, "error ", error);
   }
 
+  Result<void> working() const { return ran(emulator::ok); }
+  Result<void> next_allocation(const char* what) {
+    LLMINFER_TRY(working());
+    if (counts_.allocations++ != options_.fail_allocation) return {};
+    return core::fail(ErrorCode::out_of_memory, "no memory for ", what);
+  }
+
   /// The host knows that copies in the stream are done.
   Result<void> settled(int error, Stream stream) {
     memory_.settle(stream);
-    return outcome(error);
+    return ran(error);
   }
+  Result<void> ran(int error) const { return outcome(broken_ ? kBroken : error); }
   Result<void*> allocate(std::int64_t bytes, bool pinned) {
+    LLMINFER_TRY(next_allocation("that"));
     void* memory = memory_.allocate(bytes, pinned, pinned ? options_.pinned_memory : options_.memory);
     if (!memory) {
       return core::fail(ErrorCode::out_of_memory, "no ", bytes, " bytes ",
@@ -187,6 +224,7 @@ class EmulatedDevice final : public Device {
 
   Result<void> copy(void* to, const void* from, std::int64_t bytes, std::int64_t pitch, std::int64_t height,
                     Stream stream) {
+    LLMINFER_TRY(working());
     const std::int64_t all = pitch * (height - 1) + bytes;
     if (options_.lose_uploads && counts_.graph_launches > 0 && memory_.piece_of(from, all).value_or(Piece()).pinned)
       return {};
@@ -216,6 +254,7 @@ class EmulatedDevice final : public Device {
   Mark marks_[kMarks] = {std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>(),
                          std::make_shared<Mark::element_type>(), std::make_shared<Mark::element_type>()};
   DeviceInfo info_;
+  std::atomic<bool> broken_{false};
   bool building_ = false;  ///< a graph, which what is enqueued otherwise would not be in
   EmulatedCounts counts_;
 };

@@ -1,6 +1,7 @@
 // A Device that runs kernels in the host emulator. For tests.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,7 +18,11 @@ struct EmulatorOptions {
   std::int64_t memory = std::int64_t{1} << 32;         ///< allocations beyond it fail
   std::int64_t pinned_memory = std::int64_t{1} << 32;  ///< likewise, of host memory
   int units = 4;
-  std::int64_t fail_launch = -1;          ///< the launch of that number fails
+  std::int64_t fail_launch = -1;      ///< the launch of that number fails
+  std::int64_t fail_allocation = -1;  ///< the allocation of that number (EmulatedCounts) finds no memory
+  /// What is enqueued as that number fails when it runs, and from then on all that the device is asked for, as a GPU
+  /// does whose kernel reads what is no memory; only memory and handles are still released.
+  std::int64_t break_at = -1;
   std::int64_t graphs = 1 << 20;          ///< so many can be made
   bool lose_uploads = false;              ///< once a graph was launched, copies from pinned memory do nothing
   std::int64_t graph_launches = 1 << 20;  ///< so many succeed
@@ -32,10 +37,14 @@ struct EmulatorOptions {
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 
 struct EmulatedCounts {
-  std::int64_t launches = 0;        ///< calls of KernelTables: into streams, graphs and lists of steps
-  std::int64_t graphs = 0;          ///< that exist
-  std::int64_t graphs_made = 0;     ///< ever
-  std::int64_t graph_launches = 0;  ///< that succeeded
+  std::atomic<std::int64_t> allocations{0};  ///< tried: of memory of both kinds, events and graphs
+  std::atomic<std::int64_t> events{0};       ///< that exist
+  std::int64_t enqueued = 0;                 ///< kernels, copies and clearings, those of graphs when they are launched
+  std::int64_t launches = 0;                 ///< calls of KernelTables: into streams, graphs and lists of steps
+  std::int64_t graphs = 0;                   ///< that exist
+  std::int64_t graphs_made = 0;              ///< ever
+  std::int64_t graph_launches = 0;           ///< that succeeded
+  std::int64_t waits = 0;                    ///< of the host for all that a stream has
 };
 /// Of a device that make_emulated_device made.
 const EmulatedCounts& emulated_counts(const Device& device);
