@@ -204,10 +204,8 @@ class CpuPlan final : public Plan {
   void quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
                     const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
                     Thread& thread) noexcept;
-  /// Of an expert's rows: what the checkpoint has rounded is not rounded again.
-  ActivationCodes codes_of(const Matrix& expert) const noexcept {
-    return expert.input().kind == InputQuantization::Kind::none ? codes_ : kCodes16;
-  }
+  /// Of an expert's rows.
+  ActivationCodes codes_of(const Matrix& expert) const noexcept { return codes_for(expert.input(), codes_); }
   void add_expert_phases(const Step& step, bool selected, std::int32_t rows);
   void route(const op::Moe& op, std::int32_t token) noexcept;
   void sort_places(const Step& step, std::int32_t rows) noexcept;

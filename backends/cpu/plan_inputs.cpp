@@ -65,8 +65,7 @@ PlanInputs PlanInputs::make(backend::Steps& steps, std::span<const WeightInput> 
     if (!linear) continue;
     StepInput& input = inputs.of_step[i];
     input = bind(*linear, weights);
-    // What the checkpoint has rounded is not rounded again.
-    if (input.rounding.kind == InputQuantization::Kind::none) input.codes = codes;
+    input.codes = codes_for(input.rounding, codes);
     inputs.rounds = inputs.rounds || input.rounds;
     for (const RowForm& form : input.forms) inputs.orders = inputs.orders || form.order;
     inputs.more_forms = std::max(inputs.more_forms, static_cast<std::int64_t>(input.forms.size()) - 1);

@@ -37,6 +37,12 @@ struct StepInput {
   ActivationCodes codes = kCodes16;
 };
 
+/// The codes of inputs, of which the host wants `wanted`: what the checkpoint has rounded is not rounded again, and
+/// outliers do not coarsen their neighbours.
+constexpr ActivationCodes codes_for(const InputQuantization& input, ActivationCodes wanted) noexcept {
+  return input.kind == InputQuantization::Kind::none && !input.outliers ? wanted : kCodes16;
+}
+
 struct PlanInputs {
   /// `weights`: one per weight of the program. Separates steps by roundings first.
   static PlanInputs make(backend::Steps& steps, std::span<const WeightInput> weights, ActivationCodes codes);

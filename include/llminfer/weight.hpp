@@ -79,6 +79,9 @@ struct InputQuantization {
   std::int32_t group = 0;  ///< dynamic: the scale is per so many consecutive values instead; 0: per token
   float scale = 1.0f;     ///< static
   std::int32_t zero = 0;  ///< static
+  /// With `none`: some values are far beyond the others and matter (LLM.int8()), so that whatever the host asks for no
+  /// value is rounded to less than 16 bits.
+  bool outliers = false;
   friend bool operator==(const InputQuantization&, const InputQuantization&) = default;
 };
 

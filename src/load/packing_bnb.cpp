@@ -104,8 +104,8 @@ Result<void> add_4bit(const std::string& prefix, bool nf4, Layers& layers) {
   return add_nibbles(prefix, nf4 ? WeightType::nf4 : WeightType::fp4, std::move(layer), layers);
 }
 
-/// Outliers of the activations need no list: a weight-only product with activations of 16 bits or more treats each of
-/// them at least as precisely.
+/// Outliers of the activations need no list: a weight-only product with activations of 16 bits or more, which it asks
+/// for, treats each of them at least as precisely.
 Result<void> add_int8(const std::string& prefix, Layers& layers) {
   ByteLayer layer;
   layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {i8}, {-1, -1}));
@@ -121,7 +121,7 @@ Result<void> add_int8(const std::string& prefix, Layers& layers) {
     }
   }
   for (const char* part : {".weight", ".SCB", ".weight_format"}) layers.take(prefix + part);
-  return add_bytes(prefix, std::move(layer), {}, layers);
+  return add_bytes(prefix, std::move(layer), {.outliers = true}, layers);
 }
 
 }  // namespace

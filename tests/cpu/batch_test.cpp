@@ -63,6 +63,25 @@ TEST_CASE("with activations of 8 bits, too, and they are other bits than those o
   }
 }
 
+TEST_CASE("inputs with outliers keep their 16 bits, whichever are asked for") {
+  Model model = make_model(make_program(kGrouped), WeightType::q8_0);
+  const auto tokens = random_tokens(40, kGrouped.vocab);
+  const auto feed = [&](int bits) {
+    BackendOptions options = options_of(cpu_levels().back(), 2);
+    options.activation_bits = bits;
+    return Driver(model, options, CacheType::f16).feed(tokens, {39, 1});
+  };
+  const auto sixteen = feed(16), eight = feed(8);
+  InputQuantization outliers;
+  outliers.outliers = true;
+  model.round_inputs("q", outliers);  // one of the three that read the same input
+  const auto mixed = feed(8);
+  CHECK_FALSE(same_bits(mixed, eight));
+  CHECK_FALSE(same_bits(mixed, sixteen));
+  model.round_inputs("", outliers);
+  CHECK(same_bits(feed(8), sixteen));
+}
+
 TEST_CASE("a long context that is split over threads gives the same bits") {
   const Model model = make_model(make_program(kGrouped), WeightType::q8_0);
   const auto tokens = random_tokens(1500, kGrouped.vocab);

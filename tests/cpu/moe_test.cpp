@@ -216,6 +216,14 @@ TEST_CASE("mixtures: activations of 8 bits") {
     CHECK(nmse(logits, oracle.logits()) > 1e-7);  // of 16 bits: below
     CHECK(nmse(logits, oracle.logits()) < 1e-2);
   }
+  InputQuantization outliers;
+  outliers.outliers = true;
+  Model wide = model;
+  wide.round_inputs("", outliers);
+  BackendOptions options = options_of(cpu_levels().back(), 2);
+  const auto sixteen = Driver(model, options, CacheType::f32).feed(tokens, {13, 1});
+  options.activation_bits = 8;
+  CHECK(same_bits(Driver(wide, options, CacheType::f32).feed(tokens, {13, 1}), sixteen));
 }
 
 TEST_CASE("mixtures: a profile counts the experts that were read") {

@@ -153,6 +153,6 @@ TEST_CASE("A GPU that breaks anywhere, of engines that have one, split, stream a
     });
   }
   SECTION("with caches in host memory") {
-    break_everywhere(24, [](EngineOptions& options) { options.device_cache_tokens = 128; });
+    break_everywhere(24, [](EngineOptions& options) { options.device_cache_tokens = 192; });
   }
 }

@@ -512,6 +512,7 @@ TEST_CASE("bitsandbytes: what is refused") {
   layer.settings = R"({"quant_method": "bitsandbytes", "load_in_8bit": true})";
   layer.tensors = {{"x.weight", raw_bytes("I8", {4, 32}, 127)}, {"x.SCB", floats({4}, 2.0f)}};
   CHECK(layer.values()[0] == Approx(2.0));
+  CHECK(layer.read()->details.input.outliers);
   SECTION("another order") {
     layer.tensors["x.weight_format"] = raw_bytes("U8", {}, 1);
     layer.expect(ErrorCode::unsupported, "x.weight_format");
