@@ -1,14 +1,12 @@
 #include "load/module_list.hpp"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/pcre2.hpp"
 
 namespace llminfer::load {
 namespace {
@@ -21,39 +19,23 @@ constexpr std::uint64_t kFirstMatchLimit = 64;
 constexpr std::int64_t kBudget = std::int64_t{1} << 28;  // a second or two
 constexpr std::uint32_t kHeapLimitKib = 16 * 1024;
 
-template <auto Free>
-struct Deleter {
-  template <class T>
-  void operator()(T* p) const noexcept {
-    Free(p);
-  }
-};
-using Code = std::unique_ptr<pcre2_code, Deleter<pcre2_code_free>>;
-using CompileContext = std::unique_ptr<pcre2_compile_context, Deleter<pcre2_compile_context_free>>;
-
-std::string message_of(int error) {
-  PCRE2_UCHAR text[256] = {};
-  pcre2_get_error_message(error, text, sizeof text);
-  return reinterpret_cast<const char*>(text);
-}
-
 /// As Python's re.match reads it, where names have no line ends.
-Result<Code> compile(std::string_view pattern, const std::string& place) {
+Result<core::Pcre2Code> compile(std::string_view pattern, const std::string& place) {
   if (pattern.size() > kMaxPatternBytes) {
     return fail(ErrorCode::limit_exceeded, place, ": a regular expression of ", pattern.size(), " bytes; at most ",
                 kMaxPatternBytes);
   }
-  const CompileContext context(pcre2_compile_context_create(nullptr));
+  const core::Pcre2CompileContext context(pcre2_compile_context_create(nullptr));
   if (!context) return Error{ErrorCode::out_of_memory, {}};
   pcre2_set_parens_nest_limit(context.get(), 64);
   int error = 0;
   PCRE2_SIZE offset = 0;
-  Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
-                          context.get()));
+  core::Pcre2Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                     PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+                                     context.get()));
   if (code) return code;
   if (error == PCRE2_ERROR_HEAP_FAILED) return Error{ErrorCode::out_of_memory, {}};
-  return fail(ErrorCode::corrupt, place, ": regular expression \"", pattern, "\": ", message_of(error));
+  return fail(ErrorCode::corrupt, place, ": regular expression \"", pattern, "\": ", core::pcre2_message(error));
 }
 
 }  // namespace
@@ -61,11 +43,11 @@ Result<Code> compile(std::string_view pattern, const std::string& place) {
 struct ModuleList::State {
   struct Entry {
     std::size_t number = 0;
-    Code code;  ///< of a regular expression
+    core::Pcre2Code code;  ///< of a regular expression
   };
   std::map<std::string, Entry, std::less<>> entries;
-  std::unique_ptr<pcre2_match_data, Deleter<pcre2_match_data_free>> data;  ///< once there is a regular expression
-  std::unique_ptr<pcre2_match_context, Deleter<pcre2_match_context_free>> context;
+  core::Pcre2MatchData data;  ///< once there is a regular expression
+  core::Pcre2MatchContext context;
   std::int64_t budget = kBudget;
 
   Result<void> begin_matching() {
@@ -77,7 +59,7 @@ struct ModuleList::State {
   }
 
   /// Whether the name begins with a match. Each try is paid with the most that it may take.
-  Result<bool> matches(const std::string& pattern, const Code& code, std::string_view name) {
+  Result<bool> matches(const std::string& pattern, const core::Pcre2Code& code, std::string_view name) {
     for (std::uint64_t limit = kFirstMatchLimit;; limit *= 8) {
       const auto steps = static_cast<std::int64_t>(limit * (1 + name.size() / 256));
       if (steps > budget) break;

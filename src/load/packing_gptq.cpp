@@ -1,6 +1,7 @@
 // GPTQ (Frantar et al. 2022, arXiv:2210.17323) as AutoGPTQ, GPTQModel and AutoRound write it, and AWQ (Lin et al. 2023,
 // arXiv:2306.00978) in the layouts of AutoAWQ; both also in the layout of Marlin.
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,14 @@ struct Scheme {
   std::vector<std::int64_t> layer_group_sizes;  ///< those that settings per layer name
 };
 
+/// -1 is one group. `of`: whose settings these are, for messages.
+Result<std::int64_t> read_group_size(const core::Json& settings, const char* key, const std::string& of) {
+  const std::int64_t size = LLMINFER_TRY(setting_int(settings, key, 128, kPlace));
+  if (size == -1 || (size >= 1 && size <= 1 << 30)) return size;
+  return fail(ErrorCode::corrupt, kPlace, ": \"", key, "\"", of, " is ", size,
+              ", expected -1 (one group) or a positive number");
+}
+
 /// Settings per layer are objects by the layers' names or patterns of them; null or none: no layer has its own.
 Result<void> read_layer_settings(const core::Json* layers, const char* key, Scheme& scheme) {
   if (!layers || layers->is_null()) return {};
@@ -30,12 +39,7 @@ Result<void> read_layer_settings(const core::Json* layers, const char* key, Sche
   for (const auto& [name, settings] : layers->object()) {
     scheme.varies = true;
     if (!settings.is_object() || !settings.find("group_size")) continue;
-    const std::int64_t size = LLMINFER_TRY(setting_int(settings, "group_size", 128, kPlace));
-    if (size != -1 && (size < 1 || size > 1 << 30)) {
-      return fail(ErrorCode::corrupt, kPlace, ": \"group_size\" of \"", name, "\" is ", size,
-                  ", expected -1 (one group) or a positive number");
-    }
-    scheme.layer_group_sizes.push_back(size);
+    scheme.layer_group_sizes.push_back(LLMINFER_TRY(read_group_size(settings, "group_size", " of \"" + name + '"')));
   }
   return {};
 }
@@ -64,14 +68,10 @@ Result<std::int64_t> group_size_of(const Scheme& scheme, const AffineLayer& laye
 Result<Scheme> read_scheme(const core::Json& settings, const char* bits_key, const char* group_key) {
   Scheme scheme;
   scheme.bits = LLMINFER_TRY(setting_int(settings, bits_key, 4, kPlace));
-  scheme.group_size = LLMINFER_TRY(setting_int(settings, group_key, 128, kPlace));
   if (scheme.bits != 2 && scheme.bits != 3 && scheme.bits != 4 && scheme.bits != 8) {
     return fail(ErrorCode::unsupported, kPlace, ": \"", bits_key, "\" is ", scheme.bits, ", expected 2, 3, 4 or 8");
   }
-  if (scheme.group_size != -1 && (scheme.group_size < 1 || scheme.group_size > 1 << 30)) {
-    return fail(ErrorCode::corrupt, kPlace, ": \"", group_key, "\" is ", scheme.group_size,
-                ", expected -1 (one group) or a positive number");
-  }
+  scheme.group_size = LLMINFER_TRY(read_group_size(settings, group_key, ""));
   return scheme;
 }
 

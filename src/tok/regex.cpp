@@ -1,29 +1,15 @@
 #include "tok/regex.hpp"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <algorithm>
 
 #include "core/error.hpp"
+#include "core/pcre2.hpp"
 #include "core/utf8.hpp"
 #include "tok/unicode.hpp"
 
 namespace llminfer::inline v0 {
 namespace tok {
 namespace {
-
-template <auto Free>
-struct Deleter {
-  template <class T>
-  void operator()(T* p) const noexcept {
-    Free(p);
-  }
-};
-using CompileContext = std::unique_ptr<pcre2_compile_context, Deleter<pcre2_compile_context_free>>;
-using MatchContext = std::unique_ptr<pcre2_match_context, Deleter<pcre2_match_context_free>>;
-using MatchData = std::unique_ptr<pcre2_match_data, Deleter<pcre2_match_data_free>>;
-using JitStack = std::unique_ptr<pcre2_jit_stack, Deleter<pcre2_jit_stack_free>>;
 
 constexpr std::size_t kMaxPatternBytes = 64 * 1024;
 constexpr std::size_t kJitStackBytes = 8 * 1024 * 1024;
@@ -36,12 +22,6 @@ constexpr std::uint32_t kHeapLimitKib = 256 * 1024;
 constexpr std::string_view kSpace =
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 constexpr std::string_view kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}";
-
-std::string message_of(int error) {
-  PCRE2_UCHAR text[256] = {};
-  pcre2_get_error_message(error, text, sizeof text);
-  return reinterpret_cast<const char*>(text);
-}
 
 /// Rewrites \s, \S, \w, \W, \h and refuses what PCRE2 would read differently.
 Result<std::string> translate(std::string_view pattern, std::string_view name) {
@@ -118,7 +98,7 @@ Result<std::string> translate(std::string_view pattern, std::string_view name) {
 
 struct Pattern::Code {
   std::string name;
-  std::unique_ptr<pcre2_code, Deleter<pcre2_code_free>> code;
+  core::Pcre2Code code;
   bool jit = false;
 };
 
@@ -128,7 +108,7 @@ Result<Pattern> Pattern::compile(std::string_view pattern, std::string_view name
                       kMaxPatternBytes);
   }
   const std::string source = LLMINFER_TRY(translate(pattern, name));
-  const CompileContext context(pcre2_compile_context_create(nullptr));
+  const core::Pcre2CompileContext context(pcre2_compile_context_create(nullptr));
   if (!context) return Error{ErrorCode::out_of_memory, {}};
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   pcre2_set_parens_nest_limit(context.get(), 64);
@@ -143,7 +123,7 @@ Result<Pattern> Pattern::compile(std::string_view pattern, std::string_view name
                                  context.get()));
   if (!code->code && error == PCRE2_ERROR_HEAP_FAILED) return Error{ErrorCode::out_of_memory, {}};
   if (!code->code) {
-    return core::fail(ErrorCode::corrupt, name, ": regular expression \"", pattern, "\": ", message_of(error));
+    return core::fail(ErrorCode::corrupt, name, ": regular expression \"", pattern, "\": ", core::pcre2_message(error));
   }
   // Without executable memory the interpreter does the same, slower.
   code->jit = pcre2_jit_compile(code->code.get(), PCRE2_JIT_COMPLETE) == 0;
@@ -168,9 +148,9 @@ Result<Pattern> Pattern::literal(std::string_view text, std::string_view name) {
 
 struct Matcher::State {
   const Pattern::Code* code = nullptr;
-  MatchData data;
-  MatchContext context;
-  JitStack stack;
+  core::Pcre2MatchData data;
+  core::Pcre2MatchContext context;
+  core::Pcre2JitStack stack;
   // Backtracking is paid from a budget that is linear in the text, so that a hostile pattern is stopped. A match that
   // reaches its limit is tried again with a larger one.
   std::uint64_t budget = 0;
@@ -212,7 +192,7 @@ Result<void> Matcher::find_all(std::string_view text, std::vector<Range>& found)
       }
       if (count < 0) {
         const ErrorCode code = count == PCRE2_ERROR_NOMEMORY ? ErrorCode::out_of_memory : ErrorCode::limit_exceeded;
-        status = core::fail(code, state_->code->name, ": regular expression: ", message_of(count));
+        status = core::fail(code, state_->code->name, ": regular expression: ", core::pcre2_message(count));
         return;
       }
       const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(state_->data.get());

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "backends/gpu/plan.hpp"
@@ -15,6 +14,7 @@
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
 #include "tests/cpu/same_bits.hpp"
+#include "tests/gpu/buffers.hpp"
 #include "tests/gpu/machines.hpp"
 
 using namespace llminfer;
@@ -28,25 +28,11 @@ constexpr auto kFp8 = InputQuantization::Kind::fp8;
 constexpr InputQuantization kPerToken{.kind = kFp8}, kPer128{.kind = kFp8, .group = 128},
     kPer256{.kind = kFp8, .group = 256}, kStatic{.kind = kFp8, .dynamic = false, .scale = 0.02f};
 
-Buffer to_device(const std::shared_ptr<Device>& device, const std::vector<float>& values) {
-  Buffer buffer = Buffer::make(device, static_cast<std::int64_t>(values.size() * sizeof(float))).value();
-  device->copy(buffer.at(), values.data(), buffer.bytes()).value();
-  device->wait().value();
-  return buffer;
-}
 template <class T>
 std::vector<T> to_host(Device& device, const std::byte* from, std::size_t count) {
   std::vector<T> values(count);
   device.copy(values.data(), from, static_cast<std::int64_t>(count * sizeof(T))).value();
   device.wait().value();
-  return values;
-}
-
-std::vector<float> random_floats(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& x : values) x = normal(random);
   return values;
 }
 

@@ -10,6 +10,7 @@
 #include "tests/cpu/model.hpp"
 #include "tests/engine/split_models.hpp"
 #include "tests/gpu/machines.hpp"
+#include "tests/gpu/requests.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -58,14 +59,6 @@ TEST_CASE("Device memory that runs out is an error, and nothing of it is lost") 
 }
 
 namespace {
-
-CompletionRequest request_of(std::int32_t tokens) {
-  CompletionRequest request;
-  request.tokens = some_tokens(3, 2);
-  request.options.max_tokens = tokens;
-  request.options.ignore_end = true;
-  return request;
-}
 
 /// Has the GPU break `parts` times, the earlier the sooner: in loads, in requests and in sessions of an engine whose
 /// options `set` changes.

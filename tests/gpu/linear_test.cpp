@@ -5,13 +5,13 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "backends/gpu/weight.hpp"
 #include "core/half.hpp"
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
+#include "tests/gpu/buffers.hpp"
 #include "tests/gpu/machines.hpp"
 #include "tests/gpu/step_runner.hpp"
 
@@ -21,15 +21,6 @@ using gpu::Buffer;
 using gpu::Device;
 
 namespace {
-
-/// A buffer of the device that holds these values.
-template <class T>
-Buffer to_device(const std::shared_ptr<Device>& device, const std::vector<T>& values) {
-  Buffer buffer = Buffer::make(device, static_cast<std::int64_t>(values.size() * sizeof(T))).value();
-  device->copy(buffer.at(), values.data(), buffer.bytes()).value();
-  device->wait().value();
-  return buffer;
-}
 
 std::vector<float> to_host(const std::shared_ptr<Device>& device, const Buffer& buffer) {
   std::vector<float> values(static_cast<std::size_t>(buffer.bytes()) / sizeof(float));
@@ -42,14 +33,6 @@ struct Case {
   std::int64_t features, width;
   int rows;
 };
-
-std::vector<float> random_floats(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& x : values) x = normal(random);
-  return values;
-}
 
 enum class Kernel { few, many, warpgroups, stages };
 

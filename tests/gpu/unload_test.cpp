@@ -8,6 +8,7 @@
 
 #include "tests/engine/split_models.hpp"
 #include "tests/gpu/machines.hpp"
+#include "tests/gpu/requests.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
@@ -32,14 +33,6 @@ struct Turn {
 
   const std::shared_ptr<gpu::Device> device;
 };
-
-CompletionRequest request_of(std::int32_t tokens) {
-  CompletionRequest request;
-  request.tokens = some_tokens(3, 2);
-  request.options.max_tokens = tokens;
-  request.options.ignore_end = true;
-  return request;
-}
 
 void load_and_unload(int times) {
   const Turn turn;

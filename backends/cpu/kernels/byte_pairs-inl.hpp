@@ -28,21 +28,14 @@ struct PairSum {
   [[gnu::always_inline]] Ints result() const { return total_words(total); }
 };
 
-struct PairProducts {
+struct PairProducts : Products {
   static constexpr int kParts = 1;
-  template <PanelShape>
-  static constexpr int kRows = kTileRows;
   template <PanelShape s>
   using Sum = PairSum<s>;
   template <PanelShape s>
   [[gnu::always_inline]] static Ints activations(const QuantizedGroup& x, int i, int) {
     return fill_quad(x.codes + i * 4);
   }
-  template <int shift>
-  [[gnu::always_inline]] static Ints zero(Ints minus_sum) {
-    return shift_ints<shift>(minus_sum);
-  }
-  [[gnu::always_inline]] static Floats scale(const QuantizedGroup& x) { return fill_float(x.scale); }
 };
 
 template <PanelShape s>

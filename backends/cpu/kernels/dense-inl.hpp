@@ -80,8 +80,8 @@ constexpr int kDenseRows = kLanes == 16 ? 4 : 2;
 /// From so many rows on, weights that a load alone does not turn into floats are turned once, in slices.
 constexpr int kDenseSliceRows = 4 * kDenseRows;
 constexpr int kDensePanels = kDenseVectors * kLanes / kPanelRows;
-/// Columns of a slice, which is [kDensePanels][kDenseSliceCols][16 rows] floats: panels of type f32.
 constexpr std::int64_t kDenseSliceBytes = 20480;
+/// Columns of a slice, which is [kDensePanels][kDenseSliceCols][16 rows] floats: panels of type f32.
 constexpr std::int64_t kDenseSliceCols =
     kDenseSliceBytes / (kDensePanels * kPanelRows * 4) / kGroupValues * kGroupValues;
 static_assert(kDenseSliceCols > 0 && kDenseSliceBytes <= kSliceBytes);
