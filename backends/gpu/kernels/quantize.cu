@@ -1,11 +1,12 @@
 // Rows for products of E4M3 by E4M3: normed, and rounded to a byte per element under a scale per row or per group of
 // columns. The numbers are those that prepare() makes of the same rounding. One block per row.
 #include "backends/gpu/kernels/kernels.hpp"
+#include "backends/gpu/kernels/rows.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kRowThreads;
 constexpr uint8_t kNan = 0x7f;
 
 /// What values whose largest magnitude is `most` are divided by; 0: they are all taken for zeros.
@@ -25,13 +26,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs a) {
   if (a.norm && thread * kLineFloats < a.width) prefetch(a.norm + thread * kLineFloats);
   after_former();
   const float* const in = a.in.data + row * a.in.stride;
-  float factor = 1.0f;
-  if (a.norm) {
-    float squares = 0.0f;
-    for (int i = thread; i < a.width; i += kThreads) squares += in[i] * in[i];
-    squares = sum_of_block<kThreads>(squares, shared);
-    factor = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.epsilon);
-  }
+  const float factor = a.norm ? norm_factor(in, a.width, a.epsilon, shared) : 1.0f;
   const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
   uint8_t* const codes = a.codes + static_cast<int64_t>(row) * a.width;
   // A scale for the whole row takes the whole block, one for a group of columns 32 lanes.

@@ -62,19 +62,22 @@ __device__ __forceinline__ float round_input(const RoundingArgs& r, float x, flo
   return scale * (code - zero);
 }
 
+/// What RMSNorm multiplies a row by, beside its weights. All threads of the block call it.
+__device__ __forceinline__ float norm_factor(const float* in, int width, float epsilon,
+                                             float (&shared)[kRowThreads / 32]) {
+  float squares = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += kRowThreads) squares += in[i] * in[i];
+  squares = sum_of_block<kRowThreads>(squares, shared);
+  return 1.0f / sqrtf(squares / static_cast<float>(width) + epsilon);
+}
+
 __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, float (&shared)[kRowThreads / 32]) {
   const int row = block, thread = static_cast<int>(threadIdx.x);
   const int expert = a.expert_of ? a.expert_of[row] : 0;
   if (expert < 0) return;
   const RoundingArgs rounding = a.expert_of ? a.experts[expert].rounding : a.rounding;
   const float* in = a.in.data + (a.indices ? a.indices[row] : row) * a.in.stride;
-  float factor = 1.0f;
-  if (a.norm) {
-    float squares = 0.0f;
-    for (int i = thread; i < a.width; i += kRowThreads) squares += in[i] * in[i];
-    squares = sum_of_block<kRowThreads>(squares, shared);
-    factor = 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.epsilon);
-  }
+  const float factor = a.norm ? norm_factor(in, a.width, a.epsilon, shared) : 1.0f;
   const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
   float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
   if (rounding.kind != 0) {
