@@ -52,14 +52,17 @@ void Profile::print(std::ostream& out, const std::string& title) {
     return;
   }
   const auto [it, is_new] = peaks_.try_emplace(level_ + " " + std::to_string(threads_));
-  if (is_new) it->second = measure_peaks(level_, threads_);
+  if (is_new && threads_ > 0) it->second = measure_peaks(level_, threads_);
   const Peaks& peaks = it->second;
 
   out << '\n'
       << title << ": " << passes_ << " passes of " << fixed(double(rows_) / double(passes_), 1) << " tokens, level "
-      << level_ << ", " << threads_ << (threads_ == 1 ? " thread" : " threads") << ". Measured peaks: read "
-      << fixed(peaks.read_bytes * 1e-9, 1) << " GB/s, int8 " << fixed(peaks.int8_ops * 1e-9, 0) << " GOP/s, float "
-      << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s";
+      << level_;
+  if (threads_ > 0) {  // else a GPU, whose peaks gpu_bench measures
+    out << ", " << threads_ << (threads_ == 1 ? " thread" : " threads") << ". Measured peaks: read "
+        << fixed(peaks.read_bytes * 1e-9, 1) << " GB/s, int8 " << fixed(peaks.int8_ops * 1e-9, 0) << " GOP/s, float "
+        << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s";
+  }
   if (peaks.bf16_ops > 0) out << ", bf16 tiles " << fixed(peaks.bf16_ops * 1e-9, 0) << " GFLOP/s";
   out << "\n\n"
       << "| step (bits per weight) | times | ms | share | MB | GB/s | of read peak | GOP | GOP/s | of peak |\n"
@@ -70,11 +73,12 @@ void Profile::print(std::ostream& out, const std::string& title) {
   const auto row = [&](const std::string& name, const Sum& sum, double op_peak) {
     const double bytes = static_cast<double>(sum.bytes) / passes, seconds = sum.seconds / passes;
     const double operations = static_cast<double>(sum.operations) / passes;
+    const auto rate = [&](double amount) { return seconds > 0 ? amount / seconds : 0.0; };
     out << "| " << name << " | " << fixed(static_cast<double>(sum.count) / passes, sum.count % passes_ == 0 ? 0 : 1) << " | "
         << fixed(seconds * 1e3, 3) << " | " << percent(sum.seconds, total_seconds) << " | " << fixed(bytes * 1e-6, 2)
-        << " | " << fixed(bytes / seconds * 1e-9, 1) << " | " << percent(bytes / seconds, peaks.read_bytes) << " | "
-        << fixed(operations * 1e-9, 3) << " | " << fixed(operations / seconds * 1e-9, 1) << " | "
-        << percent(operations / seconds, op_peak) << " |\n";
+        << " | " << fixed(rate(bytes) * 1e-9, 1) << " | " << percent(rate(bytes), peaks.read_bytes) << " | "
+        << fixed(operations * 1e-9, 3) << " | " << fixed(rate(operations) * 1e-9, 1) << " | "
+        << percent(rate(operations), op_peak) << " |\n";
   };
   Sum total;
   for (const std::string& name : order_) {

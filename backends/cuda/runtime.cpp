@@ -61,11 +61,16 @@ struct Api {
   static int make_stream(Stream* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking); }
   static int destroy_stream(Stream stream) { return cudaStreamDestroy(stream); }
   static int wait(Stream stream) { return cudaStreamSynchronize(stream); }
-  static int make_event(Event* event) { return cudaEventCreateWithFlags(event, cudaEventDisableTiming); }
+  static int make_event(Event* event, bool timed) {
+    return cudaEventCreateWithFlags(event, timed ? cudaEventDefault : cudaEventDisableTiming);
+  }
   static int destroy_event(Event event) { return cudaEventDestroy(event); }
   static int record(Event event, Stream stream) { return cudaEventRecord(event, stream); }
   static int wait_event(Event event) { return cudaEventSynchronize(event); }
   static int query_event(Event event) { return cudaEventQuery(event); }
+  static int elapsed(float* milliseconds, Event earlier, Event later) {
+    return cudaEventElapsedTime(milliseconds, earlier, later);
+  }
   static int follow_event(Stream stream, Event event) { return cudaStreamWaitEvent(stream, event, 0); }
 
   /// Whether the kernel's code for the current device is of an architecture for which after_former() is compiled.

@@ -67,7 +67,7 @@ class Device {
   virtual Result<void> wait(Stream stream = Stream::work) = 0;
   /// Events order one stream after the other: what is enqueued in `stream` after follow() comes after what was enqueued
   /// before the event's last record(), if there was one.
-  virtual Result<void*> make_event() = 0;
+  virtual Result<void*> make_event(bool timed) = 0;
   virtual void release_event(void* event) noexcept = 0;
   virtual Result<void> record(void* event, Stream stream) = 0;
   virtual Result<void> follow(void* event, Stream stream) = 0;
@@ -75,6 +75,8 @@ class Device {
   virtual Result<bool> reached(void* event) = 0;
   /// Waits until it is. Errors: device_error.
   virtual Result<void> wait_for_event(void* event) = 0;
+  /// The time that the device took from one timed event to a later one, both reached. Errors: device_error.
+  virtual Result<double> seconds_between(void* earlier, void* later) = 0;
   /// A graph is a list of launches that are enqueued at once. Those that `enqueue` makes with the KernelTable's first
   /// argument that it is given go into a new one, with their arguments as they are then; kernels run in the same order.
   /// `enqueue` does nothing else with the device. Errors: its own, unsupported, out_of_memory, device_error.
@@ -183,8 +185,9 @@ class Handle {
 /// An event of a device.
 class Event : public Handle<&Device::release_event> {
  public:
-  static Result<Event> make(std::shared_ptr<Device> device) {
-    auto handle = device->make_event();
+  /// `timed`: seconds_since() may be asked.
+  static Result<Event> make(std::shared_ptr<Device> device, bool timed = false) {
+    auto handle = device->make_event(timed);
     if (!handle) return std::move(handle).error();
     return Result<Event>(Event(std::move(device), *handle));
   }
@@ -192,6 +195,9 @@ class Event : public Handle<&Device::release_event> {
   Result<void> follow(Stream stream) const { return device_->follow(handle_, stream); }
   Result<bool> reached() const { return device_->reached(handle_); }
   Result<void> wait() const { return device_->wait_for_event(handle_); }
+  Result<double> seconds_since(const Event& earlier) const {
+    return device_->seconds_between(earlier.handle_, handle_);
+  }
 
  private:
   using Handle::Handle;

@@ -153,6 +153,10 @@ Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,
     selected = selected || std::holds_alternative<SelectStep>(step);
     if (std::holds_alternative<RopeStep>(step)) plan->rotates_selected_ = plan->rotates_selected_ || selected;
   }
+  if (gpu_options.on_profile) {
+    plan->profiler_ =
+        LLMINFER_TRY(Profiler::make(gpu_options.on_profile, plan->device_, plan->program_, plan->steps_, plan->owned_));
+  }
   return plan;
 }
 
@@ -231,7 +235,7 @@ Result<void> GpuPlan::wait() {
     std::copy_n(from + pass_.logits.size(), pass_.hidden.size(), pass_.hidden.data());
     give_candidates();
     pass_.done = true;
-    return {};
+    return profiler_ ? profiler_->report() : Result<void>();
   });
 }
 
@@ -430,6 +434,11 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
     if (steps_.logits_direct && pass_.logit_rows > 0) LLMINFER_TRY(give_logits(logits(), 0, pass_.logit_rows));
     return fetch_outputs();
   }
+  if (profiler_) {
+    std::vector<std::int64_t> page_bytes;
+    for (const GpuCache* cache : pass_.caches) page_bytes.push_back(cache_page_bytes(cache->group(), cache->type()));
+    LLMINFER_TRY(profiler_->begin(batch, page_bytes));
+  }
   LLMINFER_TRY(compute_angles(pass_.positions, pass_.rows));
   for (std::size_t i = 0; i < steps_.steps.size() && !pass_.stop; ++i) {
     const Step& step = steps_.steps[i];
@@ -454,6 +463,7 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
     LLMINFER_TRY(std::visit([&](const auto& s) { return run(s); }, step));
     if (pager) LLMINFER_TRY(pager->leave(attention->op.layer));
     if (group.last) LLMINFER_TRY(ring_->leave());
+    if (profiler_) LLMINFER_TRY(profiler_->end_step());
     if (std::holds_alternative<AttentionStep>(step)) LLMINFER_TRY(device_->mark(pass_.layers++ % Device::kMarks));
     if (pass_.current_rows == 0) return {};  // nothing was asked for
   }

@@ -17,6 +17,7 @@
 #include "backends/gpu/collective.hpp"
 #include "backends/gpu/device.hpp"
 #include "backends/gpu/graphs.hpp"
+#include "backends/gpu/profiler.hpp"
 #include "backends/gpu/ring.hpp"
 #include "backends/gpu/step_list.hpp"
 #include "backends/gpu/weight.hpp"
@@ -285,8 +286,9 @@ class GpuPlan final : public Plan {
   Buffer host_reduced_;                  ///< rows that are summed over ranks; grows
   Buffer host_out_;                      ///< outputs on their way back; grows
   GraphTable graphs_;
-  void* queue_ = nullptr;     ///< where launches go while a graph or a list of steps is made
-  bool lists_steps_ = false;  ///< it is a StepList
+  std::unique_ptr<Profiler> profiler_;  ///< null where nobody asked for it
+  void* queue_ = nullptr;               ///< where launches go while a graph or a list of steps is made
+  bool lists_steps_ = false;            ///< it is a StepList
   Pass pass_;
   std::optional<Result<void>> outcome_;  ///< of the pass that wait() has not been called for
 };

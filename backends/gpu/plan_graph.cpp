@@ -125,7 +125,7 @@ Result<Buffer> GpuPlan::list_steps() {
 bool GpuPlan::launch_graph() {
   const bool copies =
       ring_ || std::any_of(pass_.caches.begin(), pass_.caches.end(), [](auto* c) { return c->pager(); });
-  if (!options_.graphs || !pass_.bucket || copies) return false;
+  if (!options_.graphs || !pass_.bucket || copies || profiler_) return false;
   GraphTable::Entry& entry = graphs_.of(graph_key());
   if (entry.failed || !std::exchange(entry.seen, true)) return false;
   const int blocks = device_->info().resident_blocks;

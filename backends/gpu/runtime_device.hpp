@@ -40,7 +40,8 @@ class RuntimeDevice final : public Device {
     LLMINFER_TRY(device->status(Api::describe(index, device->info_), "device properties"));
     for (typename Api::Stream& stream : device->streams_)
       LLMINFER_TRY(device->status(Api::make_stream(&stream), "a stream"));
-    for (typename Api::Event& mark : device->marks_) LLMINFER_TRY(device->status(Api::make_event(&mark), "an event"));
+    for (typename Api::Event& mark : device->marks_)
+      LLMINFER_TRY(device->status(Api::make_event(&mark, false), "an event"));
     const Buffer found = LLMINFER_TRY(Buffer::make(device, 3 * sizeof(std::int32_t)));
     const ProbeArgs probe{found.at<std::int32_t>()};
     if (const int error = device->kernels().probe(device->stream(), probe); error != 0) {
@@ -128,10 +129,10 @@ class RuntimeDevice final : public Device {
     const Current current(*this);
     return status(Api::wait(of(stream)), "the work that was given to it");
   }
-  Result<void*> make_event() override {
+  Result<void*> make_event(bool timed) override {
     const Current current(*this);
     typename Api::Event event = nullptr;
-    LLMINFER_TRY(status(Api::make_event(&event), "an event"));
+    LLMINFER_TRY(status(Api::make_event(&event, timed), "an event"));
     return static_cast<void*>(event);
   }
   void release_event(void* event) noexcept override {
@@ -159,6 +160,14 @@ class RuntimeDevice final : public Device {
   Result<void> wait_for_event(void* event) override {
     const Current current(*this);
     return status(Api::wait_event(static_cast<typename Api::Event>(event)), "the work that was given to it");
+  }
+  Result<double> seconds_between(void* earlier, void* later) override {
+    const Current current(*this);
+    float milliseconds = 0;
+    LLMINFER_TRY(status(
+        Api::elapsed(&milliseconds, static_cast<typename Api::Event>(earlier), static_cast<typename Api::Event>(later)),
+        "the time between events"));
+    return double{milliseconds} * 1e-3;
   }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     const Current current(*this);

@@ -61,11 +61,16 @@ struct Api {
   static int make_stream(Stream* stream) { return hipStreamCreateWithFlags(stream, hipStreamNonBlocking); }
   static int destroy_stream(Stream stream) { return hipStreamDestroy(stream); }
   static int wait(Stream stream) { return hipStreamSynchronize(stream); }
-  static int make_event(Event* event) { return hipEventCreateWithFlags(event, hipEventDisableTiming); }
+  static int make_event(Event* event, bool timed) {
+    return hipEventCreateWithFlags(event, timed ? hipEventDefault : hipEventDisableTiming);
+  }
   static int destroy_event(Event event) { return hipEventDestroy(event); }
   static int record(Event event, Stream stream) { return hipEventRecord(event, stream); }
   static int wait_event(Event event) { return hipEventSynchronize(event); }
   static int query_event(Event event) { return hipEventQuery(event); }
+  static int elapsed(float* milliseconds, Event earlier, Event later) {
+    return hipEventElapsedTime(milliseconds, earlier, later);
+  }
   static int follow_event(Stream stream, Event event) { return hipStreamWaitEvent(stream, event, 0); }
 
   static bool waits_for_former(const void*) { return false; }

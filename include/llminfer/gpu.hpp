@@ -33,6 +33,10 @@ struct GpuOptions {
   int threads = 0;
   /// The host's threads, in place of own ones.
   Executor executor{};
+  /// Gets the time that each step of every pass took on the GPU. Passes are then launched step by step, without graphs
+  /// and `persistent`, and take longer: where the host launches more slowly than the GPU computes, a step's time is
+  /// that of its launch. Costs nothing when empty. Results are the same bits.
+  ProfileCallback on_profile{};
 };
 
 }  // namespace llminfer::inline v0

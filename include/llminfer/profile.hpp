@@ -22,7 +22,9 @@ struct StepProfile {
   std::string_view name;  ///< without the layer's number, so that steps of one name may be added up
   StepKind kind = StepKind::other;
   double seconds = 0;
-  std::int64_t weight_bytes = 0;      ///< each weight once; 0 for weights that are not prepared (exact mode)
+  /// Each weight once; 0 for weights that are not prepared (exact mode). Of a mixture's experts those that were chosen,
+  /// on GPUs, which choose by themselves, as many as the tokens can.
+  std::int64_t weight_bytes = 0;
   std::int64_t cache_bytes = 0;       ///< keys and values: read once per run, and the new ones written
   std::int64_t activation_bytes = 0;  ///< inputs read and outputs written
   std::int64_t operations = 0;        ///< additions and multiplications of the model's own arithmetic
@@ -31,8 +33,8 @@ struct StepProfile {
 /// One forward pass. The spans are valid during the call.
 struct PassProfile {
   std::int32_t rows = 0;   ///< tokens
-  std::string_view level;  ///< instruction set level
-  int threads = 0;
+  std::string_view level;  ///< instruction set level, or a GPU's architecture
+  int threads = 0;         ///< 0: a GPU's
   std::span<const StepProfile> steps;
 };
 

@@ -35,6 +35,7 @@ struct Notes {
   int fails = -1;       ///< the launch of that number, from now on
   int fails_call = -1;  ///< likewise, the call that makes, copies or waits
   int held = 0;         ///< streams, events and memory that exist
+  int timed = 0;        ///< timed events that were made
 } notes;
 
 struct Api {
@@ -83,14 +84,16 @@ struct Api {
   }
   static int destroy_stream(Stream) { return drop(); }
   static int wait(Stream) { return call(); }
-  static int make_event(Event* event) {
+  static int make_event(Event* event, bool timed) {
     if (call(1)) return 1;
+    notes.timed += timed;
     return *event = &handle, 0;
   }
   static int destroy_event(Event) { return drop(); }
   static int record(Event, Stream stream) { return note(stream); }
   static int wait_event(Event) { return 0; }
   static int query_event(Event) { return 0; }
+  static int elapsed(float* milliseconds, Event, Event) { return *milliseconds = 1500, call(); }
   static int follow_event(Stream stream, Event) { return note(stream); }
   static bool waits_for_former(const void*) { return notes.waits; }
   static int resident_blocks(const KernelLaunch& launch) { return launch.together ? 5 : -1; }
@@ -177,6 +180,18 @@ TEST_CASE("A device that fails while it is made is a typed error and leaves noth
     CHECK((device ? ErrorCode{} : device.error().code) == (launch == 0 ? ErrorCode::unsupported : ErrorCode{}));
   }
   CHECK(notes.held == 0);
+}
+
+TEST_CASE("Events are timed where that is asked for") {
+  notes = {};
+  const auto device = make();
+  const Event event = Event::make(device).value();
+  CHECK(notes.timed == 0);
+  const Event begin = Event::make(device, true).value(), end = Event::make(device, true).value();
+  CHECK(notes.timed == 2);
+  CHECK(end.seconds_since(begin).value() == 1.5);
+  notes.fails_call = 0;
+  CHECK(end.seconds_since(begin).error().code == ErrorCode::device_error);
 }
 
 TEST_CASE("Threads are 0 or more") {

@@ -90,10 +90,13 @@ class EmulatedDevice final : public Device {
     ++counts_.waits;
     return settled(streams_.wait(static_cast<int>(stream)), stream);
   }
-  Result<void*> make_event() override {
+  Result<void*> make_event(bool timed) override {
     LLMINFER_TRY(next_allocation("an event"));
+    auto event = std::make_shared<Timed>();
+    event->timed = timed;
+    Mark* const mark = new Mark(std::move(event));
     ++counts_.events;
-    return static_cast<void*>(new Mark(std::make_shared<Mark::element_type>()));
+    return static_cast<void*>(mark);
   }
   void release_event(void* event) noexcept override {
     --counts_.events;
@@ -117,6 +120,16 @@ class EmulatedDevice final : public Device {
     return is;
   }
   Result<void> wait_for_event(void* event) override { return ran(streams_.wait(**static_cast<Mark*>(event))); }
+  Result<double> seconds_between(void* earlier, void* later) override {
+    LLMINFER_TRY(working());
+    const auto time = [](void* event) -> Result<std::chrono::steady_clock::time_point> {
+      const auto& e = static_cast<const Timed&>(**static_cast<Mark*>(event));
+      if (e.timed && e.recorded > 0 && e.reached == e.recorded) return e.time;
+      return core::fail(ErrorCode::device_error, "the time of an event that has none");
+    };
+    const auto begin = LLMINFER_TRY(time(earlier)), end = LLMINFER_TRY(time(later));
+    return std::chrono::duration<double>(end - begin).count();
+  }
   Result<void*> make_graph(const Enqueue& enqueue) override {
     LLMINFER_TRY(next_allocation("a graph"));
     auto graph = std::make_unique<Nodes>();
@@ -158,6 +171,9 @@ class EmulatedDevice final : public Device {
  private:
   using Piece = emulator::Memory::Piece;
   using Mark = std::shared_ptr<emulator::Streams::Event>;
+  struct Timed final : emulator::Streams::Event {  ///< what make_event gives
+    bool timed = false;
+  };
   struct Nodes {
     emulator::Machine machine;
     std::vector<emulator::Streams::Work> work;

@@ -31,7 +31,10 @@ bool Streams::run_first(int stream) {
   auto& items = items_[static_cast<std::size_t>(stream)];
   Item item = std::move(items.front());
   items.pop_front();
-  if (item.records) ++item.records->reached;
+  if (item.records) {
+    ++item.records->reached;
+    item.records->time = Clock::now();
+  }
   if (!item.work) return true;
   const int error = item.work();
   if (error == again) {

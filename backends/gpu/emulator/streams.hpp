@@ -20,7 +20,8 @@ class Streams {
   /// Gives an error of the kind that wait() passes on, 0 for none, or `again` (emulator.hpp).
   using Work = std::function<int()>;
   struct Event {
-    std::uint64_t recorded = 0, reached = 0;  ///< how many times
+    std::uint64_t recorded = 0, reached = 0;       ///< how many times
+    std::chrono::steady_clock::time_point time{};  ///< when it was last reached
   };
 
   /// A stream of the number `deaf`, if there is one, does not wait for events.
