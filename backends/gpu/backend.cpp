@@ -84,7 +84,7 @@ class GpuBackend final : public Backend {
     return core::guarded([&]() -> Result<std::unique_ptr<Plan>> {
       {  // No more weights are likely to come.
         const std::lock_guard lock(mutex_);
-        staging_ = nullptr;
+        if (const auto load = load_.lock()) load->staging = nullptr;
       }
       return std::unique_ptr<Plan>(
           LLMINFER_TRY(GpuPlan::make(program, std::move(weights), options, device_, options_)));
@@ -137,6 +137,11 @@ class GpuBackend final : public Backend {
   }
 
  private:
+  /// What the weights of a load have in common, and keep: a load that is given up lets go of it with them.
+  struct Load {
+    std::unique_ptr<Staging> staging;  ///< null once all are prepared
+  };
+
   Result<std::unique_ptr<PreparedWeight>> make(const WeightView& weight, bool streamed) {
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
       if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() - 64 ||
@@ -145,12 +150,18 @@ class GpuBackend final : public Backend {
                     "]");
       }
       const std::lock_guard lock(mutex_);
-      if (!staging_) staging_ = LLMINFER_TRY(Staging::make(device_, options_.threads, options_.executor));
-      auto prepared = GpuWeight::make(weight, *staging_, streamed);
+      std::shared_ptr<Load> load = load_.lock();
+      if (!load || !load->staging) {
+        load = std::make_shared<Load>();
+        load->staging = LLMINFER_TRY(Staging::make(device_, options_.threads, options_.executor));
+        load_ = load;
+      }
+      auto prepared = GpuWeight::make(weight, *load->staging, streamed);
       if (!prepared) {
-        staging_ = nullptr;
+        load->staging = nullptr;
         return core::at(weight.name, std::move(prepared).error());
       }
+      (*prepared)->keep(std::move(load));
       return std::unique_ptr<PreparedWeight>(std::move(*prepared));
     });
   }
@@ -158,7 +169,7 @@ class GpuBackend final : public Backend {
   const std::shared_ptr<Device> device_;
   const GpuOptions options_;
   std::mutex mutex_;
-  std::unique_ptr<Staging> staging_;  ///< while weights are prepared
+  std::weak_ptr<Load> load_;
 };
 
 }  // namespace

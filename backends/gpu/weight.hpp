@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 
 #include <llminfer/backend.hpp>
 
@@ -63,6 +64,8 @@ class GpuWeight final : public PreparedWeight {
     return rows() == 1 ? reinterpret_cast<const float*>(data + layout_.bytes) : nullptr;
   }
   const Device* device() const noexcept { return device_.get(); }
+  /// As long as the weight.
+  void keep(std::shared_ptr<const void> object) noexcept { kept_ = std::move(object); }
 
  private:
   Result<void> send(const WeightView& view, Staging& staging);
@@ -74,5 +77,6 @@ class GpuWeight final : public PreparedWeight {
   std::int64_t scale_columns_ = 0;  ///< WeightDetails'
   bool streamed_ = false;
   Buffer memory_;
+  std::shared_ptr<const void> kept_;
 };
 }  // namespace llminfer::gpu

@@ -57,6 +57,23 @@ void load_and_unload(int times) {
 TEST_CASE("Engines that come and go leave nothing on the GPU") { load_and_unload(20); }
 TEST_CASE("A thousand engines that come and go leave nothing on the GPU", "[.slow]") { load_and_unload(1000); }
 
+TEST_CASE("A load that is given up leaves nothing on the GPU, whoever keeps the backend") {
+  const Turn turn;
+  EngineOptions options = options_of({});
+  options.custom_backend = gpu::make_backend(turn.device, {});
+  bool held = false;
+  options.on_progress = [&](float fraction) {
+    held = held || gpu::emulated_pinned_memory_in_use() > 0;
+    return fraction < 0.5f;
+  };
+  CHECK(Engine::load(tiny::kModel, options).error().code == ErrorCode::cancelled);
+  CHECK(held);
+  CHECK(turn.clean());
+  options.on_progress = nullptr;
+  const Engine engine = Engine::load(tiny::kModel, options).value();
+  CHECK(engine.complete(request_of(2)).value().tokens == turn.load().value().complete(request_of(2)).value().tokens);
+}
+
 namespace {
 
 /// Each `stride`-th allocation of a load and a request fails.
