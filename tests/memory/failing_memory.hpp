@@ -13,6 +13,14 @@ enum class Failing {
 void arm(long successes, Failing failing);
 /// Ends the failing. Whether an allocation has failed since arm().
 bool disarm();
+/// While there is one, what its thread allocates does not fail.
+class Spared {
+ public:
+  Spared() noexcept;
+  ~Spared();
+  Spared(const Spared&) = delete;
+  Spared& operator=(const Spared&) = delete;
+};
 /// Blocks of memory that are held now.
 long live_blocks();
 

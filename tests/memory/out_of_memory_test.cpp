@@ -1,176 +1,26 @@
 // Memory runs out at every allocation of every call of the public API, once or from then on: the call succeeds or says
 // out_of_memory, nothing escapes or leaks, and the same engine, session and chat go on as if nothing had been.
 //
-// Each walk makes the first allocation fail, then the second, and so on until a run needs no more; where a walk's stride
-// is not 1, it leaves some out for the sake of time.
+// Each walk makes the first allocation fail, then the second, and so on until a run needs no more; where a walk's
+// stride is not 1, it leaves some out for the sake of time.
 #include <llminfer/llminfer.hpp>
 
 #include <algorithm>
-#include <array>
 #include <catch2/catch.hpp>
-#include <chrono>
 #include <fstream>
 #include <optional>
-#include <random>
 #include <thread>
 
 #include "chat/template.hpp"
 #include "core/error.hpp"
 #include "load/module_list.hpp"
-#include "tests/load/gguf_writer.hpp"
 #include "tests/failing_threads.hpp"
-#include "tests/memory/failing_memory.hpp"
+#include "tests/memory/walk.hpp"
 
 using namespace llminfer;
-using test::Failing;
+using namespace llminfer::test;
 
 namespace {
-
-/// Tokens, without memory of their own.
-struct Tokens {
-  std::array<Token, 32> ids{};
-  std::size_t count = 0;
-
-  Tokens() = default;
-  Tokens(std::span<const Token> from) : count(std::min(from.size(), ids.size())) {
-    std::copy_n(from.begin(), count, ids.begin());
-  }
-  friend bool operator==(const Tokens&, const Tokens&) = default;
-};
-
-/// What an attempt came to.
-struct Outcome {
-  std::optional<ErrorCode> error;
-  Tokens tokens;
-};
-
-template <class T>
-Outcome failed(const Result<T>& result) {
-  return {result.error().code, {}};
-}
-
-/// Waits until no more than `expected` blocks are held: the engine's thread drops a request after its result is out, and
-/// `tidy` what hung on it.
-template <class Tidy>
-bool settles_at(long expected, Tidy&& tidy) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
-  while (test::live_blocks() > expected) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    tidy();
-  }
-  return true;
-}
-
-/// Runs `attempt` with failing memory and `check` after each run, with memory again. Gives the number of allocations that
-/// were made to fail.
-template <class Attempt, class Check>
-long walk(const char* what, long stride, Attempt&& attempt, Check&& check) {
-  const Outcome expected = attempt();
-  REQUIRE_FALSE(expected.error);
-  check();
-  attempt();
-  check();
-  long held = test::live_blocks();
-  long count = 0;
-  for (const Failing failing : {Failing::once, Failing::from_then_on}) {
-    int growths = 0;  ///< of the memory held, in runs with the same n; buffers that stay grow once, a leak every time
-    for (long n = 0;;) {
-      Outcome outcome;
-      bool escaped = false;
-      test::arm(n, failing);
-      try {
-        outcome = attempt();
-      } catch (...) {
-        escaped = true;
-      }
-      const bool reached = test::disarm();
-      check();
-      const bool typed = outcome.error ? *outcome.error == ErrorCode::out_of_memory : outcome.tokens == expected.tokens;
-      const bool settled = settles_at(held, check), clean = settled || ++growths < 4;
-      if (escaped || !typed || !clean) {
-        FAIL(what << ", allocation " << n << (failing == Failing::once ? "" : " and all after it") << ": "
-                  << (escaped  ? "an exception reached the caller"
-                      : !clean ? "a leak"
-                      : outcome.error ? to_string(*outcome.error) : "other tokens")
-                  << ", " << test::live_blocks() << " blocks, " << held << " before");
-      }
-      if (!settled) {
-        held = test::live_blocks();
-        continue;
-      }
-      if (!reached) break;
-      ++count;
-      growths = 0;
-      n += stride;
-    }
-  }
-  CAPTURE(what, count);
-  CHECK(count > 0);
-  return count;
-}
-
-std::vector<float> random_values(std::size_t count) {
-  static std::mt19937 random(7);
-  std::vector<float> values(count);
-  for (float& value : values) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-  return values;
-}
-
-/// A llama with one layer and a token for every byte, as a GGUF file.
-const std::string& model_bytes() {
-  static const std::string bytes = [] {
-    constexpr std::uint64_t kWidth = 32;
-    std::vector<std::string> tokens = {"</s>"};
-    for (char32_t c = 0, other = 256; c < 256; ++c) {  // the alphabet of byte-level vocabularies
-      const bool printable = (c >= 33 && c <= 126) || (c >= 161 && c != 173);
-      const char32_t point = printable ? c : other++;
-      std::string text;
-      if (point < 0x80) {
-        text += static_cast<char>(point);
-      } else {
-        text += static_cast<char>(0xc0 | point >> 6);
-        text += static_cast<char>(0x80 | (point & 0x3f));
-      }
-      tokens.push_back(text);
-    }
-    tokens.insert(tokens.end(), {"ab", "cd"});
-    test::GgufWriter file;
-    file.string("general.architecture", "llama").u32("llama.block_count", 1).u32("llama.context_length", 256);
-    file.u32("llama.embedding_length", kWidth).u32("llama.feed_forward_length", kWidth);
-    file.u32("llama.attention.head_count", 2).f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    file.string("tokenizer.ggml.model", "gpt2").string("tokenizer.ggml.pre", "gpt-2");
-    file.strings("tokenizer.ggml.tokens", tokens).strings("tokenizer.ggml.merges", {"a b", "c d"});
-    file.u32("tokenizer.ggml.eos_token_id", 0);
-    file.string("tokenizer.chat_template",
-                "{% for m in messages %}{{ m['role'] | upper }}: {{ m.content.strip() }}\n{% endfor %}"
-                "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}A:{% endif %}");
-    const auto matrix = [&](const char* name, std::uint64_t cols, std::uint64_t rows) {
-      file.f32_tensor(name, {cols, rows}, random_values(cols * rows));
-    };
-    matrix("token_embd.weight", kWidth, tokens.size());
-    for (const char* name : {"blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight",
-                             "blk.0.attn_output.weight", "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight",
-                             "blk.0.ffn_down.weight"}) {
-      matrix(name, kWidth, kWidth);
-    }
-    for (const char* name : {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"}) {
-      file.f32_tensor(name, {kWidth}, std::vector<float>(kWidth, 1.0f));
-    }
-    return file.bytes();
-  }();
-  return bytes;
-}
-
-EngineOptions small() {
-  EngineOptions options;
-  options.threads = 2;
-  return options;
-}
-
-Result<Engine> load_model(const EngineOptions& options = small()) {
-  return Engine::load_memory(std::as_bytes(std::span(model_bytes())), nullptr, options);
-}
 
 /// The embedding on one backend, the layer and the output on another.
 EngineOptions split() {
@@ -178,47 +28,6 @@ EngineOptions split() {
   options.split = {{make_cpu_backend({.threads = 1}).value(), 0}, {}};
   return options;
 }
-
-/// Everything that the sampler has, so that everything is allocated.
-GenerateOptions all_options() {
-  GenerateOptions options;
-  options.max_tokens = 6;
-  options.ignore_end = true;
-  options.stop = {"never in the text, and longer than a short string"};
-  options.stop_tokens = {0};
-  SamplingOptions& sampling = options.sampling;
-  sampling.temperature = 1.5f;
-  sampling.seed = 3;
-  sampling.top_k = 50;
-  sampling.top_p = 0.95f;
-  sampling.typical_p = 0.99f;
-  sampling.min_p = 0.001f;
-  sampling.repetition_penalty = 1.1f;
-  sampling.dry_multiplier = 0.5f;
-  sampling.logprobs = 3;
-  sampling.logit_bias = {{5, 0.25f}};
-  options.on_token = [](const GeneratedToken&) { return true; };
-  return options;
-}
-
-std::vector<Token> some_tokens(std::size_t count) {
-  std::vector<Token> tokens(count);
-  for (std::size_t i = 0; i < count; ++i) tokens[i] = static_cast<Token>(1 + (i * 37) % 256);
-  return tokens;
-}
-
-/// An engine, and what lets two counts of its memory be compared.
-struct Running {
-  explicit Running(const EngineOptions& options = small()) : engine(load_model(options).value()) {}
-  Engine engine;
-
-  /// Forgets the sequences that have ended, and sees that no page is left.
-  void tidy() const {
-    (void)engine.new_session().has_value();
-    if (engine.stats().pages_used != pages) FAIL("pages are left: " << engine.stats().pages_used);
-  }
-  std::int32_t pages = 0;
-};
 
 }  // namespace
 
@@ -245,10 +54,13 @@ TEST_CASE("out of memory while loading") {
   walk("load without mmap", 997, load([&] { return Engine::load(directory, unmapped); }), nothing);
   walk("plan", 5, load([&] { return Engine::plan(directory, small()); }), nothing);
   const std::string absent = directory + "/a-name-that-is-too-long-for-a-short-string";
-  walk("load of a file that does not exist", 1, [&]() -> Outcome {
-    const auto engine = Engine::load(absent, small());
-    return engine || engine.error().code == ErrorCode::not_found ? Outcome() : failed(engine);
-  }, nothing);
+  walk(
+      "load of a file that does not exist", 1,
+      [&]() -> Outcome {
+        const auto engine = Engine::load(absent, small());
+        return engine || engine.error().code == ErrorCode::not_found ? Outcome() : failed(engine);
+      },
+      nothing);
 }
 
 TEST_CASE("out of memory while settings name layers") {
@@ -435,28 +247,33 @@ TEST_CASE("out of memory in templates") {
       "{{ tools | tojson(indent=2) }}{{ tools[0] | dictsort }}{{ messages | map(attribute='role') | list }}"
       "{{ messages | sort(attribute='n') | map(attribute='n') | list }}{{ messages | groupby('role') | list | length }}"
       "{{ messages | selectattr('n', 'equalto', 2) | list | length }}{{ [3, 1, 2, 1] | unique | sort(reverse=true) }}",
-      "{{ 'a,b,c'.split(',') | reverse | list }}{{ '%s and %d' % ('text', 3) }}{{ '{0:>8}|{name}'.format('x', name=1) }}"
+      "{{ 'a,b,c'.split(',') | reverse | list }}{{ '%s and %d' % ('text', 3) }}{{ '{0:>8}|{name}'.format('x', name=1) "
+      "}}"
       "{{ 'some words in a line' | title | replace('Words', 'letters') | wordcount }}{{ ' x ' | trim }}"
       "{{ 'a\\nb' | indent(4) }}{{ messages[1].content[0].text | escape }}{{ 'abc'[::-1] }}{{ 1.5 | round | int }}",
       "{% filter upper %}filtered {% raw %}{{ }}{% endraw %}{% endfilter %}{% set block %}in a block{% endset %}"
       "{{ block }}{{ {'k': (1, 2), 'l': [none, 0.1]} }}{{ dict(a=1, **{'b': 2}) | items | list }}"
       "{{ strftime_now('%Y') | length }}{{ range(5) | batch(2, 'fill') | list }}{{ range(5) | slice(2) | list }}",
-      "{% if messages[0].role != 'system' %}{{ raise_exception('the first message must be of the system role') }}{% endif %}",
+      "{% if messages[0].role != 'system' %}{{ raise_exception('the first message must be of the system role') }}{% "
+      "endif %}",
       "{{ messages[0].content.nosuch.other }}",
       "{{ 'unclosed",
       "{% for i in range(3) %}{{ nosuch(i) }}{% endfor %}"};
   for (const char* source : sources) {
-    walk(source, 1, [&]() -> Outcome {
-      // Below the public API exceptions pass through.
-      const auto outcome = core::guarded([&]() -> Result<Outcome> {
-        const auto parsed = chat::Template::parse(source);
-        const auto rendered = parsed ? parsed->render(context) : Result<std::string>(core::copy_of(parsed.error()));
-        // The last ones are errors with all the memory of the world, too.
-        if (rendered || rendered.error().code == ErrorCode::template_error) return Outcome();
-        return failed(rendered);
-      });
-      return outcome ? *outcome : failed(outcome);
-    }, [] {});
+    walk(
+        source, 1,
+        [&]() -> Outcome {
+          // Below the public API exceptions pass through.
+          const auto outcome = core::guarded([&]() -> Result<Outcome> {
+            const auto parsed = chat::Template::parse(source);
+            const auto rendered = parsed ? parsed->render(context) : Result<std::string>(core::copy_of(parsed.error()));
+            // The last ones are errors with all the memory of the world, too.
+            if (rendered || rendered.error().code == ErrorCode::template_error) return Outcome();
+            return failed(rendered);
+          });
+          return outcome ? *outcome : failed(outcome);
+        },
+        [] {});
   }
 }
 
@@ -465,35 +282,41 @@ TEST_CASE("out of memory in tokenizers and samplers") {
   const Tokenizer& tokenizer = engine.tokenizer();
   const auto nothing = [] {};
   const std::string text = "Some text, longer than a short string: ab cd </s> 123 é\xff";
-  walk("tokenizer", 1, [&]() -> Outcome {
-    const auto tokens = tokenizer.encode(text);
-    if (!tokens) return failed(tokens);
-    const auto decoded = tokenizer.decode(*tokens);
-    if (!decoded) return failed(decoded);
-    StreamDecoder decoder(tokenizer);
-    for (const Token token : *tokens) {
-      if (const auto piece = decoder.push(token); !piece) return failed(piece);
-    }
-    (void)decoder.finish();
-    return {{}, Tokens(*tokens)};
-  }, nothing);
+  walk(
+      "tokenizer", 1,
+      [&]() -> Outcome {
+        const auto tokens = tokenizer.encode(text);
+        if (!tokens) return failed(tokens);
+        const auto decoded = tokenizer.decode(*tokens);
+        if (!decoded) return failed(decoded);
+        StreamDecoder decoder(tokenizer);
+        for (const Token token : *tokens) {
+          if (const auto piece = decoder.push(token); !piece) return failed(piece);
+        }
+        (void)decoder.finish();
+        return {{}, Tokens(*tokens)};
+      },
+      nothing);
 
   const std::vector<float> logits = random_values(static_cast<std::size_t>(tokenizer.vocab_size()));
   const std::vector<Token> history = some_tokens(90);
   SamplingOptions options = all_options().sampling;
   options.mirostat_tau = 3.0f;
-  walk("sampler", 1, [&]() -> Outcome {
-    auto sampler = Sampler::create(options, tokenizer);
-    if (!sampler) return failed(sampler);
-    sampler->accept(history);
-    const auto sample = sampler->sample(logits);
-    if (!sample) return failed(sample);
-    sampler->accept(std::span(&sample->token, 1));
-    sampler->truncate(50);
-    const auto second = sampler->sample(logits);
-    if (!second) return failed(second);
-    return {{}, Tokens(std::span(&second->token, 1))};
-  }, nothing);
+  walk(
+      "sampler", 1,
+      [&]() -> Outcome {
+        auto sampler = Sampler::create(options, tokenizer);
+        if (!sampler) return failed(sampler);
+        sampler->accept(history);
+        const auto sample = sampler->sample(logits);
+        if (!sample) return failed(sample);
+        sampler->accept(std::span(&sample->token, 1));
+        sampler->truncate(50);
+        const auto second = sampler->sample(logits);
+        if (!second) return failed(second);
+        return {{}, Tokens(std::span(&second->token, 1))};
+      },
+      nothing);
 }
 
 TEST_CASE("threads that cannot be started") {

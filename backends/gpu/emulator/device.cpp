@@ -187,7 +187,8 @@ class EmulatedDevice final : public Device {
     if (building_) work = [] { return kNoLaunch; };
     work = [this, number = counts_.enqueued++, does = std::move(work)] {
       broken_ = broken_ || number == options_.break_at;
-      return broken_ ? kBroken : does();
+      if (broken_) return kBroken;
+      return options_.run ? options_.run(does) : does();
     };
     if (stream == Stream::work) machine_.after_kernel = false;
     streams_.add(static_cast<int>(stream), std::move(work));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +35,8 @@ struct EmulatorOptions {
   bool copies = true;         ///< likewise
   bool e4m3 = true;           ///< likewise
   int resident_blocks = 3;    ///< likewise
+  /// Runs each piece of work that was enqueued, and gives what that gives; empty: it is just run.
+  std::function<int(const std::function<int()>&)> run{};
 };
 std::shared_ptr<Device> make_emulated_device(const EmulatorOptions& options = {});
 

@@ -21,7 +21,12 @@ void* Memory::allocate(std::int64_t bytes, bool pinned, std::int64_t limit) {
   void* memory = used + bytes <= limit ? std::malloc(static_cast<std::size_t>(bytes)) : nullptr;
   if (!memory) return nullptr;
   std::memset(memory, std::to_integer<int>(kFresh), static_cast<std::size_t>(bytes));
-  pieces_[memory] = {bytes, pinned};
+  try {
+    pieces_[memory] = {bytes, pinned};
+  } catch (...) {
+    std::free(memory);
+    throw;
+  }
   used += bytes;
   return memory;
 }

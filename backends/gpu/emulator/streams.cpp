@@ -57,8 +57,8 @@ void Streams::push(int stream, Item item) {
 void Streams::add(int stream, Work work) { push(stream, {std::move(work), {}, {}}); }
 
 void Streams::record(int stream, std::shared_ptr<Event> event) {
+  push(stream, {{}, event, {}});
   ++event->recorded;
-  push(stream, {{}, std::move(event), {}});
 }
 
 void Streams::follow(int stream, std::shared_ptr<Event> event) {
