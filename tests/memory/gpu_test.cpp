@@ -65,7 +65,7 @@ bool holds_nothing(const gpu::Device& device) {
 
 TEST_CASE("out of memory while an engine on a GPU is loaded and unloaded") {
   const auto [how, stride] =
-      GENERATE(table<How, long>({{How::alone, 5}, {How::beside_cpu, 23}, {How::streamed, 13}, {How::swapped, 13}}));
+      GENERATE(table<How, long>({{How::alone, 7}, {How::beside_cpu, 31}, {How::streamed, 19}, {How::swapped, 19}}));
   const auto device = make_device();
   const EngineOptions options = on(device, how);
   const auto attempt = [&]() -> Outcome {
@@ -79,7 +79,7 @@ TEST_CASE("out of memory while an engine on a GPU is loaded and unloaded") {
 
 TEST_CASE("out of memory in requests to an engine on a GPU") {
   const auto [how, stride] =
-      GENERATE(table<How, long>({{How::alone, 17}, {How::beside_cpu, 101}, {How::streamed, 61}, {How::swapped, 61}}));
+      GENERATE(table<How, long>({{How::alone, 41}, {How::beside_cpu, 151}, {How::streamed, 101}, {How::swapped, 101}}));
   const auto device = make_device();
   {
     const Running running(on(device, how), three_layers());
