@@ -1,6 +1,7 @@
 #include "backends/common/check.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -230,6 +231,14 @@ Result<void> check_wishes(const Batch& batch, const Program& program, std::int32
     if (wish.sum && wish.count == 0) {
       return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes: a sum without candidates");
     }
+    if (wish.temperature == 0) continue;
+    if (wish.count == 0) {
+      return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes: a draw without candidates");
+    }
+    if (!(wish.temperature > 0 && std::isfinite(wish.temperature) && wish.place >= 0 && wish.place < 1)) {
+      return fail(ErrorCode::invalid_argument, "Batch::candidate_wishes: a draw at ", wish.place, " and temperature ",
+                  wish.temperature, "; expected [0, 1) and a finite number above 0");
+    }
   }
   const WantedLogits wanted = wanted_logits(batch);
   if (wanted.candidates > 0 && (batch.candidate_tokens < 1 || batch.candidate_tokens > program.vocab_size)) {
@@ -243,6 +252,10 @@ Result<void> check_wishes(const Batch& batch, const Program& program, std::int32
   if ((wanted.sums || !batch.candidate_sums.empty()) && batch.candidate_sums.size() != batch.logit_rows.size()) {
     return fail(ErrorCode::invalid_argument, "Batch::candidate_sums has ", batch.candidate_sums.size(),
                 " entries; expected ", batch.logit_rows.size());
+  }
+  if ((wanted.draws || !batch.draws.empty()) && batch.draws.size() != batch.logit_rows.size()) {
+    return fail(ErrorCode::invalid_argument, "Batch::draws has ", batch.draws.size(), " entries; expected ",
+                batch.logit_rows.size());
   }
   return {};
 }
@@ -303,6 +316,7 @@ WantedLogits wanted_logits(const Batch& batch) noexcept {
     --wanted.rows;
     wanted.candidates += static_cast<std::size_t>(wish.count);
     wanted.sums = wanted.sums || wish.sum;
+    wanted.draws = wanted.draws || wish.temperature != 0;
   }
   return wanted;
 }

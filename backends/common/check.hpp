@@ -58,6 +58,7 @@ struct WantedLogits {
   std::size_t rows = 0;        ///< whose logits are wanted whole
   std::size_t candidates = 0;  ///< of all others
   bool sums = false;
+  bool draws = false;
 };
 WantedLogits wanted_logits(const Batch& batch) noexcept;
 

@@ -344,27 +344,37 @@ struct CombineArgs {
 inline constexpr int kMaxCandidates = 128;
 inline constexpr int kCandidateSlice = 4096;  ///< logits of which a block finds the highest
 
-/// What is wanted of a row: the `count` highest logits at out[first], and their sum at sums[sum].
+/// What is wanted of a row: the `count` highest logits at out[first], their sum at sums[sum], and a token at
+/// draws[draw]. Doubles are halves, the lower one first: tasks lie on multiples of 4 bytes.
 struct CandidateTask {
   int32_t count;  ///< up to kMaxCandidates; 0: nothing
   int32_t first;
-  int32_t sum;  ///< -1: none
-  int32_t unused;
+  int32_t sum;   ///< -1: none
+  int32_t draw;  ///< -1: none
+  uint32_t temperature[2], place[2];
 };
 /// As llminfer::TokenLogit.
 struct CandidateOut {
   int32_t token;
   float logit;
 };
-/// Of each row's first `tokens` logits the highest, as Batch::candidates and candidate_sums say.
+/// As llminfer::DrawnToken.
+struct DrawOut {
+  int32_t token;
+  float logit;
+  double below, weight, sum;
+};
+/// Of each row's first `tokens` logits the highest, as Batch::candidates, candidate_sums and draws say.
 struct CandidatesArgs {
   RowsArgs in;
   const CandidateTask* tasks;  ///< [rows]
   int rows, tokens;
   uint64_t* parts;    ///< [rows][slices][kMaxCandidates]: the best of each slice
-  double* part_sums;  ///< [rows][slices][2]: the sum, and the highest logit that it is relative to
+  double* part_sums;  ///< [rows][slices][3]: the sum, that of weights at the draw's temperature, and the highest logit
+                      ///< that both are relative to
   CandidateOut* out;
   double* sums;
+  DrawOut* draws;
 };
 
 /// The kernels that run as steps of one kernel (docs/adr/0039).

@@ -92,9 +92,10 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
     const std::int64_t slices = (program.vocab_size + kCandidateSlice - 1) / kCandidateSlice,
                        all_slices = slices * std::min(max_rows, kLogitRows);
     candidates.parts = place(all_slices * kMaxCandidates * std::int64_t{sizeof(std::uint64_t)});
-    candidates.part_sums = place(2 * all_slices * std::int64_t{sizeof(double)});
+    candidates.part_sums = place(3 * all_slices * std::int64_t{sizeof(double)});
     candidates.out = place(max_rows * kMaxCandidates * std::int64_t{sizeof(CandidateOut)});
     candidates.sums = place(max_rows * std::int64_t{sizeof(double)});
+    candidates.draws = place(max_rows * std::int64_t{sizeof(DrawOut)});
   }
 }
 
@@ -419,7 +420,8 @@ Result<void> GpuPlan::upload(const Batch& batch) {
     LLMINFER_TRY(grow(embeddings_, float_bytes(pass_.rows * program_.hidden_size), false));
     LLMINFER_TRY(send(embeddings_, host_embeddings_, batch.embeddings.data(), batch.embeddings.size_bytes()));
   }
-  const std::size_t candidate_bytes = pass_.candidates.size_bytes() + pass_.sums.size_bytes();
+  const std::size_t candidate_bytes =
+      pass_.candidates.size_bytes() + pass_.sums.size_bytes() + pass_.draws.size_bytes();
   return grow(host_out_, candidates_at() + static_cast<std::int64_t>(candidate_bytes), true);
 }
 

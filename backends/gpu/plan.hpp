@@ -64,7 +64,7 @@ struct PlanLayout {
   /// Of rows whose candidates are wanted (CandidatesArgs), so many at a time as of logits; results of all rows.
   struct Candidates {
     std::int64_t parts = 0, part_sums = 0;
-    std::int64_t out = 0, sums = 0;  ///< [max_rows, kMaxCandidates], [max_rows]
+    std::int64_t out = 0, sums = 0, draws = 0;  ///< [max_rows, kMaxCandidates], [max_rows], [max_rows]
   } candidates;
   /// Memory of mixtures of experts, for `places` pairs of a token and one of its experts, sorted by expert.
   struct Experts {
@@ -142,6 +142,7 @@ class GpuPlan final : public Plan {
     std::span<const CandidateWish> wishes;  ///< empty: no row has candidates
     std::span<TokenLogit> candidates;
     std::span<double> sums;
+    std::span<DrawnToken> draws;
     std::int64_t candidate_tasks = 0;  ///< CandidateTasks [logit_rows]
     int candidate_tokens = 0;
     std::int64_t piece = -1;  ///< the first of the logit rows that PlanLayout::logits holds; -1: none

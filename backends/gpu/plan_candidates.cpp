@@ -1,5 +1,7 @@
 // What a pass gives of its logits: whole rows, or candidates; and whole rows later.
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 #include "backends/common/check.hpp"
 #include "backends/gpu/plan.hpp"
@@ -11,7 +13,11 @@ namespace {
 using core::fail;
 
 constexpr std::int64_t kTaskWords = sizeof(CandidateTask) / sizeof(std::int32_t);
-static_assert(sizeof(CandidateOut) == sizeof(TokenLogit));
+static_assert(sizeof(CandidateOut) == sizeof(TokenLogit) && sizeof(DrawOut) == sizeof(DrawnToken));
+
+std::int32_t half_of(double x, int half) {
+  return static_cast<std::int32_t>(std::bit_cast<std::uint64_t>(x) >> (32 * half));
+}
 
 }  // namespace
 
@@ -27,11 +33,14 @@ void GpuPlan::lay_out_candidates(const Batch& batch) {
   p.wishes = batch.candidate_wishes;
   p.candidates = batch.candidates;
   p.sums = batch.candidate_sums;
+  p.draws = batch.draws;
   p.candidate_tokens = batch.candidate_tokens;
   p.candidate_tasks = static_cast<std::int64_t>(p.words.size());
   std::int32_t first = 0, row = 0;
   for (const CandidateWish& wish : p.wishes) {
-    p.words.insert(p.words.end(), {wish.count, first, wish.sum ? row : -1, 0});
+    p.words.insert(p.words.end(), {wish.count, first, wish.sum ? row : -1, wish.temperature > 0 ? row : -1,
+                                   half_of(wish.temperature, 0), half_of(wish.temperature, 1), half_of(wish.place, 0),
+                                   half_of(wish.place, 1)});
     first += wish.count;
     ++row;
   }
@@ -60,6 +69,7 @@ Result<void> GpuPlan::give_logits(const RowsArgs& rows, std::int64_t first, std:
   args.part_sums = memory_.at<double>(layout_.candidates.part_sums);
   args.out = memory_.at<CandidateOut>(layout_.candidates.out);
   args.sums = memory_.at<double>(layout_.candidates.sums);
+  args.draws = memory_.at<DrawOut>(layout_.candidates.draws);
   return device_->check(kernels().candidates(stream(), args), "candidates");
 }
 
@@ -71,11 +81,14 @@ std::int64_t GpuPlan::candidates_at() const noexcept {
 Result<void> GpuPlan::fetch_candidates() {
   const auto bytes = [](const auto& span) { return static_cast<std::int64_t>(span.size_bytes()); };
   if (pass_.candidates.empty()) return {};
-  const Buffer& to = host_out_;
-  LLMINFER_TRY(device_->copy(to.at(candidates_at()), memory_.at(layout_.candidates.out), bytes(pass_.candidates)));
-  if (pass_.sums.empty()) return {};
-  return device_->copy(to.at(candidates_at() + bytes(pass_.candidates)), memory_.at(layout_.candidates.sums),
-                       bytes(pass_.sums));
+  std::int64_t at = candidates_at();
+  const auto fetch = [&](std::int64_t from, std::int64_t size) -> Result<void> {
+    if (size == 0) return {};
+    return device_->copy(host_out_.at(std::exchange(at, at + size)), memory_.at(from), size);
+  };
+  LLMINFER_TRY(fetch(layout_.candidates.out, bytes(pass_.candidates)));
+  LLMINFER_TRY(fetch(layout_.candidates.sums, bytes(pass_.sums)));
+  return fetch(layout_.candidates.draws, bytes(pass_.draws));
 }
 
 void GpuPlan::give_candidates() const noexcept {
@@ -86,6 +99,11 @@ void GpuPlan::give_candidates() const noexcept {
     ++from;
   }
   std::copy_n(sums, pass_.sums.size(), pass_.sums.data());
+  const auto* draws = reinterpret_cast<const DrawOut*>(sums + pass_.sums.size());
+  for (DrawnToken& to : pass_.draws) {
+    to = {draws->token, draws->logit, draws->below, draws->weight, draws->sum};
+    ++draws;
+  }
 }
 
 /// The row is in device memory still, or what it is computed of: as many rows as before make it the same bits.

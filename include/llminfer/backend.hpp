@@ -23,7 +23,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 10;
+inline constexpr int kBackendInterfaceVersion = 11;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -108,6 +108,18 @@ struct TokenLogit {
 struct CandidateWish {
   std::int32_t count = 0;  ///< so many of the highest logits, at most Plan::max_candidates(); 0: the row's logits
   bool sum = false;        ///< and Batch::candidate_sums; not without a count
+  /// Above 0: and Batch::draws, at this temperature; not without a count.
+  double temperature = 0.0;
+  double place = 0.0;  ///< of the draw, in [0, 1)
+};
+
+/// A token drawn from a row whose tokens, in ascending order, have the weights exp((logit - highest) / temperature).
+struct DrawnToken {
+  std::int32_t token = -1;  ///< that `place` times the sum of all weights falls on; -1: rounding leaves it open
+  float logit = 0.0f;
+  double below = 0.0;  ///< sum of the weights of lower tokens
+  double weight = 0.0;
+  double sum = 0.0;  ///< of all weights
 };
 
 /// The input of one forward pass: token runs of many sequences. Spans belong to the caller and live until wait().
@@ -130,6 +142,9 @@ struct Batch {
   /// below candidate_tokens but NaN and -infinity, in double precision, its relative error at most kCandidateSumError.
   /// The order of additions is the same in each pass; nothing is promised where the highest logit is infinite.
   std::span<double> candidate_sums;
+  /// Out, one per logit row or empty if no row wishes it, of the tokens that candidate_sums are of: what lies at the
+  /// wish's place. Sums are off by at most kCandidateSumError times the sum of all.
+  std::span<DrawnToken> draws;
   /// Says whether to abandon the pass; called at least once per layer, on any thread but on one at a time, and must not
   /// throw. Once it is true, wait() gives `cancelled`, and what the pass wrote to the cache is undefined. May be empty.
   std::function<bool()> interrupted;

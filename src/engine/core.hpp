@@ -108,6 +108,7 @@ class EngineCore {
     std::vector<CandidateWish> wishes;
     std::vector<TokenLogit> candidates;
     std::vector<double> sums;
+    std::vector<DrawnToken> draws;
     std::vector<float> logits, hidden;
   } pass_;
 

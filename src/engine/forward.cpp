@@ -90,6 +90,7 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   pass.logits.resize(wanted.rows * vocab);
   pass.candidates.resize(wanted.candidates);
   pass.sums.resize(wanted.sums ? pass.wishes.size() : 0);
+  pass.draws.resize(wanted.draws ? pass.wishes.size() : 0);
   pass.hidden.resize(pass.hidden_rows.size() * width);
   batch.logits = pass.logits;
   if (wanted.candidates == 0) {
@@ -98,6 +99,7 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
     batch.candidate_tokens = model_->tokenizer.vocab_size();
     batch.candidates = pass.candidates;
     batch.candidate_sums = pass.sums;
+    batch.draws = pass.draws;
   }
   batch.hidden = pass.hidden;
   batch.interrupted = [shares] {
@@ -120,6 +122,7 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
         shares[i].request->take_logits();
         given.best.assign(first, first + wish.count);
         given.sum = wish.sum ? std::optional(pass.sums[logit]) : std::nullopt;
+        given.drawn = wish.temperature > 0 ? std::optional(pass.draws[logit]) : std::nullopt;
         given.row = logit;
         candidate += static_cast<std::size_t>(wish.count);
         continue;

@@ -23,7 +23,7 @@ Result<void> EngineCore::fetch_logits(Request& request) {
 /// From the candidates that the pass gave, or from all logits.
 Result<Sample> EngineCore::choose(Request& request) {
   if (request.sequence->logits.empty()) {
-    const RowCandidates row{request.candidates.best, request.candidates.sum};
+    const RowCandidates row{request.candidates.best, request.candidates.sum, request.candidates.drawn};
     auto sample = LLMINFER_TRY(CandidateSampler::sample(*request.sampler, row));
     if (sample) return *std::move(sample);
     LLMINFER_TRY(fetch_logits(request));

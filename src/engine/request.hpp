@@ -52,6 +52,7 @@ struct Request {
   struct {
     std::vector<TokenLogit> best;
     std::optional<double> sum;
+    std::optional<DrawnToken> drawn;
     std::size_t row = 0;  ///< of the pass's logit rows
   } candidates;
   std::int32_t logits_given = 0;  ///< on_logits has had those of the positions before

@@ -56,6 +56,7 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
   /// The chain on the candidates and the draw; none if the candidates are in doubt.
   std::optional<Token> choose_from_candidates();
   Error forbidden() const;
+  CandidateWish draw_of_all() const;
   CandidateWish wish(std::int32_t most) const;
   Result<std::optional<Sample>> sample(const engine::RowCandidates& row);
   bool add_logprobs(const engine::RowCandidates& row, Sample& sample) const;
@@ -219,6 +220,15 @@ void Sampler::Impl::accept(Token token) {
   history.push_back(token);
 }
 
+/// What to draw where the chain leaves all tokens and changes nothing but the temperature.
+CandidateWish Sampler::Impl::draw_of_all() const {
+  const auto& chain = options.chain;
+  const bool tempers = std::find(chain.begin(), chain.end(), SamplerStep::temperature) != chain.end();
+  return {.count = 1,
+          .temperature = tempers ? static_cast<double>(options.temperature) : 1.0,
+          .place = uniform(options.seed, history.size(), Stream::token)};
+}
+
 CandidateWish Sampler::Impl::wish(std::int32_t most) const {
   const SamplingOptions& o = options;
   if (o.processor || most <= 0 || whole_rows > 0) return {};
@@ -234,6 +244,7 @@ CandidateWish Sampler::Impl::wish(std::int32_t most) const {
 
   std::int64_t needed = 0;
   bool sum = false, tempered = false;
+  CandidateWish wish;
   if (greedy) {
     needed = 1;
   } else if (mirostat) {
@@ -256,12 +267,19 @@ CandidateWish Sampler::Impl::wish(std::int32_t most) const {
       tempered = tempered || (step == SamplerStep::temperature && o.temperature != 1.0f);
     }
   }
+  if (needed == 0) {
+    if (fallen > 0 || penalties) return {};
+    wish = draw_of_all();
+    needed = wish.count;
+  }
   if (o.logprobs > 0) {
-    needed = needed > 0 ? std::max(needed, std::int64_t{o.logprobs}) : 0;
+    needed = std::max(needed, std::int64_t{o.logprobs});
     sum = true;
   }
-  if (needed == 0 || needed > most) return {};
-  return {static_cast<std::int32_t>(std::min<std::int64_t>(most, needed + fallen)), sum};
+  if (needed > most) return {};
+  wish.count = static_cast<std::int32_t>(std::min<std::int64_t>(most, needed + fallen));
+  wish.sum = sum;
+  return wish;
 }
 
 Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates& row) {
@@ -270,6 +288,9 @@ Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates&
   Sample sample;
   if (greedy && !penalties && !dry && !edits) {
     sample.token = row.best.front().token;
+  } else if (row.drawn) {
+    if (!engine::certain(*row.drawn, draw_of_all(), row.best.front().logit, vocab_size)) return std::optional<Sample>();
+    sample.token = row.drawn->token;
   } else {
     candidates.assign(row.best, vocab_size, row.sum);
     if (candidates.in_doubt()) return std::optional<Sample>();
@@ -298,6 +319,7 @@ bool Sampler::Impl::add_logprobs(const engine::RowCandidates& row, Sample& sampl
     logprob = to_float(c.logit - log_sum.low);
     return logprob == to_float(c.logit - log_sum.high);
   };
+  if (row.drawn && !add({row.drawn->token, row.drawn->logit}, sample.logprob)) return false;
   const auto none = std::find_if(row.best.begin(), row.best.end(), [](const TokenLogit& c) { return c.token < 0; });
   const auto wanted = std::min<std::ptrdiff_t>(options.logprobs, none - row.best.begin());
   for (auto c = row.best.begin(); c != none; ++c) {

@@ -18,6 +18,7 @@ Result<void> check_sampling(const SamplingOptions& options, std::int32_t vocab_s
 struct RowCandidates {
   std::span<const TokenLogit> best;  ///< as Batch::candidates, as many as wished
   std::optional<double> sum{};       ///< as Batch::candidate_sums
+  std::optional<DrawnToken> drawn{};  ///< as Batch::draws
 };
 
 /// A choice from candidates is the one that Sampler::sample() makes of the whole row, to the last bit, or none: where

@@ -160,6 +160,16 @@ void Candidates::mirostat_of_best(double mu) {
   forget_rest();
 }
 
+bool certain(const DrawnToken& drawn, const CandidateWish& wish, float best, std::int32_t tokens) {
+  if (drawn.token < 0 || best >= std::numeric_limits<float>::max()) return false;
+  // draw() adds one weight after the other, and rounds logits when it divides them: of those with a weight above e^-64,
+  // which alone matter, none is larger than this.
+  const double largest = std::fabs(static_cast<double>(best)) / wish.temperature + 64;
+  const double off = drawn.sum * (2 * kCandidateSumError + tokens * 0x1p-52 + largest * 0x1p-51);
+  const double target = wish.place * drawn.sum;
+  return target - drawn.below >= off && drawn.below + drawn.weight - target >= off;
+}
+
 SumBounds log_sum_bounds(double best, double sum, std::int32_t tokens) {
   const double off = kCandidateSumError + rounding_of(tokens);
   const auto log_sum = [&](double factor, double sign) {

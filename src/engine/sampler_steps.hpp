@@ -123,6 +123,9 @@ double log_sum_exp(std::span<const Candidate> list);
 /// Bounds of what log_sum_exp() would give of a whole row of so many tokens with this highest logit, where a backend
 /// says that the sum relative to that is `sum` (Batch::candidate_sums).
 SumBounds log_sum_bounds(double best, double sum, std::int32_t tokens);
+/// Whether Candidates::draw() would give this token of a whole row of so many, whose highest logit is `best`, where a
+/// backend has drawn it as the wish says.
+bool certain(const DrawnToken& drawn, const CandidateWish& wish, float best, std::int32_t tokens);
 /// The n best, best first; ties by lower id.
 std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n);
 

@@ -98,6 +98,7 @@ const Batch& StageBatch::make(const Batch& whole, std::span<const std::size_t> g
     batch_.candidate_wishes = {};
     batch_.candidates = {};
     batch_.candidate_sums = {};
+    batch_.draws = {};
     batch_.hidden_rows = std::span(all_rows_).first(rows);
     batch_.hidden = out;
   }

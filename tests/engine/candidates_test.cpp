@@ -8,6 +8,7 @@
 #include <random>
 
 #include "engine/sampler.hpp"
+#include "engine/sampler_steps.hpp"
 #include "tests/engine/candidates.hpp"
 #include "tests/engine/letters.hpp"
 
@@ -106,6 +107,7 @@ struct Counts {
   int rows = 0;    ///< whole rows were wanted
   int doubts = 0;  ///< the candidates did not suffice
   int same = 0;
+  int drawn = 0;
 };
 
 /// Two samplers side by side, one with whole rows, one with candidates where it wants them.
@@ -129,7 +131,15 @@ void compare(const SamplingOptions& options, Random& random, std::int32_t size, 
       const auto best = best_candidates(logits, wish.count);
       std::optional<double> sum;
       if (wish.sum) sum = candidate_sum(logits) * (1.0 + random.uniform(-1.0f, 1.0f) * kCandidateSumError);
-      auto chosen = CandidateSampler::sample(with_candidates, {best, sum});
+      std::optional<DrawnToken> drawn;
+      if (wish.temperature > 0) {
+        ++counts.drawn;
+        drawn = drawn_token(logits, wish.temperature, wish.place);
+        for (double DrawnToken::*part : {&DrawnToken::below, &DrawnToken::weight, &DrawnToken::sum}) {
+          *drawn.*part += random.uniform(-1.0f, 1.0f) * kCandidateSumError * drawn->sum;
+        }
+      }
+      auto chosen = CandidateSampler::sample(with_candidates, {best, sum, drawn});
       if (!chosen) {
         got = std::move(chosen).error();
       } else if (*chosen) {
@@ -162,10 +172,11 @@ TEST_CASE("A choice from candidates is that of the whole row, with any options")
     CAPTURE(i, size);
     compare(some_options(random, size), random, size, counts);
   }
-  CAPTURE(counts.rows, counts.doubts, counts.same);
+  CAPTURE(counts.rows, counts.doubts, counts.same, counts.drawn);
   CHECK(counts.same > 1000);
   CHECK(counts.doubts > 50);
   CHECK(counts.rows > 500);
+  CHECK(counts.drawn > 200);
 }
 
 TEST_CASE("What usual options want, and that it suffices") {
@@ -199,6 +210,9 @@ TEST_CASE("What usual options want, and that it suffices") {
   add("temperature, then min-p", {kMost / 2, false}, [](O& o) {
     o.min_p = 0.05f, o.chain = {Step::temperature, Step::min_p};
   });
+  add("temperature alone", {1, false, static_cast<double>(0.8f)}, [](O&) {});
+  add("temperature with log probabilities", {3, true, static_cast<double>(0.8f)}, [](O& o) { o.logprobs = 3; });
+  add("no temperature in the chain", {1, false, 1.0}, [](O& o) { o.chain = {Step::top_k}; });
   add("Mirostat", {kMost, true}, [](O& o) { o.mirostat_tau = 3; });
   for (const Case& c : cases) {
     CAPTURE(c.name);
@@ -208,6 +222,7 @@ TEST_CASE("What usual options want, and that it suffices") {
     const CandidateWish wish = CandidateSampler::wish(sampler, kMost);
     CHECK(wish.count == c.wish.count);
     CHECK(wish.sum == c.wish.sum);
+    CHECK(wish.temperature == c.wish.temperature);
     // Like a language model: a hundred likely tokens above noise.
     Random random(5);
     int certain = 0;
@@ -217,7 +232,9 @@ TEST_CASE("What usual options want, and that it suffices") {
       for (int likely = 0; likely < 20; ++likely) logits[random.below(logits.size())] = random.uniform(8.0f, 18.0f);
       const auto best = best_candidates(logits, wish.count);
       const auto sum = wish.sum ? std::optional(candidate_sum(logits)) : std::nullopt;
-      const auto chosen = CandidateSampler::sample(sampler, {best, sum}).value();
+      const auto drawn =
+          wish.temperature > 0 ? std::optional(drawn_token(logits, wish.temperature, wish.place)) : std::nullopt;
+      const auto chosen = CandidateSampler::sample(sampler, {best, sum, drawn}).value();
       if (!chosen) continue;
       ++certain;
       CHECK(same(*chosen, sampler.sample(logits).value()));
@@ -234,7 +251,8 @@ TEST_CASE("What candidates cannot decide wants whole rows") {
     return CandidateSampler::wish(Sampler::create(options, vocabulary(700)).value(), most).count;
   };
   using O = SamplingOptions;
-  CHECK(wish([](O&) {}) == 0);  // any token may be drawn
+  CHECK(wish([](O& o) { o.presence_penalty = 0.5f, o.dry_multiplier = 1.0f; }) == 0);
+  CHECK(wish([](O& o) { o.logit_bias = {{1, -0.5f}}; }) == 0);
   CHECK(wish([](O& o) { o.typical_p = 0.5f; }) == 0);
   CHECK(wish([](O& o) { o.top_k = kMost; }) == 0);
   CHECK(wish([](O& o) { o.top_k = kMost - 1; }) == kMost);
@@ -242,6 +260,27 @@ TEST_CASE("What candidates cannot decide wants whole rows") {
   CHECK(wish([](O& o) { o.top_k = 5, o.logit_bias = {{1, 0.5f}}; }) == 0);
   CHECK(wish([](O& o) { o.top_k = 5, o.presence_penalty = -0.5f; }) == 0);
   CHECK(wish([](O& o) { o.temperature = 0; }, 0) == 0);
+}
+
+TEST_CASE("A drawn token is certain where rounding cannot lead to another one") {
+  const std::int32_t tokens = 1000;
+  const DrawnToken drawn{7, 1.0f, 0.25, 0.5, 1.0};
+  const auto is_certain = [&](double place, float best = 2.0f, double temperature = 1.0) {
+    return engine::certain(drawn, {.count = 1, .temperature = temperature, .place = place}, best, tokens);
+  };
+  const double off = 1e-11;
+  CHECK(is_certain(0.5));
+  CHECK(is_certain(0.25 + off));
+  CHECK(is_certain(0.75 - off));
+  for (const double place : {0.25 - off, 0.25, 0.25 + off / 100, 0.75 - off / 100, 0.75, 0.75 + off}) {
+    CHECK_FALSE(is_certain(place));
+  }
+  CHECK_FALSE(is_certain(0.25 + off, 30.0f, 1e-5));  // logits are rounded when they are divided
+  CHECK_FALSE(is_certain(0.5, kInf));
+  CHECK_FALSE(is_certain(0.5, std::numeric_limits<float>::max()));
+  CHECK_FALSE(engine::certain({}, {.count = 1, .temperature = 1.0, .place = 0.5}, 2.0f, tokens));
+  CHECK_FALSE(
+      engine::certain({7, 1.0f, kNan, kNan, kNan}, {.count = 1, .temperature = 1.0, .place = 0.5}, 2.0f, tokens));
 }
 
 TEST_CASE("Candidates of a row whose tokens are all forbidden") {

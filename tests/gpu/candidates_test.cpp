@@ -44,18 +44,30 @@ std::vector<float> some_rows(int rows, int width, unsigned seed) {
 struct Given {
   std::vector<TokenLogit> candidates;
   std::vector<double> sums;
+  std::vector<DrawnToken> draws;
 };
 
-/// Of each row's first `tokens` logits so many; the sum of every second row with candidates.
+/// What row `row` of a kernel's test wishes to be drawn.
+CandidateWish draw_of(std::size_t row) {
+  const double places[] = {0.0, 0.3, 0.999999, 0.5, 0.07}, temperatures[] = {1.0, 0.7, 3.0};
+  return {.count = 1, .temperature = temperatures[row % 3], .place = places[row % 5]};
+}
+
+/// Of each row's first `tokens` logits so many; of every second row with candidates the sum, and of every one that is
+/// no multiple of 3 a token.
 Given run_kernel(gpu::Device& device_ref, std::shared_ptr<gpu::Device> device, const std::vector<float>& logits,
                  int width, int tokens, const std::vector<int>& counts) {
   const int rows = static_cast<int>(counts.size());
   std::vector<gpu::CandidateTask> tasks;
   int all = 0;
   for (int row = 0; row < rows; ++row) {
-    tasks.push_back(
-        {counts[static_cast<std::size_t>(row)], all, row % 2 && counts[static_cast<std::size_t>(row)] ? row : -1, 0});
-    all += counts[static_cast<std::size_t>(row)];
+    const int count = counts[static_cast<std::size_t>(row)];
+    gpu::CandidateTask& task = tasks.emplace_back();
+    task = {count, all, row % 2 && count ? row : -1, row % 3 && count ? row : -1, {}, {}};
+    const CandidateWish draw = draw_of(static_cast<std::size_t>(row));
+    std::memcpy(task.temperature, &draw.temperature, sizeof draw.temperature);
+    std::memcpy(task.place, &draw.place, sizeof draw.place);
+    all += count;
   }
   const auto buffer = [&](std::size_t bytes, bool host = false) {
     return gpu::Buffer::make(device, static_cast<std::int64_t>(bytes + 8), host).value();
@@ -71,15 +83,18 @@ Given run_kernel(gpu::Device& device_ref, std::shared_ptr<gpu::Device> device, c
   const std::size_t slices =
       static_cast<std::size_t>((tokens + gpu::kCandidateSlice - 1) / gpu::kCandidateSlice * rows);
   const gpu::Buffer in = up(logits.data(), logits.size() * 4), words = up(tasks.data(), tasks.size() * sizeof tasks[0]),
-                    parts = buffer(slices * gpu::kMaxCandidates * 8), part_sums = buffer(slices * 16);
+                    parts = buffer(slices * gpu::kMaxCandidates * 8), part_sums = buffer(slices * 24);
   Given given;
   given.candidates.resize(static_cast<std::size_t>(all));
   given.sums.resize(counts.size());
+  given.draws.resize(counts.size());
   const auto candidate_bytes = static_cast<std::int64_t>(given.candidates.size() * sizeof(TokenLogit)),
-             sum_bytes = static_cast<std::int64_t>(given.sums.size() * sizeof(double));
+             sum_bytes = static_cast<std::int64_t>(given.sums.size() * sizeof(double)),
+             draw_bytes = static_cast<std::int64_t>(given.draws.size() * sizeof(DrawnToken));
   const gpu::Buffer out = buffer(static_cast<std::size_t>(candidate_bytes)),
                     sums = buffer(static_cast<std::size_t>(sum_bytes)),
-                    host = buffer(static_cast<std::size_t>(candidate_bytes + sum_bytes), true);
+                    draws = buffer(static_cast<std::size_t>(draw_bytes)),
+                    host = buffer(static_cast<std::size_t>(candidate_bytes + sum_bytes + draw_bytes), true);
   const gpu::CandidatesArgs args{{in.at<float>(), width},
                                  words.at<gpu::CandidateTask>(),
                                  rows,
@@ -87,17 +102,30 @@ Given run_kernel(gpu::Device& device_ref, std::shared_ptr<gpu::Device> device, c
                                  parts.at<std::uint64_t>(),
                                  part_sums.at<double>(),
                                  out.at<gpu::CandidateOut>(),
-                                 sums.at<double>()};
+                                 sums.at<double>(),
+                                 draws.at<gpu::DrawOut>()};
   {
     const gpu::Current current(device_ref);
     device_ref.check(device_ref.kernels().candidates(device_ref.stream(), args), "candidates").value();
   }
   device_ref.copy(host.at(), out.at(), candidate_bytes).value();
   device_ref.copy(host.at(candidate_bytes), sums.at(), sum_bytes).value();
+  device_ref.copy(host.at(candidate_bytes + sum_bytes), draws.at(), draw_bytes).value();
   device_ref.wait().value();
   std::memcpy(given.candidates.data(), host.at(), static_cast<std::size_t>(candidate_bytes));
   std::memcpy(given.sums.data(), host.at(candidate_bytes), static_cast<std::size_t>(sum_bytes));
+  std::memcpy(static_cast<void*>(given.draws.data()), host.at(candidate_bytes + sum_bytes),
+              static_cast<std::size_t>(draw_bytes));
   return given;
+}
+
+/// Whether a drawn token is what the row's weights make it, as far as sums of double precision say.
+bool right_draw(const DrawnToken& drawn, std::span<const float> logits, const CandidateWish& wish) {
+  const DrawnToken expected = drawn_token(logits, wish.temperature, wish.place);
+  if (expected.token < 0) return drawn.token < 0;
+  const auto near = [&](double a, double b) { return std::fabs(a - b) <= kCandidateSumError * expected.sum; };
+  return drawn.token == expected.token && std::memcmp(&drawn.logit, &expected.logit, 4) == 0 &&
+         near(drawn.below, expected.below) && near(drawn.weight, expected.weight) && near(drawn.sum, expected.sum);
 }
 
 void check_kernel(const Machine& machine, int width, int tokens, const std::vector<int>& counts) {
@@ -116,6 +144,7 @@ void check_kernel(const Machine& machine, int width, int tokens, const std::vect
       ++next;
     }
     CHECK(right);
+    if (row % 3 != 0 && counts[row] > 0) CHECK(right_draw(given.draws[row], of_row, draw_of(row)));
     if (row % 2 == 0 || counts[row] == 0) continue;
     const double sum = candidate_sum(of_row);
     CHECK(std::fabs(given.sums[row] - sum) <= kCandidateSumError * sum);
@@ -167,6 +196,7 @@ TEST_CASE("A plan gives candidates of some rows, logits of others, and any row's
     std::size_t candidates = 0;
     for (std::int32_t row = 0; row < count; ++row) {
       wishes.push_back({row % 3 == 0 ? 0 : row % 7, row % 3 != 0 && row % 7 > 3});
+      if (row % 4 == 1 && wishes.back().count > 0) wishes.back().temperature = 0.9, wishes.back().place = row / 80.0;
       candidates += static_cast<std::size_t>(wishes.back().count);
     }
     std::vector<TokenLogit> given(candidates);
@@ -176,6 +206,8 @@ TEST_CASE("A plan gives candidates of some rows, logits of others, and any row's
     some.batch.candidate_wishes = wishes;
     some.batch.candidates = given;
     some.batch.candidate_sums = sums;
+    std::vector<DrawnToken> draws(wishes.size());
+    some.batch.draws = draws;
     CHECK(pass(driver, some.batch).error().message.find("candidate_tokens") != std::string::npos);
     some.batch.candidate_tokens = tokens;
     REQUIRE(pass(driver, some.batch));
@@ -197,6 +229,7 @@ TEST_CASE("A plan gives candidates of some rows, logits of others, and any row's
         ++next;
       }
       if (wishes[row].sum) right = right && std::fabs(sums[row] / candidate_sum(below) - 1) <= kCandidateSumError;
+      if (wishes[row].temperature > 0) right = right && right_draw(draws[row], below, wishes[row]);
       CHECK(right);
     }
     CHECK(driver.plan->fetch_logits(wishes.size(), fetched).error().code == ErrorCode::invalid_argument);
@@ -217,6 +250,15 @@ TEST_CASE("A plan gives candidates of some rows, logits of others, and any row's
     refused("129 candidates");
     wishes[1] = {0, true};
     refused("a sum without candidates");
+    wishes[1] = {0, false, 1.0, 0.5};
+    refused("a draw without candidates");
+    wishes[1] = {1, false, 1.0, 1.0};
+    refused("a draw at 1 and temperature 1");
+    wishes[1] = {1, false, -1.0, 0.0};
+    refused("a draw at 0 and temperature -1");
+    wishes[1] = {1, false, 1.0, 0.0};
+    some.batch.draws = std::span(draws).first(3);
+    refused("draws has 3");
     some.batch.candidate_wishes = std::span(wishes).first(9);
     refused("candidate_wishes has 9");
   }
@@ -235,7 +277,7 @@ std::int64_t fetched_bytes() {
 #endif
 }
 
-/// Tokens and log probabilities of requests that run together. The first three want candidates that suffice.
+/// Tokens and log probabilities of requests that run together. The first four want candidates that suffice.
 std::vector<float> answers(const Engine& engine, unsigned first, unsigned last) {
   std::vector<float> all;
   std::vector<Completion> running;
@@ -249,11 +291,11 @@ std::vector<float> answers(const Engine& engine, unsigned first, unsigned last) 
     if (i > 0) o.temperature = 1.0f;
     if (i == 1) o.top_k = 20;
     if (i == 2) o.top_k = 5, o.repetition_penalty = 1.2f, o.logit_bias = {{3, -kInf}};
-    if (i == 3) o.top_p = 0.3f;
-    if (i == 4) o.min_p = 0.2f, o.logprobs = 2;
-    if (i == 5) o.mirostat_tau = 2.0f;
-    if (i == 6) o.typical_p = 0.5f;
-    if (i == 7) o.processor = [](auto, std::span<float> logits) { logits[7] = 50.0f; };
+    if (i == 4) o.top_p = 0.3f;
+    if (i == 5) o.min_p = 0.2f, o.logprobs = 2;
+    if (i == 6) o.mirostat_tau = 2.0f;
+    if (i == 7) o.typical_p = 0.5f;
+    if (i == 8) o.processor = [](auto, std::span<float> logits) { logits[7] = 50.0f; };
     running.push_back(engine.submit(std::move(request)).value());
   }
   for (Completion& completion : running) {
@@ -300,7 +342,7 @@ EngineOptions options_on(std::shared_ptr<Backend> backend) {
 TEST_CASE("Engines that take candidates give the tokens of engines that take rows") {
   const auto gpu = make_machine_backend();
   const auto given = [&](const std::shared_ptr<Backend>& backend) {
-    return answers(Engine::load(path_of("tiny-bf16"), options_on(backend)).value(), 3, 8);
+    return answers(Engine::load(path_of("tiny-bf16"), options_on(backend)).value(), 3, 9);
   };
   CHECK(given(gpu) == given(without_candidates(gpu)));
 }
@@ -313,7 +355,7 @@ TEST_CASE("Sessions have their logits, and the last stage of a split model gives
     options.split = std::move(split);
     const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
     const std::int64_t before = fetched_bytes();
-    const auto tokens = answers(engine, 0, 3);
+    const auto tokens = answers(engine, 0, 4);
     const std::int64_t bytes = fetched_bytes() - before;
     return std::tuple(tokens, session_answers(engine), bytes);
   };
@@ -331,23 +373,27 @@ TEST_CASE("Sessions have their logits, and the last stage of a split model gives
 }
 
 #ifndef LLMINFER_TEST_GPU
-TEST_CASE("Greedy and top-k requests copy candidates to the host, and no row of logits") {
+TEST_CASE("Requests copy candidates and what is drawn to the host, and no row of logits") {
   const auto gpu = make_machine_backend();
   std::int64_t vocab = 0;
-  const auto given = [&](const std::shared_ptr<Backend>& backend) {
+  const auto given = [&](const std::shared_ptr<Backend>& backend, unsigned first, unsigned last) {
     const Engine engine = Engine::load(path_of("tiny-bf16"), options_on(backend)).value();
     vocab = engine.info().vocab_size;
     const std::int64_t before = fetched_bytes();
-    const auto tokens = answers(engine, 0, 3);
+    const auto tokens = answers(engine, first, last);
     return std::pair(tokens, fetched_bytes() - before);
   };
   // For each token: the best; the best 21; the best 6, one for the bias, and one for each token of the text.
   std::int64_t candidates = 0;
   for (std::int32_t token = 0; token < kAnswer; ++token) candidates += 1 + 21 + 6 + 1 + 2 + token;
-  const auto [tokens, bytes] = given(gpu);
-  const auto [expected, rows] = given(without_candidates(gpu));
+  const auto [tokens, bytes] = given(gpu, 0, 3);
+  const auto [expected, rows] = given(without_candidates(gpu), 0, 3);
   CHECK(tokens == expected);
   CHECK(bytes == candidates * static_cast<std::int64_t>(sizeof(TokenLogit)));
   CHECK(rows == 3 * kAnswer * vocab * static_cast<std::int64_t>(sizeof(float)));
+  // One that draws from all tokens.
+  const auto [drawn, drawn_bytes] = given(gpu, 3, 4);
+  CHECK(drawn == given(without_candidates(gpu), 3, 4).first);
+  CHECK(drawn_bytes == kAnswer * static_cast<std::int64_t>(sizeof(TokenLogit) + sizeof(DrawnToken)));
 }
 #endif

@@ -76,6 +76,7 @@ struct Asynchronous {
   std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>> descriptors;  ///< of a warpgroup, in their order
   std::vector<std::vector<Store>> stores;                                         ///< of each thread
   std::vector<Pieces> pieces;                                                     ///< of each thread
+  std::size_t under_way = 0;                                                      ///< pieces and products of all
   bool misused = false;
   std::uint32_t laziness = 1;
   std::uint64_t random = 0;
@@ -218,6 +219,7 @@ void run(const Product& product, std::uint32_t warp) {
 void run_first(Warp& warp) {
   const Product product = warp.products.front();
   warp.products.pop_front();
+  --block.under_way;
   run(product, static_cast<std::uint32_t>(&warp - block.warps.data()));
   for (const int thread : std::exchange(warp.waiting, {})) wake(thread);
 }
@@ -298,6 +300,7 @@ void copy_piece(void* to, const void* from, std::size_t bytes, bool exists) {
   if (exists) std::memcpy(piece.bytes.data(), from, bytes);
   std::memset(target, 0xff, bytes);
   mine.pieces.push_back(piece);
+  ++block.under_way;
 }
 void copies_commit() { ++block.pieces[place.thread.x].group; }
 void copies_wait(int groups) {
@@ -306,6 +309,7 @@ void copies_wait(int groups) {
     const Piece& piece = mine.pieces.front();
     std::memcpy(piece.to, piece.bytes.data(), piece.count);
     mine.pieces.pop_front();
+    --block.under_way;
   }
 }
 
@@ -335,6 +339,7 @@ void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factor
     if (warp.issued == descriptors.size()) descriptors.emplace_back(first->a, first->b);
     block.misused |= descriptors[warp.issued++] != std::pair(first->a, first->b);
     warp.products.push_back(product);
+    ++block.under_way;
   });
 }
 
@@ -360,8 +365,14 @@ void begin_asynchronous(std::uint64_t seed, std::size_t shared_bytes, int thread
   block.copies.clear();
   block.warps.assign(static_cast<std::size_t>(threads + 31) / 32, {});
   block.descriptors.assign(static_cast<std::size_t>(threads + 127) / 128, {});
-  block.stores.assign(static_cast<std::size_t>(threads), {});
-  block.pieces.assign(static_cast<std::size_t>(threads), {});
+  // Of most blocks there is nothing to clear.
+  block.stores.resize(std::max(block.stores.size(), static_cast<std::size_t>(threads)));
+  for (std::vector<Store>& stores : block.stores) stores.clear();
+  block.pieces.resize(std::max(block.pieces.size(), static_cast<std::size_t>(threads)));
+  for (Pieces& pieces : block.pieces) {
+    if (pieces.group != 0 || !pieces.pieces.empty()) pieces = {};
+  }
+  block.under_way = 0;
   block.misused = false;
   block.random = seed;
   block.base = kPatternBytes + 16 * block.draw(64);
@@ -392,10 +403,6 @@ bool maybe_run_asynchronous() {
 }
 
 bool asynchronous_misused() { return block.misused; }
-bool asynchronous_pending() {
-  return !block.copies.empty() ||
-         std::any_of(block.pieces.begin(), block.pieces.end(), [](const Pieces& p) { return !p.pieces.empty(); }) ||
-         std::any_of(block.warps.begin(), block.warps.end(), [](const Warp& warp) { return !warp.products.empty(); });
-}
+bool asynchronous_pending() { return !block.copies.empty() || block.under_way != 0; }
 
 }  // namespace llminfer::gpu::emulator

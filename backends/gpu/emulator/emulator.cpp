@@ -108,12 +108,23 @@ struct Block {
   std::vector<Sixteen> memory{};  ///< block_memory()
 };
 
+/// One round of a warp: each thread that can runs until it waits, from a random lane on. A thread that waits hands over to
+/// the next one itself.
+struct Round {
+  int first = 0, lanes = 0;  ///< the warp's threads
+  int lane = 0, left = 0;    ///< the next one, and how many have not had their turn
+  bool polls = false;        ///< the running thread looks again
+  bool ran = false;          ///< a thread did more than to look again in vain
+  int ended = 0;
+};
+
 /// What the blocks of a launch share.
 struct Running {
   const std::function<void()>* body = nullptr;
   int warp_width = 32;
   Block* block = nullptr;     ///< whose thread runs
   int thread = 0;             ///< that runs
+  Round round{};
   void* scheduler = nullptr;  ///< its stack pointer
 #ifdef LLMINFER_FIBER_ASAN
   void* fake_stack = nullptr;
@@ -128,13 +139,36 @@ thread_local Stacks stacks;
 
 Fiber& running() { return now.block->fibers[static_cast<std::size_t>(now.thread)]; }
 
-void to_scheduler(bool for_ever) {
+/// Makes the round's next thread that can run the running one. Null: there is none.
+Fiber* next_of_round() {
+  Round& round = now.round;
+  while (round.left > 0) {
+    const int thread = round.first + round.lane;
+    round.lane = round.lane + 1 < round.lanes ? round.lane + 1 : 0;
+    --round.left;
+    Fiber& fiber = now.block->fibers[static_cast<std::size_t>(thread)];
+    round.polls = fiber.state == State::polling;
+    if (!round.polls && fiber.state != State::ready) continue;
+    fiber.state = State::ready;
+    now.thread = thread;
+    place.thread = {static_cast<unsigned>(thread), 0, 0};
+    return &fiber;
+  }
+  return nullptr;
+}
+
+/// Ends the running thread's turn; comes back in its next one.
+void hand_over(State state) {
   Fiber& fiber = running();
+  fiber.state = state;
+  now.round.ran |= !now.round.polls || state != State::polling;
+  now.round.ended += state == State::ended;
+  Fiber* const next = next_of_round();
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fiber.fake_stack, now.bottom, now.size);
+  __sanitizer_start_switch_fiber(state == State::ended ? nullptr : &fiber.fake_stack, next ? next->stack : now.bottom,
+                                 next ? kStackBytes : now.size);
 #endif
-  (void)for_ever;
-  llminfer_emulator_switch(&fiber.stack_pointer, now.scheduler);
+  llminfer_emulator_switch(&fiber.stack_pointer, next ? next->stack_pointer : now.scheduler);
 #ifdef LLMINFER_FIBER_ASAN
   __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 #endif
@@ -142,11 +176,12 @@ void to_scheduler(bool for_ever) {
 
 void enter() {
 #ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &now.bottom, &now.size);
+  // The first one of all comes from the scheduler, later ones from others as well.
+  const bool first = !now.bottom;
+  __sanitizer_finish_switch_fiber(nullptr, first ? &now.bottom : nullptr, first ? &now.size : nullptr);
 #endif
   (*now.body)();
-  running().state = State::ended;
-  to_scheduler(true);
+  hand_over(State::ended);
 }
 
 void prepare(Fiber& fiber, std::byte* stack) {
@@ -162,26 +197,6 @@ void prepare(Fiber& fiber, std::byte* stack) {
   top[1] = nullptr;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
   fiber.stack_pointer = top - 6;
-}
-
-void resume(Block& block, int thread) {
-  Fiber& fiber = block.fibers[static_cast<std::size_t>(thread)];
-  now.block = &block;
-  now.thread = thread;
-  place.block = block.index;
-  place.thread = {static_cast<unsigned>(thread), 0, 0};
-#ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_start_switch_fiber(&now.fake_stack, fiber.stack, kStackBytes);
-#endif
-  llminfer_emulator_switch(&now.scheduler, fiber.stack_pointer);
-#ifdef LLMINFER_FIBER_ASAN
-  __sanitizer_finish_switch_fiber(now.fake_stack, nullptr, nullptr);
-#endif
-}
-
-void wait(State state = State::waiting) {
-  running().state = state;
-  to_scheduler(false);
 }
 
 struct Random {
@@ -203,25 +218,22 @@ void prepare(Block& block, Index index, int threads, std::size_t first_stack) {
   now.block = &block;
 }
 
-struct Round {
-  bool ran = false;  ///< a thread did more than to look again in vain
-  int ended = 0;
-};
-/// One round of a warp: each thread that can runs until it waits, from a random lane on.
 Round run_warp(Block& block, int warp, Random& random) {
-  const int first = warp * now.warp_width, threads = static_cast<int>(block.fibers.size()),
-            lanes = std::min(now.warp_width, threads - first);
-  const int start = static_cast<int>(random() % static_cast<unsigned>(lanes));
-  Round round;
-  for (int i = 0; i < lanes; ++i) {
-    const int thread = first + (start + i) % lanes;
-    Fiber& fiber = block.fibers[static_cast<std::size_t>(thread)];
-    const bool polls = fiber.state == State::polling;
-    if (!polls && fiber.state != State::ready) continue;
-    fiber.state = State::ready;
-    resume(block, thread);
-    round.ran = round.ran || !polls || fiber.state != State::polling;
-    round.ended += fiber.state == State::ended;
+  Round& round = now.round;
+  round = {};
+  round.first = warp * now.warp_width;
+  round.lanes = round.left = std::min(now.warp_width, static_cast<int>(block.fibers.size()) - round.first);
+  round.lane = static_cast<int>(random() % static_cast<unsigned>(round.lanes));
+  now.block = &block;
+  place.block = block.index;
+  if (Fiber* const fiber = next_of_round()) {
+#ifdef LLMINFER_FIBER_ASAN
+    __sanitizer_start_switch_fiber(&now.fake_stack, fiber->stack, kStackBytes);
+#endif
+    llminfer_emulator_switch(&now.scheduler, fiber->stack_pointer);
+#ifdef LLMINFER_FIBER_ASAN
+    __sanitizer_finish_switch_fiber(now.fake_stack, nullptr, nullptr);
+#endif
   }
   return round;
 }
@@ -369,17 +381,17 @@ int launch_together(Machine& machine, unsigned blocks, int threads, std::functio
 
 void sync_block() {
   Block& block = *now.block;
-  if (++block.at_barrier < static_cast<int>(block.fibers.size())) return wait();
+  if (++block.at_barrier < static_cast<int>(block.fibers.size())) return hand_over(State::waiting);
   block.at_barrier = 0;
   for (Fiber& fiber : block.fibers) fiber.state = State::ready;
 }
 
 void after_former() {
   running().ordered = true;
-  if (now.block->early) wait(State::after_former);
+  if (now.block->early) hand_over(State::after_former);
 }
 
-void poll() { wait(State::polling); }
+void poll() { hand_over(State::polling); }
 
 std::byte* block_memory(std::size_t bytes) {
   std::vector<Sixteen>& memory = now.block->memory;
@@ -392,16 +404,16 @@ std::byte* block_memory(std::size_t bytes) {
 
 void collective(void* mine, int lanes, void (*act)(void* const* all)) {
   Block& block = *now.block;
-  const int thread = now.thread, first = thread / lanes * lanes;
+  const int thread = now.thread, first = thread & -lanes;
   Meeting& meeting = block.meetings[static_cast<std::size_t>(first / 32)];
   meeting.brought[static_cast<std::size_t>(thread - first)] = mine;
-  if (++meeting.arrived < lanes) return wait();
+  if (++meeting.arrived < lanes) return hand_over(State::waiting);
   meeting.arrived = 0;
   act(meeting.brought.data());
   for (int i = 0; i < lanes; ++i) block.fibers[static_cast<std::size_t>(first + i)].state = State::ready;
 }
 
-void sleep() { wait(); }
+void sleep() { hand_over(State::waiting); }
 void wake(int thread) { now.block->fibers[static_cast<std::size_t>(thread)].state = State::ready; }
 
 }  // namespace llminfer::gpu::emulator

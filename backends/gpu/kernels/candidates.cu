@@ -1,6 +1,6 @@
-// Candidates: the highest logits of a row, in order, and the sum of their exponentials, without sorting the vocabulary.
-// Slices of a row each give their best; one block per row chooses among these. A candidate is a key of 64 bits, no two
-// of them equal, so that nothing depends on who comes first.
+// Candidates: the highest logits of a row, in order, the sum of their exponentials, and a token that is drawn from all of
+// them, without sorting the vocabulary. Slices of a row each give their best and their sums; one block per row chooses
+// among these. A candidate is a key of 64 bits, no two of them equal, so that nothing depends on who comes first.
 #include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
@@ -9,6 +9,7 @@ namespace {
 constexpr int kSliceThreads = 256, kMergeThreads = 512;
 constexpr int kSliceKeys = 16, kMergeKeys = 8;  ///< of a thread
 static_assert(kSliceThreads * kSliceKeys == kCandidateSlice);
+constexpr int kPartSums = 3;  ///< CandidatesArgs::part_sums of a slice
 
 /// Greater for a higher logit, and among equal ones for a lower token; 0 for NaN and -infinity.
 __device__ __forceinline__ uint64_t key_of(float logit, int token) {
@@ -117,6 +118,12 @@ __device__ __forceinline__ uint64_t greatest_of(const uint64_t (&keys)[kKeys]) {
   return most;
 }
 
+__device__ __forceinline__ double double_of(const uint32_t (&halves)[2]) {
+  double x;
+  __builtin_memcpy(&x, halves, sizeof x);
+  return x;
+}
+
 __device__ __forceinline__ int slices_of(const CandidatesArgs& a) {
   return (a.tokens + kCandidateSlice - 1) / kCandidateSlice;
 }
@@ -138,7 +145,7 @@ __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) 
   const int64_t place = static_cast<int64_t>(row) * slices_of(a) + slice;
   uint64_t* out = a.parts + place * kMaxCandidates;
   uint64_t greatest = 0;
-  if (task.count == 1 || task.sum >= 0) {
+  if (task.count == 1 || task.sum >= 0 || task.draw >= 0) {
     greatest = greatest_of_block<kSliceThreads>(greatest_of(keys), shared.greatest);
   }
   if (task.count > 1) {
@@ -146,17 +153,91 @@ __global__ void __launch_bounds__(kSliceThreads) slice_kernel(CandidatesArgs a) 
   } else if (threadIdx.x == 0) {
     out[0] = greatest;
   }
-  if (task.sum < 0) return;
+  if (task.sum < 0 && task.draw < 0) return;
   const double most = static_cast<double>(logit_of(greatest));
-  double sum = 0.0;
+  const auto sum_at = [&](double temperature) {
+    double sum = 0.0;
 #pragma unroll
-  for (int i = 0; i < kSliceKeys; ++i) {
-    if (keys[i] != 0) sum += exp(static_cast<double>(logit_of(keys[i])) - most);
+    for (int i = 0; i < kSliceKeys; ++i) {
+      if (keys[i] != 0) sum += exp((static_cast<double>(logit_of(keys[i])) - most) / temperature);
+    }
+    return double_sum_of_block<kSliceThreads>(sum, shared.sums);
+  };
+  double* sums = a.part_sums + kPartSums * place;
+  if (threadIdx.x == 0) sums[2] = most;
+  if (task.sum >= 0) {
+    const double sum = sum_at(1.0);
+    if (threadIdx.x == 0) sums[0] = sum;
   }
-  sum = double_sum_of_block<kSliceThreads>(sum, shared.sums);
-  if (threadIdx.x == 0) {
-    a.part_sums[2 * place] = sum;
-    a.part_sums[2 * place + 1] = most;
+  if (task.draw >= 0) {
+    const double sum = sum_at(double_of(task.temperature));
+    if (threadIdx.x == 0) sums[1] = sum;
+  }
+}
+
+/// The token at the task's place: first its slice, then it. `most` is the highest logit of the row, `in`.
+__device__ __forceinline__ void draw_token(const CandidatesArgs& a, const CandidateTask& task, int row, const float* in,
+                                           double most, Shared<kMergeThreads>& shared) {
+  constexpr int kTokens = kCandidateSlice / kMergeThreads;  ///< of a thread, one after the other
+  __shared__ double all, target, before;
+  __shared__ int chosen;
+  const int thread = static_cast<int>(threadIdx.x), slices = slices_of(a);
+  const double temperature = double_of(task.temperature);
+  const double* parts = a.part_sums + kPartSums * static_cast<int64_t>(row) * slices;
+  const auto weight_of = [&](int slice) {
+    const double weight = slice < slices ? parts[kPartSums * slice + 1] : 0.0;
+    return weight != 0.0 ? weight * exp((parts[kPartSums * slice + 2] - most) / temperature) : 0.0;
+  };
+  double sum = 0.0;
+  for (int i = thread; i < slices; i += kMergeThreads) sum += weight_of(i);
+  sum = double_sum_of_block<kMergeThreads>(sum, shared.sums);
+  if (thread == 0) {
+    a.draws[task.draw] = {-1, 0.0f, 0.0, 0.0, sum};
+    all = sum;
+    target = double_of(task.place) * sum;
+    before = 0.0;
+    chosen = -1;
+  }
+  for (int first = 0; first < slices; first += kMergeThreads) {
+    shared.sums[thread] = weight_of(first + thread);
+    __syncthreads();
+    for (int i = 0; thread == 0 && chosen < 0 && i < kMergeThreads && first + i < slices; ++i) {
+      if (before + shared.sums[i] > target) {
+        chosen = first + i;
+      } else {
+        before += shared.sums[i];
+      }
+    }
+    __syncthreads();
+  }
+  if (chosen < 0) return;
+  const int begin = chosen * kCandidateSlice + thread * kTokens;
+  double weights[kTokens], mine = 0.0;
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    const bool exists = begin + i < a.tokens && key_of(in[begin + i], begin + i) != 0;
+    weights[i] = exists ? exp((static_cast<double>(in[begin + i]) - most) / temperature) : 0.0;
+    mine += weights[i];
+  }
+  // Sums of the threads up to each one (Hillis and Steele 1986).
+  shared.sums[thread] = mine;
+  for (int step = 1; step < kMergeThreads; step *= 2) {
+    __syncthreads();
+    const double lower = thread >= step ? shared.sums[thread - step] : 0.0;
+    __syncthreads();
+    shared.sums[thread] += lower;
+  }
+  __syncthreads();
+  const float passed = before + shared.sums[thread] <= target ? 1.0f : 0.0f;
+  if (thread != static_cast<int>(sum_of_block<kMergeThreads>(passed, shared.counts))) return;
+  double below = before + (thread > 0 ? shared.sums[thread - 1] : 0.0);
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) {
+    if (below + weights[i] > target) {
+      a.draws[task.draw] = {begin + i, in[begin + i], below, weights[i], all};
+      return;
+    }
+    below += weights[i];
   }
 }
 
@@ -200,17 +281,20 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(CandidatesArgs a) 
     out.token = key != 0 ? token_of(key) : -1;
     out.logit = key != 0 ? in[token_of(key)] : 0.0f;
   }
-  if (task.sum < 0) return;
+  if (task.sum < 0 && task.draw < 0) return;
   uint64_t greatest = thread < task.count ? best[thread] : 0;
   greatest = greatest_of_block<kMergeThreads>(greatest, shared.greatest);
   const double most = static_cast<double>(logit_of(greatest));
-  double sum = 0.0;
-  for (int i = thread; i < slices; i += kMergeThreads) {
-    const double part_sum = a.part_sums[2 * (place + i)];
-    if (part_sum != 0.0) sum += part_sum * exp(a.part_sums[2 * (place + i) + 1] - most);
+  if (task.sum >= 0) {
+    double sum = 0.0;
+    for (int i = thread; i < slices; i += kMergeThreads) {
+      const double* part = a.part_sums + kPartSums * (place + i);
+      if (part[0] != 0.0) sum += part[0] * exp(part[2] - most);
+    }
+    sum = double_sum_of_block<kMergeThreads>(sum, shared.sums);
+    if (thread == 0) a.sums[task.sum] = sum;
   }
-  sum = double_sum_of_block<kMergeThreads>(sum, shared.sums);
-  if (thread == 0) a.sums[task.sum] = sum;
+  if (task.draw >= 0) draw_token(a, task, row, in, most, shared);
 }
 
 }  // namespace
