@@ -29,6 +29,8 @@ struct CandidateSampler {
   static CandidateWish wish(const Sampler& sampler, std::int32_t most) noexcept;
   /// `row` is as wish() said. Errors: as Sampler::sample().
   static Result<std::optional<Sample>> sample(Sampler& sampler, const RowCandidates& row);
+  /// Sampler::sample() by the chain over all tokens: what it must agree with, too, where it looks for candidates first.
+  static Result<Sample> sample_whole(Sampler& sampler, std::span<const float> logits);
 };
 
 }  // namespace engine

@@ -183,24 +183,26 @@ std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n) {
   return out;
 }
 
-// Maxima of blocks in independent lanes, which compilers turn into vector code without leave to reorder floats; then
-// the first block that holds the maximum is searched.
+// In independent lanes, which compilers turn into vector code without leave to reorder floats.
+float greatest(std::span<const float> logits) {
+  constexpr std::size_t kLanes = 16;
+  std::array<float, kLanes> lanes;
+  lanes.fill(-std::numeric_limits<float>::infinity());
+  std::size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
+  }
+  for (; i < logits.size(); ++i) lanes[0] = logits[i] > lanes[0] ? logits[i] : lanes[0];
+  return *std::max_element(lanes.begin(), lanes.end());
+}
+
+// The first block that holds the maximum is searched.
 std::int64_t argmax(std::span<const float> logits) {
-  constexpr std::size_t kLanes = 16, kBlock = 512;
+  constexpr std::size_t kBlock = 512;
   float best = -std::numeric_limits<float>::infinity();
   std::size_t best_block = logits.size();
   for (std::size_t block = 0; block < logits.size(); block += kBlock) {
-    const std::size_t size = std::min(kBlock, logits.size() - block);
-    const float* x = logits.data() + block;
-    std::array<float, kLanes> lanes;
-    lanes.fill(-std::numeric_limits<float>::infinity());
-    std::size_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) {
-      for (std::size_t j = 0; j < kLanes; ++j) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
-    }
-    for (; i < size; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
-    float most = lanes[0];
-    for (const float lane : lanes) most = lane > most ? lane : most;
+    const float most = greatest(logits.subspan(block, std::min(kBlock, logits.size() - block)));
     if (most > best) {
       best = most;
       best_block = block;

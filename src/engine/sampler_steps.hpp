@@ -129,6 +129,8 @@ bool certain(const DrawnToken& drawn, const CandidateWish& wish, float best, std
 /// The n best, best first; ties by lower id.
 std::vector<Candidate> best_of(std::span<const Candidate> list, std::size_t n);
 
+/// The greatest value, NaN being less than everything; -infinity if there is none.
+float greatest(std::span<const float> logits);
 /// The first index of the greatest value of logits, NaN being less than everything; -1 if there is none above
 /// -infinity.
 std::int64_t argmax(std::span<const float> logits);

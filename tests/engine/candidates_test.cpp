@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "engine/row_candidates.hpp"
 #include "engine/sampler.hpp"
 #include "engine/sampler_steps.hpp"
 #include "tests/engine/candidates.hpp"
@@ -110,23 +111,30 @@ struct Counts {
   int drawn = 0;
 };
 
-/// Two samplers side by side, one with whole rows, one with candidates where it wants them.
+/// Three samplers side by side: one with whole rows, one with candidates where it wants them, and one that looks for
+/// them in the row.
 void compare(const SamplingOptions& options, Random& random, std::int32_t size, Counts& counts) {
   Sampler with_rows = Sampler::create(options, vocabulary(size)).value();
   Sampler with_candidates = Sampler::create(options, vocabulary(size)).value();
+  Sampler looking = Sampler::create(options, vocabulary(size)).value();
   std::vector<Token> history(random.below(100));
   for (Token& token : history) token = static_cast<Token>(random.below(26));
   with_rows.accept(history);
   with_candidates.accept(history);
+  looking.accept(history);
   for (int i = 0; i < 3; ++i) {
     const std::vector<float> logits = some_logits(random, size);
-    const auto expected = with_rows.sample(logits);
+    const auto expected = CandidateSampler::sample_whole(with_rows, logits);
+    const auto found = looking.sample(logits);
+    REQUIRE(found.has_value() == expected.has_value());
+    if (found) REQUIRE(same(*found, *expected));
+    if (!found) CHECK(found.error().message == expected.error().message);
     const CandidateWish wish = CandidateSampler::wish(with_candidates, kMost);
     REQUIRE((wish.count >= 0 && wish.count <= kMost));
     Result<Sample> got = Error{ErrorCode::internal, "none"};
     if (wish.count == 0) {
       ++counts.rows;
-      got = with_candidates.sample(logits);
+      got = CandidateSampler::sample_whole(with_candidates, logits);
     } else {
       const auto best = best_candidates(logits, wish.count);
       std::optional<double> sum;
@@ -147,7 +155,7 @@ void compare(const SamplingOptions& options, Random& random, std::int32_t size, 
         got = **std::move(chosen);
       } else {
         ++counts.doubts;
-        got = with_candidates.sample(logits);
+        got = CandidateSampler::sample_whole(with_candidates, logits);
       }
     }
     REQUIRE(got.has_value() == expected.has_value());
@@ -159,6 +167,7 @@ void compare(const SamplingOptions& options, Random& random, std::int32_t size, 
     const Token token = expected->token;
     with_rows.accept(std::span(&token, 1));
     with_candidates.accept(std::span(&token, 1));
+    looking.accept(std::span(&token, 1));
   }
 }
 
@@ -177,6 +186,37 @@ TEST_CASE("A choice from candidates is that of the whole row, with any options")
   CHECK(counts.doubts > 50);
   CHECK(counts.rows > 500);
   CHECK(counts.drawn > 200);
+}
+
+TEST_CASE("Candidates that are looked for in a row are those of the definition") {
+  Random random(2);
+  engine::RowScan scan;
+  for (const std::int32_t size : {1, 2, 511, 512, 513, 5000, 200000}) {
+    for (int i = 0; i < (size > 5000 ? 4 : 40); ++i) {
+      const std::vector<float> logits = some_logits(random, size);
+      CandidateWish wish{static_cast<std::int32_t>(1 + random.below(300)), random.once_in(2)};
+      if (random.once_in(2)) {
+        wish.temperature = random.uniform(0.05f, 3.0f);
+        wish.place = random.uniform(0.0f, 0.9999f);
+      }
+      CAPTURE(size, i, wish.count, wish.temperature, wish.place);
+      const engine::RowCandidates row = scan.find(logits, wish);
+      const auto best = best_candidates(logits, wish.count);
+      CHECK(std::equal(best.begin(), best.end(), row.best.begin(), row.best.end(), [](const auto& a, const auto& b) {
+        return a.token == b.token && (a.token < 0 || same_float(a.logit, b.logit));
+      }));
+      if (!(best.front().logit < std::numeric_limits<float>::max()) || best.front().token < 0) continue;
+      REQUIRE(row.sum.has_value() == wish.sum);
+      if (wish.sum) CHECK(std::fabs(*row.sum / candidate_sum(logits) - 1) <= kCandidateSumError);
+      REQUIRE(row.drawn.has_value() == (wish.temperature > 0));
+      if (!row.drawn) continue;
+      const DrawnToken drawn = drawn_token(logits, wish.temperature, wish.place);
+      const auto near = [&](double a, double b) { return std::fabs(a - b) <= kCandidateSumError * drawn.sum; };
+      CHECK(row.drawn->token == drawn.token);
+      CHECK((near(row.drawn->below, drawn.below) && near(row.drawn->weight, drawn.weight)));
+      CHECK(near(row.drawn->sum, drawn.sum));
+    }
+  }
 }
 
 TEST_CASE("What usual options want, and that it suffices") {
@@ -237,7 +277,7 @@ TEST_CASE("What usual options want, and that it suffices") {
       const auto chosen = CandidateSampler::sample(sampler, {best, sum, drawn}).value();
       if (!chosen) continue;
       ++certain;
-      CHECK(same(*chosen, sampler.sample(logits).value()));
+      CHECK(same(*chosen, CandidateSampler::sample_whole(sampler, logits).value()));
     }
     CHECK(certain >= 18);
   }
