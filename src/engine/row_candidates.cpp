@@ -18,7 +18,7 @@ using Words [[gnu::vector_size(16)]] = std::uint64_t;
 
 /// e^x for x <= 0, relative error below 2^-46; less than 2^-1000 where it is less than that, and for NaN. Cody and
 /// Waite's reduction to 2^n * e^r, |r| <= ln(2) / 2, and e^r as its Taylor series.
-Doubles exp_of(Doubles x) {
+[[gnu::always_inline]] inline Doubles exp_of(Doubles x) {
   constexpr double kLog2E = 0x1.71547652b82fep+0, kLn2High = 0x1.62e42fefa3800p-1, kLn2Low = 0x1.ef35793c76730p-45;
   constexpr double kRound = 0x1.8p52;  // added to a number, rounds it to an integer
   const Doubles least = {-700.0, -700.0};
@@ -39,7 +39,9 @@ Doubles exp_of(Doubles x) {
 }
 
 double sum_of_exp(std::span<const float> logits, double most, double scale) {
-  const auto weights = [&](float a, float b) { return exp_of((Doubles{a, b} - most) * scale); };
+  const auto weights = [&](float a, float b) __attribute__((always_inline)) {
+    return exp_of((Doubles{a, b} - most) * scale);
+  };
   Doubles even = {}, odd = {};
   std::size_t i = 0;
   for (; i + 4 <= logits.size(); i += 4) {
