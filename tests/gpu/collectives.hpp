@@ -19,7 +19,7 @@ using Backends = std::map<std::size_t, std::shared_ptr<Backend>>;
 inline Backends summing_backends(std::size_t count) {
   Backends all;
   for (std::size_t i = 0; i < count; ++i) {
-    auto device = gpu::LLMINFER_TEST_GPU::make_device({.device = static_cast<int>(i)});
+    auto device = make_real_device({.device = static_cast<int>(i)});
     if (!device) return {};
     all[i] = gpu::make_backend(std::move(*device), {});
   }

@@ -1,5 +1,5 @@
 // The machines that the tests of the GPU backend run on: emulated ones, of each kind of matrix unit at the warp widths
-// that it has; or, where LLMINFER_TEST_GPU names a runtime's namespace, that GPU.
+// that it has; or, where LLMINFER_TEST_GPU is defined, this machine's GPU.
 #pragma once
 
 #include <string>
@@ -8,13 +8,12 @@
 #include "backends/gpu/backend.hpp"
 #include "backends/gpu/emulator/device.hpp"
 
-#ifdef LLMINFER_TEST_GPU
-namespace llminfer::gpu::LLMINFER_TEST_GPU {
-Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
-}
-#endif
-
 namespace llminfer::test {
+
+#ifdef LLMINFER_TEST_GPU
+/// Of the runtime that the program has: real_device.cpp.
+Result<std::shared_ptr<gpu::Device>> make_real_device(const GpuOptions& options);
+#endif
 
 struct Machine {
   std::string name;
@@ -42,7 +41,7 @@ inline std::vector<Machine> machines(std::uint64_t seed = 1) {
 /// An emulated machine, or a new Device on the GPU, whatever the options but for dependent_launch.
 inline std::shared_ptr<gpu::Device> make_machine(const gpu::EmulatorOptions& options = {}) {
 #ifdef LLMINFER_TEST_GPU
-  return gpu::LLMINFER_TEST_GPU::make_device({.dependent_launch = options.dependent_launch}).value();
+  return make_real_device({.dependent_launch = options.dependent_launch}).value();
 #else
   return gpu::make_emulated_device(options);
 #endif

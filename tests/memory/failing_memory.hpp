@@ -21,7 +21,11 @@ class Spared {
   Spared(const Spared&) = delete;
   Spared& operator=(const Spared&) = delete;
 };
-/// Blocks of memory that are held now.
+/// Blocks of memory that operator new gave and that are held now.
 long live_blocks();
+/// Bytes of such blocks, and the most that there were since reset_peak().
+long live_bytes();
+long peak_bytes();
+void reset_peak();
 
 }  // namespace llminfer::test

@@ -1,0 +1,14 @@
+// This machine's GPU, by the runtime whose namespace LLMINFER_TEST_GPU names: the one file of its tests that knows which.
+#include "tests/gpu/machines.hpp"
+
+namespace llminfer::gpu::LLMINFER_TEST_GPU {
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
+}
+
+namespace llminfer::test {
+
+Result<std::shared_ptr<gpu::Device>> make_real_device(const GpuOptions& options) {
+  return gpu::LLMINFER_TEST_GPU::make_device(options);
+}
+
+}  // namespace llminfer::test
