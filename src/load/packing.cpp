@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -127,8 +128,10 @@ void Layers::add_tensor(std::string name, WeightType type, std::vector<std::int6
 
 void Layers::drop_cache_scales() {
   for (const TensorInfo& tensor : checkpoint_.tensors) {
-    for (const std::string_view suffix : {".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale"}) {
-      if (tensor.name.ends_with(suffix) && tensor.rows * tensor.cols == 1) take(tensor.name);
+    for (const std::string_view kind : {"scale", "global_scale", "zero_point"}) {
+      for (const std::string_view whose : {".k_", ".v_", ".kv_", ".q_", ".prob_", ".output_"}) {
+        if (tensor.cols == 1 && tensor.name.ends_with(std::string(whose).append(kind))) take(tensor.name);
+      }
     }
   }
 }
@@ -159,6 +162,15 @@ Result<std::vector<float>> read_floats(const Checkpoint& checkpoint, const Tenso
     }
   }
   return values;
+}
+
+Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor) {
+  constexpr float kLargest = std::numeric_limits<float>::max() / 1024;  // codes are 448 at most
+  for (const float scale : scales) {
+    if (std::abs(scale) <= kLargest) continue;
+    return fail(ErrorCode::corrupt, "tensor ", tensor, ": a scale is ", scale, ", expected at most ", kLargest);
+  }
+  return {};
 }
 
 Result<std::vector<std::int64_t>> read_integers(const Checkpoint& checkpoint, const TensorInfo& tensor) {

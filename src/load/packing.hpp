@@ -39,7 +39,8 @@ class Layers {
                           const std::vector<std::int64_t>& shape) const;
   /// Marks tensors as parts of a packed weight; they are no weights by themselves.
   void take(const std::string& name) { taken_.insert(name); }
-  /// Marks the scales of an 8-bit KV cache that some checkpoints carry: the cache's types have scales of their own.
+  /// Marks the scales and zero points of a KV cache, or of attention, that some checkpoints carry, one or as many as
+  /// there are heads: the cache's types have scales of their own. Early tools call them scales of a layer's output.
   void drop_cache_scales();
   /// Adds the weight `prefix`.weight [rows, cols], of which `largest` is the largest part.
   void add(const std::string& prefix, WeightType type, std::int64_t rows, std::int64_t cols, const TensorInfo& largest,
@@ -59,6 +60,8 @@ class Layers {
 /// All elements of a tensor of floats (F32, F16, BF16, F8_E4M3, F8_E8M0 as 2^(u - 127)). Errors: corrupt (a value that
 /// is not finite), those of the source.
 Result<std::vector<float>> read_floats(const Checkpoint& checkpoint, const TensorInfo& tensor);
+/// Errors: corrupt, naming the tensor, if a scale is so large that a weight might not be finite, or is no number.
+Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor);
 /// All elements of a tensor of integers (I8, U8, I32, I64).
 Result<std::vector<std::int64_t>> read_integers(const Checkpoint& checkpoint, const TensorInfo& tensor);
 /// The words of an I32 tensor.
@@ -173,7 +176,7 @@ struct AffineLayer {
     stored_minus  ///< the same, less one (GPTQ v1)
   } zeros = Zeros::center;
   bool symmetric = false;  ///< all stored zero points are 2^(bits - 1), by the settings; verified
-  int bits = 4;
+  int bits = 4;  ///< 2 … 8
   std::int64_t rows = 0, cols = 0, groups = 0, group_size = 0;
   TensorInfo codes, scales, zero_points;  ///< scales [groups, N], or [N, groups] for along, perhaps with more columns
   std::vector<std::int32_t> group_of;     ///< per column; empty: column / group_size

@@ -52,6 +52,7 @@ class AffinePacking final : public Packing {
   Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const AffineLayer& l = layer_;
     auto scales = LLMINFER_TRY(read_floats(checkpoint, l.scales));
+    LLMINFER_TRY(check_scales(scales, l.scales.name));
     if (l.order != AffineLayer::Order::along) {
       scales = transposed(l.order == AffineLayer::Order::marlin ? marlin_scales(scales) : scales, l.groups, l.rows);
     } else if (const std::int64_t width = l.scales.cols; width > l.groups) {
@@ -231,12 +232,12 @@ class AffinePacking final : public Packing {
   const bool sorted_;                      ///< order_ is 0, 1, 2, …
 };
 
-/// Symmetric layers with half-precision scales are what Q4_0 and Q8_0 are.
+/// Symmetric layers with half-precision scales are what Q4_0 and Q8_0 are. Codes of 5, 6 and 7 bits are kept in 8.
 WeightType type_of(int bits, bool symmetric, bool half_scales) {
   if (bits == 2) return WeightType::w2;
   if (bits == 3) return WeightType::w3;
   if (bits == 4) return !symmetric ? WeightType::w4 : half_scales ? WeightType::q4_0 : WeightType::w4_sym;
-  return !symmetric ? WeightType::w8 : half_scales ? WeightType::q8_0 : WeightType::w8_sym;
+  return !symmetric || bits < 8 ? WeightType::w8 : half_scales ? WeightType::q8_0 : WeightType::w8_sym;
 }
 
 }  // namespace

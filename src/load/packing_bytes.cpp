@@ -30,6 +30,7 @@ class BytePacking final : public Packing {
       }
       scale = l.divide ? 1.0f / scale : scale / l.scale_divisor;
     }
+    LLMINFER_TRY(check_scales(scales, l.scales.name));
     core::Bytes bytes;
     std::vector<std::uint8_t> expanded;
     const std::uint8_t* codes = nullptr;
@@ -85,6 +86,7 @@ class NibblePacking final : public Packing {
   Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const NibbleLayer& l = layer_;
     const std::vector<float> scales = LLMINFER_TRY(l.read_scales(checkpoint));
+    LLMINFER_TRY(check_scales(scales, l.weight.name));
     const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
     const auto* packed = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
     BlockBuffer blocks(tensor.type, l.rows, l.cols);

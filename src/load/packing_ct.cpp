@@ -1,7 +1,10 @@
-// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, nvfp4- and mxfp4-pack-quantized,
-// marlin-24, and masks of elements that are not zero.
+// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, mxfp8-quantized, nvfp4- and
+// mxfp4-pack-quantized, marlin-24, and masks of elements that are not zero.
 // A layer's scheme is the one of config_groups whose "targets" name it; its tensors must fit it.
+#include <algorithm>
+#include <charconv>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "core/error.hpp"
@@ -17,6 +20,16 @@ using enum ElementType;
 
 constexpr const char* kPlace = "quantization_config";
 constexpr auto kFloats = {bf16, f16, f32};
+constexpr std::string_view kDense = "dense";
+constexpr std::string_view kFormats[] = {kDense,
+                                         "pack-quantized",
+                                         "int-quantized",
+                                         "float-quantized",
+                                         "naive-quantized",
+                                         "nvfp4-pack-quantized",
+                                         "mxfp4-pack-quantized",
+                                         "mxfp8-quantized",
+                                         "marlin-24"};
 
 /// What one of config_groups says.
 struct Scheme {
@@ -36,13 +49,21 @@ struct Schemes {
   ModuleList ignore;
 };
 
-/// Inputs of NVFP4 and MXFP4 stay as precise as they are, like ModelOpt's.
+/// "strategy", or what the group size makes it where it is left out.
+Result<std::string> read_strategy(const Json& json, std::int64_t group_size, const std::string& place) {
+  return setting_text(json, "strategy", group_size > 0 ? "group" : group_size == -1 ? "channel" : "tensor", place);
+}
+
+/// Inputs of NVFP4 and MXFP4, and those under scales that are powers of two (MXFP8), stay as precise as they are, like
+/// ModelOpt's.
 Result<void> read_input(const Json& json, Scheme& scheme) {
   const std::string place = scheme.name + ".input_activations";
   const std::int64_t bits = LLMINFER_TRY(setting_int(json, "num_bits", 8, place));
   const std::string type = LLMINFER_TRY(setting_text(json, "type", "int", place));
-  if (bits == 4 && type == "float" && scheme.bits == 4 && !scheme.integers) return {};
-  const std::string strategy = LLMINFER_TRY(setting_text(json, "strategy", "tensor", place));
+  const std::string scales = LLMINFER_TRY(setting_text(json, "scale_dtype", "", place));
+  if (type == "float" && ((scheme.bits == 4 && !scheme.integers) || scales == "torch.uint8")) return {};
+  const std::int64_t group_size = LLMINFER_TRY(setting_int(json, "group_size", 0, place));
+  const std::string strategy = LLMINFER_TRY(read_strategy(json, group_size, place));
   const Json* dynamic = json.find("dynamic");
   if (bits != 8 || (type != "int" && type != "float") || (dynamic && dynamic->is_string())) {
     scheme.unknown_input = true;  // an error only if a layer has this scheme
@@ -53,43 +74,61 @@ Result<void> read_input(const Json& json, Scheme& scheme) {
   input.dynamic = LLMINFER_TRY(setting_flag(json, "dynamic", false, place));
   const bool symmetric = LLMINFER_TRY(setting_flag(json, "symmetric", true, place));
   if (input.dynamic && strategy == "group") {
-    input.group = static_cast<std::int32_t>(LLMINFER_TRY(setting_int(json, "group_size", 0, place)));
-    if (input.group < 1 || input.group > 1 << 20) {
-      return fail(ErrorCode::corrupt, place, ": \"group_size\" is ", input.group, ", expected a positive number");
+    if (group_size < 1 || group_size > 1 << 20) {
+      return fail(ErrorCode::corrupt, place, ": \"group_size\" is ", group_size, ", expected a positive number");
     }
+    input.group = static_cast<std::int32_t>(group_size);
   }
-  const bool known = input.dynamic ? symmetric && (strategy == "token" || strategy == "group") : strategy == "tensor";
-  scheme.unknown_input = !known;
+  // One dynamic scale for a whole batch would let its tokens change each other: each has its own.
+  const bool known = strategy == "tensor" || (input.dynamic && (strategy == "token" || strategy == "group"));
+  scheme.unknown_input = !known || (input.dynamic && !symmetric);
   return {};
+}
+
+/// Two numbers, or, in old files, "128x128".
+Result<void> read_block(const Json& block, Scheme& scheme) {
+  bool fits = false;
+  if (block.is_string()) {
+    const std::string& text = block.string();
+    const char* const end = text.data() + text.size();
+    const auto [middle, first] = std::from_chars(text.data(), end, scheme.block_rows);
+    if (first == std::errc() && middle != end && *middle == 'x') {
+      const auto [last, second] = std::from_chars(middle + 1, end, scheme.block_cols);
+      fits = second == std::errc() && last == end;
+    }
+  } else if (block.is_array() && block.size() == 2) {
+    scheme.block_rows = block.array()[0].integer().value_or(0);
+    scheme.block_cols = block.array()[1].integer().value_or(0);
+    fits = true;
+  }
+  for (const std::int64_t side : {scheme.block_rows, scheme.block_cols}) fits = fits && side >= 1 && side <= 1 << 20;
+  if (fits) return {};
+  return fail(ErrorCode::corrupt, scheme.name, ": \"block_structure\" must be two positive numbers");
 }
 
 Result<Scheme> read_scheme(const std::string& name, const Json& json, const std::string& default_format) {
   Scheme scheme;
   scheme.name = std::string(kPlace) + ": config_groups." + name;
   const Json* weights = json.find("weights");
+  const bool of_inputs = json.is_object() && (!weights || weights->is_null());
+  if (of_inputs) {  // which stay as precise as they are, and so do the weights
+    scheme.format = kDense;
+    return scheme;
+  }
   if (!weights || !weights->is_object()) {
-    return fail(ErrorCode::corrupt, scheme.name, ": expected an object with an object \"weights\"");
+    return fail(ErrorCode::corrupt, scheme.name, ": expected an object with an object \"weights\", or none");
   }
   scheme.format = LLMINFER_TRY(setting_text(json, "format", default_format.c_str(), scheme.name));
   scheme.bits = LLMINFER_TRY(setting_int(*weights, "num_bits", 8, scheme.name));
   scheme.integers = LLMINFER_TRY(setting_text(*weights, "type", "int", scheme.name)) == "int";
   scheme.symmetric = LLMINFER_TRY(setting_flag(*weights, "symmetric", true, scheme.name));
-  scheme.strategy = LLMINFER_TRY(setting_text(*weights, "strategy", "tensor", scheme.name));
   scheme.group_size = LLMINFER_TRY(setting_int(*weights, "group_size", 0, scheme.name));
   if (scheme.group_size < -1 || scheme.group_size > 1 << 30) {
     return fail(ErrorCode::corrupt, scheme.name, ": \"group_size\" is ", scheme.group_size);
   }
+  scheme.strategy = LLMINFER_TRY(read_strategy(*weights, scheme.group_size, scheme.name));
   if (const Json* block = weights->find("block_structure"); block && !block->is_null()) {
-    const auto side = [&](std::size_t i) -> std::int64_t {
-      const bool fits = block->is_array() && block->size() == 2;
-      const std::int64_t value = fits ? block->array()[i].integer().value_or(0) : 0;
-      return value <= 1 << 20 ? value : 0;
-    };
-    scheme.block_rows = side(0);
-    scheme.block_cols = side(1);
-    if (scheme.block_rows < 1 || scheme.block_cols < 1) {
-      return fail(ErrorCode::corrupt, scheme.name, ": \"block_structure\" must be two positive numbers");
-    }
+    LLMINFER_TRY(read_block(*block, scheme));
   }
   const Json* input = json.find("input_activations");
   if (input && input->is_object()) LLMINFER_TRY(read_input(*input, scheme));
@@ -110,14 +149,19 @@ class CompressedTensors {
       return fail(ErrorCode::missing_tensor, "no tensor ", prefix, ".weight_scale, but ", matrix.values.name,
                   " is of type ", name_of(matrix.values.element));
     }
-    if (found > 0) return check_floats();
+    for (const char* part : {".input_scale", ".input_global_scale"}) {
+      for (const std::string& prefix : layers_.with(part)) LLMINFER_TRY(drop_input_scales(prefix));
+    }
+    const auto dense = [](const Scheme& scheme) { return scheme.format == kDense; };
+    if (found > 0 || std::all_of(schemes_.all.begin(), schemes_.all.end(), dense)) return check_floats();
     return fail(ErrorCode::missing_tensor, kPlace,
                 " says compressed-tensors, but no tensor is named *.weight_packed or *.weight_scale");
   }
 
  private:
   /// The scheme of a layer, one of whose tensors is named for messages. Errors: corrupt (no target names the layer,
-  /// "ignore" does, its tensors are of another form), unsupported (the quantization of its inputs is not known).
+  /// "ignore" does, its tensors are of another form), unsupported (a format, or a quantization of inputs, that is not
+  /// known).
   template <class Fits>
   Result<Scheme> scheme_of(const std::string& prefix, const std::string& tensor, const Fits& fits) {
     if (LLMINFER_TRY(schemes_.ignore.find(prefix))) {
@@ -129,13 +173,18 @@ class CompressedTensors {
                   ": config_groups name its layer");
     }
     const Scheme& scheme = schemes_.all[*index];
+    if (std::find(std::begin(kFormats), std::end(kFormats), scheme.format) == std::end(kFormats)) {
+      return fail(ErrorCode::unsupported, "tensor ", tensor, ": \"format\" of ", scheme.name, " is \"", scheme.format,
+                  "\", which is not known");
+    }
     if (!fits(scheme)) {
       return fail(ErrorCode::corrupt, "tensor ", tensor, " does not fit ", scheme.name,
                   ", whose \"targets\" name its layer, by its type and size");
     }
     if (scheme.unknown_input) {
       return fail(ErrorCode::unsupported, scheme.name,
-                  ": \"input_activations\" are neither int8 or FP8 per token or group, nor per tensor and static");
+                  ": \"input_activations\" are neither int8 nor FP8, or dynamic and not symmetric, or their "
+                  "\"strategy\" is not tensor, token (dynamic) or group (dynamic)");
     }
     return scheme;
   }
@@ -144,12 +193,27 @@ class CompressedTensors {
   Result<void> check_floats() {
     return schemes_.targets.for_names([&](const std::string& module, std::size_t index) -> Result<void> {
       const TensorInfo* weight = layers_.find(module + ".weight");
-      if (!weight || schemes_.all[index].format == "dense") return {};
+      if (!weight || schemes_.all[index].format == kDense) return {};
       const bool plain = weight->element == f32 || weight->element == f16 || weight->element == bf16;
       if (!plain || LLMINFER_TRY(schemes_.ignore.find(module))) return {};
       return fail(ErrorCode::corrupt, "tensor ", weight->name, " is of type ", name_of(weight->element), ", but ",
                   schemes_.all[index].name, " names its layer as quantized");
     });
+  }
+
+  /// Those of a layer whose weights are not quantized.
+  Result<void> drop_input_scales(const std::string& prefix) {
+    const std::optional<std::size_t> index = LLMINFER_TRY(schemes_.targets.find(prefix));
+    if (!index || schemes_.all[*index].format != kDense) return {};
+    for (const char* part : {".input_scale", ".input_zero_point", ".input_global_scale"}) layers_.take(prefix + part);
+    return {};
+  }
+
+  /// compressed-tensors has no shorter last group.
+  Result<void> check_group_size(const Scheme& scheme, const std::string& tensor, std::int64_t cols) const {
+    if (scheme.strategy != "group" || scheme.group_size < 1 || cols % scheme.group_size == 0) return {};
+    return fail(ErrorCode::corrupt, "tensor ", tensor, " has ", cols, " columns, which \"group_size\" ",
+                scheme.group_size, " of ", scheme.name, " does not divide");
   }
 
   Result<InputQuantization> input_of(const std::string& prefix, const Scheme& scheme) {
@@ -171,7 +235,7 @@ class CompressedTensors {
   Result<void> check_no_zero_points(const std::string& prefix, const Scheme& scheme) const {
     const std::string name = prefix + ".weight_zero_point";
     if (!layers_.find(name)) return {};
-    const TensorInfo tensor = LLMINFER_TRY(layers_.need(name, {i8, i32}, {-1, -1}));
+    const TensorInfo tensor = LLMINFER_TRY(layers_.need(name, {i8, i32}, layers_.find(name)->shape));
     for (const std::int64_t zero : LLMINFER_TRY(read_integers(layers_.checkpoint(), tensor))) {
       if (zero == 0) continue;
       return fail(ErrorCode::corrupt, "tensor ", name, " is not zero, but ", scheme.name, " says \"symmetric\"");
@@ -212,18 +276,18 @@ class CompressedTensors {
                   packed.name, " has ", packed.shape[0], " rows");
     }
     const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, packed.name, [&](const Scheme& s) {
-      const bool width = s.bits == 2 || s.bits == 3 || s.bits == 4 || s.bits == 8;
+      const bool width = s.bits >= 2 && s.bits <= 8;
       return s.format == "pack-quantized" && s.integers && width && packed.shape[1] == (layer.cols * s.bits + 31) / 32;
     }));
+    LLMINFER_TRY(check_group_size(scheme, packed.name, layer.cols));
     layer.bits = static_cast<int>(scheme.bits);
     layer.codes = packed;
     layer.scales = LLMINFER_TRY(layers_.need(prefix + ".weight_scale", kFloats, {layer.rows, -1}));
     layer.groups = layer.scales.shape[1];
     layer.group_size = scheme.strategy == "group" && scheme.group_size > 0 ? scheme.group_size : layer.cols;
-    if (layer.groups != (layer.cols + layer.group_size - 1) / layer.group_size) {
+    if (layer.groups != layer.cols / layer.group_size) {
       return fail(ErrorCode::corrupt, "tensor ", layer.scales.name, " has ", layer.groups, " groups, but ", layer.cols,
-                  " columns and \"group_size\" ", layer.group_size, " make ",
-                  (layer.cols + layer.group_size - 1) / layer.group_size);
+                  " columns and \"group_size\" ", layer.group_size, " make ", layer.cols / layer.group_size);
     }
     if (scheme.symmetric) {
       LLMINFER_TRY(check_no_zero_points(prefix, scheme));
@@ -250,9 +314,6 @@ class CompressedTensors {
     const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, packed.name, [&](const Scheme& s) {
       return s.format == (nvfp4 ? "nvfp4-pack-quantized" : "mxfp4-pack-quantized") && !s.integers && s.bits == 4;
     }));
-    if (scheme.input.kind != InputQuantization::Kind::none) {
-      return fail(ErrorCode::unsupported, scheme.name, ": inputs of 8 bits with weights of 4-bit floats");
-    }
     NibbleLayer layer;
     layer.weight = packed;
     layer.rows = packed.shape[0];
@@ -301,11 +362,16 @@ class CompressedTensors {
       layer.cols = layer.weight.shape[1];
     }
     const bool integers = layer.weight.element == i8;
-    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, layer.weight.name, [&](const Scheme& s) {
-      const char* const format = integers ? "int-quantized" : "float-quantized";
-      return (s.format == format || s.format == "naive-quantized") && s.integers == integers && s.bits == 8;
-    }));
     const std::string scale_name = prefix + ".weight_scale", zero_name = prefix + ".weight_zero_point";
+    const TensorInfo* const scales = layers_.find(scale_name);
+    const bool mxfp8 = !integers && scales && (scales->element == u8 || scales->element == f8_e8m0);
+    const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, layer.weight.name, [&](const Scheme& s) {
+      if (mxfp8) return s.format == "mxfp8-quantized" && !s.integers && s.bits == 8;
+      const bool width = integers ? s.bits >= 2 && s.bits <= 8 : s.bits == 8;
+      const char* const format = integers ? "int-quantized" : "float-quantized";
+      return (s.format == format || s.format == "naive-quantized") && s.integers == integers && width;
+    }));
+    LLMINFER_TRY(check_group_size(scheme, layer.weight.name, layer.cols));
     std::vector<std::int64_t> shape;
     if (scheme.strategy == "tensor") {
       layer.block_rows = layer.rows;
@@ -316,7 +382,7 @@ class CompressedTensors {
       shape = {layer.rows, 1};
     } else if (scheme.strategy == "group" && scheme.group_size > 0) {
       layer.block_cols = scheme.group_size;
-      shape = {layer.rows, (layer.cols + scheme.group_size - 1) / scheme.group_size};
+      shape = {layer.rows, layer.cols / scheme.group_size};
     } else if (scheme.strategy == "block" && scheme.block_rows > 0) {
       layer.block_rows = scheme.block_rows;
       layer.block_cols = scheme.block_cols;
@@ -326,13 +392,15 @@ class CompressedTensors {
       return fail(ErrorCode::unsupported, scheme.name, ": \"strategy\" is \"", scheme.strategy,
                   "\" without its size, expected tensor, channel, group or block");
     }
-    layer.scales = LLMINFER_TRY(layers_.need(scale_name, kFloats, shape));
-    if (layers_.find(zero_name)) {
+    layer.scales =
+        LLMINFER_TRY(mxfp8 ? layers_.need(scale_name, {u8, f8_e8m0}, shape) : layers_.need(scale_name, kFloats, shape));
+    if (scheme.symmetric) {
+      LLMINFER_TRY(check_no_zero_points(prefix, scheme));
+    } else if (layers_.find(zero_name)) {
       return fail(ErrorCode::unsupported, "tensor ", zero_name, ": zero points of weights of 8 bits");
     }
     const InputQuantization input = LLMINFER_TRY(input_of(prefix, scheme));
-    layers_.take(layer.weight.name);
-    layers_.take(scale_name);
+    for (const std::string& part : {layer.weight.name, scale_name, zero_name}) layers_.take(part);
     return add_bytes(prefix, std::move(layer), input, layers_);
   }
 
@@ -349,24 +417,19 @@ std::string sparse_format(const Json& settings) {
   return std::string(format->string());
 }
 
-/// Parts of the format that change what weights mean, and that llminfer does not have.
-Result<void> refuse_others(const Json& settings, bool sparse) {
-  for (const std::string_view key : {"sparsity_config", "transform_config"}) {
-    const Json* found = settings.find(key);
-    if (!found || found->is_null() || ((found->is_array() || found->is_object()) && found->size() == 0)) continue;
-    const Json* format = found->find("format");
-    const bool dense = format && format->is_string() && format->string() == "dense";
-    if (key == "sparsity_config" && (dense || sparse)) continue;
-    return fail(ErrorCode::unsupported, kPlace, ": \"", key, "\" is not empty");
-  }
-  return {};
+Result<void> refuse_other_sparsity(const Json& settings, bool sparse) {
+  const Json* found = settings.find("sparsity_config");
+  if (sparse || !found || found->is_null() || (found->is_object() && found->size() == 0)) return {};
+  const Json* format = found->find("format");
+  if (format && format->is_string() && format->string() == kDense) return {};
+  return fail(ErrorCode::unsupported, kPlace, ": \"sparsity_config\" is not empty");
 }
 
 }  // namespace
 
 Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
   const std::string sparse = sparse_format(settings);
-  LLMINFER_TRY(refuse_others(settings, sparse == "sparse-bitmask" || sparse == "sparse-24-bitmask"));
+  LLMINFER_TRY(refuse_other_sparsity(settings, sparse == "sparse-bitmask" || sparse == "sparse-24-bitmask"));
   const std::string format = LLMINFER_TRY(setting_text(settings, "format", "", kPlace));
   const Json* groups = settings.find("config_groups");
   std::map<std::string, SparseMatrix> quantized;
@@ -375,6 +438,8 @@ Result<void> add_compressed_tensors(const Json& settings, Layers& layers) {
     const bool none = !groups || groups->is_null() || groups->size() == 0;
     if (none && quantized.empty()) return {};  // sparse, but not quantized
   }
+  const Json* cache = settings.find("kv_cache_scheme");
+  if (groups && groups->size() == 0 && cache && cache->is_object()) return {};  // only keys and values are quantized
   if (!groups || !groups->is_object() || groups->size() == 0) {
     return fail(ErrorCode::corrupt, kPlace, ": expected an object \"config_groups\"");
   }

@@ -83,6 +83,13 @@ Result<void> check_groups(const std::string& name, const AffineLayer& layer, std
               " columns and \"group_size\" ", group_size, " make ", (layer.cols + size - 1) / size);
 }
 
+/// Only GPTQ has a shorter last group.
+Result<void> check_whole_groups(const AffineLayer& layer) {
+  if (layer.cols % layer.group_size == 0) return {};
+  return fail(ErrorCode::corrupt, "tensor ", layer.codes.name, " has ", layer.cols, " columns, which \"group_size\" ",
+              layer.group_size, " does not divide");
+}
+
 Result<void> add_gptq_layer(const std::string& prefix, const Scheme& scheme, bool v2, Layers& layers) {
   using enum ElementType;
   AffineLayer layer;
@@ -147,6 +154,7 @@ Result<void> add_awq_gemm(const std::string& prefix, const Scheme& scheme, Layer
   layer.zero_points = LLMINFER_TRY(layers.need(prefix + ".qzeros", {i32}, {layer.groups, layer.rows / 8}));
   LLMINFER_TRY(check_groups(layer.scales.name, layer, scheme.group_size));
   layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  LLMINFER_TRY(check_whole_groups(layer));
   for (const char* part : {".qweight", ".qzeros", ".scales"}) layers.take(prefix + part);
   return add_affine(prefix, std::move(layer), {}, layers);
 }
@@ -163,10 +171,7 @@ Result<void> add_awq_gemv(const std::string& prefix, const Scheme& scheme, Layer
   layer.cols = layer.codes.shape[1] * 8;
   layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
   layer.groups = layer.cols / layer.group_size;
-  if (layer.cols % layer.group_size != 0) {
-    return fail(ErrorCode::corrupt, "tensor ", layer.codes.name, " has ", layer.cols, " columns, which \"group_size\" ",
-                layer.group_size, " does not divide");
-  }
+  LLMINFER_TRY(check_whole_groups(layer));
   const std::int64_t multiple = layer.group_size >= 128 ? 1 : layer.group_size >= 64 ? 2 : 4;
   const std::int64_t words = ((layer.groups + 7) / 8 + multiple - 1) / multiple * multiple;
   layer.zero_points = LLMINFER_TRY(layers.need(prefix + ".qzeros", {i32}, {layer.rows, words}));
@@ -191,6 +196,7 @@ Result<void> add_marlin(const std::string& prefix, const Scheme& scheme, bool gp
   layer.cols = layer.codes.shape[0] * 16;
   LLMINFER_TRY(check_groups(scales, layer, scheme.group_size));
   layer.group_size = scheme.group_size == -1 ? layer.cols : scheme.group_size;
+  LLMINFER_TRY(check_whole_groups(layer));
   for (const std::string& part : {codes, scales, prefix + ".workspace"}) layers.take(part);
   return add_affine(prefix, std::move(layer), {}, layers);
 }

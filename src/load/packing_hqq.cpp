@@ -54,6 +54,10 @@ class HqqPacking final : public Packing {
   Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const std::vector<float> scales = LLMINFER_TRY(read_floats(checkpoint, layer_.scales));
     const std::vector<float> zeros = LLMINFER_TRY(read_floats(checkpoint, layer_.zeros));
+    std::vector<float> minimums = scales;
+    for (std::size_t g = 0; g < scales.size(); ++g) minimums[g] *= zeros[g];
+    LLMINFER_TRY(check_scales(scales, layer_.scales.name));
+    LLMINFER_TRY(check_scales(minimums, layer_.zeros.name));
     const core::Bytes units = LLMINFER_TRY(read_bytes(checkpoint, layer_.codes));
     BlockBuffer blocks(tensor.type, layer_.rows, layer_.cols);
     LLMINFER_TRY(for_rows(team, layer_.rows, [&](std::int64_t first, std::int64_t last, std::size_t) {

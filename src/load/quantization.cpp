@@ -33,10 +33,22 @@ Result<std::string> method_of(const core::Json& settings) {
   return method;
 }
 
+/// Tools that rotate weights (QuaRot, SpinQuant) have models rotate some inputs as well, which no tensor shows.
+Result<void> refuse_rotations(const core::Json& settings) {
+  for (const char* key : {"rotation", "rotation_config", "spinquant_config", "transform_config"}) {
+    const core::Json* found = settings.find(key);
+    if (!found || found->is_null()) continue;
+    if ((found->is_object() || found->is_array()) && found->size() == 0) continue;
+    return core::fail(ErrorCode::unsupported, "quantization_config: \"", key, "\": inputs that are rotated");
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> apply_quantization(const core::Json& settings, Checkpoint& checkpoint) {
   const std::string name = LLMINFER_TRY(method_of(settings));
+  LLMINFER_TRY(refuse_rotations(settings));
   std::string known;
   for (const Method& method : kMethods) {
     known += (known.empty() ? "" : ", ") + std::string(method.name);

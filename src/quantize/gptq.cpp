@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
@@ -18,26 +19,28 @@ namespace {
 constexpr std::int64_t kBlock = 128;  ///< columns whose errors reach the columns after them by one product
 
 /// The upper triangular U with U^T U = H^-1 // (n, n), row-major. With J the reversal of an order, J H J = L L^T gives
-/// H = R R^T with the upper triangular R = J L J, so that U = R^-1: one decomposition and one triangular inverse.
-Result<std::vector<float>> inverse_factor(std::span<const double> hessian, std::int64_t n) {
+/// H = R R^T with the upper triangular R = J L J, so that U = R^-1: one decomposition and one triangular inverse, made
+/// some columns at a time. `reversed` // (n, n) is J H J; L takes its place.
+Result<std::vector<float>> inverse_factor(std::vector<double> reversed, std::int64_t n) {
   using Matrix = Eigen::MatrixXd;
-  Matrix reversed(n, n);
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      reversed(n - 1 - i, n - 1 - j) = hessian[static_cast<std::size_t>(i * n + j)];
-    }
-  }
-  const Eigen::LLT<Eigen::Ref<Matrix>> cholesky(reversed);  // in place
-  if (cholesky.info() != Eigen::Success || !reversed.diagonal().allFinite()) {
+  constexpr std::int64_t kColumns = 128;
+  Eigen::Map<Matrix> lower(reversed.data(), n, n);
+  const Eigen::LLT<Eigen::Ref<Matrix>> cholesky(lower);  // in place
+  if (cholesky.info() != Eigen::Success || !lower.diagonal().allFinite()) {
     return core::fail(ErrorCode::unsupported,
                       "GPTQ: the inputs' second moments have no Cholesky decomposition; expected "
                       "finite inputs, or more damping");
   }
-  const Matrix inverse = cholesky.matrixL().solve(Matrix::Identity(n, n));
   std::vector<float> factor(static_cast<std::size_t>(n * n), 0.0f);
-  for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = i; j < n; ++j) {
-      factor[static_cast<std::size_t>(i * n + j)] = static_cast<float>(inverse(n - 1 - i, n - 1 - j));
+  for (std::int64_t first = 0; first < n; first += kColumns) {
+    const std::int64_t below = n - first, width = std::min(kColumns, below);  // above them the columns are zero
+    Matrix columns = Matrix::Identity(below, width);
+    lower.bottomRightCorner(below, below).triangularView<Eigen::Lower>().solveInPlace(columns);
+    for (std::int64_t r = 0; r < below; ++r) {
+      float* const row = factor.data() + (below - 1 - r) * n;
+      for (std::int64_t c = 0; c < std::min(width, r + 1); ++c) {
+        row[below - 1 - c] = static_cast<float>(columns(r, c));
+      }
     }
   }
   return factor;
@@ -97,17 +100,18 @@ Result<AffineWeight> gptq(core::Team& team, const AffineScheme& scheme, std::int
     mean += static_cast<double>(diagonal(static_cast<std::int32_t>(k))) / static_cast<double>(n);
   if (!(mean > 0)) mean = 1;
 
-  std::vector<double> moments(n * n);
+  std::vector<double> moments(n * n);  // the last column first
   for (std::size_t i = 0; i < n; ++i) {
+    double* const row = moments.data() + (n - 1 - i) * n;
     for (std::size_t j = 0; j < n; ++j) {
-      moments[i * n + j] =
+      row[n - 1 - j] =
           static_cast<double>(hessian[static_cast<std::size_t>(order[i]) * n + static_cast<std::size_t>(order[j])]);
     }
-    if (moments[i * n + i] == 0) moments[i * n + i] = mean;  // an input that is always 0
-    moments[i * n + i] += options.damping * mean;
+    double& own = row[n - 1 - i];
+    if (own == 0) own = mean;  // an input that is always 0
+    own += options.damping * mean;
   }
-  const std::vector<float> factor = LLMINFER_TRY(inverse_factor(moments, cols));
-  std::vector<double>().swap(moments);
+  const std::vector<float> factor = LLMINFER_TRY(inverse_factor(std::move(moments), cols));
 
   AffineWeight out(scheme, rows, cols);
   std::vector<float> ordered(weights.size()), errors(static_cast<std::size_t>(rows * kBlock));

@@ -1,6 +1,7 @@
-// Checkpoints in memory with a small layer of one packing each, for fuzzing settings against tensors.
+// Checkpoints in memory with a small layer of one packing each, for fuzzing settings and tensors against each other.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -21,21 +22,7 @@ class PackedLayer {
   /// Its bytes are `content`, repeated.
   PackedLayer& add(const char* name, load::ElementType element, std::vector<std::int64_t> shape,
                    std::string_view content = "\x11") {
-    load::TensorInfo tensor;
-    tensor.name = name;
-    tensor.element = element;
-    tensor.cols = shape.empty() ? 1 : shape.back();
-    std::uint64_t count = 1;
-    for (const std::int64_t side : shape) count *= static_cast<std::uint64_t>(side);
-    tensor.rows = static_cast<std::int64_t>(count) / tensor.cols;
-    tensor.shape = std::move(shape);
-    tensor.offset = data_->size();
-    tensor.bytes = count * load::bytes_of(element);
-    for (std::uint64_t i = 0; i < tensor.bytes; ++i) {
-      data_->push_back(static_cast<std::byte>(content[i % content.size()]));
-    }
-    checkpoint_.by_name.emplace(tensor.name, checkpoint_.tensors.size());
-    checkpoint_.tensors.push_back(std::move(tensor));
+    tensors_.push_back({name, element, std::move(shape), std::string(content)});
     return *this;
   }
   template <class T>
@@ -44,23 +31,75 @@ class PackedLayer {
     return add(name, element, std::move(shape),
                {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)});
   }
-  load::Checkpoint take() {
-    checkpoint_.sources.push_back(core::memory_source("memory", *data_, data_));
-    return std::move(checkpoint_);
+  PackedLayer& with_experts(std::int32_t experts) {
+    experts_ = experts;
+    return *this;
+  }
+  /// Changes tensors as `bytes` say, five for each change: a type, a side, bytes at the begin, or that there is none.
+  void edit(std::string_view bytes) {
+    for (; bytes.size() >= 5 && !tensors_.empty(); bytes.remove_prefix(5)) {
+      const auto at = [&](std::size_t i) { return static_cast<std::uint8_t>(bytes[i]); };
+      Tensor& tensor = tensors_[at(0) % tensors_.size()];
+      switch (at(1) % 4) {
+        case 0:
+          tensor.element = static_cast<load::ElementType>(at(2) % (static_cast<int>(load::ElementType::i16) + 1));
+          break;
+        case 1:
+          if (!tensor.shape.empty()) tensor.shape[at(2) % tensor.shape.size()] = at(3);
+          break;
+        case 2:
+          tensor.content.replace(0, std::min<std::size_t>(tensor.content.size(), 3), bytes.substr(2, 3));
+          break;
+        default:
+          if (at(2) == 0) tensors_.erase(tensors_.begin() + at(0) % static_cast<long>(tensors_.size()));
+      }
+    }
+  }
+  load::Checkpoint checkpoint() const {
+    load::Checkpoint checkpoint;
+    auto data = std::make_shared<std::vector<std::byte>>();
+    for (const Tensor& from : tensors_) {
+      load::TensorInfo tensor;
+      tensor.name = from.name;
+      tensor.element = from.element;
+      tensor.shape = from.shape;
+      tensor.cols = from.shape.empty() ? 1 : from.shape.back();
+      std::uint64_t count = 1;
+      for (const std::int64_t side : from.shape) count *= static_cast<std::uint64_t>(side);
+      if (count == 0 || count > 1 << 16) continue;  // no file has the one; the other takes long
+      tensor.rows = static_cast<std::int64_t>(count) / tensor.cols;
+      tensor.offset = data->size();
+      tensor.bytes = count * load::bytes_of(tensor.element);
+      for (std::uint64_t i = 0; i < tensor.bytes; ++i) {
+        data->push_back(static_cast<std::byte>(from.content[i % from.content.size()]));
+      }
+      checkpoint.by_name.emplace(tensor.name, checkpoint.tensors.size());
+      checkpoint.tensors.push_back(std::move(tensor));
+    }
+    checkpoint.sources.push_back(core::memory_source("memory", *data, data));
+    checkpoint.config.layers = experts_ > 0 ? 1 : 0;
+    checkpoint.config.experts = experts_;
+    return checkpoint;
   }
 
  private:
-  load::Checkpoint checkpoint_;
-  std::shared_ptr<std::vector<std::byte>> data_ = std::make_shared<std::vector<std::byte>>();
+  struct Tensor {
+    std::string name;
+    load::ElementType element;
+    std::vector<std::int64_t> shape;
+    std::string content;
+  };
+  std::vector<Tensor> tensors_;
+  std::int32_t experts_ = 0;
 };
 
 /// Most are [8, 64] in groups of 32.
-inline const std::vector<load::Checkpoint>& packed_layers() {
+inline const std::vector<PackedLayer>& packed_layers() {
   using enum load::ElementType;
   using Sides = std::vector<std::int64_t>;
-  static const std::vector<load::Checkpoint> layers = [] {
-    std::vector<load::Checkpoint> all;
-    const auto put = [&](PackedLayer& layer) { all.push_back(layer.take()); };
+  static const std::vector<PackedLayer> layers = [] {
+    std::vector<PackedLayer> all;
+    const auto put = [&](PackedLayer& layer) { all.push_back(std::move(layer)); };
     const Sides sides = {8, 64};
     const std::string_view nf4 = R"({"blocksize": 64, "shape": [8, 64], "quant_type": "nf4"})";
     const auto length = static_cast<std::int64_t>(nf4.size());
@@ -108,6 +147,7 @@ inline const std::vector<load::Checkpoint>& packed_layers() {
             .add("x.weight.absmax", f32, {8})
             .add("x.weight.quant_state.bitsandbytes__nf4", u8, {length}, nf4)
             .add_numbers("x.weight.quant_map", f32, {16}, table));
+    put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale", u8, {8, 2}));
     const auto scalar = [](std::int32_t value) { return std::vector{value}; };
     put(PackedLayer()
             .add("mlp.up_proj.W_q", u8, {8, 32})
@@ -120,9 +160,8 @@ inline const std::vector<load::Checkpoint>& packed_layers() {
             .add("mlp.up_proj.packing", u8, {7}, "4bit_u8"));
     PackedLayer experts;
     experts.add("experts.gate_up_proj_blocks", u8, {2, 4, 2, 16}).add("experts.gate_up_proj_scales", u8, {2, 4, 2});
-    put(experts.add("experts.down_proj_blocks", u8, {2, 3, 1, 16}).add("experts.down_proj_scales", u8, {2, 3, 1}));
-    all.back().config.layers = 1;
-    all.back().config.experts = 2;
+    experts.add("experts.down_proj_blocks", u8, {2, 3, 1, 16}).add("experts.down_proj_scales", u8, {2, 3, 1});
+    put(experts.with_experts(2));
     return all;
   }();
   return layers;

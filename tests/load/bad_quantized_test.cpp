@@ -121,9 +121,10 @@ TEST_CASE("bad quantized checkpoints: group sizes that do not divide the columns
   SECTION("AWQ") {
     make_awq(layer);
     layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": 48, "version": "gemm"})";
-    layer.tensors["x.scales"] = floats({1, 8}, 0.5f);
-    layer.tensors["x.qzeros"] = words({1, 1}, 0);
-    layer.expect(ErrorCode::corrupt, "x.scales");
+    const int groups = GENERATE(1, 2);
+    layer.tensors["x.scales"] = floats({groups, 8}, 0.5f);
+    layer.tensors["x.qzeros"] = words({groups, 1}, 0);
+    layer.expect(ErrorCode::corrupt, groups == 1 ? "x.scales" : "x.qweight");
   }
   SECTION("compressed-tensors, integers") {
     layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
@@ -132,13 +133,13 @@ TEST_CASE("bad quantized checkpoints: group sizes that do not divide the columns
     layer.tensors = {{"x.weight_packed", words({4, 8}, 0)},
                      {"x.weight_scale", floats({4, 1}, 1)},
                      {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{4, 64})}}};
-    layer.expect(ErrorCode::corrupt, "x.weight_scale");
+    layer.tensors["x.weight_scale"] = floats({4, GENERATE(1, 2)}, 1);
+    layer.expect(ErrorCode::corrupt, "x.weight_packed");
   }
   SECTION("compressed-tensors, NVFP4 and MXFP4") {
     const bool nvfp4 = GENERATE(true, false);
-    layer.settings =
-        std::string(R"({"quant_method": "compressed-tensors", "format": ")") + (nvfp4 ? "nv" : "mx") +
-        R"(fp4-pack-quantized", "config_groups": {"g": {"targets": ["Linear"],
+    layer.settings = std::string(R"({"quant_method": "compressed-tensors", "format": ")") + (nvfp4 ? "nv" : "mx") +
+                     R"(fp4-pack-quantized", "config_groups": {"g": {"targets": ["Linear"],
                        "weights": {"num_bits": 4, "type": "float",
                        "strategy": "group", "group_size": 16}}}})";
     layer.tensors = {{"x.weight_packed", raw_bytes("U8", {4, 12}, 0)},
@@ -152,6 +153,33 @@ TEST_CASE("bad quantized checkpoints: group sizes that do not divide the columns
     layer.tensors = {{"x.weight", raw_bytes("U8", {64, 1}, 0)},
                      {"x.weight.quant_state.bitsandbytes__nf4", {"U8", {static_cast<int>(state.size())}, state}}};
     layer.expect(ErrorCode::corrupt, "blocksize");
+  }
+}
+
+TEST_CASE("bad quantized checkpoints: scales of which weights come that are not finite") {
+  Layer layer;
+  SECTION("GPTQ") {
+    make_gptq(layer);
+    layer.tensors["x.scales"] = floats({2, 8}, -3e38f);
+    layer.expect(ErrorCode::corrupt, "x.scales");
+  }
+  SECTION("LLM.int8()") {
+    layer.settings = R"({"quant_method": "bitsandbytes", "load_in_8bit": true})";
+    layer.tensors = {{"x.weight", raw_bytes("I8", {4, 32}, 127)}, {"x.SCB", floats({4}, 3e38f)}};
+    layer.expect(ErrorCode::corrupt, "x.SCB");
+  }
+  SECTION("NVFP4: the quotient of two") {
+    layer.settings = R"({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"g":
+      {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float"}}}})";
+    layer.tensors = {{"x.weight_packed", raw_bytes("U8", {4, 16}, 0)},
+                     {"x.weight_scale", raw_bytes("F8_E4M3", {4, 2}, 0x7e)},
+                     {"x.weight_global_scale", floats({1}, 1e-37f)}};
+    layer.expect(ErrorCode::corrupt, "x.weight_packed");
+  }
+  SECTION("HQQ: a product with a zero point") {
+    make_hqq(layer);
+    layer.tensors["x.zero"] = floats({8, 1}, 3e38f);
+    layer.expect(ErrorCode::corrupt, "x.zero");
   }
 }
 

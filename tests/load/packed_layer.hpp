@@ -22,6 +22,13 @@ template <class T>
 std::string bytes_of(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
+inline std::string from_hex(const std::string& hex) {
+  std::string bytes;
+  for (std::size_t i = 0; i < hex.size(); i += 2) {
+    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  }
+  return bytes;
+}
 inline Tensor words(std::vector<std::int64_t> shape, std::uint32_t word) {
   std::int64_t count = 1;
   for (const auto side : shape) count *= side;

@@ -22,14 +22,6 @@ nlohmann::json read_golden() {
 
 core::Json list(const std::string& json) { return core::parse_json(json, "test").value(); }
 
-std::string from_hex(const std::string& hex) {
-  std::string bytes;
-  for (std::size_t i = 0; i < hex.size(); i += 2) {
-    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
-  }
-  return bytes;
-}
-
 /// x: 4 bits, [4 rows, 64 columns], groups of 32, every value 1.
 void make_packed(Layer& layer, const std::string& targets, const std::string& ignore = "[]") {
   layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": )" + ignore +

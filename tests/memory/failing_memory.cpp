@@ -1,5 +1,6 @@
 #include "tests/memory/failing_memory.hpp"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -16,7 +17,7 @@ namespace {
 std::atomic<long> countdown{-1};  ///< allocations that still succeed; negative: not armed
 std::atomic<bool> from_then_on{false};
 std::atomic<bool> failed{false};
-std::atomic<long> live{0};
+std::atomic<long> live{0}, bytes_held{0}, bytes_peak{0};
 
 /// Whether this allocation is one to fail.
 bool fails() noexcept {
@@ -31,7 +32,11 @@ bool fails() noexcept {
 }
 
 void* counted(void* block) noexcept {
-  if (block) live.fetch_add(1);
+  if (!block) return block;
+  live.fetch_add(1);
+  const long size = static_cast<long>(malloc_usable_size(block)), held = bytes_held.fetch_add(size) + size;
+  for (long peak = bytes_peak.load(); held > peak && !bytes_peak.compare_exchange_weak(peak, held);) {
+  }
   return block;
 }
 
@@ -47,7 +52,10 @@ void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
 }
 
 void release(void* block) noexcept {
-  if (block) live.fetch_sub(1);
+  if (block) {
+    live.fetch_sub(1);
+    bytes_held.fetch_sub(static_cast<long>(malloc_usable_size(block)));
+  }
   std::free(block);
 }
 
@@ -67,6 +75,9 @@ bool disarm() {
 }
 
 long live_blocks() { return live.load(); }
+long live_bytes() { return bytes_held.load(); }
+long peak_bytes() { return bytes_peak.load(); }
+void reset_peak() { bytes_peak.store(bytes_held.load()); }
 
 }  // namespace llminfer::test
 

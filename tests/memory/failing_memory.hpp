@@ -13,7 +13,11 @@ enum class Failing {
 void arm(long successes, Failing failing);
 /// Ends the failing. Whether an allocation has failed since arm().
 bool disarm();
-/// Blocks of memory that are held now.
+/// Blocks of memory that operator new gave and that are held now.
 long live_blocks();
+/// Bytes of such blocks, and the most that there were since reset_peak().
+long live_bytes();
+long peak_bytes();
+void reset_peak();
 
 }  // namespace llminfer::test
