@@ -75,7 +75,8 @@ TEST_CASE("SmolLM2: the reference's tokens on every level of this machine, the r
 }
 
 TEST_CASE(
-    "SmolLM2: divergence of cache types and of 8-bit activations, and how often the reference's token is chosen") {
+    "SmolLM2: divergence of cache types and of 8-bit activations, and how often the reference's token is chosen",
+    "[.slow]") {
   if (!default_model()) return;
   struct Case {
     CacheType type;
