@@ -51,6 +51,7 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
     penalties = in_chain(SamplerStep::penalties) && !neutral && o.penalty_window != 0;
     dry = in_chain(SamplerStep::dry) && o.dry_multiplier > 0 && o.dry_window != 0;
     greedy = o.temperature == 0.0f;
+    takes_best = greedy && !penalties && !dry;
     mirostat = !greedy && o.mirostat_tau > 0;
     edits = !o.logit_bias.empty() || o.processor;
   }
@@ -77,6 +78,7 @@ struct [[gnu::visibility("hidden")]] Sampler::Impl {  // it would inherit the vi
   Tokenizer tokenizer;
   std::int32_t vocab_size;
   bool penalties, dry, greedy, mirostat, edits;
+  bool takes_best;  ///< the choice is the best token of the edited logits
 
   std::vector<Token> history;
   bool lost_history = false;  ///< accept() ran out of memory
@@ -167,7 +169,7 @@ Error Sampler::Impl::forbidden() const {
 
 Result<Token> Sampler::Impl::choose(std::span<const float> raw) {
   const std::span<const float> logits = LLMINFER_TRY(edit(raw));
-  if (greedy && !penalties && !dry) {
+  if (takes_best) {
     const std::int64_t token = engine::argmax(logits);
     if (token < 0) return forbidden();
     return static_cast<Token>(token);
@@ -212,9 +214,9 @@ Result<Sample> Sampler::Impl::sample(std::span<const float> raw) {
                       vocab_size);
   }
   // The best of a large vocabulary are found in a tenth of the time that the chain takes over all of it.
-  const bool simple = greedy && !penalties && !dry && options.logprobs == 0;
-  if (const CandidateWish w = wish(kMostScanned); w.count > 0 && !simple) {
-    auto chosen = LLMINFER_TRY(sample(scan.find(raw, w)));
+  const CandidateWish wanted = takes_best && options.logprobs == 0 ? CandidateWish() : wish(kMostScanned);
+  if (wanted.count > 0) {
+    auto chosen = LLMINFER_TRY(sample(scan.find(raw, wanted)));
     if (chosen) return *std::move(chosen);
   }
   return sample_whole(raw);
@@ -302,7 +304,7 @@ Result<std::optional<Sample>> Sampler::Impl::sample(const engine::RowCandidates&
   if (lost_history) return core::fail(ErrorCode::out_of_memory, "no memory was left for the accepted tokens");
   if (row.best.empty() || row.best.front().token < 0) return forbidden();
   Sample sample;
-  if (greedy && !penalties && !dry && !edits) {
+  if (takes_best && !edits) {
     sample.token = row.best.front().token;
   } else if (row.drawn) {
     if (!engine::certain(*row.drawn, draw_of_all(), row.best.front().logit, vocab_size)) return std::optional<Sample>();

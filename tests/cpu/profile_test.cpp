@@ -4,21 +4,14 @@
 #include <vector>
 
 #include "tests/cpu/model.hpp"
+#include "tests/cpu/saved_profiles.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
 
 namespace {
 
-struct Saved {
-  std::int32_t rows;
-  std::string level;
-  int threads;
-  std::vector<StepProfile> steps;
-  std::vector<std::string> names;
-};
-
-std::int64_t operations(const Saved& pass, StepKind kind) {
+std::int64_t operations(const SavedProfile& pass, StepKind kind) {
   std::int64_t sum = 0;
   for (const StepProfile& step : pass.steps) sum += step.kind == kind ? step.operations : 0;
   return sum;
@@ -38,15 +31,11 @@ TEST_CASE("a profile counts what the shapes say") {
   const int window = GENERATE(0, 3);
   const Shape shape{.layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 96, .window = window};
   const Model model = make_model(make_program(shape), WeightType::q8_0);
-  std::vector<Saved> passes;
+  std::vector<SavedProfile> passes;
   BackendOptions options;
   options.threads = 2;
   options.cpu_level = "scalar";
-  options.on_profile = [&](const PassProfile& pass) {
-    Saved& saved = passes.emplace_back(Saved{pass.rows, std::string(pass.level), pass.threads, {}, {}});
-    saved.steps.assign(pass.steps.begin(), pass.steps.end());
-    for (const StepProfile& step : pass.steps) saved.names.emplace_back(step.name);
-  };
+  options.on_profile = save_to(passes);
   Driver driver(model, options, CacheType::f16);
   const auto tokens = random_tokens(6, shape.vocab);
   driver.feed(tokens, {5, 1});
@@ -54,7 +43,7 @@ TEST_CASE("a profile counts what the shapes say") {
   REQUIRE(passes.size() == 2);
   CHECK(passes[0].rows == 5);
   CHECK(passes[1].rows == 1);
-  for (const Saved& pass : passes) {
+  for (const SavedProfile& pass : passes) {
     CHECK(pass.level == "scalar");
     CHECK(pass.threads == 2);
     // embed, 2 * (qkv, attention, o, gate and up, down), selection, last norm, head

@@ -6,28 +6,13 @@
 #include <vector>
 
 #include "tests/cpu/mixture.hpp"
+#include "tests/cpu/saved_profiles.hpp"
 #include "tests/gpu/graph_script.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
 
 namespace {
-
-struct Saved {
-  std::int32_t rows;
-  std::string level;
-  int threads;
-  std::vector<StepProfile> steps;
-  std::vector<std::string> names;
-};
-
-ProfileCallback save_to(std::vector<Saved>& passes) {
-  return [&passes](const PassProfile& pass) {
-    Saved& saved = passes.emplace_back(Saved{pass.rows, std::string(pass.level), pass.threads, {}, {}});
-    saved.steps.assign(pass.steps.begin(), pass.steps.end());
-    for (const StepProfile& step : pass.steps) saved.names.emplace_back(step.name);
-  };
-}
 
 /// Without the bits per value, which differ by backend.
 std::string plain(const std::string& name) { return name.substr(0, name.find(" (")); }
@@ -39,7 +24,7 @@ TEST_CASE("A profile of the GPU counts what the CPU's counts") {
   const Model model = make_model(make_program(shape), WeightType::q8_0);
   const auto tokens = random_tokens(58, shape.vocab);
   const auto device = make_machine();
-  std::vector<Saved> of_gpu, of_cpu;
+  std::vector<SavedProfile> of_gpu, of_cpu;
   GpuOptions options;
   options.on_profile = save_to(of_gpu);
   Driver gpu(model, gpu::make_backend(device, options), CacheType::f32),
@@ -53,7 +38,7 @@ TEST_CASE("A profile of the GPU counts what the CPU's counts") {
     if (spec.rows > 1 && spec.name != "embed") values += spec.rows * spec.cols;
   }
   for (std::size_t p = 0; p < of_gpu.size(); ++p) {
-    const Saved &g = of_gpu[p], &c = of_cpu[p];
+    const SavedProfile &g = of_gpu[p], &c = of_cpu[p];
     CAPTURE(p);
     CHECK(g.rows == c.rows);
     CHECK(g.level == device->info().architecture);
@@ -83,14 +68,14 @@ TEST_CASE("A profile of the GPU counts what the CPU's counts") {
 TEST_CASE("A profile of a mixture on the GPU counts the experts that the rows can choose") {
   const Mixture mixture{.experts = 6, .used = 2, .layers = 1};
   const Model model = make_model(make_mixture(mixture), WeightType::f16);
-  std::vector<Saved> passes;
+  std::vector<SavedProfile> passes;
   GpuOptions options;
   options.on_profile = save_to(passes);
   Driver driver(model, gpu::make_backend(make_machine(), options), CacheType::f16);
   driver.feed(random_tokens(7, model.program.vocab_size), {4, 2, 1});
   REQUIRE(passes.size() == 3);
   std::vector<std::int64_t> bytes;
-  for (const Saved& pass : passes) {
+  for (const SavedProfile& pass : passes) {
     for (std::size_t i = 0; i < pass.names.size(); ++i) {
       if (plain(pass.names[i]) == "experts") bytes.push_back(pass.steps[i].weight_bytes);
     }
@@ -119,7 +104,7 @@ TEST_CASE("Profiled passes give the bits of others, without graphs") {
 
 TEST_CASE("A pass that nothing is asked of ends its profile where it ends, and one that fails has none") {
   const Model model = decoded_model();
-  std::vector<Saved> passes;
+  std::vector<SavedProfile> passes;
   GpuOptions options;
   options.on_profile = save_to(passes);
   Driver driver(model, gpu::make_backend(make_machine(), options), CacheType::f16);
