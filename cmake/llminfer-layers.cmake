@@ -1,9 +1,10 @@
 # Each layer of the library is an object library, so that a test links just the layers below it; llminfer itself is all of
 # them together.
 
-# llminfer_layer(NAME [FOLDER]): object library llminfer_NAME of the .cpp files in this folder.
+# llminfer_layer(NAME [DEPENDS LAYER…] [LINK LIBRARY…] [TOGETHER FILE…]): object library llminfer_NAME of the .cpp files in this
+# folder. TOGETHER: those whose own names do not collide, without .cpp, which a unity build compiles eight at a time.
 function(llminfer_layer name)
-  cmake_parse_arguments(arg "" "" "DEPENDS;LINK" ${ARGN})
+  cmake_parse_arguments(arg "" "" "DEPENDS;LINK;TOGETHER" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
   add_library(llminfer_${name} OBJECT ${sources})
   llminfer_compile_settings(llminfer_${name})
@@ -15,6 +16,13 @@ function(llminfer_layer name)
     target_link_libraries(llminfer_${name} PUBLIC llminfer_${layer})
   endforeach()
   target_link_libraries(llminfer_${name} PUBLIC ${arg_LINK})
+  set_target_properties(llminfer_${name} PROPERTIES UNITY_BUILD_MODE GROUP)
+  set(count 0)
+  foreach(file IN LISTS arg_TOGETHER)
+    math(EXPR group "${count} / 8")
+    math(EXPR count "${count} + 1")
+    set_source_files_properties(${file}.cpp PROPERTIES UNITY_GROUP ${group})
+  endforeach()
   set_property(GLOBAL APPEND PROPERTY LLMINFER_LAYERS llminfer_${name})
 endfunction()
 

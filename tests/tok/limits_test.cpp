@@ -14,7 +14,11 @@ std::string repeated(std::string_view unit, std::size_t bytes) {
   return out;
 }
 
+#if defined(LLMINFER_SANITIZED)
+constexpr std::size_t kMegabyte = 1000 * 100;  // they look for other things than time
+#else
 constexpr std::size_t kMegabyte = 1000 * 1000;
+#endif
 
 #if defined(NDEBUG) && !defined(LLMINFER_SANITIZED)
 constexpr double kSeconds = 4.0;  // of processor time, for a megabyte: a quadratic algorithm takes minutes
