@@ -114,6 +114,21 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   state.counters["GOP/s"] = Counter(count * 2e-9 * m * static_cast<double>(rows * cols), Counter::kIsRate);
 }
 
+/// Bringing a weight of a file into panels, on one thread. GB/s are of the file.
+void pack(benchmark::State& state, const Kind& kind) {
+  constexpr std::int64_t kRows = 1536, kCols = 1536;
+  const llminfer::WeightTypeInfo info = llminfer::weight_type_info(kind.type);
+  std::vector<std::byte> file(static_cast<std::size_t>(kRows * kCols / info.block_values) * info.block_bytes);
+  std::mt19937 random(1);
+  for (std::byte& byte : file) byte = static_cast<std::byte>((random() & 0x3b) | 0x08);
+  const auto packed = cpu::PackedWeight::allocate(kind.type, kRows, kCols, kind.details).value();
+  for (auto _ : state) {
+    packed->pack_panels({"", kind.type, kRows, kCols, file, nullptr, kind.details}, 0, packed->panels());
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(file.size()));
+}
+
 /// The roof: each thread sums its share of 128 MiB.
 void read_memory(benchmark::State& state) {
   static std::vector<std::uint64_t> data;
@@ -158,6 +173,10 @@ void quantize(benchmark::State& state, Table table) {
 
 int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("read_memory", read_memory)->Threads(1)->Threads(2)->UseRealTime();
+  for (const Kind& kind : kinds()) {
+    if (kind.sparse || kind.high_only) continue;
+    benchmark::RegisterBenchmark(("pack/" + kind.name).c_str(), pack, kind)->Unit(benchmark::kMillisecond);
+  }
   for (const cpu::Level& at : cpu::runnable_levels().subspan(1)) {
     if (!cpu::choose_level(at.name, "level").has_value()) continue;
     const std::string level = at.name;

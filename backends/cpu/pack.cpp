@@ -1,4 +1,4 @@
-// Packing of checkpoint weights into panels, reading rows back, and exact mode. Runs once per weight; knows no SIMD.
+// Packed weights: their kinds and sizes, their memory, reading rows back, and exact mode. Knows no SIMD.
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -7,6 +7,7 @@
 
 #include "backends/cpu/arena.hpp"
 #include "backends/cpu/linear.hpp"
+#include "backends/cpu/pack_panels.hpp"
 #include "core/checked.hpp"
 #include "core/error.hpp"
 #include "core/half.hpp"
@@ -51,228 +52,10 @@ std::shared_ptr<std::uint8_t> zeroed_heap(std::int64_t bytes) {
   return {memory, std::free};
 }
 
-void put_u16(std::uint8_t* to, std::uint16_t v) { std::memcpy(to, &v, sizeof v); }
-void put_float(std::uint8_t* to, float v) { std::memcpy(to, &v, sizeof v); }
-
-/// Writes 32 codes of one row, 8 quads of 4, into its group of a panel: 4 bytes to each plane. The inverse of
-/// panel_codes. Works on 4 codes at a time as the bytes of a word.
-template <int Bits>
-void put_codes(std::uint8_t* row, const std::uint8_t* codes) {
-  std::uint32_t quad[8];
-  std::memcpy(quad, codes, sizeof quad);
-  const auto put = [&](int plane, std::uint32_t word) { std::memcpy(row + plane * 64, &word, sizeof word); };
-  if constexpr (Bits == 8) {
-    for (int q = 0; q < 8; ++q) put(q, quad[q]);
-  } else if constexpr (Bits >= 4) {
-    constexpr std::uint32_t kLow = 0x0f0f0f0f;
-    for (int p = 0; p < 4; ++p) put(p, (quad[p] & kLow) | (quad[p + 4] & kLow) << 4);
-  } else {
-    constexpr std::uint32_t kLow = 0x03030303;
-    for (int p = 0; p < 2; ++p) {
-      put(p, (quad[p] & kLow) | (quad[p + 2] & kLow) << 2 | (quad[p + 4] & kLow) << 4 | (quad[p + 6] & kLow) << 6);
-    }
-  }
-  if constexpr (Bits == 5 || Bits == 3) {
-    std::uint32_t high = 0;
-    for (int q = 0; q < 8; ++q) high |= (quad[q] >> (Bits - 1) & 0x01010101) << q;
-    put(Bits - 1, high);
-  }
-  if constexpr (Bits == 6) {
-    for (int p = 0; p < 2; ++p) {
-      std::uint32_t high = 0;
-      for (int j = 0; j < 4; ++j) high |= (quad[p + 2 * j] >> 4 & 0x03030303) << 2 * j;
-      put(4 + p, high);
-    }
-  }
-}
-
-/// Bit i: code i of four is not that of zero, 128.
-unsigned nonzero_codes(const std::uint8_t* codes) {
-  std::uint32_t quad;
-  std::memcpy(&quad, codes, sizeof quad);
-  quad ^= 0x80808080u;
-  // Adding 127 carries into the highest bit of each byte whose others are not all 0, and no further.
-  const std::uint32_t high = (((quad & 0x7f7f7f7fu) + 0x7f7f7f7fu) | quad) & 0x80808080u;
-  return (high >> 7) * 0x01020408u >> 24 & 15;
-}
-
 /// Whether more than two bits are set.
 bool more_than_two(std::uint64_t bits) {
   bits &= bits - 1;
   return (bits & (bits - 1)) != 0;
-}
-
-/// put_codes for a group of a sparse panel: of each quad the two codes that are not zero, or fewer and a zero.
-void put_pairs(std::uint8_t* group, int lane, const std::uint8_t* codes) {
-  for (int quad = 0; quad < 8; ++quad, codes += 4) {
-    // The two columns, or for fewer some that are zero.
-    constexpr std::uint8_t kTwo[13] = {3, 3, 3, 3, 5, 5, 6, 0, 9, 9, 10, 0, 12};
-    const unsigned mask = kTwo[nonzero_codes(codes)];
-    std::uint8_t* const to = group + quad * 32 + pair_at(lane);
-    to[0] = codes[std::countr_zero(mask)];
-    to[1] = codes[std::bit_width(mask) - 1];
-    group[kPairMasks + quad * 8 + lane / 2] |= static_cast<std::uint8_t>(mask << lane % 2 * 4);
-  }
-}
-
-/// Packs one block of row `lane`, whose first value is column `col`.
-template <int Bits>
-void put_block(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format,
-               const quant::GroupedBlock& block, std::uint8_t* panel, std::int64_t col, int lane) {
-  std::uint8_t* const group = panel + col / kGroupValues * layout.code_bytes;
-  for (int i = 0; i < format.block_values / kGroupValues; ++i) {
-    const std::uint8_t* const codes = block.code + i * kGroupValues;
-    if (shape.sparse) {
-      put_pairs(group + i * layout.code_bytes, lane, codes);
-    } else {
-      put_codes<Bits>(group + i * layout.code_bytes + lane * 4, codes);
-    }
-  }
-  // A block of formats with 2 levels is one super-block; others repeat their scale where the kind's groups are finer.
-  for (int i = 0; i < format.block_values; i += shape.group) {
-    const int g = i / format.shape.group;
-    const std::int64_t at = ((col + i) / shape.group >> layout.scale_shift) * kPanelRows + lane;
-    std::uint8_t* const scale = panel + layout.scale;
-    std::uint8_t* const minimum = panel + layout.minimum;
-    switch (shape.scale) {
-      case PanelScale::f32:
-        put_float(scale + at * 4, block.scale[g]);
-        if (layout.float_minimums) {
-          put_float(minimum + at * 4, block.minimum[g]);
-        } else if (shape.minimum) {
-          minimum[at] = static_cast<std::uint8_t>(block.zero_point[g]);
-        }
-        break;
-      case PanelScale::f16:
-        put_u16(scale + at * 2, core::float_to_half(block.scale[g]));
-        if (shape.minimum) put_u16(minimum + at * 2, core::float_to_half(block.minimum[g]));
-        break;
-      case PanelScale::two_level:
-        scale[at] = static_cast<std::uint8_t>(block.sub_scale[g]);
-        if (shape.minimum) minimum[at] = block.sub_minimum[g];
-        break;
-    }
-  }
-  if (shape.scale == PanelScale::two_level) {
-    const std::int64_t at = (col / (kGroupValues * kSuperGroups) * kPanelRows + lane) * 2;
-    put_u16(panel + layout.super_scale + at, core::float_to_half(block.d));
-    if (shape.minimum) put_u16(panel + layout.super_minimum + at, core::float_to_half(block.d_min));
-  }
-}
-
-/// Packs `lanes` rows into a panel, some columns at a time: those of one row lie one after another in memory, and their
-/// part of the panel stays in the cache until all rows are in it.
-template <int Bits>
-void put_rows(const PanelShape& shape, const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
-              std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
-  constexpr std::int64_t kColumns = 1024;  // whole blocks of every format
-  quant::GroupedBlock decomposed;
-  for (std::int64_t begin = 0; begin < cols; begin += kColumns) {
-    const std::int64_t end = std::min(begin + kColumns, cols);
-    for (int lane = 0; lane < lanes; ++lane) {
-      const std::uint8_t* block = rows + lane * row_bytes + begin / format.block_values * format.block_bytes;
-      for (std::int64_t col = begin; col < end; col += format.block_values, block += format.block_bytes) {
-        format.decompose(block, decomposed);
-        put_block<Bits>(shape, layout, format, decomposed, panel, col, lane);
-      }
-    }
-  }
-}
-
-/// put_rows for Q4_0, Q4_1 (4 planes) and Q8_0 (8), the commonest formats of small models: a block's codes already lie
-/// as panels have them, after one or two halves, so nothing needs to be decoded.
-template <int Planes>
-void put_plain_rows(const PanelLayout& layout, const quant::Format& format, const std::uint8_t* rows,
-                    std::int64_t row_bytes, int lanes, std::int64_t cols, std::uint8_t* panel) {
-  const bool minimum = format.shape.minimum;
-  const std::int64_t groups = cols / kGroupValues, codes = minimum ? 4 : 2;
-  constexpr std::uint32_t kSigns = Planes == 8 ? 0x80808080u : 0;  // two's complement to offset 128
-  for (int lane = 0; lane < lanes; ++lane) {
-    const std::uint8_t* block = rows + lane * row_bytes;
-    for (std::int64_t g = 0; g < groups; ++g, block += format.block_bytes) {
-      std::uint8_t* const row = panel + g * layout.code_bytes + lane * 4;
-      std::uint32_t words[Planes];
-      std::memcpy(words, block + codes, sizeof words);
-      for (int plane = 0; plane < Planes; ++plane) {
-        words[plane] ^= kSigns;
-        std::memcpy(row + plane * 64, words + plane, 4);
-      }
-      const std::int64_t at = ((g >> layout.scale_shift) * kPanelRows + lane) * 2;
-      std::memcpy(panel + layout.scale + at, block, 2);
-      if (minimum) {  // Q4_1 adds it, panels subtract it: the other sign
-        std::uint16_t half;
-        std::memcpy(&half, block + 2, sizeof half);
-        put_u16(panel + layout.minimum + at, half ^ 0x8000u);
-      }
-    }
-  }
-}
-
-/// Calls `f` with the width of a panel's codes as a constant.
-template <class F>
-void with_bits(int bits, F&& f) {
-  switch (bits) {
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    default:
-      return f(std::integral_constant<int, 8>());
-  }
-}
-
-/// Transposes `lanes` rows of `cols` elements into a panel [cols][16].
-template <class T>
-void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
-               std::uint8_t* panel) {
-  constexpr std::int64_t kSize = sizeof(T), kBlock = 64;  // columns whose part of the panel stays in the cache
-  for (std::int64_t begin = 0; begin < cols; begin += kBlock) {
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      for (std::int64_t k = begin; k < std::min(begin + kBlock, cols); ++k) {
-        std::memcpy(panel + (k * kPanelRows + lane) * kSize, rows + lane * row_bytes + k * kSize, kSize);
-      }
-    }
-  }
-}
-
-bool sparse_floats(PanelKind kind) { return kind == PanelKind::f16_sparse || kind == PanelKind::bf16_sparse; }
-
-/// Packs rows of which at least two of four neighbours are zero.
-void put_sparse(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
-                const PanelLayout& layout, std::uint8_t* panel) {
-  for (std::int64_t quad = 0; quad < cols / 4; ++quad) {
-    std::uint32_t choices[2] = {0, 0};
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      std::uint16_t four[4];
-      std::memcpy(four, rows + lane * row_bytes + quad * 8, sizeof four);
-      for (unsigned column = 0, entry = 0; column < 4 && entry < 2; ++column) {
-        if ((four[column] & 0x7fffu) == 0) continue;
-        put_u16(panel + ((quad * 2 + entry) * kPanelRows + lane) * 2, four[column]);
-        choices[entry++] |= column << 2 * lane;
-      }
-    }
-    std::memcpy(panel + layout.scale + quad * 8, choices, sizeof choices);
-  }
-}
-
-/// Packs rows of FP8 blocks: bytes [cols][16], and the scales.
-void put_fp8(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,
-             const PanelLayout& layout, std::uint8_t* panel) {
-  constexpr std::int64_t kBlockBytes = 4 + kGroupValues;
-  for (std::int64_t g = 0; g < cols / kGroupValues; ++g) {
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      const std::uint8_t* const block = rows + lane * row_bytes + g * kBlockBytes;
-      std::memcpy(panel + layout.scale + ((g >> layout.scale_shift) * kPanelRows + lane) * 4, block, 4);
-      std::uint8_t* const to = panel + g * kGroupValues * kPanelRows + lane;
-      for (int i = 0; i < kGroupValues; ++i) to[i * kPanelRows] = block[4 + i];
-    }
-  }
 }
 
 /// log2 of the groups of 32 whose scales can be stored as one.
@@ -308,13 +91,6 @@ PanelLayout layout_of(PanelKind kind, WeightType type, std::int64_t cols, const 
     layout.bytes += (((cols / kGroupValues - 1) >> shift) + 1) * kPanelRows * 4;
   }
   return layout;
-}
-
-/// The sums of a w8a8 panel's codes.
-void put_sums(const PanelLayout& layout, std::int64_t cols, std::uint8_t* panel) {
-  std::int32_t sums[kPanelRows] = {};
-  for (std::int64_t i = 0; i < cols * kPanelRows; ++i) sums[i / 4 % kPanelRows] += panel[i] - 128;
-  std::memcpy(panel + layout.minimum, sums, sizeof sums);
 }
 
 /// One scale for each row of the weight and each row of activations, which is rounded to 8 bits.
@@ -471,36 +247,7 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::adopt(const WeightView& weig
 }
 
 void PackedWeight::pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end) {
-  const quant::Format& format = quant::format(weight.type);
-  const PanelShape shape = panel_shape(view_.kind);
-  const PanelLayout& layout = view_.layout;
-  const std::int64_t row_bytes = view_.cols / format.block_values * format.block_bytes;
-  const auto* const source = reinterpret_cast<const std::uint8_t*>(weight.data.data());
-  for (std::int32_t p = begin; p < end; ++p) {
-    const std::int64_t first = std::int64_t{p} * kPanelRows;
-    const auto lanes = static_cast<int>(std::min<std::int64_t>(kPanelRows, view_.rows - first));
-    const std::uint8_t* const rows = source + first * row_bytes;
-    std::uint8_t* const panel = panels_ + p * layout.bytes;
-    if (shape.bits == 0) {
-      if (view_.kind == PanelKind::fp8) {
-        put_fp8(rows, row_bytes, lanes, view_.cols, layout, panel);
-      } else if (sparse_floats(view_.kind)) {
-        put_sparse(rows, row_bytes, lanes, view_.cols, layout, panel);
-      } else if (format.block_bytes == 4) {
-        put_dense<std::uint32_t>(rows, row_bytes, lanes, view_.cols, panel);
-      } else {
-        put_dense<std::uint16_t>(rows, row_bytes, lanes, view_.cols, panel);
-      }
-    } else if (weight.type == WeightType::q4_0 || weight.type == WeightType::q4_1) {
-      put_plain_rows<4>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
-    } else if (view_.kind == PanelKind::q8_0) {
-      put_plain_rows<8>(layout, format, rows, row_bytes, lanes, view_.cols, panel);
-    } else {
-      with_bits(shape.bits,
-                [&](auto bits) { put_rows<bits()>(shape, layout, format, rows, row_bytes, lanes, view_.cols, panel); });
-      if (view_.kind == PanelKind::w8a8) put_sums(layout, view_.cols, panel);
-    }
-  }
+  write_panels(view_, weight.type, reinterpret_cast<const std::uint8_t*>(weight.data.data()), begin, end, panels_);
 }
 
 Result<std::unique_ptr<PackedWeight>> pack_weight(const WeightView& weight) {

@@ -91,8 +91,9 @@ std::uint32_t bits_at(std::uint64_t index, int bits, const Word& word) {
 }
 
 /// Calls body(first, last, thread) for ranges of rows that cover [0, rows), on all threads of the team if there is one.
-/// Ranges begin at multiples of kRowStep. The body must not throw. Errors: those of Team::run.
-inline constexpr std::int64_t kRowStep = 16;
+/// Ranges begin at multiples of kRowStep, so many that what lies across rows is read by lines, not words. The body must
+/// not throw. Errors: those of Team::run.
+inline constexpr std::int64_t kRowStep = 64;
 Result<void> for_rows(core::Team* team, std::int64_t rows,
                       core::FunctionRef<void(std::int64_t first, std::int64_t last, std::size_t thread)> body);
 /// Of for_rows.

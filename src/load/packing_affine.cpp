@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/transpose.hpp"
 #include "load/packing.hpp"
 #include "quant/format.hpp"
+#include "quant/traits_w.hpp"
 
 namespace llminfer::load {
 namespace {
@@ -64,7 +66,7 @@ class AffinePacking final : public Packing {
     const core::Bytes words = LLMINFER_TRY(read_bytes(checkpoint, l.codes));
 
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
-    // The codes of kRowStep rows, a cache line of each row of words, are unpacked together; then a row is sorted.
+    // The codes of kRowStep rows, some cache lines of each row of words, are unpacked together; then a row is sorted.
     const auto cols = static_cast<std::size_t>(l.cols);
     std::vector<std::uint8_t> scratch((kRowStep + 1) * cols * threads_of(team));
     const auto convert = [&](std::int64_t begin, std::int64_t end, std::size_t thread) {
@@ -130,11 +132,29 @@ class AffinePacking final : public Packing {
       return w;
     };
     if (l.order == AffineLayer::Order::interleaved) {
-      for (std::int64_t k = 0; k < l.cols; ++k) {
-        for (std::int64_t r = 0; r < count; ++r) {
-          const std::int64_t n = first + r;
-          codes[r * l.cols + k] =
-              static_cast<std::uint8_t>(word(k * (l.rows / 8) + n / 8) >> (4 * kNibbleOf[n % 8]) & 15);
+      // Squares of 16 columns, each of them two words, and 16 rows.
+      const auto eight = [&](std::int64_t k, std::int64_t r) {
+        return quant::spread_codes<4>(word(k * (l.rows / 8) + (first + r) / 8));
+      };
+      const std::int64_t squares = l.cols / 16 * 16;
+      for (std::int64_t r = 0; r < count; r += 16) {
+        const bool both = r + 8 < count;
+        for (std::int64_t k = 0; k < squares; k += 16) {
+          std::uint64_t columns[16][2] = {};
+          std::uint8_t rows[16][16];
+          for (int i = 0; i < 16; ++i) {
+            columns[i][0] = eight(k + i, r);
+            if (both) columns[i][1] = eight(k + i, r + 8);
+          }
+          core::transpose_square<std::uint8_t>(reinterpret_cast<const std::uint8_t*>(columns), 16, rows[0], 16);
+          for (int i = 0; i < (both ? 16 : 8); ++i) {
+            std::memcpy(codes + (r + i) * l.cols + k, rows[i / 8 * 8 + kNibbleOf[i % 8]], 16);
+          }
+        }
+        for (std::int64_t k = squares; k < l.cols; ++k) {
+          for (std::int64_t i = 0; i < (both ? 16 : 8); ++i) {
+            codes[(r + i) * l.cols + k] = static_cast<std::uint8_t>(eight(k, r + i) >> (8 * kNibbleOf[i % 8]));
+          }
         }
       }
       return;
@@ -165,16 +185,29 @@ class AffinePacking final : public Packing {
       }
       return;
     }
-    const std::int64_t per_word = 32 / l.bits;
-    const std::uint32_t mask = (1u << l.bits) - 1u;
-    for (std::int64_t k = 0, i = 0; k < l.cols; k += per_word, ++i) {
-      const std::int64_t here = std::min(per_word, l.cols - k);
+    const std::int64_t whole = l.cols / (32 / l.bits), rest = l.cols % (32 / l.bits);
+    for (std::int64_t i = 0; i < whole; ++i) {
       for (std::int64_t r = 0; r < count; ++r) {
-        std::uint32_t w = word((first + r) * next + i * step);
-        for (std::int64_t j = 0; j < here; ++j, w >>= l.bits) {
-          codes[r * l.cols + k + j] = static_cast<std::uint8_t>(w & mask);
-        }
+        unpack_word(word((first + r) * next + i * step), codes + r * l.cols + i * (32 / l.bits));
       }
+    }
+    std::uint8_t last[16];
+    for (std::int64_t r = 0; r < count && rest > 0; ++r) {
+      unpack_word(word((first + r) * next + whole * step), last);
+      std::copy_n(last, rest, codes + (r + 1) * l.cols - rest);
+    }
+  }
+
+  /// The codes of a word, if it holds a whole number of them.
+  void unpack_word(std::uint32_t word, std::uint8_t* codes) const {
+    const auto put = [](std::uint64_t eight, std::uint8_t* to) { std::memcpy(to, &eight, 8); };
+    if (layer_.bits == 4) {
+      put(quant::spread_codes<4>(word), codes);
+    } else if (layer_.bits == 2) {
+      put(quant::spread_codes<2>(word & 0xffffu), codes);
+      put(quant::spread_codes<2>(word >> 16), codes + 8);
+    } else {
+      std::memcpy(codes, &word, 4);
     }
   }
 

@@ -6,6 +6,15 @@
 
 namespace llminfer::quant {
 
+/// Scales and minimums of a block whose super-scale lies at Format::d_at, before the super-minimum.
+template <class Format>
+void unpack_levels(const std::uint8_t* block, GroupedBlock& out) noexcept {
+  Format::sub_levels(block, out);
+  out.d = load_half(block + Format::d_at);
+  if constexpr (Format::shape.minimum) out.d_min = load_half(block + Format::d_at + 2);
+  combine_levels<Format>(out);
+}
+
 /// 32 bytes of one more bit of 256 values, to become bit `Bit` of their codes: bit r of byte i belongs to value 32 r +
 /// i.
 template <int Bit>
@@ -21,17 +30,18 @@ struct Q2_K {  // 16 x (4-bit scale, 4-bit minimum) | 64 bytes of pairs | d | d_
   static constexpr const char* name = "Q2_K";
   static constexpr int block_values = 256;
   static constexpr int block_bytes = 84;
+  static constexpr int d_at = 80;
   static constexpr GroupedShape shape{.bits = 2, .group = 16, .minimum = true, .scales = ScaleKind::two_level};
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q2_K>(block, out); }
-  static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
+  static void sub_levels(const std::uint8_t* block, GroupedBlock& out) noexcept {
     for (int g = 0; g < 16; ++g) {
       out.sub_scale[g] = static_cast<std::int8_t>(block[g] & 15);
       out.sub_minimum[g] = block[g] >> 4;
     }
+  }
+  static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
+    unpack_levels<Q2_K>(block, out);
     unpack_pairs(block + 16, out.code);
-    out.d = load_half(block + 80);
-    out.d_min = load_half(block + 82);
-    combine_levels<Q2_K>(out);
   }
 };
 
@@ -40,11 +50,10 @@ struct Q3_K {  // 32 bytes of high bits | 64 bytes of pairs | 12 bytes of 6-bit 
   static constexpr const char* name = "Q3_K";
   static constexpr int block_values = 256;
   static constexpr int block_bytes = 110;
+  static constexpr int d_at = 108;
   static constexpr GroupedShape shape{.bits = 3, .group = 16, .zero = 4, .scales = ScaleKind::two_level};
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q3_K>(block, out); }
-  static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
-    unpack_pairs(block + 32, out.code);
-    add_high_bits<2>(block, out.code);
+  static void sub_levels(const std::uint8_t* block, GroupedBlock& out) noexcept {
     // Scale g: four low bits in the nibbles of bytes 0–7, two high bits in the pairs of bytes 8–11; stored plus 32.
     const std::uint8_t* packed = block + 96;
     for (int g = 0; g < 16; ++g) {
@@ -52,14 +61,17 @@ struct Q3_K {  // 32 bytes of high bits | 64 bytes of pairs | 12 bytes of 6-bit 
       const int high = (packed[8 + g % 4] >> (g / 4 * 2)) & 3;
       out.sub_scale[g] = static_cast<std::int8_t>((low | high << 4) - 32);
     }
-    out.d = load_half(block + 108);
-    combine_levels<Q3_K>(out);
+  }
+  static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
+    unpack_levels<Q3_K>(block, out);
+    unpack_pairs(block + 32, out.code);
+    add_high_bits<2>(block, out.code);
   }
 };
 
-/// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: groups 0–3 in the low bits of bytes 0–3
-/// (scales) and 4–7 (minima); groups 4–7 with their low nibbles in bytes 8–11 and their two high bits on top of bytes
-/// 0–7.
+/// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: groups 0–3 in the low bits of
+/// bytes 0–3 (scales) and 4–7 (minima); groups 4–7 with their low nibbles in bytes 8–11 and their two high bits on top
+/// of bytes 0–7.
 inline void unpack_k_scales(const std::uint8_t* packed, GroupedBlock& out) noexcept {
   for (int g = 0; g < 4; ++g) {
     out.sub_scale[g] = static_cast<std::int8_t>(packed[g] & 63);
@@ -82,14 +94,13 @@ struct Q4_K {  // d | d_min | 12 bytes of scales and minima | nibbles
   static constexpr const char* name = "Q4_K";
   static constexpr int block_values = 256;
   static constexpr int block_bytes = 144;
+  static constexpr int d_at = 0;
   static constexpr GroupedShape shape{.bits = 4, .group = 32, .minimum = true, .scales = ScaleKind::two_level};
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q4_K>(block, out); }
+  static void sub_levels(const std::uint8_t* block, GroupedBlock& out) noexcept { unpack_k_scales(block + 4, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
-    out.d = load_half(block);
-    out.d_min = load_half(block + 2);
-    unpack_k_scales(block + 4, out);
+    unpack_levels<Q4_K>(block, out);
     unpack_k_nibbles(block + 16, out.code);
-    combine_levels<Q4_K>(out);
   }
 };
 
@@ -98,15 +109,14 @@ struct Q5_K {  // d | d_min | 12 bytes of scales and minima | 32 bytes of high b
   static constexpr const char* name = "Q5_K";
   static constexpr int block_values = 256;
   static constexpr int block_bytes = 176;
+  static constexpr int d_at = 0;
   static constexpr GroupedShape shape{.bits = 5, .group = 32, .minimum = true, .scales = ScaleKind::two_level};
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q5_K>(block, out); }
+  static void sub_levels(const std::uint8_t* block, GroupedBlock& out) noexcept { unpack_k_scales(block + 4, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
-    out.d = load_half(block);
-    out.d_min = load_half(block + 2);
-    unpack_k_scales(block + 4, out);
+    unpack_levels<Q5_K>(block, out);
     unpack_k_nibbles(block + 48, out.code);
     add_high_bits<4>(block + 16, out.code);
-    combine_levels<Q5_K>(out);
   }
 };
 
@@ -115,9 +125,14 @@ struct Q6_K {  // 128 bytes of nibbles | 64 bytes of high pairs | 16 signed scal
   static constexpr const char* name = "Q6_K";
   static constexpr int block_values = 256;
   static constexpr int block_bytes = 210;
+  static constexpr int d_at = 208;
   static constexpr GroupedShape shape{.bits = 6, .group = 16, .zero = 32, .scales = ScaleKind::two_level};
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<Q6_K>(block, out); }
+  static void sub_levels(const std::uint8_t* block, GroupedBlock& out) noexcept {
+    for (int g = 0; g < 16; ++g) out.sub_scale[g] = static_cast<std::int8_t>(block[192 + g]);
+  }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
+    unpack_levels<Q6_K>(block, out);
     unpack_pairs(block + 128, out.code);
     for (int run = 0; run < 2; ++run) {
       std::uint8_t low[128];
@@ -126,9 +141,6 @@ struct Q6_K {  // 128 bytes of nibbles | 64 bytes of high pairs | 16 signed scal
       std::uint8_t* const code = out.code + run * 128;
       for (int i = 0; i < 128; ++i) code[i] = static_cast<std::uint8_t>(low[i] | code[i] << 4);
     }
-    for (int g = 0; g < 16; ++g) out.sub_scale[g] = static_cast<std::int8_t>(block[192 + g]);
-    out.d = load_half(block + 208);
-    combine_levels<Q6_K>(out);
   }
 };
 

@@ -7,13 +7,27 @@
 
 namespace llminfer::quant {
 
-/// `count` codes of `Bits` bits: one little-endian stream of bits.
+/// 8 codes, the lowest bits of `word`, as bytes: moved apart by halves until each has its own.
 template <int Bits>
-void unpack_stream(const std::uint8_t* bytes, int count, std::uint8_t* code) noexcept {
-  for (int i = 0; i < count; ++i) {
-    const int at = i * Bits;
-    const unsigned word = bytes[at / 8] | (at % 8 + Bits > 8 ? bytes[at / 8 + 1] << 8 : 0);
-    code[i] = static_cast<std::uint8_t>(word >> (at % 8) & ((1u << Bits) - 1));
+std::uint64_t spread_codes(std::uint64_t word) noexcept {
+  constexpr std::uint64_t kOne = (1u << Bits) - 1, kTwo = (1u << 2 * Bits) - 1, kFour = (1u << 4 * Bits) - 1;
+  word = (word | word << (32 - 4 * Bits)) & kFour * 0x0000000100000001u;
+  word = (word | word << (16 - 2 * Bits)) & kTwo * 0x0001000100010001u;
+  return (word | word << (8 - Bits)) & kOne * 0x0101010101010101u;
+}
+
+/// 32 codes of `Bits` bits: one little-endian stream of bits.
+template <int Bits>
+void unpack_stream(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
+  if constexpr (Bits == 8) {
+    std::memcpy(code, bytes, 32);
+  } else {
+    for (int i = 0; i < 4; ++i, bytes += Bits) {
+      std::uint64_t word = 0;
+      for (int b = 0; b < Bits; ++b) word |= std::uint64_t{bytes[b]} << 8 * b;
+      word = spread_codes<Bits>(word);
+      std::memcpy(code + 8 * i, &word, 8);
+    }
   }
 }
 
@@ -35,7 +49,7 @@ struct Affine {
     out.scale[0] = load_le<float>(block);
     out.zero_point[0] = static_cast<std::int8_t>(block[4]);
     out.minimum[0] = out.scale[0] * static_cast<float>(out.zero_point[0]);
-    unpack_stream<Bits>(block + 5, 32, out.code);
+    unpack_stream<Bits>(block + 5, out.code);
   }
 };
 
@@ -67,7 +81,7 @@ struct AffineMinimum {
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     out.scale[0] = load_le<float>(block);
     out.minimum[0] = load_le<float>(block + 4);
-    unpack_stream<Bits>(block + 8, 32, out.code);
+    unpack_stream<Bits>(block + 8, out.code);
   }
 };
 
@@ -98,7 +112,7 @@ struct W4_SYM {  // scale | codes
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<W4_SYM>(block, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     out.scale[0] = load_le<float>(block);
-    unpack_stream<4>(block + 4, 32, out.code);
+    unpack_stream<4>(block + 4, out.code);
   }
 };
 
@@ -164,13 +178,13 @@ struct FloatTable {
       .bits = 4, .group = 32, .table = Integers, .scales = ScaleKind::shared, .half_scales = false, .exact = false};
   static void unpack(const std::uint8_t* block, float* out) noexcept {
     std::uint8_t code[32];
-    unpack_stream<4>(block + 4, 32, code);
+    unpack_stream<4>(block + 4, code);
     const auto scale = load_le<float>(block);
     for (int i = 0; i < 32; ++i) out[i] = scale * Values[code[i]];
   }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     out.scale[0] = load_le<float>(block) / 127.0f;
-    unpack_stream<4>(block + 4, 32, out.code);
+    unpack_stream<4>(block + 4, out.code);
   }
 };
 
@@ -192,7 +206,7 @@ struct FP4_16 {  // two scales | codes of E2M1
   static void unpack(const std::uint8_t* block, float* out) noexcept { unpack_grouped<FP4_16>(block, out); }
   static void decompose(const std::uint8_t* block, GroupedBlock& out) noexcept {
     for (int g = 0; g < 2; ++g) out.scale[g] = 0.5f * load_le<float>(block + 4 * g);  // the table is doubled
-    unpack_stream<4>(block + 8, 32, out.code);
+    unpack_stream<4>(block + 8, out.code);
   }
 };
 

@@ -397,6 +397,61 @@ TEST_CASE("layers are converted alike by one thread and by many") {
   CHECK(std::equal(one.data.begin(), one.data.end(), many.data.begin(), many.data.end()));
 }
 
+TEST_CASE("pack-quantized: rows that end within a word") {
+  const int bits = GENERATE(2, 4, 8);
+  const std::int64_t rows = 17, cols = 35, width = (cols * bits + 31) / 32;
+  const auto code = [&](std::int64_t n, std::int64_t k) { return static_cast<int>((3 * n + 5 * k) % (1 << bits)); };
+  std::vector<std::uint32_t> packed(static_cast<std::size_t>(rows * width), 0xffffffffu);
+  for (std::int64_t n = 0; n < rows; ++n) {
+    for (std::int64_t k = 0; k < cols; ++k) {
+      std::uint32_t& word = packed[static_cast<std::size_t>(n * width + k * bits / 32)];
+      const auto shift = static_cast<unsigned>(k * bits % 32);
+      word = (word & ~(((1u << bits) - 1) << shift)) | static_cast<std::uint32_t>(code(n, k)) << shift;
+    }
+  }
+  Layer layer;
+  layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
+      {"targets": ["Linear"], "weights": {"num_bits": )" +
+                   std::to_string(bits) + R"(, "type": "int", "strategy": "channel", "symmetric": true}}}})";
+  layer.tensors = {{"x.weight_packed", {"I32", {rows, width}, bytes_of(packed)}},
+                   {"x.weight_scale", floats({rows, 1}, 0.5f)},
+                   {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{rows, cols})}}};
+  const auto values = layer.values();
+  for (std::int64_t n = 0; n < rows; ++n) {
+    for (std::int64_t k = 0; k < cols; ++k) {
+      INFO(bits << " bits, row " << n << ", column " << k);
+      REQUIRE(values[static_cast<std::size_t>(n * cols + k)] ==
+              0.5f * static_cast<float>(code(n, k) - (1 << (bits - 1))));
+    }
+  }
+}
+
+TEST_CASE("AWQ: rows and columns beside the squares that are unpacked together") {
+  constexpr std::int64_t rows = 88, cols = 35;
+  constexpr int kRowOfNibble[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+  const auto code = [](std::int64_t n, std::int64_t k) { return static_cast<std::uint32_t>((3 * n + 5 * k) % 16); };
+  std::vector<std::uint32_t> packed;
+  for (std::int64_t k = 0; k < cols; ++k) {
+    for (std::int64_t n = 0; n < rows; n += 8) {
+      std::uint32_t word = 0;
+      for (int i = 0; i < 8; ++i) word |= code(n + kRowOfNibble[i], k) << 4 * i;
+      packed.push_back(word);
+    }
+  }
+  Layer layer;
+  layer.settings = R"({"quant_method": "awq", "bits": 4, "group_size": -1, "version": "gemm"})";
+  layer.tensors = {{"x.qweight", {"I32", {cols, rows / 8}, bytes_of(packed)}},
+                   {"x.qzeros", words({1, rows / 8}, 0x33333333)},
+                   {"x.scales", floats({1, rows}, 0.5f)}};
+  const auto values = layer.values();
+  for (std::int64_t n = 0; n < rows; ++n) {
+    for (std::int64_t k = 0; k < cols; ++k) {
+      INFO("row " << n << ", column " << k);
+      REQUIRE(values[static_cast<std::size_t>(n * cols + k)] == 0.5f * (static_cast<float>(code(n, k)) - 3));
+    }
+  }
+}
+
 TEST_CASE("compressed-tensors: 4-bit floats whose inputs are such, too, which are left as they are") {
   Layer layer;
   const bool nvfp4 = GENERATE(true, false);
