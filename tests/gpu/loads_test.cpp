@@ -44,6 +44,7 @@ void load_and_unload(int times) {
     device->wait(gpu::Stream::work).value();
     device->wait(gpu::Stream::copies).value();
     if (i == 0) before = memory_in_use();  // what the runtime has taken for itself
+    REQUIRE(before >= 0);
     REQUIRE(memory_in_use() <= before + kOthers);
 #ifndef LLMINFER_TEST_GPU
     REQUIRE(before == 0);  // all of it
