@@ -53,7 +53,7 @@ struct QuantizeOptions {
   /// that is quantized.
   std::string type{};
 
-  int bits = 4;           ///< gptq: 2, 4, 8; compressed_tensors: 4, 8; awq: 4
+  int bits = 4;           ///< gptq: 2, 3, 4, 8; compressed_tensors: 4, 8; awq: 4
   int group_size = 128;   ///< input features that share a scale; must divide those of every layer; -1: all of them
   bool symmetric = true;  ///< awq is always asymmetric
   /// gptq, awq, compressed_tensors: the matrix that gives logits is quantized, too (rounded, with GPTQ or with AWQ's

@@ -18,17 +18,20 @@ float as_stored(AffineScheme::Scales type, float scale) {
   return core::half_to_float(core::float_to_half(std::clamp(scale, kLeast, kMost)));
 }
 
-/// Packs `count` numbers of `bits` bits, a divisor of 32, into words, the first in the lowest bits.
+/// Packs `count` numbers of `bits` bits into words: one stream of bits, the first in the lowest ones.
 template <class Number>
 void pack(Words& words, std::int64_t count, int bits, const Number& number) {
-  const std::int64_t per_word = 32 / bits;
-  for (std::int64_t first = 0; first < count; first += per_word) {
-    std::uint32_t word = 0;
-    for (std::int64_t j = 0; j < std::min(per_word, count - first); ++j) {
-      word |= static_cast<std::uint32_t>(number(first + j)) << (bits * j);
-    }
-    words.push_back(word);
+  std::uint64_t stream = 0;
+  int filled = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    stream |= static_cast<std::uint64_t>(number(i)) << filled;
+    filled += bits;
+    if (filled < 32 && i + 1 < count) continue;
+    words.push_back(static_cast<std::uint32_t>(stream));
+    stream >>= 32;
+    filled -= 32;
   }
+  if (filled > 0) words.push_back(static_cast<std::uint32_t>(stream));
 }
 
 constexpr int kAwqOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};  // nibble i of a word holds this of its 8 columns
@@ -89,12 +92,13 @@ void round_row(AffineWeight& weight, std::int64_t row, const float* values, std:
 }
 
 Words gptq_qweight(const AffineWeight& w) {
-  const std::int64_t per_word = 32 / w.scheme.bits;
-  Words words(static_cast<std::size_t>(w.cols / per_word * w.rows));
+  Words words(static_cast<std::size_t>(w.cols * w.scheme.bits / 32 * w.rows));
   for (std::int64_t n = 0; n < w.rows; ++n) {
     for (std::int64_t k = 0; k < w.cols; ++k) {
-      words[static_cast<std::size_t>(k / per_word * w.rows + n)] |= static_cast<std::uint32_t>(code_at(w, n, k))
-                                                                    << (w.scheme.bits * (k % per_word));
+      const std::int64_t at = k * w.scheme.bits, word = at / 32 * w.rows + n, shift = at % 32;
+      const std::uint32_t code = code_at(w, n, k);
+      words[static_cast<std::size_t>(word)] |= code << shift;
+      if (shift + w.scheme.bits > 32) words[static_cast<std::size_t>(word + w.rows)] |= code >> (32 - shift);
     }
   }
   return words;

@@ -23,9 +23,9 @@ Result<void> check_type(const QuantizeOptions& o) {
 
 Result<void> check_numbers(const QuantizeOptions& o) {
   const bool llm_compressor = o.format == QuantizeFormat::compressed_tensors;
-  if (o.bits != 4 && (o.bits != 8 || o.format == QuantizeFormat::awq) &&
-      (o.bits != 2 || o.format != QuantizeFormat::gptq)) {
-    return refused("bits", o.bits, o.format == QuantizeFormat::awq ? "4" : llm_compressor ? "4 or 8" : "2, 4 or 8");
+  const bool few = o.format == QuantizeFormat::gptq && (o.bits == 2 || o.bits == 3);
+  if (o.bits != 4 && !few && (o.bits != 8 || o.format == QuantizeFormat::awq)) {
+    return refused("bits", o.bits, o.format == QuantizeFormat::awq ? "4" : llm_compressor ? "4 or 8" : "2, 3, 4 or 8");
   }
   if (o.group_size != -1 && (o.group_size < 1 || o.group_size > 1 << 20)) {
     return refused("group_size", o.group_size, "-1 or 1 to 2^20");

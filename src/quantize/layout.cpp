@@ -1,6 +1,7 @@
 #include "quantize/layout.hpp"
 
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -165,9 +166,9 @@ std::string module_of(const TensorInfo& tensor) {
 /// The tensors of an affine weight, as pack() writes them.
 std::vector<HfTensor> affine_tensors(const TensorInfo& tensor, const AffineScheme& s, const QuantizeOptions& o) {
   const std::string prefix = module_of(tensor);
-  const std::int64_t n = tensor.rows, k = tensor.cols, groups = k / s.group_size, per_word = 32 / s.bits;
+  const std::int64_t n = tensor.rows, k = tensor.cols, groups = k / s.group_size;
   const std::string_view scales = s.scales == AffineScheme::Scales::f16 ? "F16" : "BF16";
-  const auto words = [&](std::int64_t count) { return (count + per_word - 1) / per_word; };
+  const auto words = [&](std::int64_t count) { return (count * s.bits + 31) / 32; };
   std::vector<HfTensor> list;
   const auto add = [&](const char* name, std::string_view element, std::int64_t a, std::int64_t b = 0) {
     HfTensor out{prefix + name, element, {}};
@@ -177,7 +178,7 @@ std::vector<HfTensor> affine_tensors(const TensorInfo& tensor, const AffineSchem
     list.push_back(std::move(out));
   };
   if (o.format == QuantizeFormat::gptq) {
-    add(".qweight", "I32", k / per_word, n);
+    add(".qweight", "I32", words(k), n);
     add(".qzeros", "I32", groups, words(n));
     add(".scales", scales, groups, n);
     add(".g_idx", "I32", k);
@@ -208,10 +209,10 @@ Result<AffineScheme> scheme_of(const TensorInfo& tensor, const QuantizeOptions& 
     return fail(ErrorCode::invalid_argument, "QuantizeOptions::group_size is ", o.group_size, ", but ", tensor.name,
                 " has ", tensor.cols, " columns; expected a divisor of that, or -1");
   }
-  const std::int64_t per_word = 32 / scheme.bits;
-  if (!llm_compressor && (tensor.cols % per_word != 0 || tensor.rows % per_word != 0)) {
+  const std::int64_t whole = 32 / std::gcd(32, scheme.bits);  // numbers that fill words
+  if (!llm_compressor && (tensor.cols % whole != 0 || tensor.rows % whole != 0)) {
     return fail(ErrorCode::unsupported, "tensor ", tensor.name, " is [", tensor.rows, ", ", tensor.cols,
-                "]; the format needs multiples of ", per_word, " for ", scheme.bits, " bits");
+                "]; the format needs multiples of ", whole, " for ", scheme.bits, " bits");
   }
   return scheme;
 }

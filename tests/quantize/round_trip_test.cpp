@@ -146,9 +146,10 @@ TEST_CASE("round to nearest: packed directories hold the nearest codes") {
     bool symmetric, int8;
   };
   for (const Case c : {Case{gptq, 4, 64, true, false}, Case{gptq, 4, 32, false, false}, Case{gptq, 8, -1, true, false},
-                       Case{gptq, 2, 32, false, false}, Case{awq, 4, 64, false, false},
-                       Case{compressed_tensors, 4, 64, true, false}, Case{compressed_tensors, 4, 32, false, false},
-                       Case{compressed_tensors, 8, 64, true, false}, Case{compressed_tensors, 8, -1, true, true}}) {
+                       Case{gptq, 2, 32, false, false}, Case{gptq, 3, 32, false, false}, Case{gptq, 3, 64, true, false},
+                       Case{awq, 4, 64, false, false}, Case{compressed_tensors, 4, 64, true, false},
+                       Case{compressed_tensors, 4, 32, false, false}, Case{compressed_tensors, 8, 64, true, false},
+                       Case{compressed_tensors, 8, -1, true, true}}) {
     const std::string output = temp / "m" + std::to_string(static_cast<int>(c.format)) + "-" + std::to_string(c.bits) +
                                "-" + std::to_string(c.group) + (c.symmetric ? "s" : "a") + (c.int8 ? "i" : "");
     CAPTURE(output);
@@ -247,7 +248,7 @@ TEST_CASE("bad options of quantize_model are refused") {
   QuantizeOptions options = gguf("Q8_0");
   options.method = QuantizeMethod::gptq;
   names(options, "method");
-  options = directory(QuantizeFormat::gptq, 3, 64, true);
+  options = directory(QuantizeFormat::gptq, 5, 64, true);
   names(options, "bits");
   options.bits = 4;
   options.group_size = 0;
