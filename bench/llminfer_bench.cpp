@@ -29,7 +29,7 @@ struct Options {
   std::vector<std::int32_t> parallel;
   int repetitions = 5;
   std::string output = "md";
-  std::string type_k = "f16", type_v = "f16", weight_cache;
+  std::string type_k = "f16", type_v = "f16", weight_cache, stream_folder;
   std::string cpu_level;
   std::string backend = "cpu", split;
   int resident = 100, resident_cache = 100;
@@ -119,6 +119,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag("--persistent", o.persistent, "decode one sequence by one kernel per token (GpuOptions::persistent)");
   app.add_flag("--no-warpgroups", o.no_warpgroups, "multiply on Hopper as on other GPUs (GpuOptions::warpgroups)");
   app.add_option("--split", o.split, kSplitHelp);
+  app.add_option("--stream-folder", o.stream_folder, kStreamFolderHelp);
   app.add_option("--resident", o.resident,
                  "percent of the weights that a GPU holds; the rest is streamed (LayerShare::stream)")
       ->check(CLI::Range(0, 100))
@@ -172,6 +173,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.output_bits = o.output_bits;
   options.cache_type = cache_types().at(o.type_k);
   options.weight_cache = o.weight_cache;
+  options.stream_folder = o.stream_folder;
   if (o.split.empty())
     options.custom_backend = backend_by_name(o.backend, {.device = o.device,
                                                          .graphs = !o.no_graphs,

@@ -178,6 +178,7 @@ int print_plan(const ChatCommand& command, const li::EngineOptions& options) {
     row(layers, share, share.backend);
   }
   row("all", *plan, "");
+  if (plan->disk_weights > 0) std::printf("%.1f MiB of the weights in files\n", mib(plan->disk_weights));
   if (plan->disk_cache > 0) std::printf("%.1f MiB of the cache in files\n", mib(plan->disk_cache));
   return 0;
 }

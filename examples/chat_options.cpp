@@ -39,6 +39,7 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
       ->capture_default_str()
       ->group(engine);
   app.add_option("--split", command.split, kSplitHelp)->group(engine);
+  app.add_option("--stream-folder", command.stream_folder, kStreamFolderHelp)->group(engine);
 #ifdef LLMINFER_HAS_MPI
   app.add_flag("--mpi", command.mpi, "The processes that mpirun has started share the layers")->group(engine);
   app.add_option("--tensor-parallel", command.tensor_parallel, "With --mpi: so many processes share each layer")
@@ -133,6 +134,7 @@ llminfer::Result<llminfer::EngineOptions> engine_options(const ChatCommand& comm
   options.context_length = command.context;
   options.device_cache_tokens = command.device_cache_tokens;
   options.cache_folder = command.cache_folder;
+  options.stream_folder = command.stream_folder;
   options.cache_type = command.cache_type;
   options.weight_cache = command.weight_cache;
   options.activation_bits = command.activation_bits;

@@ -25,6 +25,7 @@ struct ChatCommand {
   std::int32_t context = 0;
   std::int64_t device_cache_tokens = 0;
   std::string cache_folder;
+  std::string stream_folder;
   llminfer::CacheType cache_type = llminfer::CacheType::f16;
   std::string weight_cache;
   int activation_bits = 0;

@@ -2,7 +2,9 @@
 
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <sstream>
+#include <string_view>
 #include <utility>
 
 #ifdef LLMINFER_HAS_CUDA
@@ -20,9 +22,20 @@ li::Error bad(const std::string& item, const std::string& what) {
   return {li::ErrorCode::invalid_argument, "--split: \"" + item + "\": " + what};
 }
 
-/// "20" to layers, "1.5GiB" to bytes, "stream" to LayerShare::stream.
+/// "1.5GiB" to bytes; none if it is no such text.
+std::optional<std::int64_t> parse_size(const std::string& text) {
+  double size = 0;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), size);
+  const std::string unit(read.ptr, text.data() + text.size());
+  const double scale = unit == "GiB" ? 0x1p30 : unit == "MiB" ? 0x1p20 : 0;
+  if (read.ec != std::errc() || scale == 0 || !(size > 0 && size * scale < 0x1p62)) return std::nullopt;
+  return std::llround(size * scale);
+}
+
+/// "20" to layers, "1.5GiB" to bytes, "stream" and "stream=20GiB" to LayerShare::stream and host_memory.
 li::Result<void> parse_amount(const std::string& item, const std::string& amount, li::LayerShare& share) {
-  if (amount == "stream") {
+  constexpr std::string_view kStream = "stream", kStreamLimit = "stream=";
+  if (amount == kStream) {
     share.stream = true;
     return {};
   }
@@ -33,14 +46,15 @@ li::Result<void> parse_amount(const std::string& item, const std::string& amount
     share.layers = layers;
     return {};
   }
-  double size = 0;
-  const auto read = std::from_chars(amount.data(), end, size);
-  const std::string unit(read.ptr, end);
-  const double scale = unit == "GiB" ? 0x1p30 : unit == "MiB" ? 0x1p20 : 0;
-  if (read.ec != std::errc() || scale == 0 || !(size > 0 && size * scale < 0x1p62)) {
-    return bad(item, "expected a number of layers, a limit such as 8GiB or 500MiB, or \"stream\" after a colon");
+  const bool limits_stream = amount.starts_with(kStreamLimit);
+  const auto size = parse_size(limits_stream ? amount.substr(kStreamLimit.size()) : amount);
+  if (!size) {
+    return bad(item,
+               "expected a number of layers, a limit such as 8GiB or 500MiB, \"stream\" or \"stream=20GiB\" after a "
+               "colon");
   }
-  share.memory = std::llround(size * scale);
+  share.stream = share.stream || limits_stream;
+  (limits_stream ? share.host_memory : share.memory) = *size;
   return {};
 }
 

@@ -72,10 +72,17 @@ class GpuBackend final : public Backend {
     return gpu::open_page_bytes(group, type);
   }
 
-  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return make(weight, false); }
+  Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override { return make(weight, {}); }
   bool streams() const noexcept override { return true; }
   Result<std::unique_ptr<PreparedWeight>> prepare_streamed(const WeightView& weight) override {
-    return make(weight, true);
+    return make(weight, {WeightHome::Kind::host});
+  }
+  std::int64_t stream_buffer_bytes(std::int64_t group_bytes) const noexcept override {
+    return WeightRing::buffer_bytes(group_bytes);
+  }
+  Result<std::unique_ptr<PreparedWeight>> prepare_streamed_in(std::shared_ptr<WeightStorage> storage,
+                                                              std::int64_t offset, const WeightView& weight) override {
+    return make(weight, {WeightHome::Kind::storage, std::move(storage), offset});
   }
 
   Result<std::unique_ptr<Plan>> compile(const Program& program,
@@ -142,7 +149,7 @@ class GpuBackend final : public Backend {
     std::unique_ptr<Staging> staging;  ///< null once all are prepared
   };
 
-  Result<std::unique_ptr<PreparedWeight>> make(const WeightView& weight, bool streamed) {
+  Result<std::unique_ptr<PreparedWeight>> make(const WeightView& weight, WeightHome home) {
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
       if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() - 64 ||
           weight.cols > std::numeric_limits<std::int32_t>::max() - 64) {
@@ -156,7 +163,7 @@ class GpuBackend final : public Backend {
         load->staging = LLMINFER_TRY(Staging::make(device_, options_.threads, options_.executor));
         load_ = load;
       }
-      auto prepared = GpuWeight::make(weight, *load->staging, streamed);
+      auto prepared = GpuWeight::make(weight, *load->staging, std::move(home));
       if (!prepared) {
         load->staging = nullptr;
         return core::at(weight.name, std::move(prepared).error());

@@ -228,6 +228,7 @@ Result<void> GpuPlan::wait() {
     outcome_.reset();
     if (!outcome) return outcome;
     outcome = settle();
+    if (outcome && ring_) outcome = ring_->fill();  // what the next pass needs is read while the host does other things
     if (!outcome) abandon_pages(end_on_device(outcome));
     if (!outcome && ring_) ring_->reset();
     LLMINFER_TRY(std::move(outcome));
@@ -457,7 +458,7 @@ Result<void> GpuPlan::enqueue(const Batch& batch) {
     }
     const StepGroup group = ring_ ? step_groups_[i] : StepGroup();
     pass_.streams = group.group >= 0;
-    if (pass_.streams) LLMINFER_TRY(ring_->enter(group.group));
+    if (pass_.streams) LLMINFER_TRY(ring_->enter(group.group, batch.interrupted));
     const auto* attention = std::get_if<AttentionStep>(&step);
     CachePager* const pager =
         attention ? pass_.caches[static_cast<std::size_t>(attention->op.group)]->pager() : nullptr;

@@ -88,7 +88,7 @@ Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::int32_t* ind
   args.experts = layer.experts;
   args.rows = sorted.pairs;
   args.width = layer.width;
-  args.padded = first.matrix().cols;
+  args.padded = first.padded_cols();
   if (rounds) args.out = layer.floats;
   if (!one) {
     args.halves = memory_.at<std::uint16_t>(layout_.experts.halves);
@@ -101,7 +101,7 @@ Result<void> GpuPlan::multiply_experts(ExpertsArgs args, const std::vector<Weigh
   args.in = memory_.at<std::uint16_t>(layout_.experts.halves);
   args.in_scales = memory_.at<float>(layout_.experts.scales);
   args.features = static_cast<int>(weight(matrices.front()).rows());
-  const auto form_of = [&](WeightId id) { return weight(id).matrix().form; };
+  const auto form_of = [&](WeightId id) { return weight(id).form(); };
   for (int form = 0; form < kForms; ++form) {
     args.form = static_cast<Form>(form);
     if (std::none_of(matrices.begin(), matrices.end(), [&](WeightId id) { return form_of(id) == args.form; })) continue;

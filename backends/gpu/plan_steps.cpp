@@ -101,7 +101,7 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   args.rounding = rounding_of(first.input());
   args.rows = rows;
   args.width = layer.width;
-  args.padded = first.matrix().cols;
+  args.padded = first.padded_cols();
   if (first.rounds()) args.out = {rounded_.at<float>(), layout_.padded_input};
   if (one) {
     layer.row = args.out.data;

@@ -326,34 +326,50 @@ int GpuWeight::e4m3_group() const noexcept {
   return scale_columns_ > 0 && scale_columns_ % kScaleColumns == 0 ? static_cast<int>(scale_columns_) : -1;
 }
 
-Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Staging& staging, bool streamed) {
+Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Staging& staging, WeightHome home) {
   const quant::Format& format = quant::format(view.type);
   const bool permuted = view.details.permutation != nullptr;
   auto weight = std::make_unique<GpuWeight>();
   const std::shared_ptr<Device>& device = weight->device_ = staging.device();
   weight->input_ = view.details.input;
   weight->scale_columns_ = view.details.scale_columns;
-  const MatrixLayout& l = weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
+  weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {
     return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name,
                 " weight of shape [", view.rows, ", ", view.cols, "]");
   }
-  weight->streamed_ = streamed;
-  const std::int64_t bytes = bytes_of(view.type, view.rows, view.cols, permuted);
-  weight->memory_ = LLMINFER_TRY(streamed ? Buffer::make_host(device, bytes) : Buffer::make(device, bytes));
-  if (streamed) {
-    std::array<std::byte*, kPlanes> to{};
-    const auto planes = planes_of(l);
-    for (std::size_t i = 0; i < kPlanes; ++i) to[i] = weight->memory_.at(planes[i].offset);
-    LLMINFER_TRY(RowWriter(view, l, staging.team()).write(0, view.rows, to));
-    LLMINFER_TRY(weight->write_tail(view, weight->memory_.at(l.table_at)));
+  if (home.kind == WeightHome::Kind::storage && (!home.storage || home.offset < 0)) {
+    return fail(ErrorCode::invalid_argument, "a weight in ", home.storage ? "a" : "no", " storage, at offset ",
+                home.offset);
+  }
+  weight->home_ = std::move(home);
+  const std::int64_t bytes = weight->bytes_ = bytes_of(view.type, view.rows, view.cols, permuted);
+  if (weight->home_.kind == WeightHome::Kind::host) {
+    weight->memory_ = LLMINFER_TRY(Buffer::make_host(device, bytes));
+    LLMINFER_TRY(weight->write(view, staging, weight->memory_.at()));
     return weight;
   }
+  if (weight->home_.kind == WeightHome::Kind::storage) {
+    std::vector<std::byte> packed(static_cast<std::size_t>(bytes));
+    LLMINFER_TRY(weight->write(view, staging, packed.data()));
+    LLMINFER_TRY(weight->home_.storage->write(weight->home_.offset, packed));
+    return weight;
+  }
+  weight->memory_ = LLMINFER_TRY(Buffer::make(device, bytes));
   auto sent = core::guarded([&] { return weight->send(view, staging); });
   LLMINFER_TRY(staging.finish());  // after an error, too: copies would go to memory that is released
   LLMINFER_TRY(std::move(sent));
   return weight;
+}
+
+/// All of it, to host memory.
+Result<void> GpuWeight::write(const WeightView& view, Staging& staging, std::byte* to) const {
+  std::array<std::byte*, kPlanes> planes{};
+  const auto places = planes_of(layout_);
+  for (std::size_t i = 0; i < kPlanes; ++i) planes[i] = to + places[i].offset;
+  LLMINFER_TRY(RowWriter(view, layout_, staging.team()).write(0, view.rows, planes));
+  return write_tail(view, to + layout_.table_at);
 }
 
 Result<void> GpuWeight::send(const WeightView& view, Staging& staging) {

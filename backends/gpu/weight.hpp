@@ -4,6 +4,7 @@
 // of the row; all others become halves relative to the largest of the row. See docs/adr/0014.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -35,27 +36,38 @@ struct MatrixLayout {
 };
 MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
 
+/// Where a weight's bytes are.
+struct WeightHome {
+  enum class Kind : std::uint8_t { device, host, storage } kind = Kind::device;  ///< in the others it is streamed
+  std::shared_ptr<WeightStorage> storage{};
+  std::int64_t offset = 0;  ///< in the storage
+};
+
 /// A matrix, or a vector of floats (rows == 1, for norms and biases, as well as a matrix of one row).
 class GpuWeight final : public PreparedWeight {
  public:
-  /// On the device of `staging`. A weight that is `streamed` stays in host memory, in the form that it has on the
-  /// device. Errors: invalid_argument, out_of_memory, device_error.
-  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, Staging& staging, bool streamed = false);
+  /// For the device of `staging`. Errors: invalid_argument, out_of_memory, device_error, those of the storage.
+  static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, Staging& staging, WeightHome home = {});
   static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
 
-  std::int64_t bytes() const noexcept override { return memory_.bytes(); }
+  std::int64_t bytes() const noexcept override { return bytes_; }
   std::int64_t rows() const noexcept { return layout_.rows; }
   std::int64_t cols() const noexcept { return layout_.cols; }
+  int padded_cols() const noexcept { return static_cast<int>(layout_.padded_cols); }
+  Form form() const noexcept { return layout_.form; }
   const InputQuantization& input() const noexcept { return input_; }
   bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
   /// Columns of a row that share a scale, as LinearArgs::weight_group; less than 0: it is not to be multiplied as E4M3.
   int e4m3_group() const noexcept;
-  bool streamed() const noexcept { return streamed_; }
+  bool streamed() const noexcept { return home_.kind != WeightHome::Kind::device; }
+  bool in_storage() const noexcept { return home_.kind == WeightHome::Kind::storage; }
+  const WeightHome& home() const noexcept { return home_; }
   /// Whether kernels decode both alike.
   bool decodes_as(const GpuWeight& other) const noexcept {
     return layout_.form == other.layout_.form && layout_.table == other.layout_.table;
   }
-  const std::byte* data() const noexcept { return memory_.at(); }  ///< bytes()
+  const std::byte* data() const noexcept { return memory_.at(); }  ///< bytes(); null if in_storage()
+  /// Not of one that is in_storage().
   MatrixArgs matrix() const noexcept { return matrix_at(data()); }
   /// Of a copy of its bytes.
   MatrixArgs matrix_at(const std::byte* data) const noexcept;
@@ -69,13 +81,15 @@ class GpuWeight final : public PreparedWeight {
 
  private:
   Result<void> send(const WeightView& view, Staging& staging);
+  Result<void> write(const WeightView& view, Staging& staging, std::byte* to) const;
   Result<void> write_tail(const WeightView& view, std::byte* to) const;
 
   std::shared_ptr<Device> device_;
   MatrixLayout layout_;
   InputQuantization input_;
   std::int64_t scale_columns_ = 0;  ///< WeightDetails'
-  bool streamed_ = false;
+  WeightHome home_;
+  std::int64_t bytes_ = 0;
   Buffer memory_;
   std::shared_ptr<const void> kept_;
 };

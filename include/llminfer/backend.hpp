@@ -23,7 +23,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 11;
+inline constexpr int kBackendInterfaceVersion = 12;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -54,9 +54,19 @@ struct BackendOptions {
 class PreparedWeight {
  public:
   virtual ~PreparedWeight() = default;
-  virtual std::int64_t bytes() const noexcept = 0;  ///< memory it occupies beyond the checkpoint's own mapping
+  /// Memory it occupies beyond the checkpoint's own mapping, or room in a WeightStorage.
+  virtual std::int64_t bytes() const noexcept = 0;
   /// What Backend::restore makes the same weight of, as long as this one lives; empty: it has to be prepared again.
   virtual std::span<const std::byte> stored() const noexcept { return {}; }
+};
+
+/// Where weights lie that memory has no room for: a file, say.
+class WeightStorage {
+ public:
+  virtual ~WeightStorage() = default;
+  virtual Result<void> write(std::int64_t offset, std::span<const std::byte> bytes) = 0;
+  /// Any thread, several at a time.
+  virtual Result<void> read(std::int64_t offset, std::span<std::byte> bytes) = 0;
 };
 
 /// How many pages of a cache one pass may use, each counted once.
@@ -201,9 +211,10 @@ struct PlanOptions {
   /// at a time, with the rows of its input without gaps: all rows of the batch, or past the last attention those whose
   /// logits or hidden states are wanted, and not at all where there are none. Its error is the pass's.
   Reduction reduce{};
-  /// Empty, or per weight of the program -1, or the number of a group of weights that prepare_streamed() made: the plan
-  /// copies them to its device in each pass, group by group, while it computes with the group before. A pass reads the
-  /// groups in ascending order, one after the other: a layer is such a group.
+  /// Empty, or per weight of the program -1, or the number of a group of weights that prepare_streamed() or
+  /// prepare_streamed_in() made: the plan copies them to its device in each pass, group by group, while it computes with
+  /// the group before. A pass reads the groups in ascending order, one after the other: a layer is such a group. An
+  /// error of a WeightStorage is that of the pass that needs the weight; a later one reads it again.
   std::vector<std::int32_t> streamed{};
 };
 
@@ -238,6 +249,16 @@ class Backend {
   /// The same weight, of as many bytes, in host memory. Errors: as prepare(), and unsupported unless streams().
   virtual Result<std::unique_ptr<PreparedWeight>> prepare_streamed([[maybe_unused]] const WeightView& weight) {
     return Error{ErrorCode::unsupported, "the backend streams no weights"};
+  }
+  /// Bytes of host memory through which a plan reads groups of weights from a WeightStorage, the largest of so many
+  /// bytes; 0: the backend cannot.
+  virtual std::int64_t stream_buffer_bytes([[maybe_unused]] std::int64_t group_bytes) const noexcept { return 0; }
+  /// prepare_streamed(), but in `storage` from `offset` on. Errors: as there, those of the storage, and unsupported
+  /// where stream_buffer_bytes() is 0.
+  virtual Result<std::unique_ptr<PreparedWeight>> prepare_streamed_in(
+      [[maybe_unused]] std::shared_ptr<WeightStorage> storage, [[maybe_unused]] std::int64_t offset,
+      [[maybe_unused]] const WeightView& weight) {
+    return Error{ErrorCode::unsupported, "the backend reads no weights from a storage"};
   }
   /// Names the form of PreparedWeight::stored: what one backend stored, restore() of another of the same form takes.
   /// Empty: weights of this backend are not stored.

@@ -44,6 +44,9 @@ struct LayerShare {
   /// this is for prompts, large batches and hosts with slow CPUs; to decode few sequences the CPU is mostly faster. For
   /// backends with a memory of their own (GPUs); needs `memory`. Results are those without it, bit for bit.
   bool stream = false;
+  /// With `stream` and EngineOptions::stream_folder: bytes of those weights that stay in host memory all the same, in
+  /// whole layers. The others are in the folder, and take memory for two layers on their way.
+  std::int64_t host_memory = 0;
 };
 
 /// EngineOptions::activation_bits for a model of so many parameters: 16 below 400 million, for these read prompts
@@ -126,6 +129,14 @@ struct EngineOptions {
   /// Empty: none. Errors of the load: not_found, permission_denied, io_error (no room on the disk), unsupported (a
   /// backend of the host's that cannot).
   std::string cache_folder{};
+  /// A folder for temporary files, in which the weights lie that LayerShare::stream would keep in host memory, but for
+  /// LayerShare::host_memory: so a model may be larger than both memories. Each pass reads them while the layers before
+  /// are copied and computed, and takes at least the time of that. What was read does not stay in the system's file
+  /// cache; host_memory says what memory there is. The folder should be on a fast disk of its own machine; files are as
+  /// those of `cache_folder`. A pass whose reads fail gives its requests their io_error, and the engine goes on.
+  /// Results are those without it, bit for bit. Each rank's option counts for its own layers. Empty: none. Errors of
+  /// the load: as of `cache_folder`.
+  std::string stream_folder{};
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
   std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
@@ -140,12 +151,15 @@ struct MemoryShare {
   std::int32_t layers = 0;
   std::int32_t shard = 0, shards = 1;  ///< with EngineOptions::tensor_parallel: which part of those layers
   std::int64_t weights = 0, cache = 0, activations = 0;
-  std::int64_t streamed = 0;  ///< of weights in host memory, which each pass copies to the backend (LayerShare::stream)
+  /// Of weights in host memory, which each pass copies to the backend (LayerShare::stream), and of the buffers through
+  /// which those in files go there.
+  std::int64_t streamed = 0;
+  std::int64_t disk_weights = 0;  ///< of weights in files, which each pass reads (EngineOptions::stream_folder)
   /// Of KV pages in host memory, where `cache` is what the backend holds of them (EngineOptions::device_cache_tokens).
   std::int64_t host_cache = 0;
   std::int64_t disk_cache = 0;  ///< of KV pages in files, in place of memory (EngineOptions::cache_folder)
-  /// What counts for LayerShare::memory: all but `streamed`, `host_cache` and `disk_cache`. The slots that streamed
-  /// weights are copied to count as activations.
+  /// What counts for LayerShare::memory: all but `streamed`, `disk_weights`, `host_cache` and `disk_cache`. The slots
+  /// that streamed weights are copied to count as activations.
   std::int64_t total() const noexcept { return weights + cache + activations; }
 };
 
@@ -155,6 +169,7 @@ struct MemoryPlan {
   std::int64_t cache = 0;        ///< KV pages
   std::int64_t activations = 0;  ///< scratch of one forward pass
   std::int64_t streamed = 0;     ///< weights that stay in host memory, beside `weights`; see MemoryShare
+  std::int64_t disk_weights = 0;  ///< weights in files, which are no part of total(); see MemoryShare
   std::int64_t host_cache = 0;   ///< KV pages in host memory, beside `cache`; see MemoryShare
   std::int64_t disk_cache = 0;   ///< KV pages in files, which are no part of total()
   std::int64_t file = 0;         ///< the checkpoint's own size: mapped while loading, each tensor's pages given back

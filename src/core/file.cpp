@@ -77,6 +77,27 @@ class MappedFile final : public ByteSource {
   std::shared_ptr<const void> mapping_;
 };
 
+Result<void> read_all(const std::string& path, int fd, std::uint64_t offset, std::span<std::byte> out) {
+  for (std::size_t done = 0; done < out.size();) {
+    const ssize_t n = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(path, "read", errno);
+    if (n == 0) return fail(ErrorCode::truncated, path, ": the file was shortened while it was read");
+    done += static_cast<std::size_t>(n);
+  }
+  return {};
+}
+
+Result<void> write_all(const std::string& path, int fd, std::uint64_t offset, std::span<const std::byte> data) {
+  for (std::size_t done = 0; done < data.size();) {
+    const ssize_t n = ::pwrite(fd, data.data() + done, data.size() - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(path, "write", errno);
+    done += static_cast<std::size_t>(n);
+  }
+  return {};
+}
+
 class UnmappedFile final : public ByteSource {
  public:
   UnmappedFile(std::string name, FileDescriptor fd, std::uint64_t size)
@@ -85,14 +106,7 @@ class UnmappedFile final : public ByteSource {
   Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
     LLMINFER_TRY(check_range(offset, count));
     const auto buffer = std::make_shared_for_overwrite<std::byte[]>(count);
-    std::uint64_t done = 0;
-    while (done < count) {
-      const ssize_t n = ::pread(fd_.get(), buffer.get() + done, count - done, static_cast<off_t>(offset + done));
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return errno_error(name(), "read", errno);
-      if (n == 0) return fail(ErrorCode::truncated, name(), ": the file was shortened while it was read");
-      done += static_cast<std::uint64_t>(n);
-    }
+    LLMINFER_TRY(read_all(name(), fd_.get(), offset, {buffer.get(), count}));
     return Bytes{{buffer.get(), count}, buffer};
   }
   bool resident() const noexcept override { return false; }
@@ -203,21 +217,66 @@ int reserve(int fd, std::uint64_t bytes) {
   return error;
 }
 
-}  // namespace
-
-Result<std::shared_ptr<std::byte>> file_memory(const std::string& folder, std::uint64_t bytes) {
+/// A file without a name that has so many bytes of the disk.
+Result<FileDescriptor> make_nameless(const std::string& folder, std::uint64_t bytes) {
   std::string path = folder + "/llminfer-XXXXXX";
-  const FileDescriptor fd(::mkostemp(path.data(), O_CLOEXEC));
+  FileDescriptor fd(::mkostemp(path.data(), O_CLOEXEC));
   if (fd.get() < 0) return errno_error(folder, "create a file", errno);
   if (::unlink(path.c_str()) != 0) return errno_error(path, "unlink", errno);
   if (const int error = reserve(fd.get(), bytes); error != 0) {
     return errno_error(folder, ("a file of " + std::to_string(bytes) + " bytes").c_str(), error);
   }
+  return fd;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<std::byte>> file_memory(const std::string& folder, std::uint64_t bytes) {
+  const FileDescriptor fd = LLMINFER_TRY(make_nameless(folder, bytes));
   void* const address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (address == MAP_FAILED) return errno_error(folder, "mmap", errno);
   (void)::madvise(address, bytes, MADV_DONTFORK);  // else a child of the host's keeps the room on the disk
   (void)::madvise(address, bytes, MADV_DONTDUMP);
   return std::shared_ptr<std::byte>(static_cast<std::byte*>(address), [bytes](std::byte* p) { ::munmap(p, bytes); });
+}
+
+namespace {
+
+class NamelessFile final : public StorageFile {
+ public:
+  NamelessFile(std::string folder, FileDescriptor fd) : folder_(std::move(folder)), fd_(std::move(fd)) {}
+
+  Result<void> write(std::int64_t offset, std::span<const std::byte> bytes) override {
+    LLMINFER_TRY(write_all(folder_, fd_.get(), static_cast<std::uint64_t>(offset), bytes));
+    forget(offset, bytes.size());  // of what is not on the disk yet, the system begins to write it
+    return {};
+  }
+  Result<void> read(std::int64_t offset, std::span<std::byte> bytes) override {
+    LLMINFER_TRY(read_all(folder_, fd_.get(), static_cast<std::uint64_t>(offset), bytes));
+    forget(offset, bytes.size());
+    return {};
+  }
+  Result<void> flush() override {
+    if (::fdatasync(fd_.get()) != 0) return errno_error(folder_, "write", errno);
+    forget(0, 0);
+    return {};
+  }
+
+ private:
+  /// Drops so many bytes from the file cache; 0: all from there on.
+  void forget(std::int64_t offset, std::size_t bytes) const noexcept {
+    (void)::posix_fadvise(fd_.get(), offset, static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+  }
+
+  const std::string folder_;  ///< for error messages
+  const FileDescriptor fd_;
+};
+
+}  // namespace
+
+Result<std::shared_ptr<StorageFile>> make_storage_file(const std::string& folder, std::uint64_t bytes) {
+  FileDescriptor fd = LLMINFER_TRY(make_nameless(folder, bytes));
+  return std::shared_ptr<StorageFile>(std::make_shared<NamelessFile>(folder, std::move(fd)));
 }
 
 Result<std::string> read_text_file(const std::string& path, std::uint64_t limit) {
@@ -231,15 +290,7 @@ Result<std::string> read_text_file(const std::string& path, std::uint64_t limit)
 namespace {
 
 Result<void> write_parts(const std::string& path, int fd, std::span<const FilePart> parts) {
-  for (const FilePart& part : parts) {
-    for (std::size_t done = 0; done < part.data.size();) {
-      const ssize_t n =
-          ::pwrite(fd, part.data.data() + done, part.data.size() - done, static_cast<off_t>(part.offset + done));
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return errno_error(path, "write", errno);
-      done += static_cast<std::size_t>(n);
-    }
-  }
+  for (const FilePart& part : parts) LLMINFER_TRY(write_all(path, fd, part.offset, part.data));
   return {};
 }
 

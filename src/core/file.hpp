@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include <llminfer/backend.hpp>
 #include <llminfer/result.hpp>
 
 namespace llminfer::core {
@@ -55,10 +56,20 @@ std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<cons
 std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t size,
                                                 std::function<bool(std::uint64_t, std::span<std::byte>)> read);
 
-/// Zeros that lie in a file of their own in the folder, which has no name, so that it goes with the memory. The file has
-/// all of its room on the disk from the beginning: a disk that is full later does not matter. Errors: not_found,
+/// Zeros that lie in a file of their own in the folder, which has no name, so that it goes with the memory. The file
+/// has all of its room on the disk from the beginning: a disk that is full later does not matter. Errors: not_found,
 /// permission_denied, io_error (no room, or a file may not be as large), out_of_memory.
 Result<std::shared_ptr<std::byte>> file_memory(const std::string& folder, std::uint64_t bytes);
+
+/// A file for weights.
+class StorageFile : public WeightStorage {
+ public:
+  /// Waits until all that was written is on the disk. Errors: io_error.
+  virtual Result<void> flush() = 0;
+};
+/// One without a name in the folder, which takes all of its room at once, likewise. Nothing of it stays in the system's
+/// file cache. Errors: not_found, permission_denied, io_error (no room, or a file may not be as large).
+Result<std::shared_ptr<StorageFile>> make_storage_file(const std::string& folder, std::uint64_t bytes);
 
 /// The whole of a small text file, e.g. config.json. Errors as open_file, and limit_exceeded past `limit` bytes.
 Result<std::string> read_text_file(const std::string& path, std::uint64_t limit);

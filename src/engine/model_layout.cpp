@@ -103,6 +103,11 @@ Result<std::vector<std::shared_ptr<Backend>>> choose_backends(const EngineOption
   return backends;
 }
 
+std::int64_t prepared_bytes(const StageLayout& layout, std::size_t weight) {
+  const load::TensorInfo& tensor = *layout.tensors[weight];
+  return layout.backend->prepared_bytes(tensor.type, tensor.rows, tensor.cols, tensor.details);
+}
+
 /// Bytes of a stage. Weights that `prepared` has for the backend count as none, and the others join it.
 using Prepared = std::set<std::pair<const Backend*, const load::TensorInfo*>>;
 MemoryShare measure(const StageLayout& layout, const EngineOptions& options, const CacheSize& size,
@@ -111,9 +116,10 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   for (std::size_t i = 0; i < layout.tensors.size(); ++i) {
     const load::TensorInfo* tensor = layout.tensors[i];
     if (prepared && !prepared->insert({layout.backend.get(), tensor}).second) continue;
-    (layout.streams(i) ? memory.streamed : memory.weights) +=
-        layout.backend->prepared_bytes(tensor->type, tensor->rows, tensor->cols, tensor->details);
+    std::int64_t& elsewhere = layout.stored.has(i) ? memory.disk_weights : memory.streamed;
+    (layout.streams(i) ? elsewhere : memory.weights) += prepared_bytes(layout, i);
   }
+  if (layout.stored.bytes > 0) memory.streamed += layout.backend->stream_buffer_bytes(layout.stored.largest_layer);
   for (const CacheGroup& group : layout.stage.program.cache_groups) {
     const std::int64_t page_bytes = layout.backend->page_bytes(group, options.cache_type);
     const std::int64_t all = size.pages_of(group) * page_bytes;
@@ -131,7 +137,8 @@ MemoryShare measure(const StageLayout& layout, const EngineOptions& options, con
   return memory;
 }
 
-/// Streams what LayerShare::memory of the share has no room for, if it says so. `held`: what it holds already.
+/// Streams what LayerShare::memory of the share has no room for, if it says so; what host memory has none for either,
+/// from a file. `held`: what it holds already.
 Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, const CacheSize& size, std::size_t share,
                            std::int64_t held) {
   if (share >= options.split.size() || !options.split[share].stream) return {};
@@ -147,6 +154,10 @@ Result<void> stream_layers(StageLayout& layout, const EngineOptions& options, co
   auto streamed = choose_streamed(layout.stage.program, limit, bytes);
   if (!streamed) return core::at(option, std::move(streamed).error());
   layout.streamed = std::move(*streamed);
+  if (options.stream_folder.empty()) return {};
+  std::vector<std::int64_t> sizes;
+  for (std::size_t i = 0; i < layout.tensors.size(); ++i) sizes.push_back(prepared_bytes(layout, i));
+  layout.stored = choose_stored(layout.streamed, sizes, options.split[share].host_memory);
   return {};
 }
 
@@ -224,9 +235,14 @@ Result<void> add_stage(const StageLayout& stage, const EngineOptions& options, c
     return fail(ErrorCode::unsupported, "EngineOptions::cache_folder: the backend ", stage.backend->name(),
                 " has memory of its own for pages");
   }
+  if (stage.stored.bytes > 0 && stage.backend->stream_buffer_bytes(stage.stored.largest_layer) == 0) {
+    return fail(ErrorCode::unsupported, "EngineOptions::stream_folder: the backend ", stage.backend->name(),
+                " streams weights from memory alone");
+  }
   const MemoryShare bytes = measure(stage, options, size, prepared);
   share.weights += bytes.weights, share.cache += bytes.cache, share.activations += bytes.activations;
-  share.streamed += bytes.streamed, share.host_cache += bytes.host_cache, share.disk_cache += bytes.disk_cache;
+  share.streamed += bytes.streamed, share.disk_weights += bytes.disk_weights;
+  share.host_cache += bytes.host_cache, share.disk_cache += bytes.disk_cache;
   return {};
 }
 
@@ -355,6 +371,7 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
     memory.cache += share.cache;
     memory.activations += share.activations;
     memory.streamed += share.streamed;
+    memory.disk_weights += share.disk_weights;
     memory.host_cache += share.host_cache;
     memory.disk_cache += share.disk_cache;
   }

@@ -58,6 +58,7 @@ class Placement {
     for (std::size_t i = 0; i < shares_.size(); ++i) {
       const LayerShare& share = shares_[i];
       if (share.memory < 0) return error(i, "memory is ", share.memory, ", expected 0 or more");
+      if (share.host_memory < 0) return error(i, "host_memory is ", share.host_memory, ", expected 0 or more");
       if (share.layers && (*share.layers < 0 || *share.layers > layers_)) {
         return error(i, "layers is ", *share.layers, ", expected 0 to ", layers_);
       }

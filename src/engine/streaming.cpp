@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <variant>
 
 #include "core/error.hpp"
@@ -44,6 +45,11 @@ Streamed layers_of_weights(const Program& program, const Borders& borders) {
   return layer;
 }
 
+/// Whether `index` of `all` things is among `count` of them that are spread evenly.
+bool chosen(std::int64_t index, std::int64_t count, std::int64_t all) {
+  return (index + 1) * count / all > index * count / all;
+}
+
 }  // namespace
 
 Result<Streamed> choose_streamed(const Program& stage, std::int64_t limit, const StreamedBytes& bytes) {
@@ -56,8 +62,7 @@ Result<Streamed> choose_streamed(const Program& stage, std::int64_t limit, const
   for (std::int32_t count = 1; count <= borders.layers; ++count) {
     Streamed streamed = layer;
     for (std::int32_t& of_weight : streamed) {
-      const auto quota = [&](std::int64_t layers) { return layers * count / borders.layers; };
-      if (of_weight >= 0 && quota(of_weight + 1) == quota(of_weight)) of_weight = -1;
+      if (of_weight >= 0 && !chosen(of_weight, count, borders.layers)) of_weight = -1;
     }
     const std::int64_t needed = bytes(streamed);
     if (needed <= limit) return streamed;
@@ -67,6 +72,32 @@ Result<Streamed> choose_streamed(const Program& stage, std::int64_t limit, const
   std::snprintf(text, sizeof text, "%.1f MiB are needed even with all layers streamed, %.1f MiB more than its limit",
                 static_cast<double>(least) / (1 << 20), static_cast<double>(least - limit) / (1 << 20));
   return core::fail(ErrorCode::out_of_memory, text);
+}
+
+Stored choose_stored(const Streamed& streamed, std::span<const std::int64_t> bytes, std::int64_t limit) {
+  std::map<std::int32_t, std::int64_t> layers;  // bytes of each that is streamed
+  for (std::size_t i = 0; i < streamed.size(); ++i) {
+    if (streamed[i] >= 0) layers[streamed[i]] += bytes[i];
+  }
+  for (std::size_t count = 0;; ++count) {
+    std::map<std::int32_t, std::int64_t> in_file;
+    std::int64_t in_memory = 0, index = 0;
+    for (const auto& [layer, size] : layers) {
+      const bool file = chosen(index++, static_cast<std::int64_t>(count), std::ssize(layers));
+      if (file) in_file[layer] = size;
+      if (!file) in_memory += size;
+    }
+    if (in_memory > limit && count < layers.size()) continue;
+    Stored stored;
+    if (in_file.empty()) return stored;
+    for (std::size_t i = 0; i < streamed.size(); ++i) {
+      const bool file = in_file.contains(streamed[i]);
+      stored.offset.push_back(file ? stored.bytes : -1);
+      if (file) stored.bytes += bytes[i];
+    }
+    for (const auto& [layer, size] : in_file) stored.largest_layer = std::max(stored.largest_layer, size);
+    return stored;
+  }
 }
 
 }  // namespace llminfer::inline v0::engine

@@ -6,6 +6,7 @@
 
 #include "core/cpu_count.hpp"
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "engine/model.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -33,15 +34,6 @@ Result<bool> report_progress(const EngineOptions& options, float fraction) {
   } catch (...) {
     return fail(ErrorCode::callback_failed, "EngineOptions::on_progress threw");
   }
-}
-
-Result<std::unique_ptr<PreparedWeight>> prepare_weight(const load::Checkpoint& checkpoint,
-                                                       const load::TensorInfo& tensor, core::Team* team,
-                                                       Backend& backend, bool streamed) {
-  const WeightView view = LLMINFER_TRY(checkpoint.read(tensor, team));
-  auto prepared = streamed ? backend.prepare_streamed(view) : backend.prepare(view);
-  if (!prepared) return core::at(tensor.name, std::move(prepared).error());
-  return prepared;
 }
 
 /// The weight of tensor `index` from the cache; null if that has none.
@@ -75,15 +67,22 @@ Result<WeightLoader::Weights> WeightLoader::load(const StageLayout& stage) {
     const int threads = options_.threads > 0 ? options_.threads : core::usable_cpus();
     team_ = LLMINFER_TRY(core::Team::make(threads, options_.executor));
   }
+  std::shared_ptr<core::StorageFile> file;  // kept by its weights
+  if (stage.stored.bytes > 0) {
+    auto made = core::make_storage_file(options_.stream_folder, static_cast<std::uint64_t>(stage.stored.bytes));
+    if (!made) return core::at("EngineOptions::stream_folder", std::move(made).error());
+    file = std::move(*made);
+  }
   Weights weights(stage.tensors.size());
   for (const std::size_t i : preparation_order(stage.tensors)) {
     const load::TensorInfo& tensor = *stage.tensors[i];
-    weights[i] = LLMINFER_TRY(load(stage, i, cache));
+    weights[i] = LLMINFER_TRY(load(stage, i, cache, file));
     elements_done_ += static_cast<float>(tensor.rows * tensor.cols);
     if (!LLMINFER_TRY(report_progress(options_, std::min(elements_done_ / elements_, 1.0f)))) {
       return fail(ErrorCode::cancelled, checkpoint_.path, ": the load was abandoned by on_progress");
     }
   }
+  if (file) LLMINFER_TRY(file->flush());
   if (cache && !cache->found()) {
     if (const auto saved = cache->save(weights); !saved)
       LLMINFER_TRY(log(options_, LogLevel::warning, saved.error().message));
@@ -92,7 +91,8 @@ Result<WeightLoader::Weights> WeightLoader::load(const StageLayout& stage) {
 }
 
 Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayout& stage, std::size_t i,
-                                                                 const std::optional<WeightCache>& cache) {
+                                                                 const std::optional<WeightCache>& cache,
+                                                                 const std::shared_ptr<core::StorageFile>& file) {
   const load::TensorInfo& tensor = *stage.tensors[i];
   std::shared_ptr<const PreparedWeight>& weight = done_[{stage.backend.get(), &tensor}];
   if (weight) return weight;
@@ -103,7 +103,12 @@ Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayo
     if (!restored) LLMINFER_TRY(log(options_, LogLevel::warning, restored.error().message));
   }
   if (!weight) {
-    weight = LLMINFER_TRY(prepare_weight(checkpoint_, tensor, team_.get(), *stage.backend, streamed));
+    const WeightView view = LLMINFER_TRY(checkpoint_.read(tensor, team_.get()));
+    auto prepared = !streamed             ? stage.backend->prepare(view)
+                    : stage.stored.has(i) ? stage.backend->prepare_streamed_in(file, stage.stored.offset[i], view)
+                                          : stage.backend->prepare_streamed(view);
+    if (!prepared) return core::at(tensor.name, std::move(prepared).error());
+    weight = std::move(*prepared);
     checkpoint_.release(tensor);
   }
   bytes_ += weight->bytes();

@@ -24,6 +24,7 @@ struct StageLayout {
   Stage stage;
   std::vector<const load::TensorInfo*> tensors;  ///< one per weight of the stage
   Streamed streamed{};
+  Stored stored{};
   /// Owns those that are parts of a checkpoint's tensors.
   std::shared_ptr<const std::vector<load::TensorInfo>> parts{};
 
@@ -43,7 +44,8 @@ class WeightLoader {
 
  private:
   Result<std::shared_ptr<const PreparedWeight>> load(const StageLayout& stage, std::size_t index,
-                                                     const std::optional<WeightCache>& cache);
+                                                     const std::optional<WeightCache>& cache,
+                                                     const std::shared_ptr<core::StorageFile>& file);
 
   const load::Checkpoint& checkpoint_;
   const EngineOptions& options_;

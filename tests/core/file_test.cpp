@@ -17,6 +17,7 @@
 
 using llminfer::ErrorCode;
 using llminfer::core::file_memory;
+using llminfer::core::make_storage_file;
 using llminfer::core::open_file;
 
 namespace {
@@ -63,7 +64,29 @@ TEST_CASE("Memory in a file is zeros, keeps what is written, and leaves no name"
   CHECK(other.get()[kBytes - 1] == std::byte{0});
 }
 
-TEST_CASE("Memory in a file has its room on the disk before it is written to") {
+TEST_CASE("A file for weights gives what was written, and leaves no name") {
+  const llminfer::test::TempDir folder;
+  constexpr std::int64_t kBytes = (std::int64_t{1} << 20) + 5;
+  const auto file = make_storage_file(folder.path(), kBytes).value();
+  CHECK(std::filesystem::is_empty(folder.path()));
+  std::vector<std::byte> out(kBytes), in(kBytes);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>(i * 2654435761u >> 24);
+  file->write(5000, std::span(out).subspan(5000)).value();
+  file->write(0, std::span(out).first(5000)).value();
+  for (int turn = 0; turn < 2; ++turn) {
+    std::fill(in.begin(), in.end(), std::byte{0});
+    file->read(77, std::span(in).subspan(77, 600000)).value();
+    CHECK(std::equal(in.begin() + 77, in.begin() + 600077, out.begin() + 77));
+    CHECK(in[76] == std::byte{0});
+    CHECK(in[600077] == std::byte{0});
+    CHECK(file->flush());
+  }
+  const auto beyond = file->read(kBytes - 1, std::span(in).first(2));
+  REQUIRE_FALSE(beyond);
+  CHECK(beyond.error().code == ErrorCode::truncated);
+}
+
+TEST_CASE("Files have their room on the disk before they are written to") {
   const std::string disk = "/dev/shm";  // where nobody else takes or gives much meanwhile
   const auto free_bytes = [&] {
     struct statvfs info {};
@@ -78,14 +101,20 @@ TEST_CASE("Memory in a file has its room on the disk before it is written to") {
     CHECK(free_bytes() < before - 0.5 * kBytes);
   }
   CHECK(free_bytes() > before - 0.5 * kBytes);
+  {
+    const auto file = make_storage_file(disk, kBytes).value();
+    CHECK(free_bytes() < before - 0.5 * kBytes);
+  }
+  CHECK(free_bytes() > before - 0.5 * kBytes);
 }
 
-TEST_CASE("Memory in a file that cannot be") {
+TEST_CASE("Memory in a file that cannot be, and files for weights") {
   const llminfer::test::TempDir folder;
   const auto code = [](const std::string& path, std::uint64_t bytes) {
     const auto memory = file_memory(path, bytes);
     REQUIRE_FALSE(memory);
     CHECK_THAT(memory.error().message, Catch::Contains(path));
+    CHECK(make_storage_file(path, bytes).error().message == memory.error().message);
     return memory.error().code;
   };
   CHECK(code(folder / "none", 100) == ErrorCode::not_found);

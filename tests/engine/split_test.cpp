@@ -5,10 +5,12 @@
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <random>
+#include <utility>
 
 #include "engine/placement.hpp"
 #include "engine/staged_plan.hpp"
 #include "engine/stages.hpp"
+#include "engine/streaming.hpp"
 #include "tests/engine/split_models.hpp"
 
 using namespace llminfer;
@@ -220,4 +222,36 @@ TEST_CASE("pages of a split cache have the canonical form of a whole one") {
     CHECK(cache->import_page(2, std::as_bytes(std::span(out).first(8))).error().code == ErrorCode::invalid_argument);
     CHECK(cache->copy_page(1, 4, 64).error().code == ErrorCode::invalid_argument);
   }
+}
+
+TEST_CASE("as few streamed layers as host memory asks for are in a file, spread evenly") {
+  // Layers 1 to 8 but 4, of two weights each.
+  engine::Streamed streamed = {-1};
+  std::vector<std::int64_t> bytes = {1000};
+  for (const std::int32_t layer : {1, 2, 3, 5, 6, 7, 8}) {
+    for (const std::int64_t size : {60, 40}) streamed.push_back(layer), bytes.push_back(size);
+  }
+  streamed.push_back(-1), bytes.push_back(50);
+  const auto layers = [&](const engine::Stored& stored) {
+    std::vector<std::int32_t> found;
+    std::int64_t next = 0;
+    for (std::size_t i = 0; i < stored.offset.size(); ++i) {
+      if (!stored.has(i)) continue;
+      CHECK(stored.offset[i] == std::exchange(next, next + bytes[i]));
+      if (found.empty() || found.back() != streamed[i]) found.push_back(streamed[i]);
+    }
+    CHECK(stored.bytes == next);
+    CHECK(stored.largest_layer == (found.empty() ? 0 : 100));
+    return found;
+  };
+  using Layers = std::vector<std::int32_t>;
+  CHECK(layers(engine::choose_stored(streamed, bytes, 0)) == Layers{1, 2, 3, 5, 6, 7, 8});
+  CHECK(layers(engine::choose_stored(streamed, bytes, 99)) == Layers{1, 2, 3, 5, 6, 7, 8});
+  CHECK(layers(engine::choose_stored(streamed, bytes, 499)) == Layers{3, 6, 8});
+  CHECK(layers(engine::choose_stored(streamed, bytes, 600)) == Layers{8});
+  CHECK(layers(engine::choose_stored(streamed, bytes, 700)).empty());
+  CHECK(layers(engine::choose_stored({}, bytes, 0)).empty());
+  for (std::int64_t& size : bytes) size *= 3;
+  bytes[3] = 1000;  // in layer 2
+  CHECK(engine::choose_stored(streamed, bytes, 0).largest_layer == 1120);
 }

@@ -15,6 +15,7 @@
 using namespace llminfer;
 using namespace llminfer::test;
 using gpu::GpuWeight;
+using Home = gpu::WeightHome::Kind;
 using gpu::Staging;
 
 namespace {
@@ -66,7 +67,7 @@ TEST_CASE("Weights are the same bytes in however many parts they reach the devic
   const auto whole = Staging::make(reference).value();
   std::vector<std::vector<std::byte>> expected;
   for (const RandomWeight& w : weights) {  // in place, without copies
-    expected.push_back(bytes_of(*GpuWeight::make(w.view(), *whole, true).value(), w, *reference));
+    expected.push_back(bytes_of(*GpuWeight::make(w.view(), *whole, {Home::host}).value(), w, *reference));
   }
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
     gpu::EmulatorOptions options;
@@ -86,8 +87,8 @@ TEST_CASE("An order of columns that is none is an error, wherever it is found") 
   RandomWeight w = random_weight(WeightType::w4, 300, 64, 9);
   w.details.permutation = std::make_shared<const std::vector<std::int32_t>>(64, 3);
   const auto staging = Staging::make(make_machine(), 2).value();
-  for (const bool streamed : {false, true}) {
-    CHECK(GpuWeight::make(w.view(), *staging, streamed).error().code == ErrorCode::invalid_argument);
+  for (const Home home : {Home::device, Home::host}) {
+    CHECK(GpuWeight::make(w.view(), *staging, {home}).error().code == ErrorCode::invalid_argument);
   }
 }
 

@@ -35,4 +35,10 @@ TEST_CASE("Ranks that share layers and stream their weights give what they give 
     for (const MemoryShare& share : plan.shares) CHECK(share.total() <= options.split[0].memory);
     CHECK(run(plan.streamed) == expected);
   }
+  const MemoryPlan in_memory = planned();
+  const TempDir folder;
+  options.stream_folder = folder.path();
+  const MemoryPlan in_files = planned();
+  CHECK(in_files.disk_weights == in_memory.streamed);
+  CHECK(run(in_files.streamed) == expected);
 }

@@ -146,3 +146,135 @@ TEST_CASE("A plan with streamed weights takes what was said, and fits its weight
   CHECK(compile(false, groups).error().code == ErrorCode::invalid_argument);
   CHECK(compile(true, {0, 1}).error().code == ErrorCode::invalid_argument);
 }
+
+TEST_CASE("Layers that are read from a storage give the bits of those on the device") {
+  const Model model = deep_model();
+  const std::vector<float> expected = ragged(Driver(model, make_machine_backend(), CacheType::f16), 2);
+  const Chosen odd = [](std::int32_t layer) { return layer % 2 == 1; }, last = [](std::int32_t l) { return l == 4; };
+  for (const Chosen& streamed : {kAll, odd}) {
+    for (const Chosen& has : {kAll, odd, last}) {
+      const auto storage = std::make_shared<MemoryStorage>();
+      CHECK(same_bits(
+          ragged(streamed_driver(model, make_machine_backend(), groups_of(model.program, streamed), {storage, has}), 2),
+          expected));
+    }
+  }
+  const Model mixture =
+      make_model(make_mixture({.experts = 3, .ffn = 32, .hidden = 32, .layers = 3, .biases = true}), WeightType::q8_0);
+  const auto storage = std::make_shared<MemoryStorage>();
+  CHECK(same_bits(
+      ragged(streamed_driver(mixture, make_machine_backend(), groups_of(mixture.program, kAll), {storage}), 2),
+      ragged(Driver(mixture, make_machine_backend(), CacheType::f16), 2)));
+}
+
+TEST_CASE("Layers are read once for each pass, and for the next one before that begins") {
+  const Model model = deep_model();
+  const std::vector<std::int32_t> groups = groups_of(model.program, kAll);
+  const auto of_layer = std::count(groups.begin(), groups.end(), 0), of_pass = 5 * of_layer;
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    gpu::EmulatorOptions options;
+    options.seed = seed;
+    const auto storage = std::make_shared<MemoryStorage>();
+    Driver driver = streamed_driver(model, make_machine_backend(options), groups, {storage});
+    CHECK(storage->reads() == 0);
+    for (int passes = 1; passes <= 2; ++passes) {
+      Parts parts(model, 3);
+      REQUIRE(pass(driver, parts.batch));
+      CHECK(storage->await_reads(passes * of_pass + 2 * of_layer));
+      CHECK(storage->reads() <= passes * of_pass + 4 * of_layer);
+    }
+  }
+}
+
+TEST_CASE("A read that fails is an error of the pass that needs it alone") {
+  const Model model = deep_model();
+  Parts expected(model, 3);
+  Driver whole(model, make_machine_backend(), CacheType::f16);
+  REQUIRE(pass(whole, expected.batch));
+  const auto storage = std::make_shared<MemoryStorage>();
+  Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll), {storage});
+  for (const std::int64_t read : {1, 17, 60, 75}) {
+    CAPTURE(read);
+    storage->fail_read(read);
+    int failed = 0;
+    for (int i = 0; i < 4; ++i) {
+      Parts parts(model, 3);
+      const auto passed = pass(driver, parts.batch);
+      if (passed) {
+        CHECK(same_bits(parts.logits, expected.logits));
+        continue;
+      }
+      ++failed;
+      CHECK(passed.error().code == ErrorCode::io_error);
+      CHECK(passed.error().message == "the disk is gone");
+    }
+    CHECK(failed == 1);
+  }
+}
+
+TEST_CASE("A pass is interrupted though the storage hangs") {
+  const Model model = deep_model();
+  Parts expected(model, 3);
+  Driver whole(model, make_machine_backend(), CacheType::f16);
+  REQUIRE(pass(whole, expected.batch));
+  const auto storage = std::make_shared<MemoryStorage>();
+  Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll), {storage});
+  for (int turn = 0; turn < 2; ++turn) {
+    storage->hold();
+    int asked = 0;
+    Parts stopped(model, 3), after(model, 3);
+    stopped.batch.interrupted = [&] { return ++asked > 20; };
+    CHECK(pass(driver, stopped.batch).error().code == ErrorCode::cancelled);
+    storage->let_all();
+    REQUIRE(pass(driver, after.batch));  // after which up to four of the five layers are read for the next one
+    CHECK(same_bits(after.logits, expected.logits));
+  }
+}
+
+TEST_CASE("Weights of a pass that does not get to them are not waited for") {
+  const Model model = deep_model();
+  Parts expected(model, 3);
+  Driver whole(model, make_machine_backend(), CacheType::f16);
+  REQUIRE(pass(whole, expected.batch));
+  // The last layer's last matrix and its bias are a group, and their disk hangs whenever nobody needs them.
+  const auto storage = std::make_shared<MemoryStorage>(), hangs = std::make_shared<MemoryStorage>();
+  Driver driver(model, make_machine_backend(), CacheType::f16);
+  std::vector<std::int32_t> groups = groups_of(model.program, kAll);
+  std::vector<std::shared_ptr<const PreparedWeight>> weights;
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const bool last = model.program.weights[i].name == "blk.4.wd" || model.program.weights[i].name == "blk.4.bd";
+    if (last) groups[i] = 5;
+    auto weight = groups[i] < 0 ? driver.backend->prepare(model.view(i))
+                                : driver.backend->prepare_streamed_in(last ? hangs : storage, offset, model.view(i));
+    offset += weight.value()->bytes();
+    weights.push_back(std::move(*weight));
+  }
+  REQUIRE(std::count(groups.begin(), groups.end(), 5) == 2);
+  driver.plan = driver.backend->compile(model.program, std::move(weights), {256, {}, groups}).value();
+  for (int i = 0; i < 3; ++i) {
+    Parts silent(model, 3), after(model, 3);
+    silent.batch.logit_rows = silent.batch.hidden_rows = {};
+    silent.batch.logits = silent.batch.hidden = {};
+    hangs->hold();
+    REQUIRE(pass(driver, silent.batch));
+    hangs->let_all();
+    REQUIRE(pass(driver, after.batch));
+    CHECK(same_bits(after.logits, expected.logits));
+  }
+}
+
+TEST_CASE("A storage that takes no weight, and none at all, are errors") {
+  const Model model = deep_model();
+  const auto backend = make_machine_backend();
+  const auto storage = std::make_shared<MemoryStorage>();
+  CHECK(backend->prepare_streamed_in(storage, 0, model.view(0)).value()->bytes() ==
+        backend->prepare(model.view(0)).value()->bytes());
+  CHECK(backend->prepare_streamed_in(nullptr, 0, model.view(0)).error().code == ErrorCode::invalid_argument);
+  CHECK(backend->prepare_streamed_in(storage, -1, model.view(0)).error().code == ErrorCode::invalid_argument);
+  storage->fail_writes();
+  const auto refused = backend->prepare_streamed_in(storage, 0, model.view(0));
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == ErrorCode::io_error);
+  CHECK_THAT(refused.error().message, Catch::Contains("no room") && Catch::Contains(std::string(model.view(0).name)));
+}

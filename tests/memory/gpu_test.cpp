@@ -22,7 +22,7 @@ std::shared_ptr<gpu::Device> make_device() {
 }
 
 /// How an engine uses the GPU.
-enum class How : std::uint8_t { alone, beside_cpu, streamed, swapped };
+enum class How : std::uint8_t { alone, beside_cpu, streamed, read, swapped };
 
 const std::string& three_layers() {
   static const std::string bytes = make_model_bytes(3);
@@ -40,12 +40,14 @@ EngineOptions on(const std::shared_ptr<gpu::Device>& device, How how) {
       options.split = {{make_cpu_backend({.threads = 1}).value(), 0}, {backend}};
       options.custom_backend = nullptr;
       break;
-    case How::streamed: {
+    case How::streamed:
+    case How::read: {
       const TempDir folder;
       folder.write("three.gguf", three_layers());
       const std::int64_t all = Engine::plan(folder / "three.gguf", options).value().total();
       options.split = {{backend, {}, all - 1, true}};
       options.custom_backend = nullptr;
+      if (how == How::read) options.stream_folder = "/tmp";
       break;
     }
     case How::swapped:
@@ -64,8 +66,8 @@ bool holds_nothing(const gpu::Device& device) {
 }  // namespace
 
 TEST_CASE("out of memory while an engine on a GPU is loaded and unloaded") {
-  const auto [how, stride] =
-      GENERATE(table<How, long>({{How::alone, 7}, {How::beside_cpu, 31}, {How::streamed, 19}, {How::swapped, 19}}));
+  const auto [how, stride] = GENERATE(table<How, long>(
+      {{How::alone, 7}, {How::beside_cpu, 31}, {How::streamed, 19}, {How::read, 19}, {How::swapped, 19}}));
   const auto device = make_device();
   const EngineOptions options = on(device, how);
   const auto attempt = [&]() -> Outcome {
@@ -78,8 +80,8 @@ TEST_CASE("out of memory while an engine on a GPU is loaded and unloaded") {
 }
 
 TEST_CASE("out of memory in requests to an engine on a GPU") {
-  const auto [how, stride] =
-      GENERATE(table<How, long>({{How::alone, 41}, {How::beside_cpu, 151}, {How::streamed, 101}, {How::swapped, 101}}));
+  const auto [how, stride] = GENERATE(table<How, long>(
+      {{How::alone, 41}, {How::beside_cpu, 151}, {How::streamed, 101}, {How::read, 101}, {How::swapped, 101}}));
   const auto device = make_device();
   {
     const Running running(on(device, how), three_layers());
