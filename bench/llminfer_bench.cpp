@@ -1,6 +1,7 @@
 // llminfer-bench: prefill, decode and batched decode rates of whole models, load time and peak memory. Takes the main
 // flags of llama.cpp's llama-bench and prints its JSON, so that scripts can run the two in turn. Public API only.
 #include <algorithm>
+#include <chrono>
 #include <iostream>
 #include <map>
 #include <random>
@@ -223,10 +224,11 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
   bench::Profile profile;
   llminfer::ProfileCallback on_profile;
   if (o.profile) on_profile = [&profile](const llminfer::PassProfile& pass) { profile.add(pass); };
+  const auto begin = std::chrono::steady_clock::now();
   llminfer::EngineOptions options = engine_options(o, tests, threads, batch_tokens, on_profile);
   if (o.profile && o.backend == "cpu") profile_into(on_profile, model, options);
   if (o.resident < 100) stream_rest(o.resident, model, options);
-  const bench::Loaded loaded = bench::load(model, options);
+  const bench::Loaded loaded = bench::load(model, options, begin);
   // A process that loads and ends is timed as a whole by others: it does nothing else.
   const std::int64_t model_bytes = tests.front().empty() ? 0 : llminfer::Engine::plan(model, options).value().file;
   std::mt19937 random(1);

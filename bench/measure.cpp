@@ -118,11 +118,11 @@ std::int32_t context_tokens(const Test& test) {
   return test.n_depth + test.n_prompt + generated + 1 + (test.n_parallel > 0 ? kHeadStart : 0);
 }
 
-Loaded load(const std::string& path, const llminfer::EngineOptions& options) {
+Loaded load(const std::string& path, const llminfer::EngineOptions& options, Clock::time_point begin) {
   reset_peak_rss();
-  const auto begin = Clock::now();
+  const auto load_begin = Clock::now();
   Loaded loaded{llminfer::Engine::load(path, options).value()};
-  loaded.load_ms = static_cast<double>(ns_between(begin, Clock::now())) * 1e-6;
+  loaded.load_ms = static_cast<double>(ns_between(load_begin, Clock::now())) * 1e-6;
   auto session = loaded.engine.new_session().value();
   const llminfer::Token first = loaded.engine.tokenizer().bos().value_or(0);
   session.prefill({&first, 1}).value();

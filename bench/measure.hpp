@@ -2,6 +2,7 @@
 // output.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -17,7 +18,7 @@ namespace bench {
 struct Loaded {
   llminfer::Engine engine;
   double load_ms = 0;         ///< Engine::load alone
-  double first_token_ms = 0;  ///< from the begin of the load to the first generated token
+  double first_token_ms = 0;  ///< from the begin, before the backend was made, to the first generated token
 };
 
 /// What one test runs. n_prompt > 0: prefill of so many tokens; n_gen > 0: so many tokens of each of n_parallel
@@ -39,8 +40,9 @@ struct Sample {
   std::int64_t tokens = 0;
 };
 
-/// Loads a model and generates one token. Throws llminfer::Exception.
-Loaded load(const std::string& path, const llminfer::EngineOptions& options);
+/// Loads a model and generates one token. `begin`: of making its backend. Throws llminfer::Exception.
+Loaded load(const std::string& path, const llminfer::EngineOptions& options,
+            std::chrono::steady_clock::time_point begin);
 
 /// A session that tests fork, so that a deep one costs only the tokens beyond those of the test before it.
 struct Filled {

@@ -18,5 +18,22 @@ function(llminfer_gpu_library name language)
     target_sources(llminfer_${name} PRIVATE $<TARGET_OBJECTS:llminfer_backend_common> $<TARGET_OBJECTS:llminfer_quant>
       $<TARGET_OBJECTS:llminfer_core>)
     target_link_libraries(llminfer_${name} PRIVATE Threads::Threads)
+    set(map ${PROJECT_SOURCE_DIR}/cmake/llminfer-gpu.map)
+    target_link_options(llminfer_${name} PRIVATE LINKER:--version-script=${map} LINKER:--no-undefined)
+    set_property(TARGET llminfer_${name} APPEND PROPERTY LINK_DEPENDS ${map})
   endif()
+endfunction()
+
+# llminfer_find_hip_compiler(): CMAKE_HIP_COMPILER, if nobody has named a compiler, where ROCm has the files that CMake's
+# language HIP needs at the places where that looks for them. Debian's packages have them at others.
+function(llminfer_find_hip_compiler)
+  if(CMAKE_HIP_COMPILER OR LLMINFER_HIPCC)
+    return()
+  endif()
+  foreach(root IN ITEMS $ENV{ROCM_PATH} ${CMAKE_PREFIX_PATH} /opt/rocm)
+    if(EXISTS ${root}/lib/cmake/hip-lang/hip-lang-config.cmake AND EXISTS ${root}/llvm/bin/clang++)
+      set(CMAKE_HIP_COMPILER ${root}/llvm/bin/clang++ CACHE FILEPATH "HIP compiler")
+      return()
+    endif()
+  endforeach()
 endfunction()

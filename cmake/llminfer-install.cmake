@@ -36,6 +36,11 @@ llminfer_find_module(LLMINFER_UTF8PROC libutf8proc)")
 endif()
 string(REGEX REPLACE " +" " " LLMINFER_PC_LIBS_PRIVATE "${LLMINFER_PC_LIBS_PRIVATE}")
 
+set(LLMINFER_PACKAGE_FINDS_HIP OFF)
+if(CMAKE_HIP_COMPILER)  # ROCm has a CMake package
+  set(LLMINFER_PACKAGE_FINDS_HIP ON)
+endif()
+
 configure_package_config_file(cmake/llminferConfig.cmake.in ${PROJECT_BINARY_DIR}/llminferConfig.cmake
   INSTALL_DESTINATION ${package_dir} NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/llminferConfigVersion.cmake COMPATIBILITY SameMinorVersion)

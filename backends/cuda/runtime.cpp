@@ -148,6 +148,13 @@ struct Api {
 namespace cuda {
 /// The GPU that the options name; tests and benchmarks declare it.
 Result<std::shared_ptr<Device>> make_device(const GpuOptions& options) { return RuntimeDevice<Api>::make(options); }
+
+/// What all processes have taken of the current GPU's memory, -1 if that cannot be said; tests declare it.
+std::int64_t memory_in_use() {
+  std::size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return -1;
+  return static_cast<std::int64_t>(total - free);
+}
 }  // namespace cuda
 }  // namespace llminfer::gpu
 

@@ -1,8 +1,13 @@
 // make_hip_backend: the GPU backend on the HIP runtime. Knows nothing of what the backend does.
 #include <hip/hip_runtime.h>
 
+#include <cstdlib>
+#include <string>
+#include <vector>
+
 #include <llminfer/hip.hpp>
 
+#include "backends/gpu/amd_gpus.hpp"
 #include "backends/gpu/backend.hpp"
 #include "backends/gpu/runtime_device.hpp"
 
@@ -116,7 +121,24 @@ struct Api {
 
 namespace hip {
 /// The GPU that the options name; tests and benchmarks declare it.
-Result<std::shared_ptr<Device>> make_device(const GpuOptions& options) { return RuntimeDevice<Api>::make(options); }
+Result<std::shared_ptr<Device>> make_device(const GpuOptions& options) {
+#if HIP_VERSION < 50700000  // which ends the process where it has no code for a GPU
+  const std::vector<std::string> architectures = {LLMINFER_HIP_ARCHITECTURES};
+  const char* const visible = std::getenv("HIP_VISIBLE_DEVICES");
+  LLMINFER_TRY(check_amd_gpus({.rocr_visible = std::getenv("ROCR_VISIBLE_DEVICES"),
+                               .hip_visible = visible && *visible ? visible : std::getenv("CUDA_VISIBLE_DEVICES"),
+                               .gfx_version = std::getenv("HSA_OVERRIDE_GFX_VERSION")},
+                              architectures));
+#endif
+  return RuntimeDevice<Api>::make(options);
+}
+
+/// What all processes have taken of the current GPU's memory, -1 if that cannot be said; tests declare it.
+std::int64_t memory_in_use() {
+  std::size_t free = 0, total = 0;
+  if (hipMemGetInfo(&free, &total) != hipSuccess) return -1;
+  return static_cast<std::int64_t>(total - free);
+}
 }  // namespace hip
 }  // namespace llminfer::gpu
 

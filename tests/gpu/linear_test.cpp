@@ -188,6 +188,27 @@ TEST_CASE("Odd shapes, on every machine") {
   }
 }
 
+TEST_CASE("Every weight type in odd shapes, on the machines in turn", "[.slow]") {
+  std::size_t turn = 0;
+  for (int t = 0; t < kTypes; ++t) {
+    const auto type = static_cast<WeightType>(t);
+    const std::int64_t block = weight_type_info(type).block_values;
+    const std::int64_t width = block == 1 ? 43 : block <= 64 ? 3 * block : 768;
+    for (const Case& c : {Case{13, width, 1}, Case{19, width, 8}, Case{67, width, 5}, Case{33, width, 17},
+                          Case{131, width, 66}}) {
+      const std::vector<Machine> all = machines(turn + 1);
+      const Machine& machine = all[turn++ % all.size()];
+      const auto device = make_machine(machine.options);
+      const RandomWeight w = random_weight(type, c.features, c.width, 7);
+      for (const Kernel kernel : {Kernel::few, Kernel::many, Kernel::warpgroups, Kernel::stages}) {
+        if (!has(*device, kernel) || (kernel == Kernel::few && c.rows > gpu::kFewRows)) continue;
+        CAPTURE(weight_type_info(type).name, machine.name, c.features, c.rows, static_cast<int>(kernel));
+        CHECK(error_of(device, w, c.rows, kernel, false) < 1e-5);
+      }
+    }
+  }
+}
+
 // A column of rows and one of weights are 30000 times larger than the others, and meet zeros.
 TEST_CASE("What is far smaller than the rest of its row counts, on every machine") {
   const std::vector<float> sizes = {3e4f, 0.0f};

@@ -13,6 +13,13 @@ namespace llminfer::test {
 #ifdef LLMINFER_TEST_GPU
 /// Of the runtime that the program has: real_device.cpp.
 Result<std::shared_ptr<gpu::Device>> make_real_device(const GpuOptions& options);
+/// What all processes have taken of the GPU's memory.
+std::int64_t memory_in_use();
+#else
+/// What is taken of the memory of all emulated devices, and of pinned memory.
+inline std::int64_t memory_in_use() {
+  return gpu::emulated_memory_in_use() + gpu::emulated_pinned_memory_in_use();
+}
 #endif
 
 struct Machine {

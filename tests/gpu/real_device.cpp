@@ -3,6 +3,7 @@
 
 namespace llminfer::gpu::LLMINFER_TEST_GPU {
 Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
+std::int64_t memory_in_use();
 }
 
 namespace llminfer::test {
@@ -10,5 +11,6 @@ namespace llminfer::test {
 Result<std::shared_ptr<gpu::Device>> make_real_device(const GpuOptions& options) {
   return gpu::LLMINFER_TEST_GPU::make_device(options);
 }
+std::int64_t memory_in_use() { return gpu::LLMINFER_TEST_GPU::memory_in_use(); }
 
 }  // namespace llminfer::test
