@@ -189,9 +189,7 @@ void put_super_blocks(const PanelLayout& layout, const std::uint8_t* rows, std::
 /// The plane of fifth bits of 32 codes, which are bits of a word: bit q of byte j is bit 4 q + j.
 std::uint32_t fifth_plane(std::uint32_t high) {
   std::uint32_t plane = 0;
-  for (int q = 0; q < 8; ++q, high >>= 4) {  // the product has bit j of its first factor at bit 8 j
-    plane |= ((high & 15) * 0x00204081u & 0x01010101u) << q;
-  }
+  for (int q = 0; q < 8; ++q) plane |= quant::bits_to_bytes(high >> 4 * q & 15) << q;
   return plane;
 }
 
@@ -224,6 +222,7 @@ void put_plain_rows(const PanelLayout& layout, const std::uint8_t* rows, std::in
     }
   }
 }
+
 /// Transposes `lanes` rows of `cols` elements into a panel [cols][16].
 template <class T>
 void put_dense(const std::uint8_t* rows, std::int64_t row_bytes, std::int64_t lanes, std::int64_t cols,

@@ -69,9 +69,9 @@ struct Q3_K {  // 32 bytes of high bits | 64 bytes of pairs | 12 bytes of 6-bit 
   }
 };
 
-/// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: groups 0–3 in the low bits of
-/// bytes 0–3 (scales) and 4–7 (minima); groups 4–7 with their low nibbles in bytes 8–11 and their two high bits on top
-/// of bytes 0–7.
+/// The eight 6-bit scales and minima that Q4_K and Q5_K pack into 12 bytes: groups 0–3 in the low bits of bytes 0–3
+/// (scales) and 4–7 (minima); groups 4–7 with their low nibbles in bytes 8–11 and their two high bits on top of bytes
+/// 0–7.
 inline void unpack_k_scales(const std::uint8_t* packed, GroupedBlock& out) noexcept {
   for (int g = 0; g < 4; ++g) {
     out.sub_scale[g] = static_cast<std::int8_t>(packed[g] & 63);

@@ -33,11 +33,14 @@ struct Q4_1 {  // d | m | nibbles; value = d * q + m
   }
 };
 
+/// Bit j of a number below 16 as byte j: the product has it at bit 8 j.
+inline std::uint32_t bits_to_bytes(std::uint32_t four) noexcept { return four * 0x00204081u & 0x01010101u; }
+
 /// Adds the fifth bit of 32 codes: bit i of a little-endian word.
 inline void add_fifth_bits(const std::uint8_t* bytes, std::uint8_t* code) noexcept {
   const auto high = load_le<std::uint32_t>(bytes);
-  for (int i = 0; i < 32; i += 4) {  // the product has bit j of its first factor at bit 8 j, for j < 4
-    const std::uint32_t bits = (((high >> i) & 15) * 0x00204081u) & 0x01010101u;
+  for (int i = 0; i < 32; i += 4) {
+    const std::uint32_t bits = bits_to_bytes(high >> i & 15);
     const std::uint32_t four = load_le<std::uint32_t>(code + i) | bits << 4;
     std::memcpy(code + i, &four, sizeof four);
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/half.hpp"
+#include "load/packing.hpp"
 
 namespace llminfer::quantize {
 namespace {
@@ -26,7 +27,7 @@ void pack(Words& words, std::int64_t count, int bits, const Number& number) {
   for (std::int64_t i = 0; i < count; ++i) {
     stream |= static_cast<std::uint64_t>(number(i)) << filled;
     filled += bits;
-    if (filled < 32 && i + 1 < count) continue;
+    if (filled < 32) continue;
     words.push_back(static_cast<std::uint32_t>(stream));
     stream >>= 32;
     filled -= 32;
@@ -92,16 +93,7 @@ void round_row(AffineWeight& weight, std::int64_t row, const float* values, std:
 }
 
 Words gptq_qweight(const AffineWeight& w) {
-  Words words(static_cast<std::size_t>(w.cols * w.scheme.bits / 32 * w.rows));
-  for (std::int64_t n = 0; n < w.rows; ++n) {
-    for (std::int64_t k = 0; k < w.cols; ++k) {
-      const std::int64_t at = k * w.scheme.bits, word = at / 32 * w.rows + n, shift = at % 32;
-      const std::uint32_t code = code_at(w, n, k);
-      words[static_cast<std::size_t>(word)] |= code << shift;
-      if (shift + w.scheme.bits > 32) words[static_cast<std::size_t>(word + w.rows)] |= code >> (32 - shift);
-    }
-  }
-  return words;
+  return load::transposed(ct_packed(w), w.rows, w.cols * w.scheme.bits / 32);
 }
 
 Words gptq_qzeros(const AffineWeight& w, bool minus_one) {

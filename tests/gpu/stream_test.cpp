@@ -30,6 +30,14 @@ std::vector<float> ragged(Driver driver, std::size_t rows) {
   return all;
 }
 
+/// The logits of a pass of Parts(model, 3) with all weights on the device.
+std::vector<float> resident_logits(const Model& model) {
+  Parts parts(model, 3);
+  Driver whole(model, make_machine_backend(), CacheType::f16);
+  REQUIRE(pass(whole, parts.batch));
+  return parts.logits;
+}
+
 }  // namespace
 
 TEST_CASE("A plan whose layers are streamed gives the bits of one that holds them") {
@@ -90,24 +98,22 @@ TEST_CASE("A weight that several layers read may stay, but is streamed with none
 
 TEST_CASE("A pass over streamed weights that is interrupted or asked for nothing leaves the next one right") {
   const Model model = deep_model();
-  Driver whole(model, make_machine_backend(), CacheType::f16);
+  const std::vector<float> expected = resident_logits(model);
   Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll));
-  Parts expected(model, 3);
-  REQUIRE(pass(whole, expected.batch));
   for (const int patience : {0, 3}) {
     Parts stopped(model, 3), after(model, 3);
     int asked = 0;
     stopped.batch.interrupted = [&] { return asked++ >= patience; };
     CHECK(pass(driver, stopped.batch).error().code == ErrorCode::cancelled);
     REQUIRE(pass(driver, after.batch));
-    CHECK(same_bits(after.logits, expected.logits));
+    CHECK(same_bits(after.logits, expected));
   }
   Parts silent(model, 3), after(model, 3);
   silent.batch.logit_rows = silent.batch.hidden_rows = {};
   silent.batch.logits = silent.batch.hidden = {};
   REQUIRE(pass(driver, silent.batch));
   REQUIRE(pass(driver, after.batch));
-  CHECK(same_bits(after.logits, expected.logits));
+  CHECK(same_bits(after.logits, expected));
 }
 
 TEST_CASE("A plan with streamed weights takes what was said, and fits its weights") {
@@ -188,9 +194,7 @@ TEST_CASE("Layers are read once for each pass, and for the next one before that 
 
 TEST_CASE("A read that fails is an error of the pass that needs it alone") {
   const Model model = deep_model();
-  Parts expected(model, 3);
-  Driver whole(model, make_machine_backend(), CacheType::f16);
-  REQUIRE(pass(whole, expected.batch));
+  const std::vector<float> expected = resident_logits(model);
   const auto storage = std::make_shared<MemoryStorage>();
   Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll), {storage});
   for (const std::int64_t read : {1, 17, 60, 75}) {
@@ -201,7 +205,7 @@ TEST_CASE("A read that fails is an error of the pass that needs it alone") {
       Parts parts(model, 3);
       const auto passed = pass(driver, parts.batch);
       if (passed) {
-        CHECK(same_bits(parts.logits, expected.logits));
+        CHECK(same_bits(parts.logits, expected));
         continue;
       }
       ++failed;
@@ -214,9 +218,7 @@ TEST_CASE("A read that fails is an error of the pass that needs it alone") {
 
 TEST_CASE("A pass is interrupted though the storage hangs") {
   const Model model = deep_model();
-  Parts expected(model, 3);
-  Driver whole(model, make_machine_backend(), CacheType::f16);
-  REQUIRE(pass(whole, expected.batch));
+  const std::vector<float> expected = resident_logits(model);
   const auto storage = std::make_shared<MemoryStorage>();
   Driver driver = streamed_driver(model, make_machine_backend(), groups_of(model.program, kAll), {storage});
   for (int turn = 0; turn < 2; ++turn) {
@@ -227,15 +229,13 @@ TEST_CASE("A pass is interrupted though the storage hangs") {
     CHECK(pass(driver, stopped.batch).error().code == ErrorCode::cancelled);
     storage->let_all();
     REQUIRE(pass(driver, after.batch));  // after which up to four of the five layers are read for the next one
-    CHECK(same_bits(after.logits, expected.logits));
+    CHECK(same_bits(after.logits, expected));
   }
 }
 
 TEST_CASE("Weights of a pass that does not get to them are not waited for") {
   const Model model = deep_model();
-  Parts expected(model, 3);
-  Driver whole(model, make_machine_backend(), CacheType::f16);
-  REQUIRE(pass(whole, expected.batch));
+  const std::vector<float> expected = resident_logits(model);
   // The last layer's last matrix and its bias are a group, and their disk hangs whenever nobody needs them.
   const auto storage = std::make_shared<MemoryStorage>(), hangs = std::make_shared<MemoryStorage>();
   Driver driver(model, make_machine_backend(), CacheType::f16);
@@ -260,7 +260,7 @@ TEST_CASE("Weights of a pass that does not get to them are not waited for") {
     REQUIRE(pass(driver, silent.batch));
     hangs->let_all();
     REQUIRE(pass(driver, after.batch));
-    CHECK(same_bits(after.logits, expected.logits));
+    CHECK(same_bits(after.logits, expected));
   }
 }
 
