@@ -33,6 +33,7 @@ struct ChatOptions {
   /// Whether text in messages that spells a control token ("<|im_end|>") is that token. Else it is text
   /// (Tokenizer::escape), so that neither what users write nor an answer that repeats it ends a turn.
   bool parse_special = false;
+  std::string cache_salt{};  ///< as SessionOptions::cache_salt
 };
 
 /// The text of an answer, piece by piece as it is generated. Iterate once. Leaving the loop early does not end the

@@ -27,6 +27,7 @@ struct CompletionRequest {
   std::string prompt{};
   std::vector<Token> tokens{};
   GenerateOptions options{};
+  std::string cache_salt{};  ///< as SessionOptions::cache_salt
 };
 
 /// Fills `out` wholly with the bytes at `offset` and returns true; false is Error{io_error}. One thread at a time.
@@ -52,7 +53,8 @@ struct EngineStats {
   std::int64_t cached_tokens = 0;  ///< prompt tokens found in the cache
   std::int32_t running = 0;        ///< requests now
   std::int32_t waiting = 0;
-  std::int32_t pages_used = 0;
+  std::int32_t pages_used = 0;   ///< by sequences
+  std::int32_t pages_kept = 0;   ///< beside these, for prompts that begin alike (EngineOptions::prefix_cache)
   std::int32_t pages_total = 0;
   std::int64_t weight_bytes = 0;
   std::int64_t cache_bytes = 0;  ///< in host memory and files, too
@@ -81,7 +83,7 @@ class LLMINFER_API Engine {
 
   explicit Engine(std::shared_ptr<engine::EngineCore> core);
 
-  Result<Session> new_session() const;
+  Result<Session> new_session(const SessionOptions& options = {}) const;
   /// Errors: template_error where the model has no chat template and the options bring none.
   Result<Chat> new_chat(const ChatOptions& options = {}) const;
   /// Queues a request; requests run side by side, batched step by step, and each gives what it would give alone (on

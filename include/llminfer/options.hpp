@@ -137,6 +137,12 @@ struct EngineOptions {
   /// Results are those without it, bit for bit. Each rank's option counts for its own layers. Empty: none. Errors of
   /// the load: as of `cache_folder`.
   std::string stream_folder{};
+  /// Pages of the KV cache that no sequence has any more are kept until others need their room, and prompts that begin
+  /// with the same tokens, in whole pages of kPageTokens, compute that beginning once, whoever computes it first:
+  /// another request, session or chat, or the same one before its pages were taken. Results are those without it, bit
+  /// for bit (on GPUs: with GpuOptions::batch_invariant). How long a prompt takes then tells what others have sent:
+  /// where that must not be known, see SessionOptions::cache_salt. false: sequences share what they fork.
+  bool prefix_cache = true;
   std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
   std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
   std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
@@ -207,6 +213,12 @@ struct GeneratedToken {
 /// not own an Engine, Session, Chat, ChatStream or Completion: the last handle of an engine waits for that thread.
 /// Returning false ends the request with FinishReason::cancelled.
 using TokenCallback = std::function<bool(const GeneratedToken&)>;
+
+struct SessionOptions {
+  /// Only sequences with the same one find each other's tokens in the cache (EngineOptions::prefix_cache): one for each
+  /// party that must not learn what others send.
+  std::string cache_salt{};
+};
 
 struct GenerateOptions {
   SamplingOptions sampling{};

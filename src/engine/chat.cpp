@@ -121,7 +121,7 @@ Result<Chat> Engine::new_chat(const ChatOptions& options) const {
   return core::guarded([&]() -> Result<Chat> {
     auto state = std::make_shared<engine::ChatState>();
     state->core = core_;
-    state->sequence = core_->new_sequence();
+    state->sequence = core_->new_sequence(options.cache_salt);
     const std::string& source = options.chat_template.empty() ? core_->model().chat_template : options.chat_template;
     if (source.empty()) {
       return fail(ErrorCode::template_error, "the model has no chat template, and ChatOptions::chat_template is empty");

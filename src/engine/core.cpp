@@ -22,6 +22,7 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
     pools_.emplace_back(pages);
     stats_.pages_total += pages;
   }
+  if (options.prefix_cache) prefixes_.emplace(model_->program.cache_groups, pools_);
   const auto limited = [](const auto& cache) { return cache->pass_pages().most < PassPages().most; };
   if (std::any_of(model_->caches.begin(), model_->caches.end(), limited)) {
     for (std::size_t g = 0; g < pools_.size(); ++g) {
@@ -50,7 +51,10 @@ EngineStats EngineCore::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
   stats.waiting = static_cast<std::int32_t>(waiting_.size());
-  for (const PagePool& pool : pools_) stats.pages_used += pool.used();
+  for (const PagePool& pool : pools_) {
+    stats.pages_used += pool.used();
+    stats.pages_kept += pool.idle();
+  }
   for (const auto& cache : model_->caches) {
     stats.cache_bytes += cache->bytes();
     stats.moved_cache_bytes += cache->moved_bytes();
@@ -269,6 +273,7 @@ void EngineCore::drop_done() noexcept {
 /// up to max_batch_tokens_ rows. After an error `shares` has the request that it ends. Mutex held.
 Result<void> EngineCore::schedule(std::vector<Share>& shares) {
   std::int32_t budget = max_batch_tokens_;
+  for (const auto& request : running_) find_prefix(*request);
   const auto candidates = with_room();
   for (const bool decoding : {true, false}) {
     for (const auto& [request, most] : candidates) {
@@ -309,11 +314,12 @@ void EngineCore::commit(std::span<const Share> shares) {
       Sequence& sequence = *share.request->sequence;
       const auto first = static_cast<std::size_t>(sequence.cached / kPageTokens);
       sequence.cached += share.rows;
+      share.request->computed = true;
+      const auto last = static_cast<std::size_t>(sequence.cached / kPageTokens);
       for (std::size_t group = 0; group < pools_.size(); ++group) {
-        for (std::size_t i = first; i < static_cast<std::size_t>(sequence.cached / kPageTokens); ++i) {
-          model_->caches[group]->finish_page(sequence.pages[group][i]);
-        }
+        for (std::size_t i = first; i < last; ++i) model_->caches[group]->finish_page(sequence.pages[group][i]);
       }
+      if (prefixes_ && first < last) prefixes_->add(sequence.salt, sequence.tokens, sequence.pages, last);
       sequence.last_used = ++use_counter_;
       (share.request->result.tokens.empty() ? stats_.prefill_tokens : stats_.decode_tokens) += share.rows;
     }

@@ -7,6 +7,8 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "engine/cache_size.hpp"
 #include "engine/model.hpp"
 #include "engine/page_pool.hpp"
+#include "engine/prefix_cache.hpp"
 #include "engine/request.hpp"
 #include "engine/sequence.hpp"
 
@@ -31,7 +34,7 @@ class EngineCore {
   EngineStats stats() const;
 
   // Any thread.
-  std::shared_ptr<Sequence> new_sequence();
+  std::shared_ptr<Sequence> new_sequence(std::string salt = {});
   /// Gives the pages back. The sequence is idle.
   void close(const std::shared_ptr<Sequence>& sequence) noexcept;
   /// A copy that shares all pages. The sequence is idle.
@@ -66,7 +69,9 @@ class EngineCore {
   void admit();
   Result<void> schedule(std::vector<Share>& shares);
   std::vector<Share> with_room();
+  void find_prefix(Request& request) noexcept;
   Result<bool> make_room(Request& request, std::int32_t rows);
+  bool evict_prefix(std::size_t group) noexcept;
   bool reclaim_pages(const Request& asking);
   void free_pages(Sequence& sequence, std::int32_t keep_tokens) noexcept;
   bool seals_pages() const noexcept;
@@ -91,8 +96,9 @@ class EngineCore {
   std::condition_variable wake_;
   bool stopping_ = false;
   std::deque<std::shared_ptr<Request>> waiting_;
-  std::vector<PagePool> pools_;  ///< per cache group
-  std::vector<PassRoom> rooms_;  ///< per cache group; empty, if passes may use all pages
+  std::vector<PagePool> pools_;          ///< per cache group
+  std::optional<PrefixCache> prefixes_;  ///< as EngineOptions::prefix_cache says
+  std::vector<PassRoom> rooms_;          ///< per cache group; empty, if passes may use all pages
   std::vector<std::weak_ptr<Sequence>> sequences_;
   std::uint64_t use_counter_ = 0, room_counter_ = 0;
   EngineStats stats_;

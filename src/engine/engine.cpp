@@ -93,8 +93,8 @@ Result<MemoryPlan> Engine::plan(const std::string& path, const EngineOptions& op
   });
 }
 
-Result<Session> Engine::new_session() const {
-  return core::guarded([&]() -> Result<Session> { return Session(core_, core_->new_sequence()); });
+Result<Session> Engine::new_session(const SessionOptions& options) const {
+  return core::guarded([&]() -> Result<Session> { return Session(core_, core_->new_sequence(options.cache_salt)); });
 }
 
 Result<Completion> Engine::submit(CompletionRequest request) const {
@@ -107,7 +107,7 @@ Result<Completion> Engine::submit(CompletionRequest request) const {
       std::shared_ptr<engine::Request> request = std::make_shared<engine::Request>();
     };
     auto owner = std::make_shared<Owner>(Owner{core_});
-    owner->request->sequence = core_->new_sequence();
+    owner->request->sequence = core_->new_sequence(std::move(request.cache_salt));
     owner->request->sequence->tokens = std::move(request.tokens);
     owner->request->options = std::move(request.options);
     LLMINFER_TRY(core_->submit(owner->request));

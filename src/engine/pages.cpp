@@ -1,24 +1,16 @@
 // Pages of the KV cache: taking, sharing, copying on write, and taking them back from idle or younger sequences.
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "core/error.hpp"
 #include "engine/core.hpp"
 
 namespace llminfer::inline v0::engine {
-namespace {
 
-/// The first page that a sequence of `tokens` tokens needs for its last token and those after it. Pages before it are
-/// -1 once they were given back: entries of a block table keep their places.
-std::size_t first_needed(const CacheGroup& group, std::int32_t tokens) {
-  if (group.window == 0) return 0;
-  return static_cast<std::size_t>(std::max(std::int64_t{0}, std::int64_t{tokens} - group.window) / kPageTokens);
-}
-
-}  // namespace
-
-std::shared_ptr<Sequence> EngineCore::new_sequence() {
+std::shared_ptr<Sequence> EngineCore::new_sequence(std::string salt) {
   auto sequence = std::make_shared<Sequence>();
+  sequence->salt = std::move(salt);
   sequence->pages.resize(pools_.size());
   const std::lock_guard lock(mutex_);
   std::erase_if(sequences_, [](const auto& weak) { return weak.expired(); });
@@ -32,7 +24,7 @@ void EngineCore::close(const std::shared_ptr<Sequence>& sequence) noexcept {
 }
 
 std::shared_ptr<Sequence> EngineCore::fork(const Sequence& sequence) {
-  auto copy = new_sequence();
+  auto copy = new_sequence(sequence.salt);
   copy->tokens = sequence.tokens;
   copy->embeddings = sequence.embeddings;
   copy->logits = sequence.logits;
@@ -99,6 +91,43 @@ void EngineCore::free_pages(Sequence& sequence, std::int32_t keep_tokens) noexce
   sequence.cached = std::min(sequence.cached, keep_tokens);
 }
 
+/// Gives a request the pages that other sequences have computed of its beginning, but for the tokens of which it wants
+/// more than that. Mutex held; no pass in flight.
+void EngineCore::find_prefix(Request& request) noexcept {
+  Sequence& sequence = *request.sequence;
+  std::int32_t most = sequence.size() - 1;  // the last one is computed for its logits
+  if (request.want_hidden) most = std::min(most, static_cast<std::int32_t>(request.tokens_before.size()));
+  if (request.on_logits) most = std::min(most, request.logits_given);
+  const std::int32_t own = sequence.cached / kPageTokens;
+  if (!prefixes_ || most / kPageTokens <= own) return;
+  const auto found = prefixes_->find(sequence.salt, sequence.tokens, static_cast<std::size_t>(own),
+                                     static_cast<std::size_t>(most / kPageTokens));
+  if (found.empty()) return;
+  const std::size_t end = static_cast<std::size_t>(own) + found[0].size();
+  try {
+    for (auto& pages : sequence.pages) pages.reserve(end);
+  } catch (const std::bad_alloc&) {
+    return;
+  }
+  for (std::size_t group = 0; group < pools_.size(); ++group) {
+    auto& pages = sequence.pages[group];
+    for (const std::int32_t page : found[group]) {
+      if (page >= 0) pools_[group].share(page);
+    }
+    // What follows its whole pages is in a page that was found, and nothing may lie before one that is missing.
+    const std::size_t keep = found[group][0] >= 0 ? static_cast<std::size_t>(own) : 0;
+    for (std::size_t i = keep; i < pages.size(); ++i) {
+      if (pages[i] >= 0) release_page(group, std::exchange(pages[i], -1));
+    }
+    pages.resize(static_cast<std::size_t>(own), -1);
+    pages.insert(pages.end(), found[group].begin(), found[group].end());
+  }
+  const std::int32_t before = std::exchange(sequence.cached, static_cast<std::int32_t>(end) * kPageTokens);
+  if (request.computed) return;
+  request.result.cached_tokens += sequence.cached - before;
+  stats_.cached_tokens += sequence.cached - before;
+}
+
 /// The requests that may take part in a pass, oldest first, each with its rows at most: all, or where device memory has
 /// room for some pages only, as many of the oldest as have room for theirs beside each other. If it has not even for
 /// those of the oldest one, layers pass through it, and others may join. Those that are left out wait until older ones
@@ -147,7 +176,7 @@ Result<bool> EngineCore::make_room(Request& request, std::int32_t rows) {
   for (std::size_t group = 0; group < pools_.size(); ++group) {
     const auto take = [&] {
       auto page = pools_[group].take();
-      while (!page && reclaim_pages(request)) page = pools_[group].take();
+      while (!page && (evict_prefix(group) || reclaim_pages(request))) page = pools_[group].take();
       return page;
     };
     auto& pages = sequence.pages[group];
@@ -181,6 +210,13 @@ Result<bool> EngineCore::make_room(Request& request, std::int32_t rows) {
     }
   }
   return true;
+}
+
+/// Frees a page that no sequence has. Mutex held.
+bool EngineCore::evict_prefix(std::size_t group) noexcept {
+  const std::int32_t page = prefixes_ ? prefixes_->evict(group) : -1;
+  if (page >= 0) model_->caches[group]->forget_page(page);
+  return page >= 0;
 }
 
 /// Takes the pages of another sequence, which computes them again when it goes on: of the idle one that was used least

@@ -47,6 +47,7 @@ struct Request {
   StopMatcher stop;
   CompletionResult result;
   bool started = false;
+  bool computed = false;         ///< a pass has computed tokens of it
   bool callback_failed = false;  ///< on_token or on_logits threw
   /// In place of the sequence's logits after the last token: what the pass gave of them, until they are fetched.
   struct {

@@ -132,6 +132,7 @@ TEST_CASE("a session that loses its pages in the step that it was chosen for is 
   small.context_length = 256;
   small.cache_tokens = 320;  // five pages; the older request takes two of the three that the session has
   small.max_batch_tokens = 128;
+  small.prefix_cache = false;
   const Engine engine = load(small);
   Session session = engine.new_session().value(), alone = load(small).new_session().value();
   for (Session* s : {&session, &alone}) s->prefill(some_tokens(150, 1)).value();
@@ -153,7 +154,9 @@ TEST_CASE("a session that loses its pages in the step that it was chosen for is 
 }
 
 TEST_CASE("fork and truncate") {
-  const Engine engine = load();
+  EngineOptions options;
+  options.prefix_cache = false;
+  const Engine engine = load(options);
   Session trunk = engine.new_session().value();
   trunk.prefill(some_tokens(70, 3)).value();
   const auto pages = engine.stats().pages_used;
@@ -190,6 +193,7 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
       options.threads = 2;
       options.cache_type = type;
       options.max_batch_tokens = batch;
+      options.prefix_cache = false;
       return Engine::load(folder.path(), options).value();
     };
     const Engine whole = open(1024), engine = open(64);
@@ -232,6 +236,7 @@ TEST_CASE("pages that a sliding window has left behind go back, and no result ch
     options.max_batch_tokens = 64;
     options.max_sequences = 1;
     options.cache_tokens = 2048;
+    options.prefix_cache = false;
     const Engine small = Engine::load(folder.path(), options).value();
     CHECK(small.stats().pages_total == (100 + 64 + 64 + 63) / 64 + 2 + 1 + 1);
     Session one = small.new_session().value(), two = small.new_session().value();
@@ -309,6 +314,7 @@ TEST_CASE("an int4 cache: a token reads its own page as it was, however the sess
   EngineOptions options;
   options.cache_type = CacheType::int4;
   options.max_batch_tokens = 512;
+  options.prefix_cache = false;
   const Engine engine = load(options);
   const std::vector<Token> tokens = some_tokens(270, 9);
   std::vector<std::vector<float>> expected;

@@ -82,7 +82,9 @@ TEST_CASE("requests from many threads give what each gives alone, bit for bit") 
 }
 
 TEST_CASE("embeddings in and hidden states out") {
-  const Engine engine = load();
+  EngineOptions alone;
+  alone.prefix_cache = false;
+  const Engine engine = load(alone);
   Session session = engine.new_session().value();
   PrefillOptions options;
   options.hidden_states = true;
@@ -112,6 +114,7 @@ TEST_CASE("a prefill gives the logits after every token, once and in order, also
   small.context_length = 256;
   small.cache_tokens = 320;
   small.max_batch_tokens = 32;
+  small.prefix_cache = false;
   const Engine engine = load(small);
   const std::vector<Token> tokens = some_tokens(200, 6);
   std::vector<std::vector<float>> expected;

@@ -1,0 +1,295 @@
+// Prompts that begin alike: what is computed, and that no result hangs on it.
+#include "engine/prefix_cache.hpp"
+
+#include <llminfer/llminfer.hpp>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <deque>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "tests/engine/split_models.hpp"
+
+using namespace llminfer;
+using namespace llminfer::test::tiny;
+
+namespace {
+
+std::vector<Token> joined(std::vector<Token> first, const std::vector<Token>& rest) {
+  first.insert(first.end(), rest.begin(), rest.end());
+  return first;
+}
+
+std::vector<Token> first_of(std::vector<Token> tokens, std::size_t count) {
+  tokens.resize(count);
+  return tokens;
+}
+
+Engine without(EngineOptions options = {}) {
+  options.prefix_cache = false;
+  return load(options);
+}
+
+CompletionResult complete(const Engine& engine, std::vector<Token> tokens, std::string salt = {}) {
+  return engine.complete({.tokens = std::move(tokens), .options = sampled(5, 1), .cache_salt = std::move(salt)})
+      .value();
+}
+
+std::vector<float> logits_after(const Engine& engine, const std::vector<Token>& tokens) {
+  Session session = engine.new_session().value();
+  session.prefill(tokens).value();
+  return {session.logits().begin(), session.logits().end()};
+}
+
+}  // namespace
+
+TEST_CASE("prompts that begin alike compute their beginning once") {
+  EngineOptions options;
+  options.cache_type = GENERATE(CacheType::f16, CacheType::int8, CacheType::int4);
+  options.max_batch_tokens = 100;
+  const Engine engine = load(options), alone = without(options);
+  const auto check = [&](const std::vector<Token>& tokens, std::int32_t cached) {
+    const auto before = engine.stats();
+    const auto result = complete(engine, tokens);
+    CHECK(result.cached_tokens == cached);
+    CHECK(engine.stats().cached_tokens - before.cached_tokens == cached);
+    const auto size = static_cast<std::int32_t>(tokens.size());
+    CHECK(engine.stats().prefill_tokens - before.prefill_tokens == size - cached);
+    CHECK(result.tokens == complete(alone, tokens).tokens);
+  };
+  const auto tokens = some_tokens(300, 1);
+  check(first_of(tokens, 200), 0);
+  CHECK(engine.stats().pages_kept == 3);
+  check(first_of(tokens, 200), 192);
+  check(first_of(tokens, 193), 192);
+  check(first_of(tokens, 192), 128);  // the last token is computed for its logits
+  check(first_of(tokens, 64), 0);
+  check(first_of(tokens, 65), 64);
+  check(joined(first_of(tokens, 150), some_tokens(50, 2)), 128);
+  check(joined(first_of(tokens, 150), some_tokens(50, 2)), 192);  // a second branch
+  check(tokens, 192);
+  check(tokens, 256);
+  CHECK(complete(alone, tokens).cached_tokens == 0);
+  CHECK(alone.stats().pages_kept == 0);
+  CHECK(engine.stats().pages_used == 0);
+
+  // An answer is found, too.
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(60, 3)).value();
+  session.generate(sampled(70, 1)).value();
+  const std::vector<Token> text(session.tokens().begin(), session.tokens().end());
+  check(text, 128);
+  CHECK(logits_after(engine, text) == logits_after(alone, text));
+}
+
+TEST_CASE("requests that wait find what others have computed in between") {
+  EngineOptions options;
+  options.max_sequences = 1;
+  const Engine engine = load(options);
+  const auto tokens = some_tokens(200, 1);
+  Completion first = engine.submit({.tokens = tokens, .options = sampled(5, 1)}).value();
+  Completion second = engine.submit({.tokens = tokens, .options = sampled(5, 1)}).value();
+  const auto waited = second.wait().value();
+  CHECK(waited.tokens == first.wait().value().tokens);
+  CHECK(waited.cached_tokens == 192);
+}
+
+TEST_CASE("logits and hidden states that are asked for are computed") {
+  const Engine engine = load(), alone = without();
+  const auto tokens = some_tokens(200, 1);
+  complete(engine, tokens);
+  const auto all = [&](const Engine& of) {
+    std::vector<float> values;
+    PrefillOptions options;
+    options.on_logits = [&](std::int32_t, std::span<const float> logits) {
+      values.insert(values.end(), logits.begin(), logits.end());
+      return true;
+    };
+    of.new_session().value().prefill(tokens, options).value();
+    Session session = of.new_session().value();
+    session.prefill(first_of(tokens, 70)).value();
+    session.prefill(std::span(tokens).subspan(70), {.hidden_states = true}).value();
+    values.insert(values.end(), session.hidden_states().begin(), session.hidden_states().end());
+    return values;
+  };
+  const auto expected = all(alone);
+  REQUIRE(expected.size() == 200 * static_cast<std::size_t>(engine.tokenizer().vocab_size()) +
+                                 130 * static_cast<std::size_t>(engine.info().hidden_size));
+  CHECK(all(engine) == expected);
+}
+
+TEST_CASE("a sequence that is rewound into a page that others may find writes to a copy") {
+  EngineOptions options;
+  options.cache_type = GENERATE(CacheType::f16, CacheType::int4);
+  const Engine engine = load(options), alone = without(options);
+  const auto tokens = some_tokens(200, 1), others = some_tokens(100, 2);
+  Session session = engine.new_session().value();
+  session.prefill(tokens).value();
+  session.truncate(70).value();
+  session.prefill(others).value();
+  const auto changed = joined(first_of(tokens, 70), others);
+  const auto logits = [](const Session& s) { return std::vector<float>(s.logits().begin(), s.logits().end()); };
+  CHECK(logits(session) == logits_after(alone, changed));
+  CHECK(logits_after(engine, tokens) == logits_after(alone, tokens));
+  CHECK(complete(engine, tokens).cached_tokens == 192);
+  CHECK(complete(engine, changed).cached_tokens == 128);
+  // Back to where it was before: what it comes to have again is what others know.
+  session.truncate(70).value();
+  const auto before = engine.stats().prefill_tokens;
+  session.prefill(std::span(tokens).subspan(70)).value();
+  CHECK(engine.stats().prefill_tokens - before == 8);
+  CHECK(logits(session) == logits_after(alone, tokens));
+}
+
+TEST_CASE("embeddings are not found, and tokens before them are") {
+  const Engine engine = load(), alone = without();
+  const auto width = static_cast<std::size_t>(engine.info().hidden_size);
+  const auto tokens = some_tokens(200, 1);
+  const auto logits = [&](const Engine& of, float value, std::size_t before) {
+    Session session = of.new_session().value();
+    session.prefill(first_of(tokens, before)).value();
+    session.prefill_embeddings(std::vector<float>(70 * width, value)).value();
+    session.prefill(first_of(tokens, 100)).value();
+    return std::vector<float>(session.logits().begin(), session.logits().end());
+  };
+  for (const float value : {0.1f, -0.2f}) {
+    for (const std::size_t before : {1, 130}) CHECK(logits(engine, value, before) == logits(alone, value, before));
+  }
+  CHECK(engine.stats().cached_tokens == 128 + 2 * (1 + 71) + 2 * (130 + 200));  // and what sessions have themselves
+}
+
+TEST_CASE("only sequences with one salt find each other's tokens") {
+  const Engine engine = load();
+  const auto tokens = some_tokens(100, 1);
+  CHECK(complete(engine, tokens, "one").cached_tokens == 0);
+  CHECK(complete(engine, tokens, "two").cached_tokens == 0);
+  CHECK(complete(engine, tokens).cached_tokens == 0);
+  CHECK(complete(engine, tokens, "one").cached_tokens == 64);
+  Session session = engine.new_session({.cache_salt = "three"}).value(), fork = session.fork().value();
+  session.prefill(tokens).value();
+  const auto before = engine.stats().prefill_tokens;
+  fork.prefill(tokens).value();
+  CHECK(engine.stats().prefill_tokens - before == 36);
+}
+
+TEST_CASE("what was used least recently makes room first") {
+  EngineOptions options;
+  options.context_length = 256;
+  options.cache_tokens = 512;  // eight pages
+  const Engine engine = load(options);
+  const auto cached = [&](unsigned seed) { return complete(engine, some_tokens(150, seed)).cached_tokens; };
+  for (const unsigned seed : {1, 2, 3}) CHECK(cached(seed) == 0);  // two pages each stay
+  CHECK(cached(1) == 128);
+  CHECK(cached(4) == 0);  // has room for all but one
+  CHECK(cached(2) == 64);
+  CHECK(cached(1) == 128);
+  CHECK(cached(4) == 128);
+  CHECK(engine.stats().pages_used == 0);
+  CHECK(engine.stats().pages_kept == 7);  // the last pages of prompts are not full, and free
+  CHECK(complete(engine, some_tokens(240, 9)).cached_tokens == 0);
+  CHECK(engine.stats().pages_kept == 7);
+  CHECK(engine.stats().preemptions == 0);
+}
+
+TEST_CASE("sliding windows: pages of the last window are found, or all is computed") {
+  const test::WindowModel model;
+  auto config = nlohmann::json::parse(std::ifstream(model.path() + "/config.json"));
+  config["max_position_embeddings"] = 2048;
+  config["sliding_window"] = 100;
+  std::ofstream(model.path() + "/config.json") << config;
+  EngineOptions options;
+  options.threads = 2;
+  options.max_batch_tokens = 128;
+  options.cache_type = GENERATE(CacheType::f16, CacheType::int4);
+  EngineOptions few = options, off = options;
+  few.max_sequences = 1;  // one window
+  few.cache_tokens = 2048;
+  off.prefix_cache = false;
+  const auto open = [&](const EngineOptions& o) { return Engine::load(model.path(), o).value(); };
+  const Engine engine = open(options), tight = open(few), alone = open(off);
+  const auto tokens = some_tokens(900, 1);
+  const auto cached = [&](const Engine& of, const std::vector<Token>& prompt) {
+    const auto result = complete(of, prompt);
+    CHECK(result.tokens == complete(alone, prompt).tokens);
+    return result.cached_tokens;
+  };
+  for (const Engine* each : {&engine, &tight}) CHECK(cached(*each, tokens) == 0);
+  for (const Engine* each : {&engine, &tight}) CHECK(cached(*each, tokens) == 896);
+  for (const Engine* each : {&engine, &tight}) {
+    CHECK(cached(*each, joined(first_of(tokens, 890), some_tokens(50, 2))) == 832);
+  }
+  CHECK(cached(engine, first_of(tokens, 500)) == 448);
+  CHECK(cached(tight, first_of(tokens, 300)) == 0);  // the windows there are others' by now
+  CHECK(cached(tight, first_of(tokens, 300)) == 256);
+}
+
+TEST_CASE("whatever is found or evicted, texts are those of an engine without") {
+  const test::WindowModel model;
+  const std::string path = GENERATE_REF(model.path(), kModel);
+  EngineOptions options;
+  options.threads = 2;
+  options.context_length = 256;
+  options.cache_tokens = 640;
+  options.max_batch_tokens = 90;
+  options.max_sequences = 3;
+  options.cache_type = GENERATE(CacheType::f16, CacheType::int4);
+  const Engine engine = Engine::load(path, options).value();
+  options.prefix_cache = false;
+  options.cache_tokens = 2048;
+  const Engine alone = Engine::load(path, options).value();
+  std::mt19937 random(1);
+  std::vector<std::vector<Token>> prompts = {some_tokens(100, 1), some_tokens(150, 2)};
+  std::deque<std::pair<std::vector<Token>, Completion>> running;
+  std::optional<Session> session;
+  const auto check_oldest = [&] {
+    CHECK(running.front().second.wait().value().tokens == complete(alone, running.front().first).tokens);
+    running.pop_front();
+  };
+  for (unsigned step = 0; step < 60; ++step) {
+    const std::vector<Token>& like = prompts[random() % prompts.size()];
+    auto prompt = joined(first_of(like, random() % like.size()), some_tokens(1 + random() % 80, step));
+    if (prompt.size() > 240) prompt.resize(240);
+    prompts.push_back(prompt);
+    running.emplace_back(prompt, engine.submit({.tokens = prompt, .options = sampled(5, 1)}).value());
+    if (!session) {
+      session.emplace(engine.new_session().value());
+      session->prefill(prompt).value();
+    } else if (random() % 2 == 0) {
+      session->truncate(static_cast<std::int32_t>(random() % static_cast<unsigned>(session->size() + 1))).value();
+      const std::size_t more = std::min<std::size_t>(1 + random() % 100, 250 - session->tokens().size());
+      session->prefill(some_tokens(more, step)).value();
+      const std::vector<Token> all(session->tokens().begin(), session->tokens().end());
+      const auto expected = logits_after(alone, all);
+      CHECK(std::equal(expected.begin(), expected.end(), session->logits().begin(), session->logits().end()));
+    } else {
+      session.reset();
+    }
+    if (running.size() > 4) check_oldest();
+  }
+  while (!running.empty()) check_oldest();
+  CHECK(engine.stats().cached_tokens > 1000);
+  session.reset();
+  CHECK(engine.stats().pages_used == 0);
+}
+
+TEST_CASE("a tree of pages as deep as the longest context") {
+  constexpr std::int32_t kDeep = 100'000;
+  const std::vector<CacheGroup> groups(1);
+  std::vector<engine::PagePool> pools;
+  pools.emplace_back(kDeep);
+  std::vector<std::vector<std::int32_t>> pages(1);
+  for (std::int32_t i = 0; i < kDeep; ++i) pages[0].push_back(pools[0].take().value());
+  const std::vector<Token> tokens(std::size_t{kDeep} * kPageTokens, 7);
+  engine::PrefixCache cache(groups, pools);
+  cache.add("", tokens, pages, kDeep);
+  CHECK(cache.evict(0) == -1);  // all are in use
+  for (const std::int32_t page : pages[0]) CHECK_FALSE(pools[0].release(page));
+  CHECK(pools[0].idle() == kDeep);
+  CHECK(cache.evict(0) == pages[0].back());
+  const auto found = cache.find("", tokens, 3, kDeep);
+  REQUIRE(found.size() == 1);
+  CHECK(std::equal(found[0].begin(), found[0].end(), pages[0].begin() + 3, pages[0].end() - 1));
+  CHECK(cache.find("other", tokens, 0, kDeep).empty());
+}
