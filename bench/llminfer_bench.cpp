@@ -27,6 +27,7 @@ struct Options {
   std::vector<std::int32_t> depths = {0};
   std::vector<std::int32_t> batch_tokens = {llminfer::EngineOptions{}.max_batch_tokens};
   std::vector<std::int32_t> parallel;
+  std::int32_t prefix = 0;
   int repetitions = 5;
   std::string output = "md";
   std::string type_k = "f16", type_v = "f16", weight_cache, stream_folder;
@@ -107,6 +108,9 @@ void declare(CLI::App& app, Options& o) {
                  "batched decode tests: sequences that decode together (list); the rate is their sum; also -npl")
       ->delimiter(',')
       ->check(CLI::Range(1, kMost));
+  app.add_option("--prefix", o.prefix,
+                 "prefill tests: first tokens that all prompts share; with EngineOptions::prefix_cache, else off")
+      ->check(CLI::Range(0, kMost));
   app.add_option("--cpu-level", o.cpu_level, "instruction set level of the CPU backend; default: the best");
   app.add_option("--weight-cache", o.weight_cache, "folder for files of prepared weights");
   app.add_option("--backend", o.backend, "backend, of those that this build has")
@@ -151,7 +155,7 @@ std::vector<bench::Test> make_tests(const Options& o) {
   std::vector<bench::Test> tests;
   for (const std::int32_t depth : o.depths) {
     for (const std::int32_t n : o.prompts)
-      if (n > 0) tests.push_back({n, 0, depth, 0});
+      if (n > 0) tests.push_back({n, 0, depth, 0, std::min(o.prefix, n)});
     for (const std::int32_t n : o.gens)
       if (n > 0) tests.push_back({0, n, depth, 0});
     for (const std::int32_t n : o.gens)
@@ -172,6 +176,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.activation_bits = o.activation_bits;
   options.output_bits = o.output_bits;
   options.cache_type = cache_types().at(o.type_k);
+  options.prefix_cache = o.prefix > 0;
   options.weight_cache = o.weight_cache;
   options.stream_folder = o.stream_folder;
   if (o.split.empty())

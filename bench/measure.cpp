@@ -31,7 +31,10 @@ std::vector<llminfer::Token> random_tokens(const llminfer::Engine& engine, std::
 
 /// The session holds the n_depth tokens already.
 Sample run_prefill(const llminfer::Engine& engine, llminfer::Session& session, const Test& test, std::mt19937& random) {
-  const auto tokens = random_tokens(engine, test.n_prompt, test.n_depth == 0, random);
+  std::mt19937 same(1);
+  auto tokens = random_tokens(engine, test.n_prefix, test.n_depth == 0, same);
+  const auto rest = random_tokens(engine, test.n_prompt - test.n_prefix, test.n_depth + test.n_prefix == 0, random);
+  tokens.insert(tokens.end(), rest.begin(), rest.end());
   const auto begin = Clock::now();
   session.prefill(tokens).value();
   return {ns_between(begin, Clock::now()), test.n_prompt};
@@ -109,6 +112,7 @@ Sample run_batched(const llminfer::Engine& engine, const Test& test, std::mt1993
 std::string Test::label() const {
   std::string label = n_prompt > 0 ? "pp" + std::to_string(n_prompt) : "tg" + std::to_string(n_gen);
   if (n_parallel > 0) label += " x" + std::to_string(n_parallel);
+  if (n_prefix > 0) label += " p" + std::to_string(n_prefix);
   if (n_depth > 0) label += " @ d" + std::to_string(n_depth);
   return label;
 }

@@ -28,9 +28,10 @@ struct Test {
   std::int32_t n_gen = 0;
   std::int32_t n_depth = 0;     ///< tokens that are in the KV cache before
   std::int32_t n_parallel = 0;  ///< 0: one Session; otherwise that many requests, which the engine batches
+  std::int32_t n_prefix = 0;    ///< first tokens that are the same in all prompts, at most n_prompt
 
   bool empty() const { return n_prompt == 0 && n_gen == 0; }
-  /// As in llama-bench: "pp512", "tg128 @ d1024"; batched decode is "tg128 x4".
+  /// As in llama-bench: "pp512", "tg128 @ d1024"; batched decode is "tg128 x4", prompts that begin alike "pp512 p448".
   std::string label() const;
 };
 
@@ -51,7 +52,7 @@ struct Filled {
 };
 
 /// Runs the test `repetitions` times, after one run that is not counted if `warmup`. Token ids are drawn at random,
-/// ever new ones, so that no prompt is found in a cache. `on_begin` is called before the first repetition that counts.
+/// ever new ones but for n_prefix. `on_begin` is called before the first repetition that counts.
 /// Throws llminfer::Exception.
 std::vector<Sample> run(const llminfer::Engine& engine, Filled& filled, const Test& test, int repetitions, bool warmup,
                         std::mt19937& random, const std::function<void()>& on_begin = {});

@@ -293,3 +293,60 @@ TEST_CASE("a tree of pages as deep as the longest context") {
   CHECK(std::equal(found[0].begin(), found[0].end(), pages[0].begin() + 3, pages[0].end() - 1));
   CHECK(cache.find("other", tokens, 0, kDeep).empty());
 }
+
+namespace {
+
+/// Six pages of tokens in a tree, which no sequence has any more: of layers that see all, and of some with a window.
+struct Tree {
+  std::vector<CacheGroup> groups = {{}, {.window = 100}};
+  std::vector<engine::PagePool> pools = {engine::PagePool(6), engine::PagePool(6)};
+  engine::PrefixCache cache{groups, pools};
+  std::vector<Token> tokens = some_tokens(6 * kPageTokens, 1);
+  std::vector<std::vector<std::int32_t>> pages{2};
+
+  Tree() {
+    for (std::size_t group = 0; group < 2; ++group) {
+      for (int i = 0; i < 6; ++i) pages[group].push_back(pools[group].take().value());
+    }
+    cache.add("", tokens, pages, 6);
+    for (std::size_t group = 0; group < 2; ++group) {
+      for (const std::int32_t page : pages[group]) pools[group].release(page);
+    }
+  }
+  /// The places of the pages that are found.
+  std::vector<std::vector<int>> find(std::size_t own, std::size_t most) {
+    std::vector<std::vector<int>> places;
+    for (const auto& found : cache.find("", tokens, own, most)) {
+      auto& of_group = places.emplace_back();
+      for (const std::int32_t page : found) of_group.push_back(page < 0 ? -1 : place(places.size() - 1, page));
+    }
+    return places;
+  }
+  int evict(std::size_t group) { return place(group, cache.evict(group)); }
+  int place(std::size_t group, std::int32_t page) const {
+    return static_cast<int>(std::find(pages[group].begin(), pages[group].end(), page) - pages[group].begin());
+  }
+};
+
+using Places = std::vector<std::vector<int>>;
+
+}  // namespace
+
+TEST_CASE("a tree of pages: windows need the last pages alone, and these have no gap") {
+  Tree tree;
+  CHECK(tree.find(0, 6) == Places{{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}});
+  CHECK(tree.find(0, 3) == Places{{0, 1, 2}, {0, 1, 2}});  // used last
+  CHECK(tree.evict(1) == 3);
+  CHECK(tree.find(0, 6) == Places{{0, 1, 2, 3, 4, 5}, {-1, -1, -1, -1, 4, 5}});
+  CHECK(tree.find(0, 5) == Places{{0, 1, 2}, {0, 1, 2}});  // after five pages the window begins in the fourth
+  CHECK(tree.find(4, 5) == Places{{4}, {4}});
+  CHECK(tree.find(3, 5) == Places{});
+}
+
+TEST_CASE("a tree of pages: layers that see all need each of them, but for those that a sequence has") {
+  Tree tree;
+  for (const int place : {4, 5}) tree.pools[0].share(tree.pages[0][static_cast<std::size_t>(place)]);
+  CHECK(tree.evict(0) == 3);
+  CHECK(tree.find(0, 6) == Places{{0, 1, 2}, {0, 1, 2}});
+  CHECK(tree.find(4, 6) == Places{{4, 5}, {4, 5}});
+}

@@ -186,6 +186,25 @@ TEST_CASE("Requests that have no room beside each other all come to their end", 
   CHECK(answers(64) == answers(0));  // one page: one request at a time
 }
 
+TEST_CASE("What a closed session has computed is found, in pages that have left the device, too") {
+  EngineOptions options = options_for(make_machine_backend({}, true));
+  options.max_batch_tokens = 70;
+  const Engine engine = Engine::load(path_of("tiny-bf16"), options).value();
+  const auto logits_after = [&](unsigned seed) {
+    Session session = engine.new_session().value();
+    session.prefill(some_tokens(70, seed)).value();
+    return std::vector<float>(session.logits().begin(), session.logits().end());
+  };
+  const std::vector<float> expected = logits_after(1);
+  (void)logits_after(2);
+  const EngineStats before = engine.stats();
+  CHECK(before.pages_kept == 2);
+  CHECK(before.cached_tokens == 0);
+  CHECK(logits_after(1) == expected);
+  CHECK(engine.stats().prefill_tokens - before.prefill_tokens == 6);
+  CHECK(engine.stats().moved_cache_bytes > before.moved_cache_bytes);
+}
+
 TEST_CASE("Device memory for a cache that cannot be") {
   const std::string model = path_of("tiny-bf16");
   const auto gpu = make_machine_backend();

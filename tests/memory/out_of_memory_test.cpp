@@ -13,6 +13,7 @@
 
 #include "chat/template.hpp"
 #include "core/error.hpp"
+#include "engine/prefix_cache.hpp"
 #include "load/module_list.hpp"
 #include "tests/failing_threads.hpp"
 #include "tests/memory/walk.hpp"
@@ -317,6 +318,43 @@ TEST_CASE("out of memory in tokenizers and samplers") {
         return {{}, Tokens(std::span(&second->token, 1))};
       },
       nothing);
+}
+
+TEST_CASE("memory runs out: a tree of pages holds what there was memory for, and evicted pages leave nothing") {
+  constexpr std::int32_t kPages = 8;
+  const std::vector<CacheGroup> groups(2);
+  std::vector<engine::PagePool> pools(2, engine::PagePool(kPages));
+  engine::PrefixCache cache(groups, pools);
+  const std::vector<Token> tokens = some_tokens(kPages * kPageTokens);
+  walk(
+      "adding pages", 1,
+      [&]() -> Outcome {
+        std::vector<std::vector<std::int32_t>> pages(2);
+        {
+          const test::Spared spared;
+          for (std::size_t group = 0; group < 2; ++group) {
+            for (int i = 0; i < kPages; ++i) pages[group].push_back(pools[group].take().value());
+          }
+        }
+        cache.add("salt", tokens, pages, kPages);
+        for (std::size_t group = 0; group < 2; ++group) {
+          for (const std::int32_t page : pages[group]) pools[group].release(page);
+        }
+        const test::Spared spared;
+        const auto found = cache.find("salt", tokens, 0, kPages);
+        for (std::size_t group = 0; group < found.size(); ++group) {
+          for (const std::int32_t page : found[group]) CHECK(pools[group].idle(page));
+        }
+        return {};
+      },
+      [&] {
+        for (std::size_t group = 0; group < 2; ++group) {
+          while (cache.evict(group) >= 0) {
+          }
+          CHECK(pools[group].idle() == 0);
+          CHECK(pools[group].used() == 0);
+        }
+      });
 }
 
 TEST_CASE("threads that cannot be started") {
