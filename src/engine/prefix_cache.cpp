@@ -76,29 +76,22 @@ void PrefixCache::add(std::string_view salt, std::span<const Token> tokens,
 std::span<const std::vector<std::int32_t>> PrefixCache::find(std::string_view salt, std::span<const Token> tokens,
                                                              std::size_t own, std::size_t most) noexcept try {
   path_.clear();
-  // Layers that see all tokens decide how far it goes at most.
   for (Node* node = &root_; path_.size() < most; path_.push_back(node)) {
     const auto next = node->children.find(key(salt, tokens, path_.size()));
     if (next == node->children.end()) break;
     node = next->second.get();
-    bool whole = true;
-    for (std::size_t group = 0; group < groups_.size(); ++group) {
-      whole = whole && (groups_[group].window > 0 || node->pages[group] >= 0 || path_.size() < own);
-    }
-    if (!whole) break;
   }
-  // The others need the pages of their last window.
-  std::size_t count = path_.size();
-  for (bool whole = false; count > own; --count) {
-    whole = true;
-    for (std::size_t group = 0; group < groups_.size() && whole; ++group) {
+  const auto whole = [&](std::size_t count) {
+    for (std::size_t group = 0; group < groups_.size(); ++group) {
       const std::size_t first = first_needed(groups_[group], static_cast<std::int32_t>(count) * kPageTokens);
       for (std::size_t page = std::max(first, own); page < count; ++page) {
-        whole = whole && path_[page]->pages[group] >= 0;
+        if (path_[page]->pages[group] < 0) return false;
       }
     }
-    if (whole) break;
-  }
+    return true;
+  };
+  std::size_t count = path_.size();
+  while (count > own && !whole(count)) --count;
   if (count <= own) return {};
   path_.resize(count);
   for (std::size_t group = 0; group < groups_.size(); ++group) {

@@ -4,6 +4,7 @@
 #include <llminfer/llminfer.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <deque>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include <random>
 
 #include "tests/engine/split_models.hpp"
+#include "tests/forwarding.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test::tiny;
@@ -193,6 +195,81 @@ TEST_CASE("what was used least recently makes room first") {
   CHECK(engine.stats().preemptions == 0);
 }
 
+TEST_CASE("pages that nobody has go before those of an idle session") {
+  EngineOptions options;
+  options.context_length = 256;
+  options.cache_tokens = 512;
+  const Engine engine = load(options);
+  Session session = engine.new_session().value();
+  session.prefill(some_tokens(100, 1)).value();
+  for (const unsigned seed : {2, 3, 4, 5}) complete(engine, some_tokens(150, seed));
+  const auto before = engine.stats().prefill_tokens;
+  session.prefill(some_tokens(1, 6)).value();
+  CHECK(engine.stats().prefill_tokens - before == 1);
+}
+
+namespace {
+
+/// The CPU's, which counts the pages that are forgotten.
+class CountingBackend final : public test::ForwardingBackend {
+ public:
+  CountingBackend() : ForwardingBackend(make_cpu_backend({}).value()) {}
+  Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
+                                                   std::int32_t pages) override {
+    auto cache = std::make_unique<Cache>();
+    cache->inner = ForwardingBackend::make_cache(group, type, pages).value();
+    cache->forgotten = forgotten;
+    return std::unique_ptr<CacheStorage>(std::move(cache));
+  }
+  Result<std::unique_ptr<Plan>> compile(const Program& program,
+                                        std::vector<std::shared_ptr<const PreparedWeight>> weights,
+                                        const PlanOptions& options) override {
+    struct Unwrapping final : test::ForwardingPlan {
+      using ForwardingPlan::ForwardingPlan;
+      Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
+        CacheStorage* inner = static_cast<Cache*>(caches[0])->inner.get();
+        return ForwardingPlan::submit(batch, std::span(&inner, 1));
+      }
+    };
+    auto plan = ForwardingBackend::compile(program, std::move(weights), options).value();
+    return std::unique_ptr<Plan>(new Unwrapping(std::move(plan)));
+  }
+  const std::shared_ptr<std::atomic<int>> forgotten = std::make_shared<std::atomic<int>>(0);
+
+ private:
+  struct Cache final : CacheStorage {
+    std::unique_ptr<CacheStorage> inner;
+    std::shared_ptr<std::atomic<int>> forgotten;
+    std::int64_t bytes() const noexcept override { return inner->bytes(); }
+    Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override {
+      return inner->copy_page(from, to, tokens);
+    }
+    std::int64_t canonical_page_bytes() const noexcept override { return inner->canonical_page_bytes(); }
+    Result<void> export_page(std::int32_t page, std::span<std::byte> out) override {
+      return inner->export_page(page, out);
+    }
+    Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override {
+      return inner->import_page(page, in);
+    }
+    void forget_page(std::int32_t) noexcept override { ++*forgotten; }
+  };
+};
+
+}  // namespace
+
+TEST_CASE("a cache is told of pages that are free, and not of those that are kept") {
+  const auto backend = std::make_shared<CountingBackend>();
+  EngineOptions options;
+  options.custom_backend = backend;
+  options.context_length = 256;
+  options.cache_tokens = 512;
+  const Engine engine = load(options);
+  for (const unsigned seed : {1, 2, 3}) complete(engine, some_tokens(150, seed));
+  CHECK(*backend->forgotten == 3);  // the last page of each
+  complete(engine, some_tokens(150, 4));
+  CHECK(*backend->forgotten == 5);  // one made room
+}
+
 TEST_CASE("sliding windows: pages of the last window are found, or all is computed") {
   const test::WindowModel model;
   auto config = nlohmann::json::parse(std::ifstream(model.path() + "/config.json"));
@@ -223,6 +300,21 @@ TEST_CASE("sliding windows: pages of the last window are found, or all is comput
   CHECK(cached(engine, first_of(tokens, 500)) == 448);
   CHECK(cached(tight, first_of(tokens, 300)) == 0);  // the windows there are others' by now
   CHECK(cached(tight, first_of(tokens, 300)) == 256);
+
+  // What a session has before a gap goes back when it comes to have what is behind the gap.
+  few.max_sequences = 2;
+  EngineOptions few_off = few;
+  few_off.prefix_cache = false;
+  std::vector<std::int32_t> used;
+  for (const EngineOptions& o : {few, few_off}) {
+    const Engine of = open(o);
+    Session session = of.new_session().value();
+    session.prefill(first_of(tokens, 130)).value();
+    complete(of, tokens);
+    session.prefill(std::span(tokens).subspan(130)).value();
+    used.push_back(of.stats().pages_used);
+  }
+  CHECK(used[0] == used[1]);
 }
 
 TEST_CASE("whatever is found or evicted, texts are those of an engine without") {

@@ -325,22 +325,22 @@ TEST_CASE("memory runs out: a tree of pages holds what there was memory for, and
   const std::vector<CacheGroup> groups(2);
   std::vector<engine::PagePool> pools(2, engine::PagePool(kPages));
   engine::PrefixCache cache(groups, pools);
-  const std::vector<Token> tokens = some_tokens(kPages * kPageTokens);
+  std::vector<Token> tokens = some_tokens(kPages * kPageTokens);
   walk(
       "adding pages", 1,
       [&]() -> Outcome {
+        std::optional<test::Spared> spared(std::in_place);
+        ++tokens[0];  // others each time: what was evicted leaves no place in the tree
         std::vector<std::vector<std::int32_t>> pages(2);
-        {
-          const test::Spared spared;
-          for (std::size_t group = 0; group < 2; ++group) {
-            for (int i = 0; i < kPages; ++i) pages[group].push_back(pools[group].take().value());
-          }
+        for (std::size_t group = 0; group < 2; ++group) {
+          for (int i = 0; i < kPages; ++i) pages[group].push_back(pools[group].take().value());
         }
+        spared.reset();
         cache.add("salt", tokens, pages, kPages);
+        spared.emplace();
         for (std::size_t group = 0; group < 2; ++group) {
           for (const std::int32_t page : pages[group]) pools[group].release(page);
         }
-        const test::Spared spared;
         const auto found = cache.find("salt", tokens, 0, kPages);
         for (std::size_t group = 0; group < found.size(); ++group) {
           for (const std::int32_t page : found[group]) CHECK(pools[group].idle(page));
