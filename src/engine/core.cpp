@@ -278,6 +278,7 @@ Result<void> EngineCore::schedule(std::vector<Share>& shares) {
   for (const bool decoding : {true, false}) {
     for (const auto& [request, most] : candidates) {
       const Sequence& sequence = *request->sequence;
+      if (sequence.cached == 0) find_prefix(*request);  // an older one may have taken its pages just now
       const std::int32_t pending = sequence.size() - sequence.cached;
       if (budget == 0 || pending == 0 || (pending == 1) != decoding) continue;
       // Whose pages an older request has taken is not asked a second time: its first share goes below.

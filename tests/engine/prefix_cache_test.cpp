@@ -208,6 +208,23 @@ TEST_CASE("pages that nobody has go before those of an idle session") {
   CHECK(engine.stats().prefill_tokens - before == 1);
 }
 
+TEST_CASE("a request whose pages were taken finds again what was not overwritten") {
+  EngineOptions options;
+  options.context_length = 256;
+  options.cache_tokens = 384;  // three pages for each of two requests, of which the older comes to need a fourth
+  const Engine engine = load(options), alone = without();
+  const auto request = [](unsigned seed) {
+    return CompletionRequest{.tokens = some_tokens(180, seed), .options = sampled(40, seed)};
+  };
+  Completion older = engine.submit(request(1)).value(), younger = engine.submit(request(2)).value();
+  CHECK(older.wait().value().tokens == alone.complete(request(1)).value().tokens);
+  const auto result = younger.wait().value();
+  CHECK(result.tokens == alone.complete(request(2)).value().tokens);
+  CHECK(result.cached_tokens == 0);  // it has computed all of them itself
+  CHECK(engine.stats().preemptions == 1);
+  CHECK(engine.stats().prefill_tokens + engine.stats().decode_tokens < 2 * (180 + 40) + 128);
+}
+
 namespace {
 
 /// The CPU's, which counts the pages that are forgotten.
