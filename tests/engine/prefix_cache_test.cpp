@@ -8,6 +8,7 @@
 #include <catch2/catch.hpp>
 #include <deque>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -216,7 +217,14 @@ TEST_CASE("a request whose pages were taken finds again what was not overwritten
   const auto request = [](unsigned seed) {
     return CompletionRequest{.tokens = some_tokens(180, seed), .options = sampled(40, seed)};
   };
-  Completion older = engine.submit(request(1)).value(), younger = engine.submit(request(2)).value();
+  std::promise<void> both;  // until they are queued, the older one gets no further than its first token
+  CompletionRequest gated = request(1);
+  gated.options.on_token = [queued = both.get_future().share()](const GeneratedToken&) {
+    queued.wait();
+    return true;
+  };
+  Completion older = engine.submit(std::move(gated)).value(), younger = engine.submit(request(2)).value();
+  both.set_value();
   CHECK(older.wait().value().tokens == alone.complete(request(1)).value().tokens);
   const auto result = younger.wait().value();
   CHECK(result.tokens == alone.complete(request(2)).value().tokens);
