@@ -71,7 +71,7 @@ PlanLayout::PlanLayout(const Program& program, const Steps& steps, std::int32_t 
     experts.input_stride += experts.input_stride % 2;
     experts.inputs = shared(experts.rows * experts.input_stride * std::int64_t{sizeof(QuantizedGroup)});
     experts.hidden = shared(float_bytes(experts.rows * std::max(2 * experts.hidden_stride, experts.output_stride)));
-    for (std::int64_t* part : {&experts.chosen, &experts.factors, &experts.places, &experts.tokens, &experts.experts}) {
+    for (std::int64_t* part : {&experts.chosen, &experts.factors, &experts.places, &experts.experts}) {
       *part = shared(float_bytes(experts.rows));
     }
     experts.begins = shared(float_bytes(most_experts + 1));
@@ -369,7 +369,7 @@ void CpuPlan::run_chunk(int phase_index, int chunk, int thread_index) noexcept {
     case Phase::Kind::main:
       Thread& thread = threads_[static_cast<std::size_t>(thread_index)];
       std::visit([&](const auto& step) { run(step, phase, first, last, thread); }, *phase.step);
-      if (profiler_) profiler_->finish_chunk(static_cast<std::size_t>(phase.step - steps_.steps.data()));
+      if (profiler_) profiler_->finish_chunk(index_of(*phase.step));
   }
 }
 

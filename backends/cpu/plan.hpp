@@ -61,7 +61,7 @@ struct PlanLayout {
     std::int64_t output_stride = 0;              ///< floats [rows, stride]
     std::int64_t chosen = 0, factors = 0;        ///< int32 and float [max_rows, used]: experts and their factors
     std::int64_t places = 0;                     ///< int32 [max_rows, used]
-    std::int64_t tokens = 0, experts = 0;        ///< int32 [rows]: of each place
+    std::int64_t experts = 0;                    ///< int32 [rows]: of each place
     std::int64_t begins = 0;                     ///< int32 [experts + 1]: first place of each expert
   } experts;
   std::int64_t reduced = 0;  ///< floats [max_rows, widest reduction]
@@ -95,9 +95,9 @@ class CpuPlan final : public Plan {
   enum class ExpertStage : std::uint8_t {
     route,     ///< tokens: choose experts
     sort,      ///< one item: places of all pairs
-    gather,    ///< places: the token's row as gate reads it
+    gather,    ///< tokens: their rows as gate reads them
     gate,      ///< shares of the work: gate, and if it reads the same rows, up and the activation
-    regather,  ///< places: as up reads it, where that differs
+    regather,  ///< tokens: as up reads them, where that differs
     up,        ///< shares: up and the activation, then
     narrow,    ///< places: the activations as down reads them
     down,      ///< shares
@@ -209,7 +209,9 @@ class CpuPlan final : public Plan {
   void add_expert_phases(const Step& step, bool selected, std::int32_t rows);
   void route(const op::Moe& op, std::int32_t token) noexcept;
   void sort_places(const Step& step, std::int32_t rows) noexcept;
-  void gather(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept;
+  void gather(const op::Moe& op, const std::vector<WeightId>& weights, bool alike, std::int32_t token,
+              Thread& thread) noexcept;
+  void read_row(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept;
   template <class F>
   void for_share(const std::vector<WeightId>& weights, int share, int shares, const F& f) noexcept;
   void run_experts(const op::Moe& op, const Phase& phase, int share, Thread& thread) noexcept;
@@ -218,6 +220,9 @@ class CpuPlan final : public Plan {
                 const ActivationView& up_x, std::int32_t row_begin, std::int32_t row_end, bool direct,
                 Thread& thread) noexcept;
 
+  std::size_t index_of(const Step& step) const noexcept {
+    return static_cast<std::size_t>(&step - steps_.steps.data());
+  }
   AttentionTasks& tasks_of(const AttentionStep& step) noexcept;
   std::int64_t stride(ValueId id) const noexcept;
   float* row(ValueId id, std::int32_t row) const noexcept;

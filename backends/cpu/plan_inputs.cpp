@@ -12,6 +12,10 @@ bool same_order(const std::vector<std::int32_t>* a, const std::vector<std::int32
   return a == b || (a && b && *a == *b);
 }
 
+bool read_alike(const WeightInput& a, const WeightInput& b) {
+  return a.form == b.form && a.rounding == b.rounding && same_order(a.order, b.order);
+}
+
 /// Finds the forms in which the step's weights read their input; they share those that are equal.
 StepInput bind(const LinearStep& step, std::span<const WeightInput> weights) {
   StepInput input;
@@ -48,7 +52,7 @@ PlanInputs PlanInputs::make(backend::Steps& steps, std::span<const WeightInput> 
   separate_inputs(steps, [&](WeightId a, WeightId b) { return of(a).rounding == of(b).rounding; });
   PlanInputs inputs;
   inputs.of_step.resize(steps.steps.size());
-  inputs.up_differs.resize(steps.steps.size());
+  inputs.of_experts.resize(steps.steps.size());
   for (std::size_t i = 0; i < steps.steps.size(); ++i) {
     if (const auto* moe = std::get_if<MoeStep>(&steps.steps[i])) {
       for (std::size_t e = 0; e < moe->op.gate.size(); ++e) {
@@ -57,8 +61,10 @@ PlanInputs PlanInputs::make(backend::Steps& steps, std::span<const WeightInput> 
           inputs.rounds = inputs.rounds || weight->rounding.kind != InputQuantization::Kind::none;
           inputs.orders = inputs.orders || weight->order;
         }
-        inputs.up_differs[i] = inputs.up_differs[i] || gate.form != up.form || gate.rounding != up.rounding ||
-                               !same_order(gate.order, up.order);
+        ExpertInputs& experts = inputs.of_experts[i];
+        experts.up_differs |= !read_alike(gate, up);
+        experts.gates_differ |= !read_alike(gate, of(moe->op.gate.front()));
+        experts.ups_differ |= !read_alike(up, of(moe->op.up.front()));
       }
     }
     const auto* linear = std::get_if<LinearStep>(&steps.steps[i]);

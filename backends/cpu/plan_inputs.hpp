@@ -43,12 +43,19 @@ constexpr ActivationCodes codes_for(const InputQuantization& input, ActivationCo
   return input.kind == InputQuantization::Kind::none && !input.outliers ? wanted : kCodes16;
 }
 
+/// How the experts of a mixture read its input in any pass.
+struct ExpertInputs {
+  bool up_differs = false;    ///< some expert's up reads other rows than its gate
+  bool gates_differ = false;  ///< some expert's gate reads other rows than another's
+  bool ups_differ = false;
+};
+
 struct PlanInputs {
   /// `weights`: one per weight of the program. Separates steps by roundings first.
   static PlanInputs make(backend::Steps& steps, std::span<const WeightInput> weights, ActivationCodes codes);
 
-  std::vector<StepInput> of_step;  ///< per step; empty for all but linear ones
-  std::vector<bool> up_differs;    ///< per step: some expert's up reads other rows than its gate
+  std::vector<StepInput> of_step;        ///< per step; empty for all but linear ones
+  std::vector<ExpertInputs> of_experts;  ///< per step, of mixtures
   bool rounds = false, orders = false;
   std::int64_t more_forms = 0;  ///< quantized forms of an input beside the first
 };

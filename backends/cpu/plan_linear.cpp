@@ -44,7 +44,7 @@ QuantizedGroup* CpuPlan::quantized_rows(int form, bool own, const Thread& thread
 
 CpuPlan::LinearInput CpuPlan::linear_input(const Step& step, std::int32_t rows) const noexcept {
   LinearInput input;
-  input.input = &inputs_.of_step[static_cast<std::size_t>(&step - steps_.steps.data())];
+  input.input = &inputs_.of_step[index_of(step)];
   input.codes = input.input->codes;
   const std::int32_t byte_rows = level_.linear->byte_rows;
   if (input.codes.shift > 0 && rows >= byte_rows && (byte_rows == 0 || !input.input->wide)) input.codes = kBytes8;

@@ -22,7 +22,7 @@ void CpuPlan::add_expert_phases(const Step& step, bool selected, std::int32_t ro
   using Stage = ExpertStage;
   const std::int32_t places = rows * std::get<MoeStep>(step).op.used;
   const int shares = team_->threads() == 1 ? 1 : 8 * team_->threads();
-  const bool twice = inputs_.up_differs[static_cast<std::size_t>(&step - steps_.steps.data())];
+  const bool twice = inputs_.of_experts[index_of(step)].up_differs;
   const auto add = [&](Stage stage, int items, int grain) {
     Phase phase{Phase::Kind::main, &step, selected, rows, items};
     phase.stage = stage;
@@ -30,9 +30,9 @@ void CpuPlan::add_expert_phases(const Step& step, bool selected, std::int32_t ro
   };
   add(Stage::route, rows, 0);
   add(Stage::sort, 1, 0);
-  add(Stage::gather, places, 0);
+  add(Stage::gather, rows, 0);
   add(Stage::gate, shares, 1);
-  if (twice) add(Stage::regather, places, 0);
+  if (twice) add(Stage::regather, rows, 0);
   if (twice) add(Stage::up, shares, 1);
   add(Stage::narrow, places, 0);
   add(Stage::down, shares, 1);
@@ -42,8 +42,8 @@ void CpuPlan::add_expert_phases(const Step& step, bool selected, std::int32_t ro
 void CpuPlan::run(const MoeStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept {
   const op::Moe& op = step.op;
   const PlanLayout::Experts& m = layout_.experts;
-  const auto* const tokens = memory_.at<std::int32_t>(m.tokens);
   const auto* const experts = memory_.at<std::int32_t>(m.experts);
+  const ExpertInputs& inputs = inputs_.of_experts[index_of(*phase.step)];
   for (int i = first; i < last; ++i) {
     switch (phase.stage) {
       case ExpertStage::route:
@@ -53,14 +53,14 @@ void CpuPlan::run(const MoeStep& step, const Phase& phase, int first, int last, 
         sort_places(*phase.step, phase.rows);
         break;
       case ExpertStage::gather:
-        gather(matrix(op.gate[static_cast<std::size_t>(experts[i])]), row(op.in, tokens[i]), i, thread);
+        gather(op, op.gate, !inputs.gates_differ, i, thread);
         break;
       case ExpertStage::regather:
-        gather(matrix(op.up[static_cast<std::size_t>(experts[i])]), row(op.in, tokens[i]), i, thread);
+        gather(op, op.up, !inputs.ups_differ, i, thread);
         break;
       case ExpertStage::narrow:
-        gather(matrix(op.down[static_cast<std::size_t>(experts[i])]), memory_.at<float>(m.hidden) + i * m.hidden_stride,
-               i, thread);
+        read_row(matrix(op.down[static_cast<std::size_t>(experts[i])]),
+                 memory_.at<float>(m.hidden) + i * m.hidden_stride, i, thread);
         break;
       case ExpertStage::gate:
       case ExpertStage::up:
@@ -100,17 +100,36 @@ void CpuPlan::sort_places(const Step& step, std::int32_t rows) noexcept {
   for (std::int32_t i = pairs - 1; i >= 0; --i) {
     const std::int32_t place = --begins[chosen[i]];
     places[i] = place;
-    memory_.at<std::int32_t>(m.tokens)[place] = i / op.used;
     memory_.at<std::int32_t>(m.experts)[place] = chosen[i];
   }
   if (!profiler_) return;
   std::int32_t used = 0;
   for (std::size_t e = 0; e < count; ++e) used += begins[e + 1] > begins[e];
-  profiler_->count_experts(static_cast<std::size_t>(&step - steps_.steps.data()), used);
+  profiler_->count_experts(index_of(step), used);
+}
+
+/// A token's row at its places, as the experts that these belong to read it.
+void CpuPlan::gather(const op::Moe& op, const std::vector<WeightId>& weights, bool alike, std::int32_t token,
+                     Thread& thread) noexcept {
+  const PlanLayout::Experts& m = layout_.experts;
+  const std::int64_t pair = std::int64_t{token} * op.used;
+  const auto* const places = memory_.at<std::int32_t>(m.places) + pair;
+  const auto* const chosen = memory_.at<std::int32_t>(m.chosen) + pair;
+  const auto row_at = [&](std::int32_t place) { return memory_.at<QuantizedGroup>(m.inputs) + place * m.input_stride; };
+  for (std::int32_t j = 0; j < op.used; ++j) {
+    const Matrix& weight = matrix(weights[static_cast<std::size_t>(chosen[j])]);
+    if (j == 0 || !alike) {
+      read_row(weight, row(op.in, token), places[j], thread);
+    } else {
+      const std::int64_t k = weight.cols();
+      const bool floats = weight.form() == InputForm::floats;
+      std::memcpy(row_at(places[j]), row_at(places[0]), floats ? float_bytes(k) : quantized_row_bytes(k));
+    }
+  }
 }
 
 /// The row of a place, as the weight reads it.
-void CpuPlan::gather(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept {
+void CpuPlan::read_row(const Matrix& weight, const float* x, std::int32_t place, Thread& thread) noexcept {
   const PlanLayout::Experts& m = layout_.experts;
   QuantizedGroup* const to = memory_.at<QuantizedGroup>(m.inputs) + place * m.input_stride;
   const std::int64_t k = weight.cols();
@@ -173,7 +192,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
       multiply(op.down[e], first, last, begin, end, hidden, m.output_stride);
     });
   }
-  const bool twice = inputs_.up_differs[static_cast<std::size_t>(phase.step - steps_.steps.data())];
+  const bool twice = inputs_.of_experts[index_of(*phase.step)].up_differs;
   const auto glu = level_.elementwise->glu[static_cast<int>(op.activation)];
   for_share(op.gate, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {
     if (phase.stage == ExpertStage::gate) {
