@@ -28,14 +28,20 @@ void AttentionTasks::build(const Batch& batch, const CacheGroup& cache, std::int
       end = begin;
     }
   }
-  if (threads == 1 || tasks.size() >= 4 * static_cast<std::size_t>(threads)) return;
+  if (threads == 1) return;
 
-  // Too few tiles to keep all threads busy: the chunks of long ones become tasks. The bits stay the same.
+  // Tiles that are more than their part of what keeps all threads busy: their chunks become tasks. The bits stay the
+  // same.
+  const auto cost = [](const AttentionTask& task) {
+    return std::int64_t{task.page_end - task.page_begin} * (task.token_end - task.token_begin);
+  };
+  std::int64_t all = 0;
+  for (const AttentionTask& task : tasks) all += cost(task);
   std::vector<AttentionTask> split;
   std::int64_t floats = 0;
   for (const AttentionTask& whole : tasks) {
     const std::int32_t first_chunk = whole.page_begin / kChunkPages, end_chunk = (whole.page_end - 1) / kChunkPages + 1;
-    if (end_chunk - first_chunk < 2) {
+    if (end_chunk - first_chunk < 2 || 4 * threads * cost(whole) <= all) {
       split.push_back(whole);
       continue;
     }

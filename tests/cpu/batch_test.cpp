@@ -23,24 +23,35 @@ constexpr Shape kWindowed{.heads = 2, .kv_heads = 2, .head_dim = 32, .ffn = 64, 
 
 constexpr CacheType kCacheTypes[] = {CacheType::f16, CacheType::f32, CacheType::bf16, CacheType::int8, CacheType::int4};
 
+/// Each level with each type, but the scalar one, which is slow, with f16 only.
+std::vector<std::pair<std::string, CacheType>> levels_and_caches() {
+  std::vector<std::pair<std::string, CacheType>> all;
+  for (const std::string& level : cpu_levels()) {
+    for (const CacheType type : kCacheTypes) {
+      if (level != "scalar" || type == CacheType::f16) all.emplace_back(level, type);
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
-TEST_CASE("chunks, threads and pages do not change a bit") {
+TEST_CASE("chunks, threads and pages do not change a bit, whatever the cache holds") {
   for (const Shape& shape : {kGrouped, kWindowed}) {
     const Model model = make_model(make_program(shape), WeightType::q4_1);
     const auto tokens = random_tokens(330, shape.vocab);
-    for (const std::string& level : cpu_levels()) {
-      CAPTURE(level, shape.window);
-      Driver whole(model, options_of(level, 1), CacheType::f16, 512);
-      const auto expected = whole.feed(tokens, {330});
-      for (const auto& chunks :
-           std::vector<std::vector<std::int32_t>>{{1, 63, 2, 64, 20}, {128, 128, 70, 1}, {40, 1, 1}}) {
-        for (const int threads : {1, 2, 3, 4}) {
+    for (const CacheType type : kCacheTypes) {
+      const auto expected = Driver(model, options_of(cpu_levels().back(), 1), type, 512).feed(tokens, {330});
+      for (const std::string& level : cpu_levels()) {
+        CAPTURE(level, shape.window, static_cast<int>(type));
+        int threads = 0;  // other ones each time
+        for (const auto& chunks :
+             std::vector<std::vector<std::int32_t>>{{1, 63, 2, 64, 20}, {128, 128, 70, 1}, {330}, {40, 1, 1}}) {
+          ++threads;
           CAPTURE(threads, chunks.size());
-          Driver driver(model, options_of(level, threads), CacheType::f16, 512, 40,
-                        static_cast<std::uint32_t>(threads));
+          if (level == "scalar" && threads > 2) break;  // slow
+          Driver driver(model, options_of(level, threads), type, 512, 40, static_cast<std::uint32_t>(threads));
           CHECK(same_bits(driver.feed(tokens, chunks), expected));
-          if (level == "scalar") break;  // slow; one thread count has to do
         }
       }
     }
@@ -82,18 +93,41 @@ TEST_CASE("inputs with outliers keep their 16 bits, whichever are asked for") {
   CHECK(same_bits(feed(8), sixteen));
 }
 
-TEST_CASE("a long context that is split over threads gives the same bits") {
-  const Model model = make_model(make_program(kGrouped), WeightType::q8_0);
-  const auto tokens = random_tokens(1500, kGrouped.vocab);
-  const std::string level = cpu_levels().back();
-  for (const CacheType type : kCacheTypes) {
-    CAPTURE(static_cast<int>(type));
-    Driver whole(model, options_of(level, 1), type, 1500);
-    const auto expected = whole.feed(tokens, {1500});
-    for (const int threads : {2, 3, 4}) {
-      CAPTURE(threads);
-      Driver driver(model, options_of(level, threads), type, 1500, 40, static_cast<std::uint32_t>(threads));
-      CHECK(same_bits(driver.feed(tokens, {1300, 1, 1, 1, 7, 1}), expected));
+TEST_CASE("a long context that is split over threads gives the same bits, alone and beside short ones") {
+  const Shape one_head{.heads = 4, .kv_heads = 1, .head_dim = 32, .ffn = 64};
+  for (const Shape& shape : {kGrouped, one_head}) {
+    const Model model = make_model(make_program(shape), WeightType::q8_0);
+    const auto tokens = random_tokens(1500, shape.vocab);
+    const std::string level = cpu_levels().back();
+    for (const CacheType type : kCacheTypes) {
+      CAPTURE(static_cast<int>(type), shape.kv_heads);
+      Driver whole(model, options_of(level, 1), type, 1500);
+      const auto expected = whole.feed(tokens, {1500});
+      for (const int threads : {2, 3, 4}) {
+        CAPTURE(threads);
+        Driver driver(model, options_of(level, threads), type, 1500, 40, static_cast<std::uint32_t>(threads));
+        CHECK(same_bits(driver.feed(tokens, {1300, 1, 1, 1, 7, 1}), expected));
+
+        Driver mixed(model, options_of(level, threads), type, 1500, 40, static_cast<std::uint32_t>(threads));
+        const auto slice = [&](std::size_t begin, std::size_t count) {
+          const auto at = tokens.begin() + static_cast<std::ptrdiff_t>(begin);
+          return std::vector<std::int32_t>(at, at + static_cast<std::ptrdiff_t>(count));
+        };
+        Sequence longest;
+        std::vector<Sequence> others(12);
+        mixed.forward({{&longest, slice(0, 1300)}});
+        for (std::size_t at = 0; at < 3; ++at) {  // of each sequence a token
+          std::vector<Feed> feeds{{&longest, slice(1300 + at, 1)}};
+          for (Sequence& other : others) feeds.push_back({&other, slice(at, 1)});
+          const auto found = mixed.forward(feeds);
+          const auto vocab = static_cast<std::ptrdiff_t>(shape.vocab);
+          for (std::size_t i = 0; i < feeds.size(); ++i) {
+            const auto row = found.begin() + static_cast<std::ptrdiff_t>(i) * vocab;
+            const auto want = expected.begin() + static_cast<std::ptrdiff_t>(i == 0 ? 1300 + at : at) * vocab;
+            CHECK(same_bits({row, row + vocab}, {want, want + vocab}));
+          }
+        }
+      }
     }
   }
 }
@@ -125,11 +159,11 @@ TEST_CASE("a run's bits do not depend on the other runs of its batch") {
     const auto at = v.begin() + static_cast<std::ptrdiff_t>(begin);
     return std::vector<std::int32_t>(at, at + static_cast<std::ptrdiff_t>(count));
   };
-  for (const std::string& level : cpu_levels()) {
-    CAPTURE(level);
-    Driver alone(model, options_of(level, 2), CacheType::f16);
+  for (const auto& [level, type] : levels_and_caches()) {
+    CAPTURE(level, static_cast<int>(type));
+    Driver alone(model, options_of(level, 2), type);
     const auto of_a = alone.feed(a, {130}), of_b = alone.feed(b, {70}), of_c = alone.feed(c, {9});
-    Driver driver(model, options_of(level, 2), CacheType::f16);
+    Driver driver(model, options_of(level, 2), type);
     Sequence sa, sb, sc;
     const auto vocab = static_cast<std::size_t>(kGrouped.vocab);
     const auto rows = [&](const std::vector<float>& all, std::size_t begin, std::size_t count) {
