@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <span>
@@ -247,6 +248,40 @@ TEST_CASE("keys and values in integers: the error is at most half a step, and a 
   }
 }
 
+TEST_CASE("what is written of a token is the same at all levels, numbers or not") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNaN = std::numeric_limits<float>::quiet_NaN();
+  for (const CacheType type : {CacheType::f32, CacheType::f16, CacheType::int8}) {
+    for (const std::int32_t dim : {1, 20, 47, 64, 80, 130}) {
+      std::mt19937 random(11);
+      std::normal_distribution<float> normal;
+      std::vector<float> k(static_cast<std::size_t>(dim)), v(k.size());
+      std::vector<std::byte> expected;
+      std::vector<std::unique_ptr<cpu::CpuCache>> caches;
+      for (std::size_t i = 0; i < cpu::runnable_levels().size(); ++i) {
+        caches.push_back(cpu::CpuCache::make({1, 1, dim, 0}, type, 1).value());
+      }
+      for (std::int32_t t = 0; t < kPageTokens; ++t) {
+        for (float& x : k) x = normal(random);
+        for (float& x : v) x = normal(random);
+        const auto at = static_cast<std::size_t>(t % dim);
+        if (t % 8 == 1) k[at] = kNaN;
+        if (t % 8 == 2) v[at] = -kInfinity;
+        if (t % 8 == 3) k[at] = 0.0f, v[at] = -0.0f;
+        for (std::size_t i = 0; i < caches.size(); ++i) {
+          cpu::runnable_levels()[i].attention->write(caches[i]->head(0, 0), 0, t, k.data(), v.data());
+        }
+      }
+      for (std::size_t i = 0; i < caches.size(); ++i) {
+        CAPTURE(cpu::runnable_levels()[i].name, static_cast<int>(type), dim);
+        std::vector<std::byte> page(static_cast<std::size_t>(caches[i]->canonical_page_bytes()));
+        REQUIRE(caches[i]->export_page(0, page));
+        if (expected.empty()) expected = page;
+        CHECK(page == expected);
+      }
+    }
+  }
+}
+
 TEST_CASE("a sliding window costs its pages only, however many tokens are before it") {
   const CacheGroup group{1, 3, 64, 1000}, whole{1, 3, 64, 0};
   const auto pages_of = [](const CacheGroup& g, std::int32_t position, std::int32_t rows, int threads) {
@@ -273,6 +308,33 @@ TEST_CASE("a sliding window costs its pages only, however many tokens are before
       const std::int64_t tiles = 3 * ((rows + 15) / 16);  // tokens of 3 heads, 48 rows
       CHECK(pages <= tiles * ((1000 + 16 + 63) / 64 + 1));
       CHECK(pages_of(whole, 32768, rows, threads) >= tiles * 512);
+    }
+  }
+}
+
+TEST_CASE("threads share a long sequence, however many short ones are beside it") {
+  const CacheGroup group{1, 1, 64, 0};
+  for (const int threads : {2, 3, 8}) {
+    for (const std::int32_t shorts : {0, 1, 12, 40}) {
+      CAPTURE(threads, shorts);
+      std::vector<Run> runs(static_cast<std::size_t>(shorts) + 1);
+      for (std::size_t i = 0; i < runs.size(); ++i) {
+        runs[i].first_row = static_cast<std::int32_t>(i);
+        runs[i].rows = 1;
+        runs[i].first_position = i == runs.size() / 2 ? 32767 : 70;
+      }
+      Batch batch;
+      batch.runs = runs;
+      cpu::AttentionTasks tasks(0, 4);
+      tasks.build(batch, group, 64, threads, false);
+      std::int64_t all = 0, most = 0;
+      for (const cpu::AttentionTask& task : tasks.tasks) {
+        all += task.page_end - task.page_begin;
+        most = std::max(most, std::int64_t{task.page_end - task.page_begin});
+      }
+      CHECK(all == 512 + 2 * shorts);
+      CHECK(most * 4 * threads <= all + 4 * threads * cpu::kChunkPages);
+      CHECK(tasks.tiles.size() == 1);
     }
   }
 }

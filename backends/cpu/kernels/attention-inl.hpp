@@ -240,7 +240,7 @@ static void round_queries_for(const Ranges& ranges, const AttentionTile& tile, s
                               std::int32_t begin, std::int16_t* words, float* factors, float* offsets) {
   for (std::int32_t r = 0; r < tile.rows; ++r) {
     float room[kRunDims];
-    const float* const q = run_of_query(tile.q + std::int64_t{r} * head_dim, head_dim, begin, room);
+    const float* const q = run_of(tile.q + std::int64_t{r} * head_dim, head_dim, begin, room);
     Vec scaled[kRunVecs], product[kLaneVecs];
     LLMINFER_UNROLL
     for (int i = 0; i < kRunVecs; ++i) {

@@ -15,22 +15,18 @@ inline constexpr float most_of<std::int16_t> = kMostWord;
 template <>
 inline constexpr float most_of<std::int8_t> = 127.0f;
 
-static inline void put(float x, float, float& out) { out = x; }
-template <class Integer>
-static inline void put(float x, float inverse_scale, Integer& out) {
-  constexpr float kMost = most_of<Integer>;
-  const float scaled = x * inverse_scale;
-  const float clamped = scaled > kMost ? kMost : scaled > -kMost ? scaled : -kMost;
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  out = static_cast<Integer>((clamped + kMagic) - kMagic);
-}
-
 /// The scale of a vector in integers, see AttentionKernels::write; 0 for a vector of (almost) zeros. A largest
 /// magnitude that is a multiple of a scale but for the rounding of floats gives that scale.
 template <class Integer>
 static inline float scale_of(const float* x, std::int32_t n) {
-  float most = 0.0f;
-  for (std::int32_t i = 0; i < n; ++i) {
+  Vec lanes = broadcast(0.0f);
+  std::int32_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth) {
+    const Vec lane = load(x + i);
+    lanes = max(max(lane, broadcast(0.0f) - lane), lanes);  // of what is not a number nothing is taken
+  }
+  float most = reduce_max(lanes);
+  for (; i < n; ++i) {
     const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
     most = magnitude > most ? magnitude : most;
   }
@@ -44,28 +40,60 @@ static inline float scale_of(const float* x, std::int32_t n) {
   return scale;
 }
 
-template <class Element>
+/// Elements [begin, begin + 64) of a vector; `room` is for those that zeros fill up.
+static inline const float* run_of(const float* x, std::int32_t n, std::int32_t begin, float* room) {
+  if (begin + kRunDims <= n) return x + begin;
+  for (std::int32_t i = 0; i < kRunDims; ++i) room[i] = begin + i < n ? x[begin + i] : 0.0f;
+  return room;
+}
+
+/// Elements [begin, begin + 64) of a vector in integers; what is not a number becomes the lowest of them.
+template <class Integer>
+static inline void round_elements(const float* x, std::int32_t n, std::int32_t begin, float inverse_scale,
+                                  std::int16_t* words) {
+  float room[kRunDims];
+  const float* const run = run_of(x, n, begin, room);
+  const Vec factor = broadcast(inverse_scale), most = broadcast(most_of<Integer>);
+  const auto scaled = [&](std::int32_t i) { return min(max(load(run + i) * factor, broadcast(0.0f) - most), most); };
+  for (std::int32_t i = 0; i < kRunDims; i += 2 * Vec::kWidth) {
+    store_words(words + i, scaled(i), scaled(i + Vec::kWidth));
+  }
+}
+
+template <class Integer>
 static void write_token(const AttentionPages& pages, std::byte* key_bytes, std::byte* value_bytes, std::int32_t slot,
                         const float* k, const float* v) {
-  constexpr CacheElement kElement = element_of<Element>;
-  auto* const keys = reinterpret_cast<Element*>(key_bytes);
-  auto* const values = reinterpret_cast<Element*>(value_bytes);
+  constexpr CacheElement kElement = element_of<Integer>;
+  auto* const keys = reinterpret_cast<Integer*>(key_bytes);
+  auto* const values = reinterpret_cast<Integer*>(value_bytes);
   const std::int32_t dim = pages.head_dim;
-  float inverse_key = 1.0f, inverse_value = 1.0f;
-  if constexpr (kElement != CacheElement::f32) {
-    auto* const scales = reinterpret_cast<float*>(key_bytes + pages.scale_offset) + slot;
-    scales[0] = scale_of<Element>(k, dim);
-    scales[kPageSlots] = scale_of<Element>(v, dim);
-    inverse_key = scales[0] > 0.0f ? 1.0f / scales[0] : 0.0f;
-    inverse_value = scales[kPageSlots] > 0.0f ? 1.0f / scales[kPageSlots] : 0.0f;
-    for (std::int32_t i = dim; i < even_dim(dim); ++i) put(0.0f, 1.0f, keys[key_index(kElement, slot, i)]);
+  auto* const scales = reinterpret_cast<float*>(key_bytes + pages.scale_offset) + slot;
+  scales[0] = scale_of<Integer>(k, dim);
+  scales[kPageSlots] = scale_of<Integer>(v, dim);
+  const float inverse_key = scales[0] > 0.0f ? 1.0f / scales[0] : 0.0f;
+  const float inverse_value = scales[kPageSlots] > 0.0f ? 1.0f / scales[kPageSlots] : 0.0f;
+  for (std::int32_t begin = 0; begin < pages.padded_dim; begin += kRunDims) {
+    std::int16_t words[kRunDims];
+    const auto end = [&](std::int32_t all) { return all - begin < kRunDims ? all - begin : kRunDims; };
+    round_elements<Integer>(k, dim, begin, inverse_key, words);
+    for (std::int32_t i = 0; i < end(even_dim(dim)); i += 2) {  // pairs lie together
+      const Integer pair[] = {static_cast<Integer>(words[i]), static_cast<Integer>(words[i + 1])};
+      __builtin_memcpy(keys + key_index(kElement, slot, begin + i), pair, sizeof pair);
+    }
+    round_elements<Integer>(v, dim, begin, inverse_value, words);
+    for (std::int32_t i = 0; i < end(pages.padded_dim); ++i) {
+      values[value_index(kElement, pages.padded_dim, slot, begin + i)] = static_cast<Integer>(words[i]);
+    }
   }
-  for (std::int32_t i = 0; i < dim; ++i) put(k[i], inverse_key, keys[key_index(kElement, slot, i)]);
-  const auto value = [&](std::int32_t i) __attribute__((always_inline))->Element& {
-    return values[value_index(kElement, pages.padded_dim, slot, i)];
-  };
-  for (std::int32_t i = 0; i < dim; ++i) put(v[i], inverse_value, value(i));
-  for (std::int32_t i = dim; i < pages.padded_dim; ++i) put(0.0f, 1.0f, value(i));
+}
+template <>
+void write_token<float>(const AttentionPages& pages, std::byte* key_bytes, std::byte* value_bytes, std::int32_t slot,
+                        const float* k, const float* v) {
+  constexpr CacheElement kElement = CacheElement::f32;
+  auto* const keys = reinterpret_cast<float*>(key_bytes);
+  auto* const values = reinterpret_cast<float*>(value_bytes) + value_index(kElement, pages.padded_dim, slot, 0);
+  for (std::int32_t i = 0; i < pages.head_dim; ++i) keys[key_index(kElement, slot, i)] = k[i];
+  for (std::int32_t i = 0; i < pages.padded_dim; ++i) values[i] = i < pages.head_dim ? v[i] : 0.0f;
 }
 
 /// How numbers are rounded together of which 16 lanes sum up the magnitudes (kMostSum). A lane's sum is at least its
@@ -105,12 +133,6 @@ static inline float round_run(const Vec* x, std::int32_t count, std::int16_t* wo
   }
   return rounding.scale * 1.44269504f;
 }
-/// Elements [begin, begin + 64) of a query as floats; `room` is for those that zeros fill up.
-static inline const float* run_of_query(const float* q, std::int32_t head_dim, std::int32_t begin, float* room) {
-  if (begin + kRunDims <= head_dim) return q + begin;
-  for (std::int32_t i = 0; i < kRunDims; ++i) room[i] = begin + i < head_dim ? q[begin + i] : 0.0f;
-  return room;
-}
 
 static void round_queries(std::int32_t rows, std::int32_t head_dim, const float* q, std::int16_t* words,
                           float* scales) {
@@ -118,7 +140,7 @@ static void round_queries(std::int32_t rows, std::int32_t head_dim, const float*
     for (std::int32_t run = 0; run < query_runs(head_dim); ++run) {
       const std::int32_t begin = run * kRunDims, left = query_words(head_dim) - begin;
       float room[kRunDims];
-      const float* const x = run_of_query(q, head_dim, begin, room);
+      const float* const x = run_of(q, head_dim, begin, room);
       Vec elements[kRunVecs];
       LLMINFER_UNROLL
       for (int i = 0; i < kRunVecs; ++i) elements[i] = load(x + i * Vec::kWidth);

@@ -48,15 +48,26 @@ static void rms_norm(const float* in, const float* weight, float epsilon, std::i
 
 static void rope(const float* in, const float* cosine, const float* sine, std::int32_t pairs, bool interleaved,
                  std::int32_t head_dim, float scale, float* out) {
+  std::int32_t i = 0;
+  const Vec factor = broadcast(scale);
   if (interleaved) {
-    for (std::int32_t i = 0; i < pairs; ++i) {
+    const float signs[] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+    const Vec minus_first = load(signs);
+    const auto turn = [&](std::int32_t at, Vec c, Vec s) {
+      const Vec x = load(in + at);
+      store(out + at, (x * c + swap_pairs(x) * (s * minus_first)) * factor);
+    };
+    for (; i + Vec::kWidth <= pairs; i += Vec::kWidth) {
+      const Vec c = load(cosine + i), s = load(sine + i);
+      turn(2 * i, double_low(c), double_low(s));
+      turn(2 * i + Vec::kWidth, double_high(c), double_high(s));
+    }
+    for (; i < pairs; ++i) {
       const float a = in[2 * i], b = in[2 * i + 1];
       out[2 * i] = (a * cosine[i] - b * sine[i]) * scale;
       out[2 * i + 1] = (a * sine[i] + b * cosine[i]) * scale;
     }
   } else {
-    std::int32_t i = 0;
-    const Vec factor = broadcast(scale);
     for (; i + Vec::kWidth <= pairs; i += Vec::kWidth) {
       const Vec a = load(in + i), b = load(in + pairs + i), c = load(cosine + i), s = load(sine + i);
       store(out + i, (a * c - b * s) * factor);
@@ -68,7 +79,7 @@ static void rope(const float* in, const float* cosine, const float* sine, std::i
       out[pairs + i] = (a * sine[i] + b * cosine[i]) * scale;
     }
   }
-  for (std::int32_t i = 2 * pairs; i < head_dim; ++i) out[i] = in[i] * scale;
+  for (i = 2 * pairs; i < head_dim; ++i) out[i] = in[i] * scale;
 }
 
 static void glu_silu(const float* gate, const float* up, std::int64_t n, float* out) {

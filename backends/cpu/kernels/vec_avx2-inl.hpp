@@ -34,6 +34,15 @@ static inline Vec scale_exponent(Vec a, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
   return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(exponent))};
 }
+/// Of each pair of lanes the other first: a1, a0, a3, a2, …
+static inline Vec swap_pairs(Vec a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
+/// Each lane of the lower half, and of the upper one, twice: a0, a0, a1, a1, …
+static inline Vec double_low(Vec a) {
+  return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3))};
+}
+static inline Vec double_high(Vec a) {
+  return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))};
+}
 static inline float first_lane(Vec a) { return _mm256_cvtss_f32(a.v); }
 static inline float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -31,6 +31,17 @@ static inline Vec select_lanes(Vec a, std::int32_t begin, std::int32_t end, Vec 
 static inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 /// a * 2^n for integers n in [-126, 127]
 static inline Vec scale_exponent(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+/// Of each pair of lanes the other first: a1, a0, a3, a2, …
+static inline Vec swap_pairs(Vec a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+/// Each lane of the lower half, and of the upper one, twice: a0, a0, a1, a1, …
+static inline Vec double_low(Vec a) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return {_mm512_permutexvar_ps(lanes, a.v)};
+}
+static inline Vec double_high(Vec a) {
+  const __m512i lanes = _mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
+  return {_mm512_permutexvar_ps(lanes, a.v)};
+}
 static inline float first_lane(Vec a) { return _mm512_cvtss_f32(a.v); }
 static inline float reduce_add(Vec a) {
   const __m256 high = _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a.v), 1));

@@ -35,6 +35,11 @@ static inline Vec scale_exponent(Vec a, Vec n) {
   const int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127)), 23);
   return {vmulq_f32(a.v, vreinterpretq_f32_s32(exponent))};
 }
+/// Of each pair of lanes the other first: a1, a0, a3, a2, …
+static inline Vec swap_pairs(Vec a) { return {vrev64q_f32(a.v)}; }
+/// Each lane of the lower half, and of the upper one, twice: a0, a0, a1, a1, …
+static inline Vec double_low(Vec a) { return {vzip1q_f32(a.v, a.v)}; }
+static inline Vec double_high(Vec a) { return {vzip2q_f32(a.v, a.v)}; }
 static inline float first_lane(Vec a) { return vgetq_lane_f32(a.v, 0); }
 static inline float reduce_add(Vec a) {
   const float32x2_t x = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));

@@ -48,6 +48,11 @@ static inline Vec scale_exponent(Vec a, Vec n) {
   const Vec::Int exponent = (__builtin_convertvector(n.v, Vec::Int) + 127) << 23;
   return {a.v * (Vec::Type)exponent};
 }
+/// Of each pair of lanes the other first: a1, a0, a3, a2, …
+static inline Vec swap_pairs(Vec a) { return {Vec::Type{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
+/// Each lane of the lower half, and of the upper one, twice: a0, a0, a1, a1, …
+static inline Vec double_low(Vec a) { return {Vec::Type{a.v[0], a.v[0], a.v[1], a.v[1]}}; }
+static inline Vec double_high(Vec a) { return {Vec::Type{a.v[2], a.v[2], a.v[3], a.v[3]}}; }
 static inline float first_lane(Vec a) { return a.v[0]; }
 static inline float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 static inline float reduce_max(Vec a) {
