@@ -83,6 +83,21 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
   state.SetBytesProcessed(state.iterations() * cache->bytes() / threads);
 }
 
+/// Keys and values of tokens into pages. bytes = those of the page's elements.
+void write(benchmark::State& state, const cpu::Level& level, CacheType type, std::int32_t dim) {
+  const auto cache = cpu::CpuCache::make({1, 1, dim, 0}, type, 1).value();
+  std::vector<float> k(static_cast<std::size_t>(dim));
+  for (std::size_t i = 0; i < k.size(); ++i) k[i] = 0.1f * static_cast<float>(i % 17) - 0.8f;
+  for (auto _ : state) {
+    for (std::int32_t t = 0; t < cpu::kPageSlots; ++t) {
+      level.attention->write(cache->head(0, 0), 0, t, k.data(), k.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * cpu::kPageSlots);
+  state.SetBytesProcessed(state.iterations() * cache->bytes());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -105,6 +120,10 @@ int main(int argc, char** argv) {
           bench->UseRealTime()->Threads(1);
           if (c.pages == many) bench->Threads(2);
         }
+        if (type == CacheType::int4) continue;  // packed when pages are full
+        const std::string name = std::string(level.name) + "/" + type_name + "/" + std::to_string(dim) + "/write";
+        benchmark::RegisterBenchmark(
+            name.c_str(), [&level, type = type, dim](benchmark::State& state) { write(state, level, type, dim); });
       }
     }
   }

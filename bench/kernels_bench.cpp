@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "backends/cpu/elementwise.hpp"
 #include "backends/cpu/level.hpp"
 
 namespace cpu = llminfer::cpu;
@@ -35,7 +36,8 @@ std::vector<Kind> kinds() {
   for (const WeightType type :
        {WeightType::q4_0, WeightType::q4_1, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q5_k,
         WeightType::q6_k, WeightType::q2_k, WeightType::q3_k, WeightType::iq4_nl, WeightType::iq4_xs, WeightType::mxfp4,
-        WeightType::bf16, WeightType::f32}) {
+        WeightType::nvfp4, WeightType::tq2_0, WeightType::iq3_xxs, WeightType::iq2_s, WeightType::f16, WeightType::bf16,
+        WeightType::f32}) {
     all.push_back({std::string(llminfer::weight_type_info(type).name), type});
   }
   for (const WeightType type : {WeightType::w4_sym, WeightType::w4, WeightType::w2, WeightType::w3, WeightType::w8,
@@ -47,6 +49,7 @@ std::vector<Kind> kinds() {
   w8a8.details.scale_columns = std::int64_t{1} << 30;
   w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
   all.push_back({"Q8_0_2of4", WeightType::q8_0, {}, false, true});
+  all.push_back({"F16_2of4", WeightType::f16, {}, false, true});
   for (const WeightType type :
        {WeightType::q4_0, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q6_k}) {
     all.push_back({std::string(llminfer::weight_type_info(type).name) + "_A8", type, {}, true});
@@ -159,6 +162,36 @@ void round_row(benchmark::State& state, Table table, bool floats) {
   state.SetItemsProcessed(state.iterations() * 1536);
 }
 
+/// Rows of 1536 floats through an elementwise kernel that reads `inputs` of them; bytes are those read and written.
+template <class F>
+void rows(benchmark::State& state, int inputs, const F& kernel) {
+  std::vector<float> a(1536), b(1536, 0.25f), out(1536);
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = 0.01f * static_cast<float>(i % 300) - 1.5f;
+  for (auto _ : state) {
+    kernel(a.data(), b.data(), std::int64_t{1536}, out.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * 1536);
+  state.SetBytesProcessed(state.iterations() * 1536 * 4 * (inputs + 1));
+}
+
+void elementwise(const std::string& level, const cpu::ElementwiseKernels& kernels) {
+  const auto add = [&](const char* name, int inputs, auto kernel) {
+    benchmark::RegisterBenchmark((level + "/" + name).c_str(),
+                                 [=](benchmark::State& state) { rows(state, inputs, kernel); });
+  };
+  add("rms_norm", 2,
+      [&](const float* a, const float* b, std::int64_t n, float* out) { kernels.rms_norm(a, b, 1e-5f, n, out); });
+  for (const bool interleaved : {false, true}) {  // heads of 64
+    add(interleaved ? "rope_neighbours" : "rope_halves", 1,
+        [&kernels, interleaved](const float* a, const float* b, std::int64_t n, float* out) {
+          for (std::int64_t i = 0; i < n; i += 64) kernels.rope(a + i, b, b, 32, interleaved, 64, 1.0f, out + i);
+        });
+  }
+  add("silu", 2, [&](const float* a, const float* b, std::int64_t n, float* out) { kernels.glu[0](a, b, n, out); });
+  add("add", 2, [&](const float* a, const float* b, std::int64_t n, float* out) { kernels.add(a, b, n, out); });
+}
+
 void quantize(benchmark::State& state, Table table) {
   std::vector<float> x(1536, 0.5f);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
@@ -181,6 +214,7 @@ int main(int argc, char** argv) {
     if (!cpu::choose_level(at.name, "level").has_value()) continue;
     const std::string level = at.name;
     const Table table = at.linear;
+    elementwise(level, *at.elementwise);
     benchmark::RegisterBenchmark((level + "/quantize").c_str(), quantize, table);
     benchmark::RegisterBenchmark((level + "/quantize_bytes").c_str(), round_row, table, false);
     benchmark::RegisterBenchmark((level + "/round_e4m3").c_str(), round_row, table, true);
