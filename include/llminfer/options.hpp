@@ -101,8 +101,9 @@ struct EngineOptions {
   bool mmap = true;  ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
   /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one,
   /// as large as the weights are in memory, and later loads, with any number of threads and at any CPU level, map it:
-  /// they start sooner, and processes share the memory. Files are never deleted. One that cannot be written or read is
-  /// a warning (on_log), no error.
+  /// they start sooner, and processes share the memory. A checkpoint is known by samples of its tensors and by its
+  /// files' sizes and times of change. Files are never deleted. One that cannot be written or read is a warning
+  /// (on_log), no error.
   std::string weight_cache{};
   /// Tokens of one sequence at most, up to the model's own context length, past which it was not trained; 0: that.
   std::int32_t context_length = 0;

@@ -55,10 +55,15 @@ class FileDescriptor {
   int fd_;
 };
 
+struct OpenFile {
+  FileDescriptor fd;
+  std::uint64_t size, modified;
+};
+
 class MappedFile final : public ByteSource {
  public:
-  MappedFile(std::string name, std::shared_ptr<const void> mapping, std::uint64_t size)
-      : ByteSource(std::move(name), size), mapping_(std::move(mapping)) {}
+  MappedFile(std::string name, std::shared_ptr<const void> mapping, std::uint64_t size, std::uint64_t modified)
+      : ByteSource(std::move(name), size, modified), mapping_(std::move(mapping)) {}
 
   Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
     LLMINFER_TRY(check_range(offset, count));
@@ -100,8 +105,8 @@ Result<void> write_all(const std::string& path, int fd, std::uint64_t offset, st
 
 class UnmappedFile final : public ByteSource {
  public:
-  UnmappedFile(std::string name, FileDescriptor fd, std::uint64_t size)
-      : ByteSource(std::move(name), size), fd_(std::move(fd)) {}
+  UnmappedFile(std::string name, OpenFile file)
+      : ByteSource(std::move(name), file.size, file.modified), fd_(std::move(file.fd)) {}
 
   Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const override {
     LLMINFER_TRY(check_range(offset, count));
@@ -154,18 +159,14 @@ class ReaderSource final : public ByteSource {
   mutable std::mutex mutex_;
 };
 
-struct OpenFile {
-  FileDescriptor fd;
-  std::uint64_t size;
-};
-
 Result<OpenFile> open_regular(const std::string& path) {
   FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return errno_error(path, "open", errno);
   struct stat info {};
   if (::fstat(fd.get(), &info) != 0) return errno_error(path, "stat", errno);
   if (!S_ISREG(info.st_mode)) return fail(ErrorCode::not_a_file, path, ": not a regular file");
-  return OpenFile{std::move(fd), static_cast<std::uint64_t>(info.st_size)};
+  const std::int64_t modified = info.st_mtim.tv_sec * std::int64_t{1'000'000'000} + info.st_mtim.tv_nsec;
+  return OpenFile{std::move(fd), static_cast<std::uint64_t>(info.st_size), static_cast<std::uint64_t>(modified)};
 }
 
 }  // namespace
@@ -183,13 +184,14 @@ Result<std::shared_ptr<const ByteSource>> open_file(const std::string& path, boo
   OpenFile file = LLMINFER_TRY(open_regular(path));
   if (file.size == 0) return fail(ErrorCode::truncated, path, ": the file is empty");
   if (!use_mmap) {
-    return std::shared_ptr<const ByteSource>(std::make_shared<UnmappedFile>(path, std::move(file.fd), file.size));
+    return std::shared_ptr<const ByteSource>(std::make_shared<UnmappedFile>(path, std::move(file)));
   }
   void* address = ::mmap(nullptr, file.size, PROT_READ, MAP_PRIVATE, file.fd.get(), 0);
   if (address == MAP_FAILED) return errno_error(path, "mmap", errno);
   std::shared_ptr<const void> mapping(address,
                                       [size = file.size](const void* p) { ::munmap(const_cast<void*>(p), size); });
-  return std::shared_ptr<const ByteSource>(std::make_shared<MappedFile>(path, std::move(mapping), file.size));
+  return std::shared_ptr<const ByteSource>(
+      std::make_shared<MappedFile>(path, std::move(mapping), file.size, file.modified));
 }
 
 std::shared_ptr<const ByteSource> memory_source(std::string name, std::span<const std::byte> data,
@@ -204,11 +206,16 @@ std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t 
 
 namespace {
 
-/// Gives the empty file so many bytes of the disk; errno's number, 0 for success. Checks come first: a file over the
-/// process's limit is a signal, and the call may fill the disk before it fails.
-int reserve(int fd, std::uint64_t bytes) {
+/// Whether the process may not write a file of so many bytes: to try it is a signal.
+bool over_limit(std::uint64_t bytes) {
   struct rlimit limit {};
-  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur) return EFBIG;
+  return ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur;
+}
+
+/// Gives the empty file so many bytes of the disk; errno's number, 0 for success. Checks come first: the call may fill
+/// the disk before it fails.
+int reserve(int fd, std::uint64_t bytes) {
+  if (over_limit(bytes)) return EFBIG;
   struct statvfs disk {};
   const bool known = ::fstatvfs(fd, &disk) == 0 && disk.f_frsize > 0 && disk.f_blocks > 0;
   if (known && bytes / disk.f_frsize >= disk.f_bavail) return ENOSPC;
@@ -282,27 +289,38 @@ Result<std::shared_ptr<StorageFile>> make_storage_file(const std::string& folder
 Result<std::string> read_text_file(const std::string& path, std::uint64_t limit) {
   OpenFile file = LLMINFER_TRY(open_regular(path));
   if (file.size > limit) return fail(ErrorCode::limit_exceeded, path, ": ", file.size, " bytes, the limit is ", limit);
-  const UnmappedFile source(path, std::move(file.fd), file.size);
+  const UnmappedFile source(path, std::move(file));
   const Bytes bytes = LLMINFER_TRY(source.read(0, source.size()));
   return std::string(reinterpret_cast<const char*>(bytes.data.data()), bytes.data.size());
 }
 
 namespace {
 
-Result<void> write_parts(const std::string& path, int fd, std::span<const FilePart> parts) {
-  for (const FilePart& part : parts) LLMINFER_TRY(write_all(path, fd, part.offset, part.data));
+/// A new file beside `path`, whose name is put into `name`. Others may be writing the same, in this process or another.
+Result<FileDescriptor> create_partial(const std::string& path, std::string& name) {
+  for (int attempt = 0;; ++attempt) {
+    name = path + "." + std::to_string(::getpid()) + "-" + std::to_string(attempt) + ".partial";
+    FileDescriptor fd(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    if (fd.get() >= 0) return fd;
+    if (errno != EEXIST || attempt == 1000) return errno_error(path, "create", errno);
+  }
+}
+
+Result<void> write_parts(const std::string& path, FileDescriptor fd, std::span<const FilePart> parts) {
+  for (const FilePart& part : parts) {
+    if (over_limit(part.offset + part.data.size())) return errno_error(path, "write", EFBIG);
+    LLMINFER_TRY(write_all(path, fd.get(), part.offset, part.data));
+  }
+  if (::fdatasync(fd.get()) != 0) return errno_error(path, "write", errno);
+  if (!fd.close()) return errno_error(path, "close", errno);
   return {};
 }
 
 }  // namespace
 
 Result<void> write_file(const std::string& path, std::span<const FilePart> parts) {
-  // Another process may write the same.
-  const std::string partial = path + "." + std::to_string(::getpid()) + ".partial";
-  FileDescriptor fd(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (fd.get() < 0) return errno_error(path, "create", errno);
-  auto written = write_parts(path, fd.get(), parts);
-  if (written && !fd.close()) written = errno_error(path, "close", errno);
+  std::string partial;
+  Result<void> written = write_parts(path, LLMINFER_TRY(create_partial(path, partial)), parts);
   if (written && ::rename(partial.c_str(), path.c_str()) != 0) written = errno_error(path, "rename", errno);
   if (!written) (void)::unlink(partial.c_str());
   return written;

@@ -25,6 +25,8 @@ class ByteSource {
   virtual ~ByteSource() = default;
   const std::string& name() const noexcept { return name_; }  ///< for error messages
   std::uint64_t size() const noexcept { return size_; }
+  /// When the file was last written to, in nanoseconds; 0 where that is not known.
+  std::uint64_t modified() const noexcept { return modified_; }
   /// Bytes [offset, offset + count): a view where the source is in memory, a fresh copy otherwise.
   /// Errors: truncated if the range passes the end; io_error.
   virtual Result<Bytes> read(std::uint64_t offset, std::uint64_t count) const = 0;
@@ -35,12 +37,13 @@ class ByteSource {
   virtual void release(std::uint64_t offset, std::uint64_t count) const noexcept;
 
  protected:
-  ByteSource(std::string name, std::uint64_t size) : name_(std::move(name)), size_(size) {}
+  ByteSource(std::string name, std::uint64_t size, std::uint64_t modified = 0)
+      : name_(std::move(name)), size_(size), modified_(modified) {}
   Result<void> check_range(std::uint64_t offset, std::uint64_t count) const;
 
  private:
   std::string name_;
-  std::uint64_t size_;
+  std::uint64_t size_, modified_;
 };
 
 /// Maps the file (or, with use_mmap = false, reads it piece by piece on demand).
@@ -80,8 +83,9 @@ struct FilePart {
   std::span<const std::byte> data;
 };
 
-/// Writes a file of these parts, and only once it is whole gives it its name, in the place of what had it before.
-/// Between parts there are zeros. Errors: not_found (the folder), permission_denied, io_error.
+/// Writes a file of these parts, and only once it is whole, on the disk, gives it its name, in the place of what had it
+/// before; threads and processes may do so at once. Between parts there are zeros. Errors: not_found (the folder),
+/// permission_denied, io_error (no room, or a file may not be as large).
 Result<void> write_file(const std::string& path, std::span<const FilePart> parts);
 
 }  // namespace llminfer::core

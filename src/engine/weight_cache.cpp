@@ -23,17 +23,26 @@ struct Header {
 
 constexpr std::uint64_t aligned(std::uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
-/// FNV-1a, 64 bits (RFC 9923).
+/// A word at a time, so that all of a checkpoint in memory can be hashed. Each step can be undone: two that differ in
+/// one word never have the same hash.
 class Hash {
  public:
   void add(std::span<const std::byte> bytes) {
-    for (const std::byte b : bytes) value_ = (value_ ^ static_cast<std::uint64_t>(b)) * 0x100000001b3;
+    for (; bytes.size() >= sizeof(std::uint64_t); bytes = bytes.subspan(sizeof(std::uint64_t))) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes.data(), sizeof word);
+      add(word);
+    }
+    for (const std::byte b : bytes) add(static_cast<std::uint64_t>(b));
   }
   void add(std::string_view text) {
     add(text.size());
     add(std::as_bytes(std::span(text)));
   }
-  void add(std::uint64_t n) { add(std::as_bytes(std::span(&n, 1))); }
+  void add(std::uint64_t n) {
+    value_ = (value_ ^ n) * 0x9e3779b97f4a7c15;
+    value_ ^= value_ >> 32;
+  }
   std::uint64_t value() const { return value_; }
 
  private:
@@ -59,9 +68,16 @@ Result<std::uint64_t> key_of(const load::Checkpoint& checkpoint, std::span<const
     hash.add(static_cast<std::uint64_t>(tensor->type));
     hash.add(static_cast<std::uint64_t>(tensor->rows));
     hash.add(static_cast<std::uint64_t>(tensor->cols));
+    const core::ByteSource& source = *checkpoint.sources[tensor->source];
+    hash.add(source.size());
+    hash.add(source.modified());
+    if (source.modified() == 0) {  // not a file
+      hash.add(LLMINFER_TRY(source.read(tensor->offset, tensor->bytes)).data);
+      continue;
+    }
     const std::uint64_t last = tensor->bytes - std::min(tensor->bytes, kSample);
     for (const std::uint64_t at : {std::uint64_t{0}, last / 2, last}) {
-      hash.add(LLMINFER_TRY(checkpoint.sources[tensor->source]->read(tensor->offset + at, tensor->bytes - last)).data);
+      hash.add(LLMINFER_TRY(source.read(tensor->offset + at, tensor->bytes - last)).data);
     }
   }
   return hash.value();

@@ -17,8 +17,9 @@
 namespace llminfer::inline v0::engine {
 
 /// The file `folder`/KEY.weights, where KEY tells the checkpoint and the form of its prepared weights. The checkpoint
-/// is told by the names, types and shapes of its tensors and by 1 KiB of each one's beginning, middle and end: a load
-/// that is to be quick cannot read more.
+/// is told by the names, types and shapes of its tensors, by the sizes and times of change of its files, and by 1 KiB of
+/// each tensor's beginning, middle and end: a load that is to be quick cannot read more. One that is not in files is
+/// told by all of its bytes.
 class WeightCache {
  public:
   /// `form`: Backend::stored_form(). Opens the file if it is there and whole; any other file of that name is ignored.

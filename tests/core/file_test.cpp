@@ -6,11 +6,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <thread>
 #include <vector>
 
 #include "tests/load/temp_dir.hpp"
@@ -19,6 +22,7 @@ using llminfer::ErrorCode;
 using llminfer::core::file_memory;
 using llminfer::core::make_storage_file;
 using llminfer::core::open_file;
+using llminfer::core::write_file;
 
 namespace {
 
@@ -134,4 +138,61 @@ TEST_CASE("Memory in a file that cannot be, and files for weights") {
   CHECK(over.error().code == ErrorCode::io_error);
   std::filesystem::remove(folder / "file");
   CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("A file that many write at once is whole whenever it is there") {
+  const llminfer::test::TempDir folder;
+  const std::string path = folder.path() + "/file";
+  const std::vector<std::byte> content(std::size_t{1} << 20, std::byte{0x5a});
+  const llminfer::core::FilePart parts[] = {{0, std::span(content).first(100)}, {4096, content}};
+  std::atomic<bool> done{false};
+  std::atomic<int> failed{0}, broken{0}, seen{0};
+  std::thread reader([&] {
+    while (!done) {
+      const auto source = open_file(path, false);
+      if (!source) continue;
+      ++seen;
+      const auto bytes = (*source)->read(4096, content.size());
+      if (!bytes || std::memcmp(bytes->data.data(), content.data(), content.size()) != 0) ++broken;
+    }
+  });
+  std::vector<std::thread> writers;
+  for (int i = 0; i < 4; ++i) {
+    writers.emplace_back([&] {
+      for (int n = 0; n < 10; ++n) failed += !write_file(path, parts);
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+  done = true;
+  reader.join();
+  CHECK(failed == 0);
+  CHECK(broken == 0);
+  CHECK(seen > 0);
+  const auto names = std::filesystem::directory_iterator(folder.path());
+  CHECK(std::distance(begin(names), end(names)) == 1);  // nothing that is partial is left
+}
+
+TEST_CASE("A file that cannot be written leaves what was there") {
+  const llminfer::test::TempDir folder;
+  const std::string path = folder.path() + "/file";
+  const std::vector<std::byte> content(100000);
+  const llminfer::core::FilePart few{0, std::span(content).first(10)}, many{0, content};
+  REQUIRE(write_file(path, {&few, 1}));
+  // A process that is allowed files of 50000 bytes would be ended by writing more.
+  struct rlimit before {};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  struct rlimit less = before;
+  less.rlim_cur = 50000;
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &less) == 0);
+  const auto result = write_file(path, {&many, 1});
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  REQUIRE_FALSE(result);
+  CHECK(result.error().code == ErrorCode::io_error);
+  CHECK(result.error().message.find(path) != std::string::npos);
+  CHECK(std::filesystem::file_size(path) == 10);
+  const auto names = std::filesystem::directory_iterator(folder.path());
+  CHECK(std::distance(begin(names), end(names)) == 1);
+
+  CHECK(write_file(folder.path() + "/none/file", {&few, 1}).error().code == ErrorCode::not_found);
+  CHECK(write_file(path + "/file", {&few, 1}).error().code == ErrorCode::not_found);
 }

@@ -2,8 +2,11 @@
 #include <llminfer/llminfer.hpp>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -88,6 +91,46 @@ TEST_CASE("a checkpoint with other weights has a file of its own") {
   CHECK(load(kTiny, folder.path()).logits == load(kTiny, "").logits);
   CHECK(load(changed.path(), folder.path()).logits == load(changed.path(), "").logits);
   CHECK(folder.files().size() == 2);
+}
+
+TEST_CASE("weights that change anywhere are prepared anew") {
+  const Folder folder, checkpoint;
+  fs::copy(kTiny, checkpoint.path());
+  const fs::path weights = fs::path(checkpoint.path()) / "model.safetensors";
+  const std::uint64_t size = fs::file_size(weights);
+  for (int i = 1; i < 8; ++i) {
+    CAPTURE(i);
+    overwrite(weights, size * static_cast<std::uint64_t>(i) / 8, std::string(2000, '\0'));
+    // A file system may tell times in ticks longer than this takes.
+    fs::last_write_time(weights, fs::file_time_type::clock::now() + std::chrono::seconds(i));
+    CHECK(load(checkpoint.path(), folder.path()).logits == load(checkpoint.path(), "").logits);
+  }
+  CHECK(folder.files().size() == 7);
+}
+
+TEST_CASE("of weights in memory every byte tells whether they are the same") {
+  const Folder folder, made;
+  const std::string model = made.path() + "/model.gguf";
+  QuantizeOptions to_gguf;
+  to_gguf.type = "Q8_0";
+  quantize_model(kTiny, model, to_gguf).value();
+  std::ifstream file(model, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const auto logits = [&](const std::string& cache) {
+    EngineOptions options{.threads = 2};
+    options.weight_cache = cache;
+    const Engine engine = Engine::load_memory(std::as_bytes(std::span(bytes)), nullptr, options).value();
+    Session session = engine.new_session().value();
+    session.prefill(std::vector<Token>{1, 2, 3, 4, 5}).value();
+    return std::vector<float>(session.logits().begin(), session.logits().end());
+  };
+  CHECK(logits(folder.path()) == logits(""));
+  for (const std::size_t before_end : {9000, 5000, 3001}) {
+    CAPTURE(before_end);
+    bytes[bytes.size() - before_end] ^= 0x55;
+    CHECK(logits(folder.path()) == logits(""));
+  }
+  CHECK(folder.files().size() == 4);
 }
 
 TEST_CASE("files of prepared weights that are damaged") {
