@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
                               Case{"prompt/rows:48", 48, dim, 16}}) {
           const std::string name = std::string(level.name) + "/" + type_name + "/" + std::to_string(dim) + "/" + c.name;
           auto* const bench = benchmark::RegisterBenchmark(
-              name.c_str(), [&level, type, c](benchmark::State& state) { attention(state, level, type, c); });
+              name.c_str(), [&level, type = type, c](benchmark::State& state) { attention(state, level, type, c); });
           bench->UseRealTime()->Threads(1);
           if (c.pages == many) bench->Threads(2);
         }

@@ -42,10 +42,12 @@ std::vector<Kind> kinds() {
   }
   for (const WeightType type : {WeightType::w4_sym, WeightType::w4, WeightType::w2, WeightType::w3, WeightType::w8,
                                 WeightType::nf4, WeightType::fp4_16, WeightType::fp8}) {
-    Kind& kind = all.emplace_back(std::string(llminfer::weight_type_info(type).name), type);
+    all.push_back({std::string(llminfer::weight_type_info(type).name), type});
+    Kind& kind = all.back();
     if (type != WeightType::fp4_16) kind.details.scale_columns = type == WeightType::nf4 ? 64 : 128;
   }
-  Kind& w8a8 = all.emplace_back("W8A8", WeightType::w8_sym);
+  all.push_back({"W8A8", WeightType::w8_sym});
+  Kind& w8a8 = all.back();
   w8a8.details.scale_columns = std::int64_t{1} << 30;
   w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
   all.push_back({"Q8_0_2of4", WeightType::q8_0, {}, false, true});

@@ -62,7 +62,9 @@ std::uint64_t plain_read(const std::uint64_t* data, std::size_t bytes) {
 // Twelve sums in registers hide the latency of two units of four cycles. `a` is opaque in each use, so that no product
 // is computed once and reused.
 #pragma GCC diagnostic push
+#ifndef __clang__  // which has no such warning
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 __attribute__((target("avx2,fma"))) double avx2_float(std::int64_t rounds) {
   __m256 a = _mm256_set1_ps(0.5f), sums[12] = {};
