@@ -125,7 +125,13 @@ bool may_be_sparse(WeightType type, std::int64_t cols, const WeightDetails& deta
 }  // namespace
 
 InputRounding rounding_of(const InputQuantization& input) noexcept {
-  return {input.kind == InputQuantization::Kind::fp8, input.dynamic, input.group, input.scale, input.zero};
+  return {input.kind == InputQuantization::Kind::fp8,
+          input.dynamic,
+          input.group,
+          input.scale,
+          input.zero,
+          input.limit,
+          input.powers};
 }
 
 std::optional<PanelKind> panel_kind(WeightType type) noexcept {

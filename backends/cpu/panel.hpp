@@ -60,6 +60,8 @@ struct InputRounding {
   std::int64_t group;  ///< dynamic: values that share a scale; 0: all of the row
   float scale;         ///< static
   std::int32_t zero;   ///< static
+  float limit = __builtin_inff();  ///< dynamic: no larger value counts
+  bool powers = false;             ///< dynamic: scales are rounded up to powers of two
 };
 /// A row of activations in integers of 8 bits: x ~ scale * (code - zero). Its codes, -128 … 127, follow: signed bytes,
 /// or for levels of ActivationForm::words int16 [K / 4][4], values 0, 2, 1, 3 of each quad.

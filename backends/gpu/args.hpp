@@ -77,6 +77,8 @@ struct RoundingArgs {
   int group;
   float scale;
   float zero;
+  float limit;  ///< dynamic: no larger value counts
+  int powers;   ///< dynamic: scales are rounded up to powers of two
 };
 
 /// A matrix of one of the experts of a mixture. Tables of them lie in device memory and are never written by kernels.

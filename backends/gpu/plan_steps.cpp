@@ -8,7 +8,8 @@
 namespace llminfer::gpu {
 
 RoundingArgs rounding_of(const InputQuantization& input) {
-  return {static_cast<int>(input.kind), input.dynamic, input.group, input.scale, static_cast<float>(input.zero)};
+  return {static_cast<int>(input.kind),   input.dynamic, input.group, input.scale,
+          static_cast<float>(input.zero), input.limit,   input.powers};
 }
 
 RowsArgs GpuPlan::value(ValueId id) const noexcept {

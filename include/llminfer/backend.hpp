@@ -23,7 +23,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 12;
+inline constexpr int kBackendInterfaceVersion = 13;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that

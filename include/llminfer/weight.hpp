@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -82,6 +83,9 @@ struct InputQuantization {
   /// With `none`: some values are far beyond the others and matter (LLM.int8()), so that whatever the host asks for no
   /// value is rounded to less than 16 bits.
   bool outliers = false;
+  /// Dynamic: a scale is made as if no absolute value were larger, and larger ones are clipped to it (FBGEMM's bound).
+  float limit = std::numeric_limits<float>::infinity();
+  bool powers = false;  ///< dynamic: scales are rounded up to powers of two (UE8M0)
   friend bool operator==(const InputQuantization&, const InputQuantization&) = default;
 };
 

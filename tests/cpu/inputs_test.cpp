@@ -153,7 +153,7 @@ TEST_CASE("the largest codes do not overflow the sums of W8A8") {
   }
 }
 
-TEST_CASE("inputs are rounded as compressed-tensors rounds them, on all levels") {
+TEST_CASE("inputs are rounded as compressed-tensors, FBGEMM and DeepSeek round them, on all levels") {
   const auto golden = nlohmann::json::parse(
       llminfer::core::read_text_file(LLMINFER_TEST_DATA "/quantized/inputs.json", 1 << 20).value());
   const auto floats = [](const nlohmann::json& bits) {
@@ -163,9 +163,11 @@ TEST_CASE("inputs are rounded as compressed-tensors rounds them, on all levels")
   };
   const std::vector<float> x = floats(golden["x"]);
   for (const auto& [name, expected] : golden["cases"].items()) {
-    const cpu::InputRounding how{
+    cpu::InputRounding how{
         name.starts_with("fp8"), expected["dynamic"].get<bool>(), expected["group"].get<std::int64_t>(),
         std::bit_cast<float>(expected["scale"].get<std::int32_t>()), expected["zero"].get<std::int32_t>()};
+    if (expected.contains("limit")) how.limit = std::bit_cast<float>(expected["limit"].get<std::int32_t>());
+    how.powers = expected.value("powers", false);
     const std::vector<float> want = floats(expected["rounded"]);
     for (const auto* level : levels()) {
       INFO(name << " on " << level->level);
@@ -188,6 +190,8 @@ TEST_CASE("inputs of any length and size are rounded alike on all levels") {
       for (const cpu::InputRounding how : {cpu::InputRounding{e4m3, true, 0, 0.0f, 0},
                                            {e4m3, true, 32, 0.0f, 0},
                                            {e4m3, true, 7, 0.0f, 0},
+                                           {e4m3, true, 16, 0.0f, 0, 1.5f, false},
+                                           {e4m3, true, 0, 0.0f, 0, 1.5f, true},
                                            {e4m3, false, 0, 0.01f, e4m3 ? 0 : 5}}) {
         std::vector<float> expected(77);
         levels()[0]->round_row(how, x.data(), 77, expected.data());

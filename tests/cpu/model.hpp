@@ -167,6 +167,13 @@ inline void round_to_4_bits(double* x, std::size_t count, std::size_t stride) {
   }
 }
 
+/// What inputs whose largest magnitude is `most` are divided by before they are rounded to E4M3.
+inline float e4m3_scale(const InputQuantization& how, float most) {
+  if (!how.dynamic) return how.scale;
+  const float scale = std::min(most, how.limit) / 448.0f;
+  return how.powers ? std::exp2(std::ceil(std::log2(scale))) : scale;
+}
+
 /// What a program gives for one sequence from its start: [tokens, width] of each value, in double precision.
 class Oracle {
  public:
@@ -203,7 +210,7 @@ class Oracle {
       const std::size_t end = std::min(begin + group, size);
       double most = 0;
       for (std::size_t i = begin; i < end; ++i) most = std::max(most, std::abs(taken[i]));
-      const double scale = how.dynamic ? most / 448 : double{how.scale};
+      const double scale = e4m3_scale(how, static_cast<float>(most));
       for (std::size_t i = begin; i < end && scale > 0; ++i) {
         taken[i] = scale * core::e4m3_to_float(core::float_to_e4m3(static_cast<float>(taken[i] / scale)));
       }

@@ -26,7 +26,8 @@ namespace {
 
 constexpr auto kFp8 = InputQuantization::Kind::fp8;
 constexpr InputQuantization kPerToken{.kind = kFp8}, kPer128{.kind = kFp8, .group = 128},
-    kPer256{.kind = kFp8, .group = 256}, kStatic{.kind = kFp8, .dynamic = false, .scale = 0.02f};
+    kPer256{.kind = kFp8, .group = 256}, kStatic{.kind = kFp8, .dynamic = false, .scale = 0.02f},
+    kBounded{.kind = kFp8, .limit = 1.5f}, kPowers{.kind = kFp8, .group = 128, .powers = true};
 
 template <class T>
 std::vector<T> to_host(Device& device, const std::byte* from, std::size_t count) {
@@ -133,7 +134,7 @@ double error_of(const std::shared_ptr<Device>& device, RandomWeight w, int rows,
       const std::size_t end = std::min(begin + group, width);
       float most = 0;
       for (std::size_t k = begin; k < end; ++k) most = std::max(most, std::abs(row[k]));
-      const float scale = how.dynamic ? most / 448.0f : how.scale;
+      const float scale = e4m3_scale(how, most);
       for (std::size_t k = begin; k < end; ++k)
         row[k] = scale * core::e4m3_to_float(core::float_to_e4m3(row[k] / scale));
     }
@@ -188,7 +189,7 @@ TEST_CASE("Rows are rounded to E4M3 as inputs of other products are") {
     const Buffer device_in = to_device(device, in), norm = to_device(device, norms),
                  out = Buffer::make(device, device_in.bytes()).value();
     for (const InputQuantization& how :
-         {kPerToken, kPer128, kPer256, kStatic, InputQuantization{.kind = kFp8, .group = 1000}}) {
+         {kPerToken, kPer128, kPer256, kStatic, kBounded, kPowers, InputQuantization{.kind = kFp8, .group = 1000}}) {
       for (const bool normed : {false, true}) {
         CAPTURE(machine.name, how.group, how.dynamic, normed);
         gpu::PrepareArgs args{};
@@ -213,6 +214,12 @@ TEST_CASE("Rows are rounded to E4M3 as inputs of other products are") {
         }
         CHECK(wrong == 0);
         CHECK(std::isnan(expected[2 * width + 5]));
+        for (std::size_t i = 0; i < width && !normed; i += group) {
+          float most = 0;
+          for (std::size_t k = i; k < std::min(i + group, std::size_t{width}); ++k)
+            most = std::max(most, std::abs(in[k]));
+          CHECK(scales[i / group * rows] == e4m3_scale(how, most));
+        }
       }
     }
   }
@@ -225,9 +232,9 @@ TEST_CASE("E4M3 by E4M3, with scales of every kind and odd shapes") {
     int rows;
   };
   // Of three blocks: fewer tiles than these, and more, so that stages go around; a last group that is not whole.
-  const Case cases[] = {{kPerToken, 448, 257, 448, 130}, {kStatic, 160, 24, 160, 65}, {kPer128, 128, 129, 416, 129},
-                        {kPerToken, 128, 40, 256, 66},   {kPer256, 544, 67, 544, 70}, {kPer128, 256, 20, 1056, 1},
-                        {kPerToken, 32, 3, 32, 3}};
+  const Case cases[] = {{kPerToken, 448, 257, 448, 130}, {kStatic, 160, 24, 160, 65},  {kPer128, 128, 129, 416, 129},
+                        {kPerToken, 128, 40, 256, 66},   {kPer256, 544, 67, 544, 70},  {kPer128, 256, 20, 1056, 1},
+                        {kPerToken, 32, 3, 32, 3},       {kBounded, 128, 40, 256, 66}, {kPowers, 128, 40, 416, 66}};
   for (std::uint64_t seed = 1; seed <= 2; ++seed) {
     gpu::EmulatorOptions options;
     options.seed = seed;

@@ -13,7 +13,7 @@ constexpr uint8_t kNan = 0x7f;
 __device__ __forceinline__ float scale_of(const RoundingArgs& rounding, float most) {
   if (!finite(most)) return 1.0f;
   if (!rounding.dynamic) return rounding.scale;
-  return most < 0x1p-126f ? 0.0f : most / 448.0f;
+  return most < 0x1p-126f ? 0.0f : dynamic_scale(rounding, most);
 }
 __device__ __forceinline__ uint8_t code_of(float x, float scale, float most) {
   if (!finite(most)) return kNan;

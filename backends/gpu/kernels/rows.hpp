@@ -51,11 +51,17 @@ __device__ __forceinline__ void embed_block(const EmbedArgs& a, int block) {
   }
 }
 
+/// The scale of values whose largest magnitude, finite and not subnormal, is `most`.
+__device__ __forceinline__ float dynamic_scale(const RoundingArgs& r, float most) {
+  const float scale = (most < r.limit ? most : r.limit) / (r.kind == 1 ? 127.5f : 448.0f);
+  return r.powers ? bits_to_float((float_to_bits(scale) + 0x7fffffu) & 0x7f800000u) : scale;
+}
+
 /// One value rounded as InputQuantization says; `most` is the largest magnitude of those that share its scale.
 __device__ __forceinline__ float round_input(const RoundingArgs& r, float x, float most) {
   if (!finite(most)) return bits_to_float(0x7fc00000u);
   if (r.dynamic && most < 0x1p-126f) return 0.0f;
-  const float scale = !r.dynamic ? r.scale : most / (r.kind == 1 ? 127.5f : 448.0f), zero = r.dynamic ? 0.0f : r.zero;
+  const float scale = r.dynamic ? dynamic_scale(r, most) : r.scale, zero = r.dynamic ? 0.0f : r.zero;
   if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
   float code = rint(x / scale) + zero;
   code = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Makes inputs.json: rows of activations, and what compressed-tensors rounds them to. Floats are given as their bits.
 
+"fp8 bounded" is FBGEMM's rounding (quantize_fp8_row with its scale_ub), "fp8 powers" that of DeepSeek's act_quant with
+scale_fmt "ue8m0", both as formulas, for their own kernels want a GPU.
+
 Needs: pip install torch compressed-tensors==0.19.0
 """
 import json
@@ -38,5 +41,19 @@ for name, (settings, scale, zero) in CASES.items():
     rounded = fake_quantize(x=x, scale=scales, zero_point=zeros, args=args)
     out["cases"][name] = {"group": settings.get("group_size", 0), "dynamic": scale is None, "rounded": bits(rounded),
                           "scale": bits(torch.tensor([scale or 0.0]))[0], "zero": zero or 0}
+def add_fp8(name, group, limit, powers):
+    blocks = x.view(-1, group)
+    scales = blocks.abs().amax(-1, keepdim=True).clamp(max=limit) / 448
+    if powers:
+        scales = torch.exp2(torch.ceil(torch.log2(scales)))
+    codes = (blocks / scales).clamp(-448, 448).to(torch.float8_e4m3fn)
+    out["cases"][name] = {"group": group if group < 128 else 0, "dynamic": True, "scale": 0, "zero": 0,
+                          "rounded": bits(codes.float() * scales), "powers": powers}
+    if limit < 1e9:
+        out["cases"][name]["limit"] = bits(torch.tensor([limit]))[0]
+
+
+add_fp8("fp8 bounded", 128, 2.5, False)
+add_fp8("fp8 powers", 32, 1e9, True)
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "inputs.json"), "w") as f:
     json.dump(out, f, separators=(",", ":"))
