@@ -68,6 +68,35 @@ std::int64_t integer_at(ElementType element, const std::byte* p) noexcept {
   }
 }
 
+/// A weight whose columns are multiplied by factors, as floats.
+class FactorPacking final : public Packing {
+ public:
+  FactorPacking(TensorInfo weight, std::vector<float> factors)
+      : weight_(std::move(weight)), factors_(std::move(factors)) {}
+
+  Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
+    const WeightView view = LLMINFER_TRY(checkpoint.read(weight_, team));
+    BlockBuffer out(WeightType::f32, view.rows, view.cols);
+    std::vector<float> row(static_cast<std::size_t>(view.cols));
+    for (std::int64_t n = 0; n < view.rows; ++n) {
+      LLMINFER_TRY(unpack_rows(view, n, 1, row));
+      for (std::size_t k = 0; k < row.size(); ++k) {
+        const float value = row[k] * factors_[k];
+        if (!std::isfinite(value)) {
+          return fail(ErrorCode::corrupt, "tensor ", tensor.name, ": row ", n, ", column ", k,
+                      " is not finite by its factor ", factors_[k]);
+        }
+        write_float(value, out.row(n) + 4 * k);
+      }
+    }
+    return out.view(tensor);
+  }
+
+ private:
+  const TensorInfo weight_;
+  const std::vector<float> factors_;
+};
+
 }  // namespace
 
 std::string_view name_of(ElementType element) noexcept { return kElements[static_cast<std::size_t>(element)].name; }
@@ -136,6 +165,16 @@ void Layers::drop_cache_scales() {
   }
 }
 
+void Layers::multiply_columns(const std::string& prefix, std::vector<float> factors) {
+  for (TensorInfo& tensor : added_) {
+    if (tensor.name != prefix + ".weight") continue;
+    tensor.packing = std::make_shared<FactorPacking>(tensor, std::move(factors));
+    tensor.type = WeightType::f32;
+    tensor.details = {};
+    return;
+  }
+}
+
 Result<void> Layers::finish() {
   std::vector<TensorInfo> tensors;
   for (TensorInfo& tensor : checkpoint_.tensors) {
@@ -164,11 +203,15 @@ Result<std::vector<float>> read_floats(const Checkpoint& checkpoint, const Tenso
   return values;
 }
 
-Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor) {
+Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor,
+                          const std::vector<float>& factors) {
   constexpr float kLargest = std::numeric_limits<float>::max() / 1024;  // codes are 448 at most
+  float most = factors.empty() ? 1.0f : 0.0f;
+  for (const float factor : factors) most = std::max(most, std::abs(factor));
   for (const float scale : scales) {
-    if (std::abs(scale) <= kLargest) continue;
-    return fail(ErrorCode::corrupt, "tensor ", tensor, ": a scale is ", scale, ", expected at most ", kLargest);
+    if (std::abs(scale) <= kLargest && std::abs(scale * most) <= kLargest) continue;
+    return fail(ErrorCode::corrupt, "tensor ", tensor, ": a scale is ", scale, " (by a factor of ", most,
+                "), expected at most ", kLargest);
   }
   return {};
 }

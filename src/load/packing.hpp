@@ -48,6 +48,9 @@ class Layers {
   /// The same with a whole name, for a matrix or a vector.
   void add_tensor(std::string name, WeightType type, std::vector<std::int64_t> shape, const TensorInfo& largest,
                   std::shared_ptr<const Packing> packing, WeightDetails details);
+  /// The inputs of a weight that has been added are multiplied by `factors` [cols] first: so are its columns, which
+  /// makes floats of it. A rounding of inputs that the checkpoint declares follows the factors, so it is left out.
+  void multiply_columns(const std::string& prefix, std::vector<float> factors);
   /// Ends the collection: parts leave the checkpoint, weights enter it. Errors: corrupt (a name that occurs twice).
   Result<void> finish();
 
@@ -60,8 +63,10 @@ class Layers {
 /// All elements of a tensor of floats (F32, F16, BF16, F8_E4M3, F8_E8M0 as 2^(u - 127)). Errors: corrupt (a value that
 /// is not finite), those of the source.
 Result<std::vector<float>> read_floats(const Checkpoint& checkpoint, const TensorInfo& tensor);
-/// Errors: corrupt, naming the tensor, if a scale is so large that a weight might not be finite, or is no number.
-Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor);
+/// Errors: corrupt, naming the tensor, if a scale, or its product with one of `factors`, is so large that a weight
+/// might not be finite, or is no number.
+Result<void> check_scales(const std::vector<float>& scales, const std::string& tensor,
+                          const std::vector<float>& factors = {});
 /// All elements of a tensor of integers (I8, U8, I32, I64).
 Result<std::vector<std::int64_t>> read_integers(const Checkpoint& checkpoint, const TensorInfo& tensor);
 /// The words of an I32 tensor.
@@ -139,6 +144,7 @@ Result<void> add_modelopt(const core::Json& settings, Layers& layers);
 Result<void> add_mxfp4(const core::Json& settings, Layers& layers);
 Result<void> add_compressed_tensors(const core::Json& settings, Layers& layers);
 Result<void> add_fp8(const core::Json& settings, Layers& layers);
+Result<void> add_fbgemm_fp8(const core::Json& settings, Layers& layers);
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers);
 Result<void> add_hqq(const core::Json& settings, Layers& layers);
 
@@ -177,7 +183,7 @@ struct AffineLayer {
     stored_minus  ///< the same, less one (GPTQ v1)
   } zeros = Zeros::center;
   bool symmetric = false;  ///< all stored zero points are 2^(bits - 1), by the settings; verified
-  int bits = 4;  ///< 2 … 8
+  int bits = 4;            ///< 2 … 8
   std::int64_t rows = 0, cols = 0, groups = 0, group_size = 0;
   TensorInfo codes, scales, zero_points;  ///< scales [groups, N], or [N, groups] for along, perhaps with more columns
   std::vector<std::int32_t> group_of;     ///< per column; empty: column / group_size
@@ -188,15 +194,20 @@ Result<void> add_affine(const std::string& prefix, AffineLayer layer, const Inpu
 Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint, const TensorInfo& tensor,
                                                    std::int64_t groups);
 
-/// Signed bytes or E4M3 [rows, cols], each rectangle of block_rows x block_cols with one scale.
+/// Signed bytes or E4M3 [rows, cols], or E2M3 [rows, cols * 3 / 4], four in three bytes, the lowest bits first. Each
+/// rectangle of block_rows x block_cols has one scale.
 struct ByteLayer {
   std::int64_t rows = 0, cols = 0;
   std::int64_t block_rows = 1, block_cols = 0;
-  TensorInfo weight, scales;           ///< scales: one per rectangle, row-major
+  TensorInfo weight, scales;        ///< scales: one per rectangle, row-major
+  std::optional<TensorInfo> zeros;  ///< of signed bytes: one per rectangle; value = (element - zero) * scale
+  bool e2m3 = false;
   std::optional<SparseMatrix> sparse;  ///< instead of all elements; its values are `weight`
   bool divide = false;                 ///< value = element / scale
   float scale_divisor = 1.0f;          ///< value = element * (scale / divisor)
+  std::vector<float> row_factors;      ///< that the rows' values are multiplied by; empty: none
 };
+/// E2M3 numbers are eighths, which makes signed bytes of them.
 Result<void> add_bytes(const std::string& prefix, ByteLayer layer, const InputQuantization& input, Layers& layers);
 
 /// 4-bit floats, two to a byte, row-major without gaps; each `per_scale` of them share a scale.
@@ -207,9 +218,20 @@ struct NibbleLayer {
   TensorInfo weight;
   /// All scales. Those of MXFP4 are powers of two.
   std::function<Result<std::vector<float>>(const Checkpoint&)> read_scales;
+  std::vector<float> row_factors;  ///< that the rows' values are multiplied by, but for mxfp4's; empty: none
+  InputQuantization input{};
 };
 /// `type` is nf4, fp4, fp4_16 or mxfp4. Errors: unsupported (rows that are no whole blocks).
 Result<void> add_nibbles(const std::string& prefix, WeightType type, NibbleLayer layer, Layers& layers);
+
+// Floats of 4, 6 and 8 bits under scales of blocks of columns, as compressed-tensors names and packs them; add_bytes'
+// and add_nibbles' errors, and those of Layers::need.
+/// weight_packed [rows, cols / 2], weight_scale: NVFP4 if there is a weight_global_scale, which divides, else MXFP4.
+Result<void> add_packed_fp4(const std::string& prefix, Layers& layers);
+/// weight_packed [rows, cols * 3 / 4], four E2M3 in three bytes, weight_scale.
+Result<void> add_mxfp6(const std::string& prefix, Layers& layers);
+/// weight [rows, cols], weight_scale.
+Result<void> add_mxfp8(const std::string& prefix, Layers& layers);
 
 /// The quantization of inputs by one scale (and zero point) that the checkpoint stores. Errors: corrupt.
 Result<InputQuantization> static_input(const Checkpoint& checkpoint, InputQuantization::Kind kind,

@@ -17,6 +17,20 @@ using core::fail;
 
 constexpr std::int64_t kBlock = 32;
 
+float factor_of(const std::vector<float>& row_factors, std::int64_t row) noexcept {
+  return row_factors.empty() ? 1.0f : row_factors[static_cast<std::size_t>(row)];
+}
+
+/// Four numbers of E2M3 in three bytes, times 8: 0 to 60, with a sign.
+void unpack_e2m3(const std::uint8_t* from, std::uint8_t* to) noexcept {
+  const std::uint32_t word = static_cast<std::uint32_t>(from[0] | from[1] << 8 | from[2] << 16);
+  for (int i = 0; i < 4; ++i) {
+    const int code = static_cast<int>(word >> (6 * i) & 63), power = code >> 3 & 3, places = code & 7;
+    const int size = power == 0 ? places : (8 + places) << (power - 1);
+    to[i] = static_cast<std::uint8_t>(code & 32 ? -size : size);
+  }
+}
+
 class BytePacking final : public Packing {
  public:
   explicit BytePacking(ByteLayer layer) : layer_(std::move(layer)) {}
@@ -30,7 +44,9 @@ class BytePacking final : public Packing {
       }
       scale = l.divide ? 1.0f / scale : scale / l.scale_divisor;
     }
-    LLMINFER_TRY(check_scales(scales, l.scales.name));
+    LLMINFER_TRY(check_scales(scales, l.scales.name, l.row_factors));
+    std::vector<std::int64_t> zeros;
+    if (l.zeros) zeros = LLMINFER_TRY(read_integers(checkpoint, *l.zeros));
     core::Bytes bytes;
     std::vector<std::uint8_t> expanded;
     const std::uint8_t* codes = nullptr;
@@ -41,6 +57,11 @@ class BytePacking final : public Packing {
     } else {
       bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
       codes = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
+    }
+    if (l.e2m3) {
+      expanded.resize(static_cast<std::size_t>(l.rows * l.cols));
+      for (std::size_t i = 0; i < expanded.size(); i += 4) unpack_e2m3(codes + i / 4 * 3, expanded.data() + i);
+      codes = expanded.data();
     }
     const bool floats = l.weight.element == ElementType::f8_e4m3;
     if (floats) {
@@ -55,17 +76,29 @@ class BytePacking final : public Packing {
     const auto convert = [&](std::int64_t n) {
       const std::uint8_t* const row = codes + n * l.cols;
       const float* const row_scales = scales.data() + n / l.block_rows * per_row;
+      const std::int64_t* const row_zeros = l.zeros ? zeros.data() + n / l.block_rows * per_row : nullptr;
+      const float factor = factor_of(l.row_factors, n);
       std::uint8_t* out = blocks.row(n);
       if (tensor.type == WeightType::f32) {
         for (std::int64_t k = 0; k < l.cols; ++k) {
+          const std::int64_t zero = row_zeros ? row_zeros[k / l.block_cols] : 0;
           const float value =
-              floats ? core::e4m3_to_float(row[k]) : static_cast<float>(static_cast<std::int8_t>(row[k]));
-          write_float(row_scales[k / l.block_cols] * value, out + 4 * k);
+              floats ? core::e4m3_to_float(row[k]) : static_cast<float>(static_cast<std::int8_t>(row[k]) - zero);
+          write_float(row_scales[k / l.block_cols] * factor * value, out + 4 * k);
+        }
+        return;
+      }
+      if (row_zeros) {
+        for (std::int64_t k = 0; k < l.cols; k += kBlock, out += quant::format(tensor.type).block_bytes) {
+          std::uint8_t unsigned_codes[kBlock];
+          for (std::int64_t i = 0; i < kBlock; ++i) unsigned_codes[i] = row[k + i] ^ 0x80;
+          const int zero = static_cast<int>(row_zeros[k / l.block_cols]) + 128;
+          write_integer_block(tensor.type, row_scales[k / l.block_cols] * factor, zero, unsigned_codes, out);
         }
         return;
       }
       for (std::int64_t k = 0; k < l.cols; k += kBlock, out += 4 + kBlock) {
-        write_float(row_scales[k / l.block_cols], out);
+        write_float(row_scales[k / l.block_cols] * factor, out);
         std::memcpy(out + 4, row + k, kBlock);
       }
     };
@@ -86,13 +119,14 @@ class NibblePacking final : public Packing {
   Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const NibbleLayer& l = layer_;
     const std::vector<float> scales = LLMINFER_TRY(l.read_scales(checkpoint));
-    LLMINFER_TRY(check_scales(scales, l.weight.name));
+    LLMINFER_TRY(check_scales(scales, l.weight.name, l.row_factors));
     const core::Bytes bytes = LLMINFER_TRY(read_bytes(checkpoint, l.weight));
     const auto* packed = reinterpret_cast<const std::uint8_t*>(bytes.data.data());
     BlockBuffer blocks(tensor.type, l.rows, l.cols);
     const int first_shift = l.high_first ? 4 : 0;
     const auto convert = [&](std::int64_t n) {
       const std::int64_t stored = l.first_row + n * l.row_step;
+      const float factor = factor_of(l.row_factors, n);
       const std::uint8_t* from = packed + stored * (l.cols / 2);
       std::uint8_t* out = blocks.row(n);
       for (std::int64_t k = 0; k < l.cols; k += kBlock, from += kBlock / 2) {
@@ -107,10 +141,10 @@ class NibblePacking final : public Packing {
           for (int i = 0; i < 16; ++i) *out++ = static_cast<std::uint8_t>(codes[i] | codes[i + 16] << 4);
           continue;
         }
-        write_float(scale[0], out);
+        write_float(scale[0] * factor, out);
         out += 4;
         if (tensor.type == WeightType::fp4_16) {
-          write_float(scale[1], out);
+          write_float(scale[l.per_scale < kBlock ? 1 : 0] * factor, out);
           out += 4;
         }
         write_nibbles(codes, out);
@@ -137,7 +171,11 @@ Result<void> add_bytes(const std::string& prefix, ByteLayer layer, const InputQu
   WeightDetails details;
   details.input = input;
   if (whole) details.scale_columns = layer.block_cols;
-  const WeightType type = !whole ? WeightType::f32 : floats ? WeightType::fp8 : WeightType::w8_sym;
+  const WeightType type = !whole        ? WeightType::f32
+                          : floats      ? WeightType::fp8
+                          : layer.zeros ? WeightType::w8
+                                        : WeightType::w8_sym;
+  if (layer.e2m3) layer.scale_divisor *= 8.0f;
   const TensorInfo weight = layer.weight;
   layers.add(prefix, type, rows, cols, weight, std::make_shared<BytePacking>(std::move(layer)), std::move(details));
   return {};
@@ -152,6 +190,7 @@ Result<void> add_nibbles(const std::string& prefix, WeightType type, NibbleLayer
   WeightDetails details;
   const bool aligned = layer.per_scale % kBlock == 0 && cols % layer.per_scale == 0;
   details.scale_columns = aligned ? layer.per_scale : 0;
+  details.input = layer.input;
   const TensorInfo weight = layer.weight;
   layers.add(prefix, type, rows, cols, weight, std::make_shared<NibblePacking>(std::move(layer)), std::move(details));
   return {};

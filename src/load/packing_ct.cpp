@@ -1,5 +1,5 @@
-// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, mxfp8-quantized, nvfp4- and
-// mxfp4-pack-quantized, marlin-24, and masks of elements that are not zero.
+// compressed-tensors (llm-compressor): pack-quantized, int-quantized, float-quantized, mxfp8-quantized, nvfp4-, mxfp4-
+// and mxfp6-pack-quantized, marlin-24, and masks of elements that are not zero.
 // A layer's scheme is the one of config_groups whose "targets" name it; its tensors must fit it.
 #include <algorithm>
 #include <charconv>
@@ -28,6 +28,7 @@ constexpr std::string_view kFormats[] = {kDense,
                                          "naive-quantized",
                                          "nvfp4-pack-quantized",
                                          "mxfp4-pack-quantized",
+                                         "mxfp6-pack-quantized",
                                          "mxfp8-quantized",
                                          "marlin-24"};
 
@@ -135,6 +136,10 @@ Result<Scheme> read_scheme(const std::string& name, const Json& json, const std:
   return scheme;
 }
 
+bool is_float(const TensorInfo& tensor) noexcept {
+  return tensor.element == f32 || tensor.element == f16 || tensor.element == bf16;
+}
+
 class CompressedTensors {
  public:
   /// `sparse`: what add_sparse gave.
@@ -194,8 +199,7 @@ class CompressedTensors {
     return schemes_.targets.for_names([&](const std::string& module, std::size_t index) -> Result<void> {
       const TensorInfo* weight = layers_.find(module + ".weight");
       if (!weight || schemes_.all[index].format == kDense) return {};
-      const bool plain = weight->element == f32 || weight->element == f16 || weight->element == bf16;
-      if (!plain || LLMINFER_TRY(schemes_.ignore.find(module))) return {};
+      if (!is_float(*weight) || LLMINFER_TRY(schemes_.ignore.find(module))) return {};
       return fail(ErrorCode::corrupt, "tensor ", weight->name, " is of type ", name_of(weight->element), ", but ",
                   schemes_.all[index].name, " names its layer as quantized");
     });
@@ -247,7 +251,7 @@ class CompressedTensors {
     const std::string name = prefix + ".weight_packed";
     if (layers_.find(prefix + ".scale_packed")) return add_marlin(prefix, name);
     const TensorInfo packed = LLMINFER_TRY(layers_.need(name, {i32, u8}, {-1, -1}));
-    return packed.element == i32 ? add_integers(prefix, packed) : add_fp4(prefix, packed);
+    return packed.element == i32 ? add_integers(prefix, packed) : add_floats(prefix, packed);
   }
 
   Result<void> add_marlin(const std::string& prefix, const std::string& name) {
@@ -308,48 +312,24 @@ class CompressedTensors {
     return add_affine(prefix, std::move(layer), input, layers_);
   }
 
-  Result<void> add_fp4(const std::string& prefix, const TensorInfo& packed) {
-    const std::string global_name = prefix + ".weight_global_scale", scale_name = prefix + ".weight_scale";
-    const bool nvfp4 = layers_.find(global_name) != nullptr;
+  Result<void> add_floats(const std::string& prefix, const TensorInfo& packed) {
+    const bool nvfp4 = layers_.find(prefix + ".weight_global_scale") != nullptr;
     const Scheme scheme = LLMINFER_TRY(scheme_of(prefix, packed.name, [&](const Scheme& s) {
-      return s.format == (nvfp4 ? "nvfp4-pack-quantized" : "mxfp4-pack-quantized") && !s.integers && s.bits == 4;
+      if (s.integers) return false;
+      if (s.bits == 6) return s.format == "mxfp6-pack-quantized";
+      return s.bits == 4 && s.format == (nvfp4 ? "nvfp4-pack-quantized" : "mxfp4-pack-quantized");
     }));
-    NibbleLayer layer;
-    layer.weight = packed;
-    layer.rows = packed.shape[0];
-    layer.cols = packed.shape[1] * 2;
-    const std::int64_t size = nvfp4 ? 16 : 32;
-    layer.per_scale = size;
-    if (layer.cols % size != 0) {
-      return fail(ErrorCode::corrupt, "tensor ", packed.name, " has rows of ", layer.cols,
-                  " values, expected a multiple of ", size);
-    }
-    const std::vector<std::int64_t> shape = {layer.rows, layer.cols / size};
-    if (nvfp4) {
-      const TensorInfo scales = LLMINFER_TRY(layers_.need(scale_name, {f8_e4m3}, shape));
-      const TensorInfo global = LLMINFER_TRY(layers_.need(global_name, {f32}, {1}));
-      layer.read_scales = [=](const Checkpoint& checkpoint) -> Result<std::vector<float>> {
-        const float divisor = LLMINFER_TRY(read_floats(checkpoint, global))[0];
-        if (!(divisor > 0)) {
-          return fail(ErrorCode::corrupt, "tensor ", global.name, " is ", divisor, ", expected a positive number");
-        }
-        std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
-        for (float& value : values) value /= divisor;
-        return values;
-      };
-    } else {
-      const TensorInfo scales = LLMINFER_TRY(layers_.need(scale_name, {u8, f8_e8m0}, shape));
-      layer.read_scales = [=](const Checkpoint& checkpoint) { return read_floats(checkpoint, scales); };
-    }
-    for (const char* part : {".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale"}) {
-      layers_.take(prefix + part);
-    }
-    return add_nibbles(prefix, nvfp4 ? WeightType::fp4_16 : WeightType::mxfp4, std::move(layer), layers_);
+    return scheme.bits == 6 ? add_mxfp6(prefix, layers_) : add_packed_fp4(prefix, layers_);
   }
 
   /// Whole bytes: int8 or E4M3.
   Result<void> add_whole(const std::string& prefix) {
     ByteLayer layer;
+    if (const TensorInfo* weight = layers_.find(prefix + ".weight"); weight && is_float(*weight)) {
+      return fail(ErrorCode::unsupported, "tensor ", weight->name, " is of type ", name_of(weight->element),
+                  ", but has ", prefix,
+                  ".weight_scale: weights that are not yet rounded (\"quantization_status\" frozen)");
+    }
     if (const auto found = sparse_.find(prefix); found != sparse_.end()) {
       layer.sparse = std::move(found->second);
       sparse_.erase(found);
@@ -396,8 +376,8 @@ class CompressedTensors {
         LLMINFER_TRY(mxfp8 ? layers_.need(scale_name, {u8, f8_e8m0}, shape) : layers_.need(scale_name, kFloats, shape));
     if (scheme.symmetric) {
       LLMINFER_TRY(check_no_zero_points(prefix, scheme));
-    } else if (layers_.find(zero_name)) {
-      return fail(ErrorCode::unsupported, "tensor ", zero_name, ": zero points of weights of 8 bits");
+    } else {
+      layer.zeros = LLMINFER_TRY(layers_.need(zero_name, {i8}, shape));
     }
     const InputQuantization input = LLMINFER_TRY(input_of(prefix, scheme));
     for (const std::string& part : {layer.weight.name, scale_name, zero_name}) layers_.take(part);

@@ -1,5 +1,6 @@
-// FP8 as transformers, DeepSeek and Qwen write it: E4M3 weights with scales per block, row or tensor.
+// FP8 as transformers, DeepSeek, Qwen, AutoFP8 and FBGEMM write it: E4M3 weights with scales per block, row or tensor.
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "load/packing.hpp"
@@ -16,7 +17,15 @@ struct Scheme {
   std::int64_t block_rows = 0, block_cols = 0;  ///< 0: not said
   bool divide = false;
   bool dynamic_inputs = false, static_inputs = false;
+  bool powers = false;  ///< scales, those of inputs too, are powers of two
 };
+
+/// Whose names the tensors have.
+struct Names {
+  const char *scale, *input_scale;
+};
+constexpr Names kNames = {".weight_scale_inv", ".activation_scale"};
+constexpr Names kAutoFp8Names = {".weight_scale", ".input_scale"};
 
 Result<Scheme> read_scheme(const core::Json& settings) {
   Scheme scheme;
@@ -40,6 +49,11 @@ Result<Scheme> read_scheme(const core::Json& settings) {
                 "\", expected inverse");
   }
   scheme.divide = semantics == "inverse";
+  const std::string scales = LLMINFER_TRY(setting_text(settings, "scale_fmt", "float", kPlace));
+  scheme.powers = scales == "ue8m0";
+  if (!scheme.powers && scales != "float") {
+    return fail(ErrorCode::unsupported, kPlace, ": \"scale_fmt\" is \"", scales, "\", expected float or ue8m0");
+  }
   const std::string activations = LLMINFER_TRY(setting_text(settings, "activation_scheme", "none", kPlace));
   scheme.dynamic_inputs = activations == "dynamic";
   scheme.static_inputs = activations == "static";
@@ -50,46 +64,47 @@ Result<Scheme> read_scheme(const core::Json& settings) {
   return scheme;
 }
 
-Result<void> add_layer(const std::string& prefix, const Scheme& scheme, Layers& layers) {
+/// [count, 1], [count] or, of a single one, [], whichever the tensor has.
+std::vector<std::int64_t> scale_shape(const TensorInfo* tensor, std::int64_t count) {
+  if (!tensor || tensor->shape.empty()) return {};
+  if (tensor->shape.size() == 1) return {count};
+  return {count, 1};
+}
+
+Result<void> add_layer(const std::string& prefix, const Scheme& scheme, const Names& names, Layers& layers) {
   ByteLayer layer;
   layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {f8_e4m3}, {-1, -1}));
   layer.rows = layer.weight.shape[0];
   layer.cols = layer.weight.shape[1];
   layer.divide = scheme.divide;
-  const std::string scale_name = prefix + ".weight_scale_inv";
+  const std::string scale_name = prefix + names.scale;
   const TensorInfo* const found = layers.find(scale_name);
-  const std::size_t sides = found ? found->shape.size() : 0;
+  std::vector<std::int64_t> shape;
   if (scheme.block_rows != 0) {
     layer.block_rows = scheme.block_rows;
     layer.block_cols = scheme.block_cols;
-    layer.scales = LLMINFER_TRY(layers.need(scale_name, {f32, bf16, f16},
-                                            {(layer.rows + layer.block_rows - 1) / layer.block_rows,
-                                             (layer.cols + layer.block_cols - 1) / layer.block_cols}));
+    shape = {(layer.rows + layer.block_rows - 1) / layer.block_rows,
+             (layer.cols + layer.block_cols - 1) / layer.block_cols};
   } else {
     layer.block_cols = layer.cols;
     const bool one = found && found->rows * found->cols == 1;
-    const std::int64_t count = one ? 1 : layer.rows;
     if (one) layer.block_rows = layer.rows;
-    const std::vector<std::int64_t> shape = sides == 0   ? std::vector<std::int64_t>{}
-                                            : sides == 1 ? std::vector<std::int64_t>{count}
-                                                         : std::vector<std::int64_t>{count, 1};
-    layer.scales = LLMINFER_TRY(layers.need(scale_name, {f32, bf16, f16}, shape));
+    shape = scale_shape(found, one ? 1 : layer.rows);
   }
+  layer.scales = LLMINFER_TRY(layers.need(scale_name, {f32, bf16, f16, f8_e8m0}, shape));
   InputQuantization input;
   if (scheme.dynamic_inputs) {
     input.kind = InputQuantization::Kind::fp8;
     input.group = static_cast<std::int32_t>(scheme.block_cols);
+    input.powers = scheme.powers;
   }
-  const std::string activation = prefix + ".activation_scale";
+  const std::string activation = prefix + names.input_scale;
   if (scheme.static_inputs) {
-    const TensorInfo* tensor = layers.find(activation);
-    const auto shape = tensor && tensor->shape.empty() ? std::vector<std::int64_t>{} : std::vector<std::int64_t>{1};
+    const auto one = scale_shape(layers.find(activation), 1);
     input = LLMINFER_TRY(static_input(layers.checkpoint(), InputQuantization::Kind::fp8,
-                                      LLMINFER_TRY(layers.need(activation, {f32, bf16, f16}, shape)), nullptr));
-    layers.take(activation);
+                                      LLMINFER_TRY(layers.need(activation, {f32, bf16, f16}, one)), nullptr));
   }
-  layers.take(layer.weight.name);
-  layers.take(scale_name);
+  for (const std::string& part : {layer.weight.name, scale_name, activation}) layers.take(part);
   return add_bytes(prefix, std::move(layer), input, layers);
 }
 
@@ -97,11 +112,42 @@ Result<void> add_layer(const std::string& prefix, const Scheme& scheme, Layers& 
 
 Result<void> add_fp8(const core::Json& settings, Layers& layers) {
   const Scheme scheme = LLMINFER_TRY(read_scheme(settings));
-  const auto prefixes = layers.with(".weight_scale_inv");
-  if (prefixes.empty()) {
-    return fail(ErrorCode::missing_tensor, kPlace, " says fp8, but no tensor is named *.weight_scale_inv");
+  std::size_t found = 0;
+  for (const Names& names : {kNames, kAutoFp8Names}) {
+    for (const std::string& prefix : layers.with(names.scale)) {
+      LLMINFER_TRY(add_layer(prefix, scheme, names, layers));
+      ++found;
+    }
   }
-  for (const std::string& prefix : prefixes) LLMINFER_TRY(add_layer(prefix, scheme, layers));
+  if (found > 0) return {};
+  return fail(ErrorCode::missing_tensor, kPlace,
+              " says fp8, but no tensor is named *.weight_scale_inv or *.weight_scale");
+}
+
+/// Rows of E4M3 with a scale each. Inputs, too, have a scale per token, which is bounded, so that a token with a few
+/// large values keeps its small ones (The Llama 3 Herd of Models, arXiv:2407.21783, 6.2).
+Result<void> add_fbgemm_fp8(const core::Json& settings, Layers& layers) {
+  const double limit = LLMINFER_TRY(core::json_number(settings, "activation_scale_ub", kPlace)).value_or(1200.0);
+  if (!(limit >= 1e-12 && limit <= 1e30)) {
+    return fail(ErrorCode::corrupt, kPlace, ": \"activation_scale_ub\" is ", limit, ", expected 1e-12 … 1e30");
+  }
+  InputQuantization input;
+  input.kind = InputQuantization::Kind::fp8;
+  input.limit = static_cast<float>(limit);
+  const auto prefixes = layers.with(".weight_scale");
+  if (prefixes.empty()) {
+    return fail(ErrorCode::missing_tensor, kPlace, " says fbgemm_fp8, but no tensor is named *.weight_scale");
+  }
+  for (const std::string& prefix : prefixes) {
+    ByteLayer layer;
+    layer.weight = LLMINFER_TRY(layers.need(prefix + ".weight", {f8_e4m3}, {-1, -1}));
+    layer.rows = layer.weight.shape[0];
+    layer.block_cols = layer.cols = layer.weight.shape[1];
+    layer.scales = LLMINFER_TRY(layers.need(prefix + ".weight_scale", {f32, bf16, f16}, {layer.rows, 1}));
+    // A copy of the setting, which some files have and transformers overwrites.
+    for (const char* part : {".weight", ".weight_scale", ".input_scale_ub"}) layers.take(prefix + part);
+    LLMINFER_TRY(add_bytes(prefix, std::move(layer), input, layers));
+  }
   return {};
 }
 

@@ -220,6 +220,17 @@ Result<void> add_all_gptq(const Scheme& scheme, bool v2, Layers& layers) {
   return {};
 }
 
+/// Layers of MXFP4, MXFP8 and NVFP4; settings per layer change nothing of what the tensors' names and types tell.
+Result<void> add_auto_round_blocks(Layers& layers) {
+  const auto packed = layers.with(".weight_packed");
+  for (const std::string& prefix : packed) LLMINFER_TRY(add_packed_fp4(prefix, layers));
+  const auto whole = layers.with(".weight_scale");
+  for (const std::string& prefix : whole) LLMINFER_TRY(add_mxfp8(prefix, layers));
+  if (!packed.empty() || !whole.empty()) return {};
+  return fail(ErrorCode::missing_tensor, kPlace,
+              " says auto-round, but no tensor is named *.weight_packed or *.weight_scale");
+}
+
 Result<void> add_all_awq(const Scheme& scheme, bool gemv, Layers& layers) {
   if (scheme.bits != 4) {
     return fail(ErrorCode::unsupported, kPlace, ": AWQ with ", scheme.bits, " bits, expected 4");
@@ -272,15 +283,17 @@ Result<void> add_awq(const core::Json& settings, Layers& layers) {
 /// AutoRound (Cheng et al. 2023, arXiv:2309.05516) packs as others do; its own form is GPTQ's with the zero points as
 /// they are.
 Result<void> add_auto_round(const core::Json& settings, Layers& layers) {
-  Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
-  scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", true, kPlace));
-  LLMINFER_TRY(read_layer_settings(settings.find("extra_config"), "extra_config", scheme));
   const std::string data_type = LLMINFER_TRY(setting_text(settings, "data_type", "int", kPlace));
+  if (data_type == "fp" || data_type == "fp8") return add_fp8(settings, layers);
+  if (data_type == "mx_fp" || data_type == "nv_fp") return add_auto_round_blocks(layers);
   const std::int64_t inputs = LLMINFER_TRY(setting_int(settings, "act_bits", 16, kPlace));
   if (data_type != "int" || inputs < 16) {
     return fail(ErrorCode::unsupported, kPlace, ": AutoRound with \"data_type\" \"", data_type, "\" and \"act_bits\" ",
-                inputs, ", expected int and 16");
+                inputs, ", expected int and 16, or fp, mx_fp or nv_fp");
   }
+  Scheme scheme = LLMINFER_TRY(read_scheme(settings, "bits", "group_size"));
+  scheme.symmetric = LLMINFER_TRY(setting_flag(settings, "sym", true, kPlace));
+  LLMINFER_TRY(read_layer_settings(settings.find("extra_config"), "extra_config", scheme));
   const std::string format = LLMINFER_TRY(setting_text(settings, "packing_format", "auto_round:auto_gptq", kPlace));
   if (format.find("awq") != std::string::npos) return add_all_awq(scheme, false, layers);
   if (format == "auto_round" || format == "auto_round:gptqmodel") return add_all_gptq(scheme, true, layers);

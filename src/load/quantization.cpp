@@ -16,6 +16,7 @@ constexpr Method kMethods[] = {
     {"awq", add_awq},
     {"compressed-tensors", add_compressed_tensors},
     {"fp8", add_fp8},
+    {"fbgemm_fp8", add_fbgemm_fp8},
     {"bitsandbytes", add_bitsandbytes},
     {"auto-round", add_auto_round},
     {"intel/auto-round", add_auto_round},  // as its first versions wrote it

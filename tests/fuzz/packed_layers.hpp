@@ -128,9 +128,23 @@ inline const std::vector<PackedLayer>& packed_layers() {
             .add("x.input_scale", bf16, {1})
             .add("x.input_zero_point", i8, {1}));
     put(PackedLayer()
-            .add("x.weight", f8_e4m3, {8, 64})
+            .add("x.weight", i8, {8, 64})
             .add("x.weight_scale", bf16, {8, 1})
-            .add("x.weight_scale_inv", f32, {1, 1}));
+            .add("x.weight_zero_point", i8, {8, 1}));
+    put(PackedLayer().add("x.weight_packed", u8, {8, 48}).add("x.weight_scale", u8, {8, 2}));
+    put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale", bf16, {8, 1}));
+    put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale_inv", f8_e8m0, {1, 1}));
+    put(PackedLayer()
+            .add("x.up_proj.weight", u8, {16, 64})
+            .add("x.up_proj.weight_scale", f32, {32, 2})
+            .add("x.down_proj.weight", u8, {4, 32})
+            .add("x.down_proj.weight_scale", f32, {8, 1})
+            .add("x.down_proj.pre_quant_scale", bf16, {32}));
+    put(PackedLayer()
+            .add("x.weight", u8, {8, 32})
+            .add("x.weight_scale", f8_e4m3, {8, 4})
+            .add("x.weight_scale_2", f32, {})
+            .add("x.pre_quant_scale", bf16, {64}));
     put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale", f32, {}).add("x.input_scale", f32, {}));
     put(PackedLayer()
             .add("x.compressed", i8, {128})

@@ -27,5 +27,5 @@ TEST_CASE("seeds of fuzzing: settings that fit a layer") {
     INFO(line);
     CHECK(read);
   }
-  CHECK(count == 19);
+  CHECK(count == 27);
 }

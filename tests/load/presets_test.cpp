@@ -1,32 +1,19 @@
 // compressed-tensors' schemes: layers as it packs them, and the numbers that it makes of them.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "core/file.hpp"
-#include "tests/load/packed_layer.hpp"
+#include "tests/load/golden_layer.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
 
 namespace {
-
-nlohmann::json read_golden() {
-  return nlohmann::json::parse(core::read_text_file(LLMINFER_TEST_DATA "/quantized/presets.json", 1 << 20).value());
-}
-
-void fill(Layer& layer, const nlohmann::json& golden) {
-  layer.settings = golden["settings"].dump();
-  for (const auto& [name, tensor] : golden["tensors"].items()) {
-    layer.tensors[name] = {tensor["type"].get<std::string>(), tensor["shape"].get<std::vector<std::int64_t>>(),
-                           from_hex(tensor["bytes"].get<std::string>())};
-  }
-}
 
 /// What the settings say of inputs, where these are rounded.
 InputQuantization inputs_of(const nlohmann::json& settings) {
@@ -41,26 +28,25 @@ InputQuantization inputs_of(const nlohmann::json& settings) {
   input.dynamic = inputs["dynamic"].get<bool>();
   if (input.dynamic && inputs["strategy"] == "group") input.group = inputs["group_size"].get<std::int32_t>();
   if (!input.dynamic) input.scale = 0.5f;
+  if (inputs["symmetric"] == false) input.zero = -7;
   return input;
 }
 
 }  // namespace
 
 TEST_CASE("layers in each scheme that compressed-tensors has a name for") {
-  const nlohmann::json golden = read_golden();
-  REQUIRE(golden.size() == 43);
-  const std::set<std::string> refused = {"MXFP6A16", "MXFP6A8", "W2A4", "W3A4", "W4A4"};
+  const nlohmann::json golden = read_golden("presets");
+  REQUIRE(golden.size() == 46);
+  const std::set<std::string> refused = {"W2A4", "W3A4", "W4A4"};
   for (const auto& [name, form] : golden.items()) {
     INFO(name);
     Layer layer;
     fill(layer, form);
     if (refused.contains(name)) {
-      layer.expect(ErrorCode::unsupported, name[0] == 'M' ? "mxfp6-pack-quantized" : "input_activations");
+      layer.expect(ErrorCode::unsupported, "input_activations");
       continue;
     }
-    const std::string bytes = from_hex(form["values"].get<std::string>());
-    std::vector<float> expected(bytes.size() / sizeof(float));
-    std::memcpy(expected.data(), bytes.data(), bytes.size());
+    const std::vector<float> expected = expected_values(form);
     const std::vector<float> values = layer.values();
     REQUIRE(values.size() == expected.size());
     const float rounding = name.starts_with("NVFP4") ? 1.0f / 256 : 0.0f;  // bfloat16, of which it makes these
@@ -125,7 +111,34 @@ TEST_CASE("compressed-tensors: what old and hand-written settings leave to rules
     layer.tensors["x.weight_zero_point"].data[1] = 1;
     layer.expect(ErrorCode::corrupt, "x.weight_zero_point");
     layer.settings = settings("int-quantized", strategy + "false");
-    layer.expect(ErrorCode::unsupported, "x.weight_zero_point");
+    auto expected = std::vector<float>(2 * 64, 3.0f);
+    std::fill(expected.begin() + 64, expected.end(), 2.0f);
+    CHECK(layer.values() == expected);
+    layer.tensors["x.weight_zero_point"] = raw_bytes("I8", {2}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_zero_point");
+    layer.tensors.erase("x.weight_zero_point");
+    layer.expect(ErrorCode::missing_tensor, "x.weight_zero_point");
+  }
+  SECTION("zero points of groups that become floats") {
+    layer.settings = settings("int-quantized", R"("strategy": "group", "group_size": 16, "symmetric": false)");
+    layer.tensors = {{"x.weight", raw_bytes("I8", {1, 64}, 3)},
+                     {"x.weight_scale", floats({1, 4}, 0.5f)},
+                     {"x.weight_zero_point", {"I8", {1, 4}, bytes_of(std::vector<std::int8_t>{-128, 127, 3, 0})}}};
+    const auto values = layer.values();
+    for (std::size_t i = 0; i < 64; ++i) CHECK(values[i] == std::vector{65.5f, -62.0f, 0.0f, 1.5f}[i / 16]);
+  }
+  SECTION("weights that are not rounded yet") {
+    layer.settings = settings("int-quantized", R"("strategy": "channel")");
+    layer.tensors = {{"x.weight", floats({2, 64}, 1)}, {"x.weight_scale", floats({2, 1}, 1)}};
+    layer.expect(ErrorCode::unsupported, "frozen");
+  }
+  SECTION("MXFP6 of other sizes") {
+    layer.settings = R"({"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized", "config_groups": {"g":
+      {"targets": ["Linear"], "weights": {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32}}}})";
+    layer.tensors = {{"x.weight_packed", raw_bytes("U8", {2, 32}, 0)}, {"x.weight_scale", raw_bytes("U8", {2, 1}, 0)}};
+    layer.expect(ErrorCode::corrupt, "x.weight_packed");
+    layer.tensors["x.weight_packed"] = raw_bytes("U8", {2, 48}, 0);
+    layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
   }
 }
 

@@ -256,8 +256,8 @@ TEST_CASE("packings as tools write them: AutoRound, Marlin") {
 TEST_CASE("AutoRound: what is refused") {
   Layer layer;
   make_gptq(layer);
-  const char* settings =
-      GENERATE(R"("packing_format": "auto_round:exl2")", R"("data_type": "mx_fp")", R"("act_bits": 8)", R"("bits": 5)");
+  const char* settings = GENERATE(R"("packing_format": "auto_round:exl2")", R"("data_type": "mx_int")",
+                                  R"("act_bits": 8)", R"("bits": 5)");
   layer.settings = std::string(R"({"quant_method": "auto-round", "group_size": 32, "sym": false, )") + settings + "}";
   layer.expect(ErrorCode::unsupported, std::string(settings).substr(1, 4));
 }
@@ -288,8 +288,8 @@ TEST_CASE("ModelOpt") {
     layer.expect(ErrorCode::corrupt, "x.input_scale");
   }
   SECTION("other algorithms") {
-    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"})";
-    layer.expect(ErrorCode::unsupported, "W4A8_AWQ");
+    layer.settings = R"({"quant_method": "modelopt", "quant_algo": "NVFP4_SVD"})";
+    layer.expect(ErrorCode::unsupported, "NVFP4_SVD");
   }
   SECTION("NVFP4") {
     const std::string algorithm = GENERATE("NVFP4", "W4A16_NVFP4");
@@ -318,8 +318,9 @@ TEST_CASE("ModelOpt") {
     layer.expect(ErrorCode::shape_mismatch, "x.weight_scale");
   }
   SECTION("factors of inputs") {
-    layer.tensors["x.pre_quant_scale"] = floats({32}, 1.0f);
-    layer.expect(ErrorCode::unsupported, "x.pre_quant_scale");
+    layer.tensors["x.pre_quant_scale"] = floats({32}, 3.0f);
+    CHECK(layer.values() == std::vector<float>(4 * 32, 3.0f));
+    CHECK(layer.read()->details.input == InputQuantization{});  // which would come after the factors
   }
 }
 

@@ -12,10 +12,9 @@
 
 namespace llminfer::test {
 
-/// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …, "sums_of_rows": […], "sums_of_columns": […]},
-/// rounded to 6 decimals; the last two may be missing.
-inline void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
-  INFO(name);
+/// The elements of a weight, row by row, whose shape must be `expected`'s.
+inline std::vector<float> read_weight(const load::Checkpoint& checkpoint, const std::string& name,
+                                      const nlohmann::json& expected) {
   const load::TensorInfo* tensor = checkpoint.find(name);
   REQUIRE(tensor);
   const WeightView view = checkpoint.read(*tensor).value();
@@ -23,20 +22,26 @@ inline void check_weight(const load::Checkpoint& checkpoint, const std::string& 
   REQUIRE(view.cols == expected["shape"][1]);
   std::vector<float> values(static_cast<std::size_t>(view.rows * view.cols));
   REQUIRE(unpack_rows(view, 0, view.rows, values));
+  return values;
+}
+
+/// `expected`: {"shape": […], "rowN": values, "sum": …, "sum_sq": …, "sums_of_rows": […], "sums_of_columns": […]},
+/// rounded to 6 decimals; the last two may be missing. `more`: how far an element may be off beside that.
+inline void check_values(const std::vector<float>& values, const nlohmann::json& expected, double more = 0) {
+  const auto cols = expected["shape"][1].get<std::size_t>();
   double sum = 0, squares = 0;
   for (const float value : values) sum += double{value}, squares += double{value} * double{value};
   CHECK(sum == Approx(expected["sum"].get<double>()).epsilon(1e-4).margin(1e-3));
   CHECK(squares == Approx(expected["sum_sq"].get<double>()).epsilon(1e-5));
   for (const auto& [key, row] : expected.items()) {
     if (key.compare(0, 3, "row") != 0) continue;
-    const std::size_t first = std::stoul(key.substr(3)) * static_cast<std::size_t>(view.cols);
+    const std::size_t first = std::stoul(key.substr(3)) * cols;
     double worst = 0;
     for (std::size_t i = 0; i < row.size(); ++i) {
       worst = std::max(worst, std::abs(double{values[first + i]} - row[i].get<double>()));
     }
-    CHECK(worst <= 0.6e-6);
+    CHECK(worst <= 0.6e-6 + more);
   }
-  const auto cols = static_cast<std::size_t>(view.cols);
   for (const char* key : {"sums_of_rows", "sums_of_columns"}) {
     if (!expected.contains(key)) continue;
     auto rest = expected[key].get<std::vector<double>>();
@@ -45,6 +50,11 @@ inline void check_weight(const load::Checkpoint& checkpoint, const std::string& 
     CHECK(*std::max_element(rest.begin(), rest.end()) < 2e-6);
     CHECK(*std::min_element(rest.begin(), rest.end()) > -2e-6);
   }
+}
+
+inline void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
+  INFO(name);
+  check_values(read_weight(checkpoint, name, expected), expected);
 }
 
 }  // namespace llminfer::test

@@ -6,19 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "core/file.hpp"
 #include "load/module_list.hpp"
-#include "tests/load/packed_layer.hpp"
+#include "tests/load/golden_layer.hpp"
 
 using namespace llminfer;
 using namespace llminfer::test;
 using Catch::Contains;
 
 namespace {
-
-nlohmann::json read_golden() {
-  return nlohmann::json::parse(core::read_text_file(LLMINFER_TEST_DATA "/quantized/targets.json", 1 << 20).value());
-}
 
 core::Json list(const std::string& json) { return core::parse_json(json, "test").value(); }
 
@@ -35,7 +30,7 @@ void make_packed(Layer& layer, const std::string& targets, const std::string& ig
 }  // namespace
 
 TEST_CASE("targets name layers as in compressed-tensors") {
-  const nlohmann::json golden = read_golden();
+  const nlohmann::json golden = read_golden("targets");
   REQUIRE(golden["matches"].size() >= 18);
   for (const auto& match : golden["matches"]) {
     load::ModuleList targets;
@@ -61,13 +56,9 @@ TEST_CASE("a target that is listed again belongs to the later group") {
 }
 
 TEST_CASE("layers of five groups of one form, as compressed-tensors packs them and makes floats of them") {
-  const nlohmann::json golden = read_golden();
+  const nlohmann::json golden = read_golden("targets");
   Layer layer;
-  layer.settings = golden["settings"].dump();
-  for (const auto& [name, tensor] : golden["tensors"].items()) {
-    layer.tensors[name] = {tensor["type"].get<std::string>(), tensor["shape"].get<std::vector<std::int64_t>>(),
-                           from_hex(tensor["bytes"].get<std::string>())};
-  }
+  fill(layer, golden);
   REQUIRE(golden["values"].size() == 11);
   for (const auto& [name, values] : golden["values"].items()) {
     INFO(name);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes presets.json: a layer of random weights in each scheme that compressed-tensors has a name for, and in some more
 that its settings allow, as it packs them: "settings", "tensors" and, as bits of floats, the "values" that it makes of
-them again. MXFP6 and the schemes that round inputs to 4-bit integers, which llminfer does not read, are among them.
+them again. The schemes that round inputs to 4-bit integers, which llminfer does not read, are among them.
 Needs: pip install torch==2.10.0 compressed-tensors==0.20.0 transformers
 """
 import json
@@ -32,6 +32,14 @@ def schemes():
     weights = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True)
     inputs = QuantizationArgs(num_bits=8, type="int", strategy="tensor", dynamic=True)
     yield "W8A8 by batch", QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
+    for strategy in ("channel", "tensor"):
+        weights = QuantizationArgs(num_bits=8, type="int", strategy=strategy, symmetric=False)
+        inputs = QuantizationArgs(num_bits=8, type="int", strategy="tensor", symmetric=False)
+        yield f"W8A8 asymmetric by {strategy}", QuantizationScheme(targets=["Linear"], weights=weights,
+                                                                   input_activations=inputs)
+    weights = QuantizationArgs(num_bits=8, type="int", strategy="group", group_size=32, symmetric=False)
+    inputs = QuantizationArgs(num_bits=8, type="int", strategy="token", dynamic=True)
+    yield "W8A8 asymmetric by group", QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
 
 
 def set_scales(module):
@@ -39,6 +47,8 @@ def set_scales(module):
     scheme = module.quantization_scheme
     if hasattr(module, "input_scale"):
         module.input_scale.data.fill_(0.5)
+    if hasattr(module, "input_zero_point"):
+        module.input_zero_point.data.fill_(-7 if module.input_zero_point.dtype == torch.int8 else 0)
     if hasattr(module, "input_global_scale"):
         module.input_global_scale.data.fill_(0.5)
     args = scheme.weights
