@@ -1,12 +1,18 @@
 // The emulator itself: it must see what a GPU would not forgive.
 #include <catch2/catch.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <vector>
 
 #include "backends/gpu/emulator/asynchronous.hpp"
 #include "backends/gpu/emulator/emulator.hpp"
+#define LLMINFER_GPU_EMULATED
+#define LLMINFER_GPU_TARGET emulated_test
+#include "backends/gpu/kernels/platform.hpp"
 
 using namespace llminfer::gpu::emulator;
 
@@ -121,6 +127,29 @@ TEST_CASE("Collectives bring all lanes' values, at both widths") {
             }) == ok);
     for (int i = 0; i < 256; ++i)
       CHECK(sums[static_cast<std::size_t>(i)] == 3 * (i / lanes * lanes + lanes - 1 - i % lanes) + 3);
+  }
+}
+
+TEST_CASE("Lanes that meet once for a reduction get the bits that shuffles give") {
+  namespace kernels = llminfer::gpu::emulated_test;
+  const auto add = [](float a, float b) { return a + b; };
+  const auto larger = [](float a, float b) { return a > b ? a : b; };
+  Machine machine;
+  std::vector<float> values(128), sums(128), sums_by_shuffles(128), most(128), most_by_shuffles(128);
+  for (std::size_t i = 0; i < 128; ++i) values[i] = 1.0f / static_cast<float>(i * 37 % 101 + 3);
+  REQUIRE(run(machine, {}, 128, [&] {
+            const std::size_t i = place.thread.x;
+            sums[i] = kernels::sum_of_lanes(values[i]);
+            sums_by_shuffles[i] = kernels::reduce_by_shuffles(values[i], add);
+            most[i] = kernels::largest_of_lanes(values[i]);
+            most_by_shuffles[i] = kernels::reduce_by_shuffles(values[i], larger);
+          }) == ok);
+  CHECK(sums == sums_by_shuffles);
+  CHECK(most == most_by_shuffles);
+  for (std::size_t i = 0; i < 128; ++i) {
+    const auto first = values.begin() + static_cast<std::ptrdiff_t>(i / 32 * 32);
+    CHECK(sums[i] == Approx(std::accumulate(first, first + 32, 0.0)));
+    CHECK(most[i] == *std::max_element(first, first + 32));
   }
 }
 

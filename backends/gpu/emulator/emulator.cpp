@@ -54,7 +54,8 @@ llminfer_emulator_switch:
 namespace llminfer::gpu::emulator {
 namespace {
 
-constexpr std::size_t kStackBytes = 128 << 10;
+constexpr std::size_t kStackBytes = 192 << 10;
+constexpr std::size_t kStackPlaces = 61, kStackPlaceBytes = 9 * 64;  ///< where stacks begin
 constexpr int kMaxThreads = 1024;
 constexpr std::size_t kMaxSharedBytes = 227 << 10;
 
@@ -108,8 +109,8 @@ struct Block {
   std::vector<Sixteen> memory{};  ///< block_memory()
 };
 
-/// One round of a warp: each thread that can runs until it waits, from a random lane on. A thread that waits hands over to
-/// the next one itself.
+/// One round of a warp: each thread that can runs until it waits, from a random lane on. A thread that waits hands over
+/// to the next one itself.
 struct Round {
   int first = 0, lanes = 0;  ///< the warp's threads
   int lane = 0, left = 0;    ///< the next one, and how many have not had their turn
@@ -122,8 +123,8 @@ struct Round {
 struct Running {
   const std::function<void()>* body = nullptr;
   int warp_width = 32;
-  Block* block = nullptr;     ///< whose thread runs
-  int thread = 0;             ///< that runs
+  Block* block = nullptr;  ///< whose thread runs
+  int thread = 0;          ///< that runs
   Round round{};
   void* scheduler = nullptr;  ///< its stack pointer
 #ifdef LLMINFER_FIBER_ASAN
@@ -184,19 +185,24 @@ void enter() {
   hand_over(State::ended);
 }
 
-void prepare(Fiber& fiber, std::byte* stack) {
+/// Leaves `unused` bytes at the stack's top alone.
+void prepare(Fiber& fiber, std::byte* stack, std::size_t unused) {
   fiber.stack = stack;
   fiber.state = State::ready;
   fiber.ordered = false;
-#ifdef LLMINFER_FIBER_ASAN
-  __asan_unpoison_memory_region(stack, kStackBytes);  // what a deadlock left behind
-#endif
   // The address that the first switch returns to lies on a multiple of 16, as after a call.
-  auto* top = reinterpret_cast<void**>(stack + kStackBytes) - 4;
+  auto* top = reinterpret_cast<void**>(stack + kStackBytes - unused) - 4;
   *top = reinterpret_cast<void*>(&enter);
   top[1] = nullptr;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
   fiber.stack_pointer = top - 6;
+}
+
+/// Before others use the stacks of a block some of whose fibers have not ended.
+void abandon([[maybe_unused]] const Block& block) {
+#ifdef LLMINFER_FIBER_ASAN
+  for (const Fiber& fiber : block.fibers) __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
 }
 
 struct Random {
@@ -212,7 +218,10 @@ struct Random {
 void prepare(Block& block, Index index, int threads, std::size_t first_stack) {
   block.index = index;
   block.fibers.resize(static_cast<std::size_t>(threads));
-  for (std::size_t i = 0; i < block.fibers.size(); ++i) prepare(block.fibers[i], stacks.at(first_stack + i));
+  // What fibers use of their stacks would lie in the same few sets of the processor's caches if all began at the top.
+  for (std::size_t i = 0; i < block.fibers.size(); ++i) {
+    prepare(block.fibers[i], stacks.at(first_stack + i), (first_stack + i) % kStackPlaces * kStackPlaceBytes);
+  }
   for (Meeting& meeting : block.meetings) meeting.arrived = 0;
   block.at_barrier = 0;
   now.block = &block;
@@ -309,6 +318,7 @@ int run_together(Machine& machine, unsigned count, int threads, const std::funct
     } else if (++idle_warps <= all) {
       warp = (warp + 1) % all;
     } else {
+      for (const Block& block : blocks) abandon(block);
       return deadlock;
     }
   }
@@ -361,7 +371,10 @@ int run(Machine& machine, Index grid, int threads, const std::function<void()>& 
     Block& block = lone_block;
     prepare(block, at, threads, 0);
     begin_asynchronous(random.state, shared_bytes, threads);
-    if (const int error = run_block(block, random, early, i == 0)) return error;
+    if (const int error = run_block(block, random, early, i == 0)) {
+      abandon(block);
+      return error;
+    }
     const auto ordered = [](const Fiber& fiber) { return fiber.ordered; };
     if (start != Start::alone && !std::all_of(block.fibers.begin(), block.fibers.end(), ordered)) return unordered;
   }

@@ -65,31 +65,42 @@ struct MmaLane {
   float* c;
   const uint32_t *a, *b;
 };
-/// What the instruction does, by the layout above.
-inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+/// What the instruction does, by the layout above; kCount of them with the same A, for which lanes need to meet once
+/// only. c is kCount times four elements, b kCount times two.
+template <int kCount>
+void multiply_tiles(float* c, const uint32_t* a, const uint32_t* b) {
   MmaLane mine{c, a, b};
   emulator::collective(&mine, 32, [](void* const* all) {
     const auto half_of = [](uint32_t word, int i) {
       return half_to_float(static_cast<uint16_t>(word >> (16 * i) & 0xffffu));
     };
-    float left[16][16], right[16][8];  // [row][k], [k][column]
+    float left[16][16], right[16][8 * kCount], sums[16][8 * kCount];  // [row][k], [k][column], [row][column]
+    const auto each_sum = [&](auto f) {
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < 4 * kCount; ++i) {
+          f(static_cast<const MmaLane*>(all[lane])->c[i],
+            sums[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + lane % 4 * 2 + i % 2]);
+        }
+      }
+    };
     for (int lane = 0; lane < 32; ++lane) {
       const auto* from = static_cast<const MmaLane*>(all[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 2; ++i) {
         for (int w = 0; w < 4; ++w) left[g + 8 * (w % 2)][2 * t + i + 8 * (w / 2)] = half_of(from->a[w], i);
-        for (int w = 0; w < 2; ++w) right[2 * t + i + 8 * w][g] = half_of(from->b[w], i);
+        for (int w = 0; w < 2 * kCount; ++w) right[2 * t + i + 8 * (w % 2)][8 * (w / 2) + g] = half_of(from->b[w], i);
       }
     }
-    for (int lane = 0; lane < 32; ++lane) {
-      auto* to = static_cast<MmaLane*>(all[lane]);
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; ++k) to->c[i] += left[row][k] * right[k][column];
+    each_sum([](float& c_of_lane, float& sum) { sum = c_of_lane; });
+    for (int row = 0; row < 16; ++row) {
+      for (int k = 0; k < 16; ++k) {
+        for (int column = 0; column < 8 * kCount; ++column) sums[row][column] += left[row][k] * right[k][column];
       }
     }
+    each_sum([](float& c_of_lane, float& sum) { c_of_lane = sum; });
   });
 }
+inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { multiply_tiles<1>(c, a, b); }
 #else
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -155,8 +166,12 @@ __device__ __forceinline__ void clear(Accumulator& acc) {
   }
 }
 __device__ __forceinline__ void mma(Accumulator& acc, const FragmentA& a, const FragmentB& b) {
+#if defined(LLMINFER_GPU_EMULATED)
+  multiply_tiles<2>(acc.value[0], a.word, b.word[0]);
+#else
   mma_m16n8k16(acc.value[0], a.word, b.word[0]);
   mma_m16n8k16(acc.value[1], a.word, b.word[1]);
+#endif
 }
 /// Calls f(row, column, value) for the elements that this lane has.
 template <class F>
@@ -202,7 +217,7 @@ struct MmaLane {
 inline void mma(Accumulator& acc, const FragmentA& a, const FragmentB& b) {
   MmaLane mine{acc.value, a.word, b.word};
   emulator::collective(&mine, 64, [](void* const* all) {
-    float left[16][16], right[16][16];  // [row][k], [column][k]
+    float left[16][16], right[16][16], sums[16][16];  // [row][k], [k][column], [row][column]
     for (int lane = 0; lane < 64; ++lane) {
       const auto* from = static_cast<const MmaLane*>(all[lane]);
       for (int i = 0; i < 4; ++i) {
@@ -211,14 +226,17 @@ inline void mma(Accumulator& acc, const FragmentA& a, const FragmentB& b) {
           return half_to_float((half & 0x7c00u) != 0 ? half : static_cast<uint16_t>(half & 0x8000u));
         };
         left[lane % 16][lane / 16 * 4 + i] = half_of(from->a);
-        right[lane % 16][lane / 16 * 4 + i] = half_of(from->b);
+        right[lane / 16 * 4 + i][lane % 16] = half_of(from->b);
+        sums[lane / 16 * 4 + i][lane % 16] = from->c[i];
+      }
+    }
+    for (int row = 0; row < 16; ++row) {
+      for (int k = 0; k < 16; ++k) {
+        for (int column = 0; column < 16; ++column) sums[row][column] += left[row][k] * right[k][column];
       }
     }
     for (int lane = 0; lane < 64; ++lane) {
-      auto* to = static_cast<MmaLane*>(all[lane]);
-      for (int i = 0; i < 4; ++i) {
-        for (int k = 0; k < 16; ++k) to->c[i] += left[lane / 16 * 4 + i][k] * right[lane % 16][k];
-      }
+      for (int i = 0; i < 4; ++i) static_cast<MmaLane*>(all[lane])->c[i] = sums[lane / 16 * 4 + i][lane % 16];
     }
   });
 }

@@ -151,14 +151,38 @@ __device__ __forceinline__ float absolute(float x) { return x < 0.0f ? -x : x; }
 __device__ __forceinline__ bool finite(float x) { return (float_to_bits(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ __forceinline__ float infinity() { return bits_to_float(0x7f800000u); }
 
-/// Over 32 lanes, in all of them; the order of additions is fixed.
-__device__ __forceinline__ float sum_of_lanes(float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+/// x = f(x, that of the lane whose number differs by 16, by 8, … by 1)
+template <class F>
+__device__ __forceinline__ float reduce_by_shuffles(float x, F f) {
+  for (int mask = 16; mask > 0; mask /= 2) x = f(x, shuffle_xor(x, mask));
   return x;
 }
-__device__ __forceinline__ float largest_of_lanes(float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x = largest(x, shuffle_xor(x, mask));
+#if defined(LLMINFER_GPU_EMULATED)
+/// The same, for which the lanes meet once instead of five times.
+template <class F>
+float reduce_lanes(float x, F) {
+  emulator::collective(&x, 32, [](void* const* all) {
+    float before[32];
+    for (int mask = 16; mask > 0; mask /= 2) {
+      for (int lane = 0; lane < 32; ++lane) before[lane] = *static_cast<float*>(all[lane]);
+      for (int lane = 0; lane < 32; ++lane) *static_cast<float*>(all[lane]) = F()(before[lane], before[lane ^ mask]);
+    }
+  });
   return x;
+}
+#else
+template <class F>
+__device__ __forceinline__ float reduce_lanes(float x, F f) {
+  return reduce_by_shuffles(x, f);
+}
+#endif
+
+/// Over 32 lanes, in all of them; the order of additions is fixed.
+__device__ __forceinline__ float sum_of_lanes(float x) {
+  return reduce_lanes(x, [](float a, float b) { return a + b; });
+}
+__device__ __forceinline__ float largest_of_lanes(float x) {
+  return reduce_lanes(x, [](float a, float b) { return largest(a, b); });
 }
 
 /// Over a block of `kThreads`, in all of them. `shared` has kThreads / 32 floats, which may be used again at once.
