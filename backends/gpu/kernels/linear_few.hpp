@@ -4,6 +4,8 @@
 // sum's. How many threads a block has changes nothing in the results.
 #pragma once
 
+#include <stddef.h>
+
 #include "backends/gpu/kernels/kernels.hpp"
 
 namespace llminfer::gpu::LLMINFER_GPU_TARGET {
@@ -103,9 +105,21 @@ template <Form kForm, int kRows, int kThreads>
 __device__ __forceinline__ void compute_features(const LinearArgs& a, int block, const float* table) {
   const int lane = static_cast<int>(threadIdx.x) % 32, first = first_feature<kThreads>(block);
   if (first >= a.weight.rows) return;
-  float sums[kLaneFeatures][kRows], ups[kLaneFeatures][kRows], squares = 0.0f, again = 0.0f;
-  multiply_few<kForm, kRows>(a, a.weight, first, table, sums, squares);
-  if (a.up.rows > 0) multiply_few<kForm, kRows>(a, a.up, first, table, ups, again);
+  // By `up` first, if there is one, then by the weight, in a loop, so that the code that multiplies is there once.
+  float sums[kLaneFeatures][kRows], ups[kLaneFeatures][kRows] = {}, squares = 0.0f;
+  const unsigned char* const layer = reinterpret_cast<const unsigned char*>(&a);
+#pragma unroll 1
+  for (bool up = a.up.rows > 0;; up = false) {
+    const auto offset = up ? offsetof(LinearArgs, up) : offsetof(LinearArgs, weight);
+    squares = 0.0f;
+    multiply_few<kForm, kRows>(a, *reinterpret_cast<const MatrixArgs*>(layer + offset), first, table, sums, squares);
+    if (!up) break;
+#pragma unroll
+    for (int f = 0; f < kLaneFeatures; ++f) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) ups[f][r] = sums[f][r];
+    }
+  }
   float factor = 1.0f;
   if (kRows == 1 && a.norm) factor = 1.0f / sqrtf(sum_of_lanes(squares) / static_cast<float>(a.width) + a.epsilon);
     // Every lane has all sums; lane r finishes row r.
