@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,37 @@ class ForwardingPlan : public Plan {
 
  private:
   const std::unique_ptr<Plan> inner_;
+};
+
+class ForwardingCache : public CacheStorage {
+ public:
+  explicit ForwardingCache(std::unique_ptr<CacheStorage> inner) : inner_(std::move(inner)) {}
+  CacheStorage* inner() const noexcept { return inner_.get(); }
+  std::int64_t bytes() const noexcept override { return inner_->bytes(); }
+  Result<void> copy_page(std::int32_t from, std::int32_t to, std::int32_t tokens) override {
+    return inner_->copy_page(from, to, tokens);
+  }
+  std::int64_t canonical_page_bytes() const noexcept override { return inner_->canonical_page_bytes(); }
+  Result<void> export_page(std::int32_t page, std::span<std::byte> out) override {
+    return inner_->export_page(page, out);
+  }
+  Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override {
+    return inner_->import_page(page, in);
+  }
+
+ private:
+  const std::unique_ptr<CacheStorage> inner_;
+};
+
+/// Of a backend whose caches are ForwardingCaches.
+class UnwrappingPlan final : public ForwardingPlan {
+ public:
+  using ForwardingPlan::ForwardingPlan;
+  Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
+    std::vector<CacheStorage*> inner;
+    for (CacheStorage* cache : caches) inner.push_back(static_cast<ForwardingCache*>(cache)->inner());
+    return ForwardingPlan::submit(batch, inner);
+  }
 };
 
 class ForwardingBackend : public Backend {

@@ -57,40 +57,20 @@ class BackendWithoutCopies final : public test::ForwardingBackend {
   BackendWithoutCopies() : ForwardingBackend(make_cpu_backend({}).value()) {}
   Result<std::unique_ptr<CacheStorage>> make_cache(const CacheGroup& group, CacheType type,
                                                    std::int32_t pages) override {
-    auto cache = std::make_unique<Cache>();
-    cache->inner = ForwardingBackend::make_cache(group, type, pages).value();
-    return std::unique_ptr<CacheStorage>(std::move(cache));
+    struct Cache final : test::ForwardingCache {
+      using ForwardingCache::ForwardingCache;
+      Result<void> copy_page(std::int32_t, std::int32_t, std::int32_t) override {
+        return Error{ErrorCode::device_error, "broken"};
+      }
+    };
+    return std::unique_ptr<CacheStorage>(new Cache(ForwardingBackend::make_cache(group, type, pages).value()));
   }
   Result<std::unique_ptr<Plan>> compile(const Program& program,
                                         std::vector<std::shared_ptr<const PreparedWeight>> weights,
                                         const PlanOptions& options) override {
-    struct Unwrapping final : test::ForwardingPlan {
-      using ForwardingPlan::ForwardingPlan;
-      Result<void> submit(const Batch& batch, std::span<CacheStorage* const> caches) override {
-        std::vector<CacheStorage*> inner;
-        for (CacheStorage* cache : caches) inner.push_back(static_cast<Cache*>(cache)->inner.get());
-        return ForwardingPlan::submit(batch, inner);
-      }
-    };
     auto plan = ForwardingBackend::compile(program, std::move(weights), options).value();
-    return std::unique_ptr<Plan>(new Unwrapping(std::move(plan)));
+    return std::unique_ptr<Plan>(new test::UnwrappingPlan(std::move(plan)));
   }
-
- private:
-  struct Cache final : CacheStorage {
-    std::unique_ptr<CacheStorage> inner;
-    std::int64_t bytes() const noexcept override { return inner->bytes(); }
-    Result<void> copy_page(std::int32_t, std::int32_t, std::int32_t) override {
-      return Error{ErrorCode::device_error, "broken"};
-    }
-    std::int64_t canonical_page_bytes() const noexcept override { return inner->canonical_page_bytes(); }
-    Result<void> export_page(std::int32_t page, std::span<std::byte> out) override {
-      return inner->export_page(page, out);
-    }
-    Result<void> import_page(std::int32_t page, std::span<const std::byte> in) override {
-      return inner->import_page(page, in);
-    }
-  };
 };
 
 }  // namespace
