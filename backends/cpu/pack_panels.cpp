@@ -131,57 +131,120 @@ void put_rows(const PanelShape& shape, const PanelLayout& layout, const quant::F
   }
 }
 
-/// The planes of group `g` of a super-block, from where the format has the bits of its codes.
-inline void group_planes(quant::Q2_K, const std::uint8_t* block, int g, std::uint32_t* planes) {
-  pair_planes(block + 16 + g / 4 * 32, g % 4 * 2, planes);
-}
-inline void group_planes(quant::Q3_K, const std::uint8_t* block, int g, std::uint32_t* planes) {
-  pair_planes(block + 32 + g / 4 * 32, g % 4 * 2, planes);
-  bit_plane(block, g, planes + 2);
-}
-inline void group_planes(quant::Q4_K, const std::uint8_t* block, int g, std::uint32_t* planes) {
-  nibble_planes(block + 16 + g / 2 * 32, g % 2 * 4, planes);
-}
-inline void group_planes(quant::Q5_K, const std::uint8_t* block, int g, std::uint32_t* planes) {
-  nibble_planes(block + 48 + g / 2 * 32, g % 2 * 4, planes);
-  bit_plane(block + 16, g, planes + 4);
-}
-inline void group_planes(quant::Q6_K, const std::uint8_t* block, int g, std::uint32_t* planes) {
-  nibble_planes(block + g / 4 * 64 + g % 2 * 32, g % 4 / 2 * 4, planes);
-  pair_planes(block + 128 + g / 4 * 32, g % 4 * 2, planes + 4);
+/// A word of each row of a panel.
+using Words = std::uint32_t[kPanelRows];
+static_assert(sizeof(Words) == 64, "a row of a plane");
+
+/// Words of a block of each row of a panel, or bytes of them: to[i] is element i of all rows; rows that are missing are
+/// zeros. `Count` elements, whole 16 bytes.
+template <int Count, class T>
+void gather(const std::uint8_t* rows, std::int64_t row_bytes, int lanes, T (*to)[kPanelRows]) {
+  constexpr int kSquare = core::Vector16<T>::kCount;
+  static_assert(Count % kSquare == 0);
+  if (lanes < kPanelRows) std::memset(to, 0, Count * sizeof *to);
+  for (int i = 0; i < Count; i += kSquare) {
+    for (int lane = 0; lane < lanes; lane += kSquare) {
+      const std::uint8_t* const from = rows + lane * row_bytes + i * static_cast<int>(sizeof(T));
+      if (lane + kSquare <= lanes) {
+        core::transpose_square<T>(from, row_bytes, reinterpret_cast<std::uint8_t*>(to[i] + lane), sizeof *to);
+        continue;
+      }
+      for (int l = lane; l < lanes; ++l) {
+        for (int e = 0; e < kSquare; ++e)
+          std::memcpy(to[i + e] + l, from + (l - lane) * row_bytes + e * sizeof(T), sizeof(T));
+      }
+    }
+  }
 }
 
-/// put_rows for the formats of super-blocks, without codes in between.
+/// Puts a row of a plane, f(lane) of each lane, at `to`.
+template <class F>
+inline void put_plane(std::uint8_t* to, const F& f) {
+  Words plane;
+  for (int lane = 0; lane < kPanelRows; ++lane) plane[lane] = f(lane);
+  std::memcpy(to, plane, sizeof plane);
+}
+
+/// As nibble_planes and pair_planes, of all rows: words[i] has quad i of each; and the plane of one more bit.
+inline void put_nibble_planes(const Words* words, int shift, std::uint8_t* to) {
+  for (int p = 0; p < 4; ++p) {
+    put_plane(to + p * 64, [&](int lane) {
+      return (words[p][lane] >> shift & 0x0f0f0f0f) | (words[p + 4][lane] >> shift & 0x0f0f0f0f) << 4;
+    });
+  }
+}
+inline void put_pair_planes(const Words* words, int shift, std::uint8_t* to) {
+  for (int p = 0; p < 2; ++p) {
+    put_plane(to + p * 64, [&](int lane) {
+      const auto pair = [&](int i) { return words[p + i][lane] >> shift & 0x03030303; };
+      return pair(0) | pair(2) << 2 | pair(4) << 4 | pair(6) << 6;
+    });
+  }
+}
+inline void put_bit_plane(const Words* words, int shift, std::uint8_t* to) {
+  put_plane(to, [&](int lane) {
+    std::uint32_t plane = 0;
+    for (int q = 0; q < 8; ++q) plane |= (words[q][lane] >> shift & 0x01010101) << q;
+    return plane;
+  });
+}
+
+/// Where the words of a format's codes begin.
+template <class Format>
+inline constexpr int kCodesAt = 0;
+template <>
+inline constexpr int kCodesAt<quant::Q2_K> = 16;
+template <>
+inline constexpr int kCodesAt<quant::Q4_K> = 16;
+template <>
+inline constexpr int kCodesAt<quant::Q5_K> = 16;
+
+/// The planes of group `g` of super-blocks, from where the format has the bits of its codes.
+inline void put_group(quant::Q2_K, const Words* words, int g, std::uint8_t* to) {
+  put_pair_planes(words + g / 4 * 8, g % 4 * 2, to);
+}
+inline void put_group(quant::Q3_K, const Words* words, int g, std::uint8_t* to) {
+  put_pair_planes(words + 8 + g / 4 * 8, g % 4 * 2, to);
+  put_bit_plane(words, g, to + 2 * 64);
+}
+inline void put_group(quant::Q4_K, const Words* words, int g, std::uint8_t* to) {
+  put_nibble_planes(words + g / 2 * 8, g % 2 * 4, to);
+}
+inline void put_group(quant::Q5_K, const Words* words, int g, std::uint8_t* to) {
+  put_nibble_planes(words + 8 + g / 2 * 8, g % 2 * 4, to);
+  put_bit_plane(words, g, to + 4 * 64);
+}
+inline void put_group(quant::Q6_K, const Words* words, int g, std::uint8_t* to) {
+  put_nibble_planes(words + g / 4 * 16 + g % 2 * 8, g % 4 / 2 * 4, to);
+  put_pair_planes(words + 32 + g / 4 * 8, g % 4 * 2, to + 4 * 64);
+}
+
+/// put_rows for the formats of super-blocks: their words are transposed, and all rows decoded at once.
 template <class Format>
 void put_super_blocks(const PanelLayout& layout, const std::uint8_t* rows, std::int64_t row_bytes, int lanes,
                       std::int64_t cols, std::uint8_t* panel) {
   constexpr int kBits = Format::shape.bits, kScales = Format::block_values / Format::shape.group;
-  constexpr std::int64_t kGroups = kSuperGroups, kCodeBytes = kBits * 64;
-  constexpr std::int64_t kSome = 4;  // super-blocks, whose part of the panel stays in the cache
+  constexpr std::int64_t kCodeBytes = kBits * 64;
+  constexpr int kWords = Format::block_values * kBits / 32;
   const std::int64_t supers = cols / Format::block_values;
+  Words words[kWords];
   quant::GroupedBlock levels;
-  for (std::int64_t begin = 0; begin < supers; begin += kSome) {
-    const std::int64_t end = std::min(begin + kSome, supers);
+  for (std::int64_t super = 0; super < supers; ++super, rows += Format::block_bytes) {
+    gather<kWords>(rows + kCodesAt<Format>, row_bytes, lanes, words);
+    for (int g = 0; g < kSuperGroups; ++g)
+      put_group(Format(), words, g, panel + (super * kSuperGroups + g) * kCodeBytes);
     for (int lane = 0; lane < lanes; ++lane) {
-      const std::uint8_t* block = rows + lane * row_bytes + begin * Format::block_bytes;
-      for (std::int64_t super = begin; super < end; ++super, block += Format::block_bytes) {
-        std::uint8_t* const codes = panel + super * kGroups * kCodeBytes + lane * 4;
-        for (int g = 0; g < kGroups; ++g) {
-          std::uint32_t planes[kBits];
-          group_planes(Format(), block, g, planes);
-          put_planes<kBits>(codes + g * kCodeBytes, planes);
-        }
-        Format::sub_levels(block, levels);
-        std::uint8_t* const scales = panel + layout.scale + super * kScales * kPanelRows + lane;
-        std::uint8_t* const minimums = panel + layout.minimum + super * kScales * kPanelRows + lane;
-        for (int i = 0; i < kScales; ++i) {
-          scales[i * kPanelRows] = static_cast<std::uint8_t>(levels.sub_scale[i]);
-          if (Format::shape.minimum) minimums[i * kPanelRows] = levels.sub_minimum[i];
-        }
-        const std::int64_t at = (super * kPanelRows + lane) * 2;
-        std::memcpy(panel + layout.super_scale + at, block + Format::d_at, 2);
-        if (Format::shape.minimum) std::memcpy(panel + layout.super_minimum + at, block + Format::d_at + 2, 2);
+      const std::uint8_t* const block = rows + lane * row_bytes;
+      Format::sub_levels(block, levels);
+      std::uint8_t* const scales = panel + layout.scale + super * kScales * kPanelRows + lane;
+      std::uint8_t* const minimums = panel + layout.minimum + super * kScales * kPanelRows + lane;
+      for (int i = 0; i < kScales; ++i) {
+        scales[i * kPanelRows] = static_cast<std::uint8_t>(levels.sub_scale[i]);
+        if (Format::shape.minimum) minimums[i * kPanelRows] = levels.sub_minimum[i];
       }
+      const std::int64_t at = (super * kPanelRows + lane) * 2;
+      std::memcpy(panel + layout.super_scale + at, block + Format::d_at, 2);
+      if (Format::shape.minimum) std::memcpy(panel + layout.super_minimum + at, block + Format::d_at + 2, 2);
     }
   }
 }
