@@ -6,6 +6,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -44,7 +45,7 @@ struct Options {
   int output_bits = 16;
   bool load_table = false;
   bool profile = false;
-  bool no_warmup = false;
+  bool no_warmup = false, no_lazy = false;
 };
 
 /// By name. llama-bench calls its 8-bit cache q8_0.
@@ -144,6 +145,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag(
       "--load", o.load_table,
       "add a table of load times and peak memory (the other formats always have them); with -p 0 -n 0 nothing else");
+  app.add_flag("--no-lazy", o.no_lazy, "prepare all weights in the load");
   app.add_flag(
       "--profile", o.profile,
       "after each test a table of its steps: time, bytes, operations, and on the CPU their share of the machine's "
@@ -177,6 +179,7 @@ llminfer::EngineOptions engine_options(const Options& o, const std::vector<bench
   options.output_bits = o.output_bits;
   options.cache_type = cache_types().at(o.type_k);
   options.prefix_cache = o.prefix > 0;
+  options.lazy_weights = !o.no_lazy;
   options.weight_cache = o.weight_cache;
   options.stream_folder = o.stream_folder;
   if (o.split.empty())
@@ -236,6 +239,9 @@ void bench_engine(const Options& o, const std::vector<bench::Test>& tests, const
   const bench::Loaded loaded = bench::load(model, options, begin);
   // A process that loads and ends is timed as a whole by others: it does nothing else.
   const std::int64_t model_bytes = tests.front().empty() ? 0 : llminfer::Engine::plan(model, options).value().file;
+  while (!tests.front().empty() && loaded.engine.stats().pending_weights > 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   std::mt19937 random(1);
   bench::Filled filled;
   for (const bench::Test& test : tests) {

@@ -127,12 +127,10 @@ Loaded load(const std::string& path, const llminfer::EngineOptions& options, Clo
   const auto load_begin = Clock::now();
   Loaded loaded{llminfer::Engine::load(path, options).value()};
   loaded.load_ms = static_cast<double>(ns_between(load_begin, Clock::now())) * 1e-6;
-  auto session = loaded.engine.new_session().value();
-  const llminfer::Token first = loaded.engine.tokenizer().bos().value_or(0);
-  session.prefill({&first, 1}).value();
-  llminfer::GenerateOptions one;
-  one.max_tokens = 1;
-  (void)session.generate(one).value();
+  llminfer::CompletionRequest one;
+  one.tokens = {loaded.engine.tokenizer().bos().value_or(0)};
+  one.options.max_tokens = 1;
+  (void)loaded.engine.complete(std::move(one)).value();
   loaded.first_token_ms = static_cast<double>(ns_between(begin, Clock::now())) * 1e-6;
   return loaded;
 }

@@ -100,6 +100,35 @@ class CpuBackend final : public Backend {
     });
   }
 
+  Result<std::unique_ptr<PreparedWeight>> prepare_later(const WeightView& weight, ReleaseBytes release) override {
+    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+    const bool packs = !exact_ && weight.rows > 1 && weight.rows <= kMost && weight.cols <= kMost &&
+                       panel_kind(weight.type) && !weight.details.permutation;
+    if (!packs) return Backend::prepare_later(weight, std::move(release));
+    return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
+      auto packed = PackedWeight::pack_later(weight, &arena_, two_of_four(weight), std::move(release));
+      if (!packed) return std::move(packed).error();
+      return std::unique_ptr<PreparedWeight>(std::move(*packed));
+    });
+  }
+
+  Result<bool> prepare_more(const PreparedWeight& weight) override {
+    return core::guarded([&]() -> Result<bool> {
+      const auto* packed = dynamic_cast<const PackedWeight*>(&weight);
+      PendingPanels* const panels = packed ? packed->pending() : nullptr;
+      if (!panels) {
+        if (packed) packed->finish();
+        return false;
+      }
+      constexpr std::int64_t kBytes = std::int64_t{4} << 20;  // a few milliseconds
+      const auto [first, last] = panels->take(kBytes);
+      const int units = last - first;
+      auto body = [&, begin = first](int, int unit, int) { panels->pack(begin + unit); };
+      LLMINFER_TRY(team_->run(std::span(&units, 1), body));
+      return units > 0;
+    });
+  }
+
   std::string stored_form() const override {
     return exact_ ? std::string() : "cpu panels " + std::to_string(kPanelVersion);
   }
@@ -226,6 +255,10 @@ Result<std::shared_ptr<Backend>> make_cpu_backend(const BackendOptions& options)
     const cpu::Level level = LLMINFER_TRY(cpu::choose_level(level_name, option));
     const int threads = options.threads > 0 ? options.threads : std::min(core::usable_cpus(), cpu::kMaxThreads);
     std::shared_ptr<core::Team> team = LLMINFER_TRY(core::Team::make(threads, options.executor));
+    if (options.executor) {  // one that cannot run is an error of the load, not of the first pass
+      const int one = 1;
+      LLMINFER_TRY(team->run(std::span(&one, 1), [](int, int, int) {}));
+    }
     return std::shared_ptr<Backend>(std::make_shared<cpu::CpuBackend>(level, options, std::move(team)));
   });
 }

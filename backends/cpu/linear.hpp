@@ -14,6 +14,7 @@
 #include <llminfer/weight.hpp>
 
 #include "backends/cpu/panel.hpp"
+#include "backends/cpu/pending_panels.hpp"
 
 namespace llminfer::cpu {
 
@@ -45,22 +46,34 @@ class PackedWeight final : public PreparedWeight {
   static Result<std::unique_ptr<PackedWeight>> adopt(const WeightView& weight, std::span<const std::byte> panels,
                                                      std::shared_ptr<const void> keep);
 
+  /// The weight that is given, whose panels are packed when they are needed: pending(). Its data is readable as long as
+  /// weight.keep lives; `release` is called as its parts are packed. Errors: as allocate.
+  static Result<std::unique_ptr<PackedWeight>> pack_later(const WeightView& weight, WeightArena* arena, bool sparse,
+                                                          ReleaseBytes release);
+
   std::int64_t rows() const noexcept { return view_.rows; }
   std::int64_t cols() const noexcept { return view_.cols; }
   std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
   PanelKind kind() const noexcept { return view_.kind; }
   /// Which activations linear reads.
   InputForm form() const noexcept { return form_of(view_.kind); }
+  /// Once complete().
   const PackedWeightView& view() const noexcept { return view_; }
+  bool complete() const noexcept override { return !pending_ || pending_->complete(); }
+  /// Lets go of what it was packed from. complete(), and nobody uses the weight.
+  void finish() const noexcept { pending_.reset(); }
+  /// The panels, where they are not all packed yet.
+  PendingPanels* pending() const noexcept { return complete() ? nullptr : pending_.get(); }
   std::int64_t bytes() const noexcept override { return bytes_; }
   std::span<const std::byte> stored() const noexcept override {
+    if (!complete()) return {};
     return {reinterpret_cast<const std::byte*>(view_.data), static_cast<std::size_t>(bytes_)};
   }
   const InputQuantization& input() const noexcept { return details_.input; }
   /// The order of the panels' columns, of which activations are given in the same order; null: their own.
   const std::vector<std::int32_t>* order() const noexcept { return details_.permutation.get(); }
-  /// out // (cols) = row `row` as float, in the weight's own order.
-  void read_row(std::int64_t row, float* out) const noexcept;
+  /// out // (cols) = row `row` as float, in the weight's own order. `room` is used unless complete().
+  void read_row(std::int64_t row, float* out, const PanelRoom& room = {}) const noexcept;
 
   /// Fills panels [begin, end) from the weight that it was allocated for. Disjoint ranges may be packed concurrently.
   void pack_panels(const WeightView& weight, std::int32_t begin, std::int32_t end);
@@ -75,6 +88,7 @@ class PackedWeight final : public PreparedWeight {
   std::shared_ptr<const void> keep_;
   std::int64_t bytes_ = 0;
   WeightDetails details_;
+  mutable std::unique_ptr<PendingPanels> pending_;  ///< null: all are packed
 };
 
 /// allocate and pack_panels in one. Errors: as allocate; invalid_argument if the data's size does not fit.

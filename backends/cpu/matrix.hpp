@@ -21,9 +21,6 @@ class VectorWeight final : public PreparedWeight {
   std::vector<float> values_;
 };
 
-/// Work on a matrix is shared out in units of this many output features: two panels, which kernels take together.
-inline constexpr std::int32_t kUnitFeatures = 2 * kPanelRows;
-
 /// A weight matrix [rows, cols] to multiply with, whichever form it has. Refers to a prepared weight that lives on.
 class Matrix {
  public:
@@ -44,13 +41,26 @@ class Matrix {
     static constexpr InputQuantization kNone{};
     return packed_ ? packed_->input() : exact_ ? exact_->input() : kNone;
   }
+  /// Bytes of PanelRoom::scratch that multiply() and read_row() need now; once 0, always 0.
+  std::int64_t room_bytes() const noexcept {
+    const PendingPanels* const panels = packed_ ? packed_->pending() : nullptr;
+    return panels ? panels->unit_bytes() : 0;
+  }
+  /// Work on a matrix is shared out in units of kUnitFeatures.
   std::int32_t units() const noexcept { return static_cast<std::int32_t>((rows_ + kUnitFeatures - 1) / kUnitFeatures); }
 
   /// out[row * out_stride + n] = x[row] * w[n], n in units [first, last), rows [row_begin, row_end).
   void multiply(const LinearKernels& kernels, std::int32_t first, std::int32_t last, const ActivationView& x,
-                std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride,
-                void* scratch) const noexcept {
-    if (packed_) {
+                std::int32_t row_begin, std::int32_t row_end, float* out, std::int64_t out_stride, void* scratch,
+                const PanelRoom& room) const noexcept {
+    if (PendingPanels* const panels = packed_ ? packed_->pending() : nullptr) {
+      for (std::int32_t unit = first; unit < last; ++unit) {
+        const PackedWeightView view = panels->unit(unit, room);
+        const auto count = static_cast<std::int32_t>((view.rows + kPanelRows - 1) / kPanelRows);
+        kernels.linear(view, 0, count, x, row_begin, row_end, out + std::int64_t{unit} * kUnitFeatures, out_stride,
+                       scratch);
+      }
+    } else if (packed_) {
       const std::int32_t end = std::min(2 * last, packed_->panels());
       kernels.linear(packed_->view(), 2 * first, end, x, row_begin, row_end, out, out_stride, scratch);
     } else {
@@ -59,8 +69,8 @@ class Matrix {
                    out_stride, static_cast<float*>(scratch));
     }
   }
-  void read_row(std::int64_t row, float* out) const noexcept {
-    packed_ ? packed_->read_row(row, out) : exact_->read_row(row, out);
+  void read_row(std::int64_t row, float* out, const PanelRoom& room) const noexcept {
+    packed_ ? packed_->read_row(row, out, room) : exact_->read_row(row, out);
   }
 
  private:

@@ -235,6 +235,14 @@ Result<std::unique_ptr<PackedWeight>> PackedWeight::allocate(WeightType type, st
   return weight;
 }
 
+Result<std::unique_ptr<PackedWeight>> PackedWeight::pack_later(const WeightView& weight, WeightArena* arena,
+                                                               bool sparse, ReleaseBytes release) {
+  LLMINFER_TRY(check_source(weight));
+  auto packed = LLMINFER_TRY(allocate(weight.type, weight.rows, weight.cols, weight.details, arena, sparse));
+  packed->pending_ = std::make_unique<PendingPanels>(packed->view_, packed->panels_, weight, std::move(release));
+  return packed;
+}
+
 Result<std::unique_ptr<PackedWeight>> PackedWeight::adopt(const WeightView& weight, std::span<const std::byte> panels,
                                                           std::shared_ptr<const void> keep) {
   auto packed = LLMINFER_TRY(describe(weight.type, weight.rows, weight.cols, weight.details, false));
@@ -295,7 +303,10 @@ void read_row(const PackedWeightView& w, std::int64_t row, float* out) noexcept 
   read_groups(w, shape, panel, lane, [&](std::int64_t k, float value) { out[k] = value; });
 }
 
-void PackedWeight::read_row(std::int64_t row, float* out) const noexcept {
+void PackedWeight::read_row(std::int64_t row, float* out, const PanelRoom& room) const noexcept {
+  if (PendingPanels* const panels = pending()) {
+    return cpu::read_row(panels->unit(static_cast<std::int32_t>(row / kUnitFeatures), room), row % kUnitFeatures, out);
+  }
   if (!order()) return cpu::read_row(view_, row, out);
   const PanelShape shape = panel_shape(view_.kind);
   const std::uint8_t* const panel = view_.data + row / kPanelRows * view_.layout.bytes;

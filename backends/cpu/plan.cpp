@@ -284,11 +284,26 @@ Result<void> CpuPlan::begin(const Batch& batch, std::span<CacheStorage* const> c
     pass_.write_in_attention = std::adjacent_find(written.begin(), written.end()) == written.end();
   }
   LLMINFER_TRY(open_pages());
+  make_panel_room();
   plan_phases();
   for (Thread& thread : threads_) thread.prepared = nullptr;
   pass_.stop = false;
   pass_.reduced = {};
   return {};
+}
+
+/// The first pass packs what it needs into the threads' own memory, which costs less than new pages, so that its tokens
+/// come early; later ones keep what they pack.
+void CpuPlan::make_panel_room() {
+  if (!packs_) return;
+  std::int64_t bytes = 0;
+  for (const Matrix& weight : matrices_) bytes = std::max(bytes, weight.room_bytes());
+  packs_ = bytes > 0;
+  if (!passed_ || !packs_) panels_ = packs_ ? AlignedBytes(bytes * layout_.threads) : AlignedBytes();
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    threads_[i].panels = {panels_.at<std::uint8_t>(static_cast<std::int64_t>(i) * bytes), passed_};
+  }
+  passed_ = true;
 }
 
 /// Adds a phase, unless it has nothing to do. Threads take `grain` items at a time; 0: few enough that all end

@@ -145,6 +145,7 @@ class CpuPlan final : public Plan {
     std::byte* memory = nullptr;
     float* rounded = nullptr;         ///< its row of rounded floats, if there are any
     float* ordered = nullptr;         ///< room to bring a row into another order, if that happens
+    PanelRoom panels{};               ///< for weights that are not wholly packed
     const Phase* prepared = nullptr;  ///< the phase whose only input row it has normed and quantized
 
     template <class T>
@@ -190,6 +191,7 @@ class CpuPlan final : public Plan {
   void give_out() noexcept;
 
   void compute_angles(int first, int last) noexcept;
+  void make_panel_room();
   Result<void> open_pages();
   void write_key_value(const AttentionStep& step, std::int32_t row, std::int32_t kv_head, Thread& thread) noexcept;
   void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
@@ -250,6 +252,9 @@ class CpuPlan final : public Plan {
   AlignedBytes input_rows_;
 
   std::vector<Thread> threads_;
+  bool packs_ = true;    // some weights may not be wholly packed
+  bool passed_ = false;  // a pass has begun
+  AlignedBytes panels_;  // of the threads, as long as `packs_`
   Pass pass_;
   std::unique_ptr<Profiler> profiler_;   // null where nobody asked for it
   std::optional<Result<void>> outcome_;  // of the pass that wait() has not been called for

@@ -170,7 +170,7 @@ void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t 
     }
   };
   void* const scratch = thread.at<std::byte>(layout_.linear);
-  weight.multiply(*level_.linear, first, last, x, row_begin, row_end, out, out_stride, scratch);
+  weight.multiply(*level_.linear, first, last, x, row_begin, row_end, out, out_stride, scratch, thread.panels);
   add_bias(part.bias, out, out_stride);
   if (part.tail == LinearPart::Tail::add) {
     for (std::int32_t r = row_begin; r < row_end; ++r) {
@@ -180,7 +180,8 @@ void CpuPlan::run_part(const LinearPart& part, std::int32_t first, std::int32_t 
   } else if (part.tail == LinearPart::Tail::glu) {
     float* const up = row(part.up, 0);
     const std::int64_t up_stride = stride(part.up);
-    matrix(part.up_weight).multiply(*level_.linear, first, last, up_x, row_begin, row_end, up, up_stride, scratch);
+    matrix(part.up_weight)
+        .multiply(*level_.linear, first, last, up_x, row_begin, row_end, up, up_stride, scratch, thread.panels);
     add_bias(part.up_bias, up, up_stride);
     const auto glu = elementwise.glu[static_cast<int>(part.activation)];
     for (std::int32_t r = row_begin; r < row_end; ++r) {

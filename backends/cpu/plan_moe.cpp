@@ -185,7 +185,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
     x.high_only = codes_of(matrix(id)).bytes;
     void* const scratch = thread.at<std::byte>(layout_.linear);
-    matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch);
+    matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch, thread.panels);
   };
   if (phase.stage == ExpertStage::down) {
     return for_share(op.down, share, phase.items, [&](std::size_t e, auto first, auto last, auto begin, auto end) {

@@ -31,12 +31,12 @@ void CpuPlan::compute_angles(int first, int last) noexcept {
   }
 }
 
-void CpuPlan::run(const EmbedStep& step, const Phase&, int first, int last, Thread&) noexcept {
+void CpuPlan::run(const EmbedStep& step, const Phase&, int first, int last, Thread& thread) noexcept {
   const Batch& batch = *pass_.batch;
   for (std::int32_t r = first; r < last; ++r) {
     const auto b = static_cast<std::size_t>(r);
     if (batch.tokens[b] >= 0) {
-      matrix(step.table).read_row(batch.tokens[b], row(step.out, r));
+      matrix(step.table).read_row(batch.tokens[b], row(step.out, r), thread.panels);
     } else {
       const auto hidden = static_cast<std::size_t>(program_.hidden_size);
       std::memcpy(row(step.out, r), batch.embeddings.data() + b * hidden, hidden * sizeof(float));

@@ -4,6 +4,7 @@
 // failure is Error{out_of_memory}.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -23,7 +24,7 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 13;
+inline constexpr int kBackendInterfaceVersion = 14;
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -58,7 +59,13 @@ class PreparedWeight {
   virtual std::int64_t bytes() const noexcept = 0;
   /// What Backend::restore makes the same weight of, as long as this one lives; empty: it has to be prepared again.
   virtual std::span<const std::byte> stored() const noexcept { return {}; }
+  /// Whether nothing is left to prepare of what Backend::prepare_later() made. Any thread.
+  virtual bool complete() const noexcept { return true; }
 };
+
+/// Gives back what memory bytes [offset, offset + count) of a weight's data take, which stay readable. Does not throw;
+/// any thread, several at a time.
+using ReleaseBytes = std::function<void(std::size_t offset, std::size_t count)>;
 
 /// Where weights lie that memory has no room for: a file, say.
 class WeightStorage {
@@ -244,6 +251,18 @@ class Backend {
   }
 
   virtual Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) = 0;
+  /// prepare(), parts of which may be done later: by prepare_more(), and by plans that need them. `weight.data` is
+  /// readable as long as `weight.keep` lives; `release`, if it is not empty, is told which bytes of it are not needed any
+  /// more, each once. Errors: as prepare().
+  virtual Result<std::unique_ptr<PreparedWeight>> prepare_later(const WeightView& weight,
+                                                                ReleaseBytes release) {
+    auto prepared = prepare(weight);
+    if (prepared && release) release(0, weight.data.size());
+    return prepared;
+  }
+  /// Prepares some of what is left of a weight that prepare_later() made: so little that others do not wait for long.
+  /// False: nothing was left, and `weight.keep` was let go. Not while a pass runs that uses the weight.
+  virtual Result<bool> prepare_more([[maybe_unused]] const PreparedWeight& weight) { return false; }
   /// Whether the backend has a memory of its own, and can copy weights to it in each pass: PlanOptions::streamed.
   virtual bool streams() const noexcept { return false; }
   /// The same weight, of as many bytes, in host memory. Errors: as prepare(), and unsupported unless streams().

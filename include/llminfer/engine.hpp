@@ -57,6 +57,7 @@ struct EngineStats {
   std::int32_t pages_kept = 0;   ///< beside these, for prompts that begin alike (EngineOptions::prefix_cache)
   std::int32_t pages_total = 0;
   std::int64_t weight_bytes = 0;
+  std::int32_t pending_weights = 0;  ///< tensors, parts of which are not prepared (EngineOptions::lazy_weights)
   std::int64_t cache_bytes = 0;  ///< in host memory and files, too
   /// Of KV pages, copied between host and GPU (EngineOptions::device_cache_tokens); of this rank's alone.
   std::int64_t moved_cache_bytes = 0;

@@ -99,6 +99,12 @@ struct EngineOptions {
   /// memory. 16: it stays as it is.
   int output_bits = 16;
   bool mmap = true;  ///< false: read the file instead of mapping it (a mapped file that shrinks raises SIGBUS)
+  /// Weights of a mapped file, or of the host's memory, are not prepared by the load, but while the engine has nothing
+  /// else to do, and by the passes that need them, so that the first token comes sooner; the second pass then prepares
+  /// what is left of the weights that it needs, and takes longer. Until that is done (EngineStats::pending_weights is 0)
+  /// the file is read, and must not change. Results are those without it, bit for bit. Backends that cannot, models
+  /// shared between ranks and loads with a `weight_cache` prepare all at once, as all do with false.
+  bool lazy_weights = true;
   /// A folder for files of prepared weights; empty, or without `mmap`: none. The first load of a checkpoint writes one,
   /// as large as the weights are in memory, and later loads, with any number of threads and at any CPU level, map it:
   /// they start sooner, and processes share the memory. A checkpoint is known by samples of its tensors and by its

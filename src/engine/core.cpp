@@ -32,6 +32,9 @@ EngineCore::EngineCore(std::unique_ptr<Model> model, const EngineOptions& option
     }
   }
   stats_.weight_bytes = model_->weight_bytes;
+  pending_ = std::exchange(model_->pending, {});
+  std::reverse(pending_.begin(), pending_.end());
+  stats_.pending_weights = static_cast<std::int32_t>(pending_.size());
   stats_.load_seconds = model_->load_seconds;
   // So that admitting requests takes no memory; sixteen more of those that end in the queue.
   running_.reserve(static_cast<std::size_t>(max_sequences_) + 16);
@@ -161,7 +164,13 @@ void EngineCore::run() noexcept {
   while (true) {
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return stopping_ || !waiting_.empty() || !running_.empty(); });
+      const auto wanted = [this] { return stopping_ || !waiting_.empty() || !running_.empty(); };
+      for (; !pending_.empty() && !wanted(); stats_.pending_weights = static_cast<std::int32_t>(pending_.size())) {
+        lock.unlock();
+        prepare_more();
+        lock.lock();
+      }
+      wake_.wait(lock, wanted);
       if (stopping_) break;
     }
     std::vector<Share> shares;
@@ -191,8 +200,10 @@ void EngineCore::run() noexcept {
       }
     }
     drop_done();
+    drop_complete();
     const std::lock_guard lock(mutex_);
     stats_.running = static_cast<std::int32_t>(running_.size());
+    stats_.pending_weights = static_cast<std::int32_t>(pending_.size());
   }
   const auto close = [this](const std::shared_ptr<Request>& request) {
     finish(request, core::guarded([&]() -> Result<void> {
@@ -204,6 +215,25 @@ void EngineCore::run() noexcept {
   for (const auto& request : running_) close(request);
   running_.clear();
   for (; !waiting_.empty(); waiting_.pop_front()) close(waiting_.front());
+}
+
+namespace {
+
+/// Whether something of the weight may be left. Where preparing fails, plans do it when they need it.
+bool prepares_more(const PendingWeight& pending) noexcept {
+  const auto more = pending.backend->prepare_more(*pending.weight);
+  return more && *more;
+}
+
+}  // namespace
+
+void EngineCore::prepare_more() noexcept {
+  if (!prepares_more(pending_.back())) pending_.pop_back();
+}
+
+/// Forgets the weights that passes have completed.
+void EngineCore::drop_complete() noexcept {
+  std::erase_if(pending_, [](const PendingWeight& next) { return next.weight->complete() && !prepares_more(next); });
 }
 
 /// Takes requests from the queue as long as there is room, and those that were cancelled or are late, which the step

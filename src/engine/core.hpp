@@ -62,6 +62,8 @@ class EngineCore {
   };
 
   void run() noexcept;
+  void prepare_more() noexcept;
+  void drop_complete() noexcept;
   Result<void> enqueue(const std::shared_ptr<Request>& request);
   void begin_step();
   Result<void> begin_step(const std::shared_ptr<Request>& request);
@@ -103,6 +105,7 @@ class EngineCore {
   std::uint64_t use_counter_ = 0, room_counter_ = 0;
   EngineStats stats_;
 
+  std::vector<PendingWeight> pending_;             ///< the engine thread's own, the next one last
   std::vector<std::shared_ptr<Request>> running_;  ///< the engine thread's own, oldest first
 
   // Arrays of the pass in flight, kept for their memory.

@@ -231,6 +231,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
     model->backends.push_back(stage.backend);
   }
   model->weight_bytes = loader.bytes();
+  model->pending = loader.take_pending();
   if (leader) {
     LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), options, layout, *model));
   } else {

@@ -9,6 +9,7 @@
 #include <llminfer/engine.hpp>
 
 #include "engine/ranks.hpp"
+#include "engine/weight_loader.hpp"
 #include "load/checkpoint.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -24,6 +25,7 @@ struct Model {
   std::unique_ptr<Plan> plan;
   std::vector<std::unique_ptr<CacheStorage>> caches;  ///< one per cache group
   std::vector<std::int32_t> pages;                    ///< per cache group
+  std::vector<PendingWeight> pending;
   std::int64_t weight_bytes = 0;
   double load_seconds = 0;
 };

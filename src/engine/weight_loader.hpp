@@ -31,6 +31,12 @@ struct StageLayout {
   bool streams(std::size_t weight) const noexcept { return !streamed.empty() && streamed[weight] >= 0; }
 };
 
+/// A weight that Backend::prepare_later() made and that is not complete().
+struct PendingWeight {
+  std::shared_ptr<Backend> backend;
+  std::shared_ptr<const PreparedWeight> weight;
+};
+
 class WeightLoader {
  public:
   /// All of them outlive the loader.
@@ -41,6 +47,8 @@ class WeightLoader {
   Result<Weights> load(const StageLayout& stage);
   /// Of all weights so far; one that several stages of a backend use counts once.
   std::int64_t bytes() const noexcept { return bytes_; }
+  /// Those of all weights so far that are to be completed, in the order in which that takes the least memory.
+  std::vector<PendingWeight> take_pending() noexcept { return std::exchange(pending_, {}); }
 
  private:
   Result<std::shared_ptr<const PreparedWeight>> load(const StageLayout& stage, std::size_t index,
@@ -51,6 +59,7 @@ class WeightLoader {
   const EngineOptions& options_;
   std::unique_ptr<core::Team> team_;  ///< converts packed weights
   std::map<std::pair<const Backend*, const load::TensorInfo*>, std::shared_ptr<const PreparedWeight>> done_;
+  std::vector<PendingWeight> pending_;
   std::int64_t bytes_ = 0;
   float elements_ = 0, elements_done_ = 0;
 };

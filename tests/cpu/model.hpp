@@ -389,16 +389,19 @@ struct Driver {
   std::vector<std::unique_ptr<CacheStorage>> caches;
   std::vector<CacheStorage*> cache_pointers;
   std::vector<std::int32_t> free_pages;  ///< taken from the back
+  std::vector<std::shared_ptr<const PreparedWeight>> weights;
 
   Driver(const Model& m, const BackendOptions& options, CacheType cache, std::int32_t max_rows = 256,
          std::int32_t pages = 40, std::uint32_t shuffle = 0)
       : Driver(m, make_cpu_backend(options).value(), cache, max_rows, pages, shuffle) {}
+  /// `later`: weights are prepared by the passes.
   Driver(const Model& m, std::shared_ptr<Backend> b, CacheType cache, std::int32_t max_rows = 256,
-         std::int32_t pages = 40, std::uint32_t shuffle = 0)
+         std::int32_t pages = 40, std::uint32_t shuffle = 0, bool later = false)
       : backend(std::move(b)), model(m) {
-    std::vector<std::shared_ptr<const PreparedWeight>> weights;
-    for (std::size_t i = 0; i < m.types.size(); ++i) weights.push_back(backend->prepare(m.view(i)).value());
-    plan = backend->compile(m.program, std::move(weights), {max_rows}).value();
+    for (std::size_t i = 0; i < m.types.size(); ++i) {
+      weights.push_back((later ? backend->prepare_later(m.view(i), {}) : backend->prepare(m.view(i))).value());
+    }
+    plan = backend->compile(m.program, weights, {max_rows}).value();
     for (const CacheGroup& group : m.program.cache_groups) {
       caches.push_back(backend->make_cache(group, cache, pages).value());
       cache_pointers.push_back(caches.back().get());
