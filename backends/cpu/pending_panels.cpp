@@ -7,9 +7,9 @@
 #include "backends/cpu/pack_panels.hpp"
 
 namespace llminfer::cpu {
-
 namespace {
 
+/// Of the source, that are released together.
 constexpr std::int64_t kSegmentBytes = std::int64_t{1} << 20;
 
 }  // namespace
@@ -25,8 +25,9 @@ PendingPanels::PendingPanels(const PackedWeightView& packed, std::uint8_t* panel
       states_(std::make_unique<std::atomic<State>[]>(static_cast<std::size_t>(units()))),
       left_((units() + segment_ - 1) / segment_) {
   unpacked_ = std::make_unique<std::atomic<std::int32_t>[]>(static_cast<std::size_t>(left_));
-  for (std::int32_t i = 0; i < left_; ++i)
+  for (std::int32_t i = 0; i < left_; ++i) {
     unpacked_[static_cast<std::size_t>(i)] = std::min(segment_, units() - i * segment_);
+  }
 }
 
 bool PendingPanels::pack(std::int32_t unit) noexcept {
@@ -38,8 +39,8 @@ bool PendingPanels::pack(std::int32_t unit) noexcept {
   const std::int32_t segment = unit / segment_;
   if (unpacked_[static_cast<std::size_t>(segment)].fetch_sub(1, std::memory_order_acq_rel) > 1) return true;
   if (release_) {
-    const std::size_t bytes = static_cast<std::size_t>(segment_ * unit_source_),
-                      begin = static_cast<std::size_t>(segment) * bytes;
+    const auto bytes = static_cast<std::size_t>(segment_ * unit_source_);
+    const std::size_t begin = static_cast<std::size_t>(segment) * bytes;
     release_(begin, std::min(bytes, source_.data.size() - begin));
   }
   left_.fetch_sub(1, std::memory_order_acq_rel);
@@ -64,8 +65,8 @@ PackedWeightView PendingPanels::unit(std::int32_t unit, const PanelRoom& room) n
 
 std::pair<std::int32_t, std::int32_t> PendingPanels::take(std::int64_t bytes) noexcept {
   const std::int32_t first = taken_;
-  const auto count = static_cast<std::int32_t>(std::clamp<std::int64_t>(bytes / unit_bytes(), 1, units() - first));
-  taken_ = first + count;
+  taken_ += static_cast<std::int32_t>(
+      std::min<std::int64_t>(std::max<std::int64_t>(bytes / unit_bytes(), 1), units() - first));
   return {first, taken_};
 }
 

@@ -106,21 +106,18 @@ Result<std::shared_ptr<const PreparedWeight>> WeightLoader::load(const StageLayo
     const WeightView view = LLMINFER_TRY(checkpoint_.read(tensor, team_.get()));
     const std::shared_ptr<const core::ByteSource>& source = checkpoint_.sources[tensor.source];
     const bool later =
-        options_.lazy_weights && !options_.communicator && !cache && !tensor.packing && source->resident();
+        !streamed && options_.lazy_weights && !options_.communicator && !cache && !tensor.packing && source->resident();
     const auto release = [source, begin = tensor.offset](std::size_t offset, std::size_t count) {
       source->release(begin + offset, count);
     };
-    auto prepared = !streamed && later    ? stage.backend->prepare_later(view, release)
+    auto prepared = later                 ? stage.backend->prepare_later(view, release)
                     : !streamed           ? stage.backend->prepare(view)
                     : stage.stored.has(i) ? stage.backend->prepare_streamed_in(file, stage.stored.offset[i], view)
                                           : stage.backend->prepare_streamed(view);
     if (!prepared) return core::at(tensor.name, std::move(prepared).error());
     weight = std::move(*prepared);
-    if (!weight->complete()) {
-      pending_.push_back({stage.backend, weight});
-    } else {
-      checkpoint_.release(tensor);
-    }
+    if (!later) checkpoint_.release(tensor);
+    if (!weight->complete()) pending_.push_back({stage.backend, weight});
   }
   bytes_ += weight->bytes();
   return weight;
