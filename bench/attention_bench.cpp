@@ -73,8 +73,11 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
     const std::int32_t begin = c.pages / cpu::kChunkPages * thread / threads * cpu::kChunkPages;
     const std::int32_t end = c.pages / cpu::kChunkPages * (thread + 1) / threads * cpu::kChunkPages;
     for (std::int32_t page = begin; page < end; page += cpu::kChunkPages) {
-      const cpu::PageRange range{table.data(), page, page + cpu::kChunkPages, c.pages};
-      level.attention->attend(cache->head(0, 0), tile, range, page == begin ? total : part, memory.get());
+      const std::int32_t next = page + cpu::kChunkPages;
+      const cpu::AttentionPages pages = cache->head(0, 0);
+      const cpu::PageRange range{table.data(), page, next,
+                                 next < end ? pages.data + next * pages.page_stride : nullptr};
+      level.attention->attend(pages, tile, range, page == begin ? total : part, memory.get());
       if (page != begin) level.attention->merge(c.rows, padded, total, part);
     }
     benchmark::ClobberMemory();

@@ -75,11 +75,11 @@ struct AttentionTile {
   std::int32_t rows;
 };
 
-/// Some of a sequence's pages: entries [begin, end) of its block table. Those before `known` are there to be
-/// prefetched.
+/// Some of a sequence's pages: entries [begin, end) of its block table.
 struct PageRange {
   const std::int32_t* table;
-  std::int32_t begin, end, known;
+  std::int32_t begin, end;
+  const std::byte* after;  ///< keys of the page that is read after these, which is prefetched, or null
 };
 
 /// Attention over a part of the keys, before division by the sum (Milakov and Gimelshein 2018; Dao et al. 2022).

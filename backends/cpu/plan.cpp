@@ -214,8 +214,8 @@ Result<void> CpuPlan::submit(const Batch& batch, std::span<CacheStorage* const> 
     if (outcome_) return fail(ErrorCode::invalid_state, "a batch is in flight; call wait() first");
     LLMINFER_TRY(begin(batch, caches));
     if (profiler_) profiler_->start(pass_.steps);
-    auto body = [this](int phase, int chunk, int thread) { run_chunk(phase, chunk, thread); };
-    Result<void> ran = team_->run(pass_.chunks, body);
+    auto body = [this](int phase, int first, int last, int thread) { run_chunks(phase, first, last, thread); };
+    Result<void> ran = team_->run_ranges(pass_.chunks, body);
     if (ran && !pass_.reduced) ran = std::exchange(pass_.reduced, {});
     if (ran && pass_.stop) ran = fail(ErrorCode::cancelled, "the pass was interrupted");
     if (ran && profiler_) profiler_->report(batch, pass_.selected, pass_.caches, team_->threads());
@@ -366,15 +366,15 @@ void CpuPlan::plan_phases() {
   add_phase({Kind::outputs, nullptr, selected, rows, copies ? 1 : 0});
 }
 
-/// What a thread does when it has taken a chunk. The phase does not end before that returns.
-void CpuPlan::run_chunk(int phase_index, int chunk, int thread_index) noexcept {
+/// What a thread does when it has taken chunks. The phase does not end before that returns.
+void CpuPlan::run_chunks(int phase_index, int first_chunk, int last_chunk, int thread_index) noexcept {
   const Phase& phase = pass_.phases[static_cast<std::size_t>(phase_index)];
   const int chunks = pass_.chunks[static_cast<std::size_t>(phase_index)];
   const std::function<bool()>& interrupted = pass_.batch->interrupted;
-  if (chunk == 0 && interrupted && interrupted()) pass_.stop.store(true, std::memory_order_relaxed);
+  if (first_chunk == 0 && interrupted && interrupted()) pass_.stop.store(true, std::memory_order_relaxed);
   if (pass_.stop.load(std::memory_order_relaxed)) return;
   const auto bound = [&](int c) { return static_cast<int>(std::int64_t{phase.items} * c / chunks); };
-  const int first = bound(chunk), last = bound(chunk + 1);
+  const int first = bound(first_chunk), last = bound(last_chunk);
   switch (phase.kind) {
     case Phase::Kind::angles:
       return compute_angles(first, last);

@@ -175,7 +175,7 @@ class CpuPlan final : public Plan {
   Result<void> begin(const Batch& batch, std::span<CacheStorage* const> caches);
   void plan_phases();
   void add_phase(Phase phase, int grain = 0);
-  void run_chunk(int phase, int chunk, int thread) noexcept;
+  void run_chunks(int phase, int first, int last, int thread) noexcept;
 
   // Items [first, last) of a phase of the step.
   void run(const EmbedStep& step, const Phase& phase, int first, int last, Thread& thread) noexcept;
@@ -197,7 +197,8 @@ class CpuPlan final : public Plan {
   void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
                     const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
-  void attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks, Thread& thread) noexcept;
+  void attend(const AttentionStep& step, AttentionTasks& tasks, std::size_t first, std::size_t last,
+              Thread& thread) noexcept;
   LinearInput linear_input(const Step& step, std::int32_t rows) const noexcept;
   void prepare_rows(const LinearStep& step, const LinearInput& input, std::int32_t first, std::int32_t last, bool own,
                     Thread& thread) noexcept;

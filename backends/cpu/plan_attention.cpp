@@ -77,18 +77,27 @@ void CpuPlan::run(const AttentionStep& step, const Phase& phase, int first, int 
   AttentionTasks& tasks = tasks_of(step);
   const std::int32_t kv_heads = program_.cache_groups[static_cast<std::size_t>(step.op.group)].kv_heads;
   const PageWrites& writes = pass_.writes[static_cast<std::size_t>(step.op.group)];
+  if (phase.kind == Phase::Kind::main) {
+    const auto end = static_cast<std::size_t>(last);
+    for (auto begin = static_cast<std::size_t>(first); begin < end;) {  // tasks of the same tile together
+      std::size_t next = begin + 1;
+      const std::int32_t tile = tasks.tasks[begin].tile;
+      while (tile >= 0 && next < end && tasks.tasks[next].tile == tile) ++next;
+      attend(step, tasks, begin, next, thread);
+      begin = next;
+    }
+    return;
+  }
   for (int i = first; i < last; ++i) {
-    if (phase.kind == Phase::Kind::prepare && !writes.rows.empty()) {
+    if (!writes.rows.empty()) {
       const auto unit = static_cast<std::size_t>(i / kv_heads);
       const auto begin = static_cast<std::size_t>(writes.begins[unit]);
       const auto count = static_cast<std::size_t>(writes.begins[unit + 1]) - begin;
       const auto rows = std::span(writes.rows).subspan(begin, count);
       for (const std::int32_t row : rows) write_key_value(step, row, i % kv_heads, thread);
       for (const std::int32_t row : rows) seal(step, row, i % kv_heads);
-    } else if (phase.kind == Phase::Kind::prepare) {
-      write_key_value(step, i / kv_heads, i % kv_heads, thread);
     } else {
-      attend(step, tasks.tasks[static_cast<std::size_t>(i)], tasks, thread);
+      write_key_value(step, i / kv_heads, i % kv_heads, thread);
     }
   }
 }
@@ -106,19 +115,22 @@ void CpuPlan::attend_chunk(const AttentionStep& step, std::int32_t kv_head, cons
   const std::int32_t own = tile.last[tile.rows - 1] / kPageTokens, sealed_end = std::min(range.end, own);
   if (range.begin < sealed_end) {
     kernels.attend(cache.head(step.op.layer, kv_head), tile,
-                   {range.table, range.begin, sealed_end, std::min(range.known, own)}, state, scratch);
+                   {range.table, range.begin, sealed_end, own < range.end ? nullptr : range.after}, state, scratch);
   }
   if (own < range.end) {
     const AttentionState& last = range.begin < sealed_end ? more : state;
     // Of one page only: its number does not matter.
     kernels.attend(cache.open_head(range.table[own], step.op.layer, kv_head), tile,
-                   {range.table, own, own + 1, own + 1}, last, scratch);
+                   {range.table, own, own + 1, range.after}, last, scratch);
     if (range.begin < sealed_end) kernels.merge(tile.rows, Int4Layout(cache.group().head_dim).padded_dim, state, more);
   }
 }
 
-void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, AttentionTasks& tasks,
+/// Computes tasks [first_task, last_task), which are one, or of one tile.
+void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size_t first_task, std::size_t last_task,
                      Thread& thread) noexcept {
+  const AttentionTask& task = tasks.tasks[first_task];
+  const std::int32_t page_end = tasks.tasks[last_task - 1].page_end;
   const auto g = static_cast<std::size_t>(step.op.group);
   const CacheGroup& group = program_.cache_groups[g];
   const Run& run = pass_.batch->runs[static_cast<std::size_t>(task.run)];
@@ -129,7 +141,7 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
   const std::int32_t first_batch_row = run.first_row + task.token_begin;
   const std::int32_t end_position = run.first_position + task.token_end;
 
-  const bool last_pages = task.page_end == (end_position - 1) / kPageTokens + 1;
+  const bool last_pages = page_end == (end_position - 1) / kPageTokens + 1;
   if (pass_.write_in_attention && last_pages) {
     write_key_value(step, first_batch_row, task.kv_head, thread);
     if (pass_.caches[g]->seals_pages()) seal(step, first_batch_row, task.kv_head);
@@ -172,28 +184,31 @@ void CpuPlan::attend(const AttentionStep& step, const AttentionTask& task, Atten
     kernels.round_queries(rows, pages.head_dim, q, words, scales);
   }
   const AttentionTile tile{q, words, scales, first, last, rows};
-  const std::span<const std::int32_t> table = run.block_tables[g];
-  const auto range = [&](std::int32_t begin, std::int32_t end) {
-    return PageRange{table.data(), begin, end, static_cast<std::int32_t>(table.size())};
+  const auto keys_of = [&](const AttentionTask& of, std::int32_t page) -> const std::byte* {
+    const std::int32_t in_table = pass_.batch->runs[static_cast<std::size_t>(of.run)].block_tables[g][page];
+    return pass_.caches[g]->head(step.op.layer, of.kv_head).data + in_table * pages.page_stride;
   };
+  const std::byte* const after =
+      last_task < tasks.tasks.size() ? keys_of(tasks.tasks[last_task], tasks.tasks[last_task].page_begin) : nullptr;
   const auto state_at = [&](float* p) { return AttentionState{p, p + rows, p + 2 * rows}; };
-  AttentionState total = state_at(states[0]);
-  if (task.tile < 0) {
-    for (std::int32_t page = task.page_begin; page < task.page_end;) {
-      const std::int32_t end = std::min(task.page_end, (page / kChunkPages + 1) * kChunkPages);
-      const AttentionState part = page == task.page_begin ? total : state_at(states[1]);
-      attend_chunk(step, task.kv_head, tile, range(page, end), part, state_at(states[2]), scratch);
-      if (page != task.page_begin) kernels.merge(rows, pages.padded_dim, total, part);
-      page = end;
-    }
-  } else {
+  float* const partials = task.tile < 0 ? nullptr : tasks.partials.data() + tasks.tiles[task.tile].partials;
+  AttentionState total = state_at(task.tile < 0 ? states[0] : partials);
+  for (std::int32_t page = task.page_begin, chunk = task.chunk; page < page_end; ++chunk) {
+    const std::int32_t end = std::min(page_end, (page / kChunkPages + 1) * kChunkPages);
+    const bool folds = task.tile < 0 && page > task.page_begin;
+    AttentionState part = folds ? state_at(states[1]) : total;
+    if (task.tile >= 0) part = state_at(partials + chunk * floats);
+    attend_chunk(step, task.kv_head, tile,
+                 {run.block_tables[g].data(), page, end, end < page_end ? keys_of(task, end) : after}, part,
+                 state_at(states[2]), scratch);
+    if (folds) kernels.merge(rows, pages.padded_dim, total, part);
+    page = end;
+  }
+  if (task.tile >= 0) {
     const auto t = static_cast<std::size_t>(task.tile);
-    float* const partials = tasks.partials.data() + tasks.tiles[t].partials;
-    attend_chunk(step, task.kv_head, tile, range(task.page_begin, task.page_end),
-                 state_at(partials + task.chunk * floats), state_at(states[2]), scratch);
-    if (tasks.missing[t].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    const auto done = static_cast<std::int32_t>(last_task - first_task);
+    if (tasks.missing[t].fetch_sub(done, std::memory_order_acq_rel) != done) return;
     tasks.missing[t].store(tasks.tiles[t].chunks, std::memory_order_relaxed);  // for the next layer
-    total = state_at(partials);
     for (std::int32_t c = 1; c < tasks.tiles[t].chunks; ++c) {
       kernels.merge(rows, pages.padded_dim, total, state_at(partials + c * floats));
     }

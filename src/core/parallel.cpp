@@ -1,5 +1,6 @@
 #include "core/parallel.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <system_error>
@@ -101,7 +102,14 @@ Result<std::unique_ptr<Team>> Team::make(int threads, Lent lent) {
 }
 
 Result<void> Team::run(std::span<const int> chunks, Body body) {
+  return run(chunks, kMaxChunks, [&](int phase, int chunk, int, int thread) { body(phase, chunk, thread); });
+}
+
+Result<void> Team::run_ranges(std::span<const int> chunks, RangeBody body) { return run(chunks, 4, body); }
+
+Result<void> Team::run(std::span<const int> chunks, std::uint64_t parts, RangeBody body) {
   chunks_ = chunks;
+  parts_.store(parts, std::memory_order_relaxed);
   body_ = &body;
   phase_ = -1;
   open(word());
@@ -148,10 +156,12 @@ bool Team::work(int index, std::uint64_t word) noexcept {
       // Behind the tag: used in an earlier phase last. Beyond all shares: in a later one.
       const std::uint64_t taken = static_cast<std::int64_t>(now - tag) > 0 ? now - tag : 0;
       if (taken >= share) break;
-      if (!cursor.compare_exchange_weak(now, tag + taken + 1, std::memory_order_relaxed)) continue;
-      now = tag + taken + 1;
-      (*body_)(phase_, static_cast<int>(bound(owner) + taken), index);
-      ++mine;
+      const std::uint64_t count = std::max<std::uint64_t>((share - taken) / parts_.load(std::memory_order_relaxed), 1);
+      if (!cursor.compare_exchange_weak(now, tag + taken + count, std::memory_order_relaxed)) continue;
+      now = tag + taken + count;
+      const auto first = static_cast<int>(bound(owner) + taken), last = first + static_cast<int>(count);
+      (*body_)(phase_, first, last, index);
+      mine += last - first;
     }
   }
   if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == chunks) open(word);

@@ -42,6 +42,8 @@ class Team {
   /// Computes chunk `chunk` of phase `phase` on thread `thread` of the team; must not throw. What earlier phases wrote
   /// is visible. A thread computes one chunk at a time, so memory per thread needs no lock.
   using Body = FunctionRef<void(int phase, int chunk, int thread)>;
+  /// The same of chunks [first, last).
+  using RangeBody = FunctionRef<void(int phase, int first, int last, int thread)>;
   /// As llminfer::Executor.
   using Lent = std::function<void(int count, const std::function<void(int index, int count)>& body)>;
 
@@ -58,6 +60,9 @@ class Team {
   /// begins a phase with a share that depends only on the number of chunks (so that it meets the same weights in each
   /// pass), and then takes what others have left. Errors: callback_failed if the lent executor throws or runs nothing.
   Result<void> run(std::span<const int> chunks, Body body);
+  /// The same, with several chunks taken at a time: a quarter of what is left of a thread's share, so that taking costs
+  /// little and the last ones are still small.
+  Result<void> run_ranges(std::span<const int> chunks, RangeBody body);
 
  protected:
   explicit Team(int threads);
@@ -75,9 +80,13 @@ class Team {
   struct alignas(64) Cursor {
     std::atomic<std::uint64_t> taken{0};  ///< tag of the phase that it was used in last, plus chunks taken in that
   };
+  Result<void> run(std::span<const int> chunks, std::uint64_t parts, RangeBody body);
   bool work(int index, std::uint64_t word) noexcept;
 
   const int threads_;
+  /// Of what is left of a share a thread takes one part in so many at a time, but at least a chunk. Atomic for those
+  /// that come late, who take nothing.
+  std::atomic<std::uint64_t> parts_{1};
   /// The number of phases opened so far, shifted by 20 bits (its "tag"), plus the chunks of the one that is open; none
   /// between regions. 44 bits of phases last for years.
   alignas(64) std::atomic<std::uint64_t> word_{0};
@@ -86,7 +95,7 @@ class Team {
 
   // The region. Only read by a thread that has taken a chunk, and written when none has.
   std::span<const int> chunks_;
-  const Body* body_ = nullptr;
+  const RangeBody* body_ = nullptr;
   int phase_ = 0;
 };
 

@@ -95,13 +95,14 @@ struct Problem {
     level.attention->round_queries(rows, head_dim, q.data() + begin * head_dim, words.data(), scales.data());
     const cpu::AttentionTile tile{q.data() + begin * head_dim, words.data(),     scales.data(),
                                   first.data() + at,           last.data() + at, rows};
-    const auto known = static_cast<std::int32_t>(table.size());
     const std::int32_t page_begin = first[at] / kPageTokens,
                        page_end = last[at + static_cast<std::size_t>(rows) - 1] / kPageTokens + 1;
     for (std::int32_t page = page_begin; page < page_end;) {
       const std::int32_t stop = std::min(page_end, (page / cpu::kChunkPages + 1) * cpu::kChunkPages);
       const std::int64_t i = page == page_begin ? 0 : 1;
-      level.attention->attend(pages, tile, {table.data(), page, stop, known}, state_at(i), scratch);
+      const std::byte* const after =
+          stop < page_end ? pages.data + table[static_cast<std::size_t>(stop)] * pages.page_stride : nullptr;
+      level.attention->attend(pages, tile, {table.data(), page, stop, after}, state_at(i), scratch);
       if (i) level.attention->merge(rows, padded, state_at(0), state_at(1));
       page = stop;
     }

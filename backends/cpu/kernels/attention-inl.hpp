@@ -148,7 +148,7 @@ static inline void for_each_page(const AttentionPages& pages, const AttentionTil
     const std::int32_t base = p * kPageSlots;
     if (base > last) break;
     const std::byte* const keys = page_at(p);
-    const std::byte* const next = p + 1 < range.known && range.table[p + 1] >= 0 ? page_at(p + 1) : keys;
+    const std::byte* const next = p + 1 < range.end ? page_at(p + 1) : range.after != nullptr ? range.after : keys;
     // Slots after `last` may never have been written; those before it that a row does not see have weight zero.
     page(keys, keys + pages.value_offset, next, base, last - base + 1 < kPageSlots ? last - base + 1 : kPageSlots);
   }
@@ -193,6 +193,7 @@ static void attend_words(const AttentionPages& pages, const AttentionTile& tile,
                 [&](const std::byte* keys, const std::byte* values, const std::byte* next, std::int32_t base,
                     std::int32_t slots) {
                   const auto* const scale = reinterpret_cast<const float*>(keys + pages.scale_offset);
+                  touch<2 * kPageSlots * sizeof(float)>(keys + pages.scale_offset);  // read after the first product
                   for (std::int32_t run = 0, left = even_dim(pages.head_dim); left > 0; ++run, left -= kRunDims) {
                     const std::int64_t at = std::int64_t{run} * kRunDims * kPageSlots;
                     const auto product = run == 0 ? multiply_page<false, Element> : multiply_page<true, Element>;
