@@ -73,7 +73,8 @@ class LLMINFER_API StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options = {});
 
-  /// The text that became complete with this token; possibly empty. Errors: out_of_memory; the call may be repeated.
+  /// The text that became complete with this token; possibly empty. Errors: invalid_argument for an id out of
+  /// range; out_of_memory. After either the stream is as it was.
   Result<std::string> push(Token token);
   /// Ends the stream: an unfinished character comes out as U+FFFD.
   std::string finish();

@@ -49,6 +49,7 @@ StreamDecoder::StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options)
 
 Result<std::string> StreamDecoder::push(Token token) {
   return core::guarded([&]() -> Result<std::string> {
+    if (token < 0 || token >= tokenizer_.vocab_size()) return no_token(token, tokenizer_.vocab_size());
     if (options_.skip_special && tokenizer_.is_special(token)) return std::string();
     std::string_view bytes = tokenizer_.token_bytes(token);
     if (bytes.empty()) return std::string();

@@ -81,6 +81,11 @@ TEST_CASE("a stream never splits a character") {
   llminfer::StreamDecoder decoder(tokenizer);
   std::string whole;
   for (const Token id : encode(tokenizer, text)) {
+    for (const Token bad : {Token{-1}, tokenizer.vocab_size()}) {  // changes nothing, wherever the stream is
+      const auto refused = decoder.push(bad);
+      REQUIRE_FALSE(refused);
+      CHECK(refused.error().code == llminfer::ErrorCode::invalid_argument);
+    }
     const std::string piece = decoder.push(id).value();
     CHECK(llminfer::core::valid_utf8(piece));
     whole += piece;
@@ -98,5 +103,4 @@ TEST_CASE("a stream never splits a character") {
   CHECK(decoder.push(one_byte(0xe6)).value().empty());
   CHECK(decoder.push(one_byte('a')).value() == "\ufffda");  // what can't become a character any more is replaced at once
   CHECK(decoder.push(one_byte(0xff)).value() == "\ufffd");
-  CHECK(decoder.push(-5).value().empty());
 }
