@@ -18,9 +18,11 @@ Error fail(ErrorCode code, const Parts&... parts) {
   return Error{code, std::move(message).str()};
 }
 
-/// Puts a place in front of an error's message: "model.gguf: …".
+/// Puts a place in front of an error's message: "model.gguf: …". Callers further out that know the place too add
+/// nothing.
 inline Error at(std::string_view place, Error error) {
-  error.message.insert(0, ": ").insert(0, place);
+  const std::string prefix = std::string(place) + ": ";
+  if (!error.message.starts_with(prefix)) error.message.insert(0, prefix);
   return error;
 }
 

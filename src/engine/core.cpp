@@ -99,6 +99,10 @@ Result<void> check_generation(const GenerateOptions& options, const ModelInfo& i
     return fail(ErrorCode::invalid_argument, "GenerateOptions::keep_tokens is ", options.keep_tokens,
                 ", expected 0 to ", info.context_length / 2, ", half the context");
   }
+  if (options.overflow > OverflowPolicy::shift) {
+    return fail(ErrorCode::invalid_argument, "GenerateOptions::overflow is ", static_cast<int>(options.overflow),
+                ", expected stop or shift");
+  }
   if (options.overflow == OverflowPolicy::shift && info.context_length < 2) {
     return fail(ErrorCode::invalid_argument,
                 "GenerateOptions::overflow is shift, which a context of one token has no room for");
@@ -381,10 +385,24 @@ void EngineCore::restore(Request& request) noexcept {
   if (request.logits_before) sequence.logits.swap(*request.logits_before);
 }
 
+namespace {
+
+/// Without a message where there is no memory for it.
+Error callback_threw(const Request& request) noexcept {
+  try {
+    const char* const callback = request.generate ? "GenerateOptions::on_token" : "PrefillOptions::on_logits";
+    return fail(ErrorCode::callback_failed, callback, " threw");
+  } catch (...) {
+    return Error{ErrorCode::callback_failed, {}};
+  }
+}
+
+}  // namespace
+
 /// Ends a request: its sequence is idle again, and whoever waits learns of it. Engine thread, mutex not held.
 void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> outcome) noexcept {
   Sequence& sequence = *request->sequence;
-  if (request->callback_failed) outcome = Error{ErrorCode::callback_failed, "callback threw"};
+  if (request->callback_failed) outcome = callback_threw(*request);
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) restore(*request);

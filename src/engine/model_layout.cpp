@@ -44,6 +44,12 @@ Result<void> check_options(const EngineOptions& options) {
   if (options.max_sequences < 1 || options.max_sequences > 65536) {
     return out_of_range("max_sequences", options.max_sequences, "1 to 65536");
   }
+  if (options.activation_bits != 0 && options.activation_bits != 8 && options.activation_bits != 16) {
+    return out_of_range("activation_bits", options.activation_bits, "0, 8 or 16");
+  }
+  if (options.cache_type > CacheType::fp8) {
+    return out_of_range("cache_type", static_cast<std::int64_t>(options.cache_type), "a CacheType, 0 to 5");
+  }
   if (options.output_bits != 8 && options.output_bits != 16) {
     return out_of_range("output_bits", options.output_bits, "8 or 16");
   }

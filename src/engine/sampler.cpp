@@ -110,9 +110,9 @@ Result<std::span<const float>> Sampler::Impl::edit(std::span<const float> raw) {
     try {
       options.processor(history, work);
     } catch (const std::exception& e) {
-      return core::fail(ErrorCode::callback_failed, "the logits processor threw: ", e.what());
+      return core::fail(ErrorCode::callback_failed, "SamplingOptions::processor threw: ", e.what());
     } catch (...) {
-      return core::fail(ErrorCode::callback_failed, "the logits processor threw");
+      return core::fail(ErrorCode::callback_failed, "SamplingOptions::processor threw");
     }
   }
   return std::span<const float>(work);

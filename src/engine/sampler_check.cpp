@@ -13,12 +13,12 @@ constexpr float kMax = std::numeric_limits<float>::max();
 
 template <class Value>
 Error out_of_range(const char* option, Value value, const char* range) {
-  return core::fail(ErrorCode::invalid_argument, option, " is ", value, ", expected ", range);
+  return core::fail(ErrorCode::invalid_argument, "SamplingOptions::", option, " is ", value, ", expected ", range);
 }
 
 struct FloatRange {
   const char* name;
-  float SamplingOptions::* member;
+  float SamplingOptions::*member;
   float low, high;
   bool open;  ///< the lower end itself is out
   const char* text;
@@ -26,7 +26,7 @@ struct FloatRange {
 
 struct IntRange {
   const char* name;
-  std::int32_t SamplingOptions::* member;
+  std::int32_t SamplingOptions::*member;
   std::int32_t low, high;
   const char* text;
 };
@@ -72,17 +72,18 @@ Result<void> check_sampling(const SamplingOptions& options, std::int32_t vocab_s
   }
   for (std::size_t i = 0; i < options.dry_breakers.size(); ++i) {
     if (options.dry_breakers[i].empty()) {
-      return core::fail(ErrorCode::invalid_argument, "dry_breakers[", i, "] is empty, expected a text");
+      return core::fail(ErrorCode::invalid_argument, "SamplingOptions::dry_breakers[", i,
+                        "] is empty, expected a text");
     }
   }
   for (std::size_t i = 0; i < options.logit_bias.size(); ++i) {
     const LogitBias& bias = options.logit_bias[i];
     if (bias.token < 0 || bias.token >= vocab_size) {
-      return core::fail(ErrorCode::invalid_argument, "logit_bias[", i, "].token is ", bias.token, ", expected 0 to ",
-                        vocab_size - 1);
+      return core::fail(ErrorCode::invalid_argument, "SamplingOptions::logit_bias[", i, "].token is ", bias.token,
+                        ", expected 0 to ", vocab_size - 1);
     }
     if (!(bias.bias <= kMax)) {
-      return core::fail(ErrorCode::invalid_argument, "logit_bias[", i, "].bias is ", bias.bias,
+      return core::fail(ErrorCode::invalid_argument, "SamplingOptions::logit_bias[", i, "].bias is ", bias.bias,
                         ", expected a finite number or -infinity");
     }
   }
@@ -90,11 +91,11 @@ Result<void> check_sampling(const SamplingOptions& options, std::int32_t vocab_s
   for (std::size_t i = 0; i < options.chain.size(); ++i) {
     const auto step = static_cast<unsigned>(options.chain[i]);
     if (step > static_cast<unsigned>(SamplerStep::temperature)) {
-      return core::fail(ErrorCode::invalid_argument, "chain[", i, "] is ", step, ", expected a SamplerStep, 0 to ",
-                        static_cast<unsigned>(SamplerStep::temperature));
+      return core::fail(ErrorCode::invalid_argument, "SamplingOptions::chain[", i, "] is ", step,
+                        ", expected a SamplerStep, 0 to ", static_cast<unsigned>(SamplerStep::temperature));
     }
     if (seen & 1u << step) {
-      return core::fail(ErrorCode::invalid_argument, "chain[", i, "] repeats step ", step,
+      return core::fail(ErrorCode::invalid_argument, "SamplingOptions::chain[", i, "] repeats step ", step,
                         ", expected each step at most once");
     }
     seen |= 1u << step;

@@ -50,6 +50,7 @@ Result<WeightView> Checkpoint::read(const TensorInfo& tensor, core::Team* team) 
 }
 
 Result<Checkpoint> open_checkpoint(const std::string& path, bool use_mmap) {
+  if (path.empty()) return core::fail(ErrorCode::invalid_argument, "the path of the checkpoint is empty");
   std::error_code ignored;  // a path that can't be examined can't be opened either, and that error says more
   if (std::filesystem::is_directory(path, ignored)) return open_hf_directory(path, use_mmap);
   return open_gguf_file(path, use_mmap);

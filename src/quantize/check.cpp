@@ -1,5 +1,7 @@
 #include "quantize/check.hpp"
 
+#include <string>
+
 #include "core/error.hpp"
 #include "quantize/gguf_output.hpp"
 
@@ -9,6 +11,12 @@ namespace {
 template <class T>
 Error refused(const char* option, const T& value, std::string_view expected) {
   return core::fail(ErrorCode::invalid_argument, "QuantizeOptions::", option, " is ", value, ", expected ", expected);
+}
+
+template <class Enum>
+Result<void> check_enum(const char* option, Enum value, Enum last) {
+  if (value <= last) return {};
+  return refused(option, static_cast<int>(value), "0 to " + std::to_string(static_cast<int>(last)));
 }
 
 Result<void> check_type(const QuantizeOptions& o) {
@@ -78,6 +86,9 @@ bool needs_calibration(const QuantizeOptions& o) noexcept {
 }
 
 Result<void> check_options(const QuantizeOptions& o) {
+  LLMINFER_TRY(check_enum("format", o.format, QuantizeFormat::compressed_tensors));
+  LLMINFER_TRY(check_enum("method", o.method, QuantizeMethod::smoothquant));
+  LLMINFER_TRY(check_enum("prune", o.prune, PruneMethod::wanda));
   LLMINFER_TRY(check_type(o));
   LLMINFER_TRY(check_numbers(o));
   LLMINFER_TRY(check_method(o));

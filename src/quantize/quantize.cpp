@@ -75,6 +75,7 @@ Result<void> make_directory(const std::string& path) {
 Result<QuantizeReport> run(const std::string& input, const std::string& output, const QuantizeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   LLMINFER_TRY(q::check_options(options));
+  if (output.empty()) return fail(ErrorCode::invalid_argument, "quantize_model: `output` is empty, expected a path");
   const bool directory = options.format != QuantizeFormat::gguf;
   q::Source source = LLMINFER_TRY(q::open_source(input, directory, options.output_matrix));
   const q::Layout layout = LLMINFER_TRY(q::lay_out(source, options));

@@ -67,9 +67,10 @@ TEST_CASE("engine options out of their ranges") {
     refused_options("cache_tokens", [&](O& o) { o.cache_tokens = bad; });
   }
   refused_options("cache_tokens", [](O& o) { o.cache_tokens = 2047; });  // less than one sequence of the context
-  O unknown_type;
-  unknown_type.cache_type = static_cast<CacheType>(77);
-  refused(Engine::load(kModel, unknown_type), ErrorCode::invalid_argument, "cache type 77");
+  refused_options("EngineOptions::cache_type is 77", [](O& o) { o.cache_type = static_cast<CacheType>(77); });
+  for (const int bad : {-1, 4, 17, kMax}) {
+    refused_options("EngineOptions::activation_bits", [&](O& o) { o.activation_bits = bad; });
+  }
   refused_options(
       "cache_type is fp8", [](O& o) { o.cache_type = CacheType::fp8; }, ErrorCode::unsupported);
   refused_options(
@@ -112,6 +113,7 @@ TEST_CASE("generation options out of their ranges") {
   for (const std::int64_t bad : {std::int64_t{-1}, INT64_MIN}) {
     refuses("deadline", [&](O& o) { o.deadline = std::chrono::milliseconds(bad); });
   }
+  refuses("overflow is 2", [](O& o) { o.overflow = static_cast<OverflowPolicy>(2); });
   refuses("temperature", [](O& o) { o.sampling.temperature = -1; });
   CompletionRequest extreme = request();
   extreme.options.stop.assign(64, "x");
@@ -218,20 +220,31 @@ TEST_CASE("callbacks of the host that throw") {
   const Engine engine = load();
   CompletionRequest throwing = request();
   throwing.options.on_token = [](const GeneratedToken&) -> bool { throw 1; };
-  refused(engine.complete(throwing), ErrorCode::callback_failed, "");
+  refused(engine.complete(throwing), ErrorCode::callback_failed, "GenerateOptions::on_token threw");
   throwing.options.on_token = {};
   throwing.options.sampling.processor = [](std::span<const Token>, std::span<float>) { throw std::logic_error("odd"); };
-  refused(engine.complete(throwing), ErrorCode::callback_failed, "odd");
+  refused(engine.complete(throwing), ErrorCode::callback_failed, "SamplingOptions::processor threw: odd");
+  const auto no_logits = [](std::int32_t, std::span<const float>) -> bool { throw 1; };
+  refused(engine.new_session().value().prefill(request().tokens, {.on_logits = no_logits}), ErrorCode::callback_failed,
+          "PrefillOptions::on_logits threw");
   CHECK(engine.complete(request()));
 }
 
 TEST_CASE("sources and backends that are none") {
   refused(Engine::load_memory({}, nullptr), ErrorCode::truncated, "load_memory");
   refused(Engine::load_reader(10, nullptr), ErrorCode::invalid_argument, "load_reader");
-  refused(Engine::load(""), ErrorCode::not_found, "");
+  refused(Engine::load(""), ErrorCode::invalid_argument, "path of the checkpoint is empty");
   refused(Engine::load("/dev/null"), ErrorCode::not_a_file, "/dev/null");
   refused(Engine::load(std::string(5000, 'x')), ErrorCode::io_error, "xxx");  // longer than a path can be
   refused(Engine::load(LLMINFER_TEST_DATA), ErrorCode::not_found, "config.json");
+}
+
+TEST_CASE("an error of a load names the checkpoint once") {
+  EngineOptions options;
+  options.on_progress = [](float) { return false; };
+  const auto abandoned = Engine::load(kModel, options);
+  refused(abandoned, ErrorCode::cancelled, kModel + ": ");
+  CHECK(abandoned.error().message.find(kModel) == abandoned.error().message.rfind(kModel));
 }
 
 TEST_CASE("handles that were moved from or used up") {

@@ -264,7 +264,13 @@ TEST_CASE("bad options of quantize_model are refused") {
   options = directory(QuantizeFormat::compressed_tensors, 4, 64, true);
   options.int8_inputs = true;
   names(options, "int8_inputs");
+  names(directory(static_cast<QuantizeFormat>(5), 4, 64, true), "QuantizeOptions::format is 5");
+  options = directory(QuantizeFormat::gptq, 4, 64, true);
+  options.method = static_cast<QuantizeMethod>(4);
+  names(options, "QuantizeOptions::method is 4");
   options = directory(QuantizeFormat::dense, 4, 64, true);
+  options.prune = static_cast<PruneMethod>(3);
+  names(options, "QuantizeOptions::prune is 3");
   options.prune = PruneMethod::magnitude;
   options.sparsity = 1;
   names(options, "sparsity");
@@ -273,6 +279,10 @@ TEST_CASE("bad options of quantize_model are refused") {
   options.prune_m = 4;
   names(options, "prune_n");
   CHECK(quantize_model(temp / "nothing", temp / "out", gguf("Q8_0")).error().code == ErrorCode::not_found);
+  const auto nowhere = quantize_model(input, "", gguf("Q8_0"));
+  REQUIRE_FALSE(nowhere);
+  CHECK(nowhere.error().code == ErrorCode::invalid_argument);
+  CHECK(nowhere.error().message.find("`output` is empty") != std::string::npos);
   std::ofstream(temp / "file") << "x";
   CHECK_FALSE(quantize_model(input, temp / "file/out.gguf", gguf("Q8_0")));
 }
