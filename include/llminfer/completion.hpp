@@ -1,6 +1,7 @@
 // Completion: a request that runs inside the engine beside others.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -34,8 +35,8 @@ struct CompletionResult {
 
 /// A handle to a submitted request. Movable. Keeps the engine alive. Dropping it cancels the request and does not wait
 /// for it, unless it is the engine's last handle: a callback that has begun may still be running then, so wait() first
-/// where it uses what dies with the handle. done() and cancel() may be called from any thread, also while another one
-/// is in wait().
+/// where it uses what dies with the handle. done(), wait_for() and cancel() may be called from any thread, also while
+/// another one is in wait().
 class LLMINFER_API Completion {
  public:
   explicit Completion(std::shared_ptr<engine::Request> request);
@@ -44,6 +45,9 @@ class LLMINFER_API Completion {
   Completion& operator=(Completion&&) noexcept;
 
   bool done() const noexcept;
+  /// Waits for the end, but no longer than `timeout`, which is 0 if negative; returns done(). Must not be called from a
+  /// callback.
+  bool wait_for(std::chrono::milliseconds timeout) const noexcept;
   /// Waits for the end. A cancelled or late request is not an error: its result says so and holds what was generated.
   /// May be called once. Must not be called from a callback. Errors: what stopped the request.
   Result<CompletionResult> wait();

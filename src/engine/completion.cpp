@@ -22,6 +22,13 @@ bool Completion::done() const noexcept {
   return request_->done;
 }
 
+bool Completion::wait_for(std::chrono::milliseconds timeout) const noexcept {
+  if (!request_) return true;
+  std::unique_lock lock(request_->mutex);
+  const auto end = engine::Clock::now() + engine::in_clock_range(timeout);
+  return request_->changed.wait_until(lock, end, [this] { return request_->done; });
+}
+
 Result<CompletionResult> Completion::wait() {
   return core::guarded([&]() -> Result<CompletionResult> {
     if (!request_) return core::fail(ErrorCode::invalid_state, "the completion was moved from");

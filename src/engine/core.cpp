@@ -139,11 +139,7 @@ Result<void> EngineCore::enqueue(const std::shared_ptr<Request>& request) {
     }
     request->decoder.emplace(model_->tokenizer, DecodeOptions{.skip_special = true});
     request->stop = StopMatcher(options.stop);
-    if (options.deadline) {
-      // A deadline of centuries would overflow the clock.
-      request->deadline =
-          request->submitted + std::min(*options.deadline, std::chrono::milliseconds(1'000'000'000'000));
-    }
+    if (options.deadline) request->deadline = request->submitted + in_clock_range(*options.deadline);
   }
   if (sequence.size() > model_->info.context_length) {
     if (!request->generate || request->options.overflow == OverflowPolicy::stop) {

@@ -1,6 +1,7 @@
 // Request: one prefill or generation on a sequence, from submission to its result.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -22,6 +23,11 @@
 namespace llminfer::inline v0::engine {
 
 using Clock = std::chrono::steady_clock;
+
+/// At least 0, and not of centuries, which would overflow the clock.
+constexpr std::chrono::milliseconds in_clock_range(std::chrono::milliseconds wait) noexcept {
+  return std::clamp(wait, std::chrono::milliseconds(0), std::chrono::milliseconds(1'000'000'000'000));
+}
 
 struct Request {
   // Set by the submitter, then not changed.

@@ -234,9 +234,15 @@ TEST_CASE("requests are ended in the queue, too, and from other threads") {
   endless.deadline = std::chrono::milliseconds(20);
   CHECK(engine.complete({.tokens = some_tokens(3, 3), .options = endless}).value().reason == FinishReason::deadline);
   CHECK_FALSE(running.done());
+  CHECK_FALSE(running.wait_for(std::chrono::milliseconds::min()));
+  const auto before = std::chrono::steady_clock::now();
+  CHECK_FALSE(running.wait_for(std::chrono::milliseconds(20)));
+  CHECK(std::chrono::steady_clock::now() - before >= std::chrono::milliseconds(20));
   auto waiting = std::async(std::launch::async, [&] { return running.wait().value().reason; });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   running.cancel();
+  CHECK(running.wait_for(std::chrono::milliseconds::max()));
+  CHECK(running.done());
   CHECK(waiting.get() == FinishReason::cancelled);
   check_error(running.wait(), ErrorCode::invalid_state, "before");
 }
