@@ -79,7 +79,9 @@ class EngineCore {
   bool seals_pages() const noexcept;
   std::size_t first_kept(std::size_t group, std::int32_t cached) const noexcept;
   void release_page(std::size_t group, std::int32_t page) noexcept;
+  void gather(std::span<const Share> shares);
   Result<void> forward(std::span<const Share> shares);
+  void hand_out(std::span<const Share> shares);
   void commit(std::span<const Share> shares);
 
   Result<void> advance(Request& request);

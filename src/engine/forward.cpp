@@ -30,10 +30,8 @@ CandidateWish wish_of(const Request& request, std::int32_t most) {
 
 }  // namespace
 
-/// Fills the batch, runs it and hands out logits and hidden states. Engine thread, mutex not held: the sequences of the
-/// shares are active, so nobody else touches them.
-Result<void> EngineCore::forward(std::span<const Share> shares) {
-  const auto vocab = static_cast<std::size_t>(model_->program.vocab_size);
+/// The rows of a pass, and what is wanted of each.
+void EngineCore::gather(std::span<const Share> shares) {
   const auto width = static_cast<std::size_t>(model_->program.hidden_size);
   auto& pass = pass_;
   pass.tokens.clear();
@@ -57,6 +55,11 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       const std::int32_t position = sequence.cached + i, row = run.first_row + i;
       pass.tokens.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
       pass.positions.push_back(position);
+      if (pass.tokens.back() < 0) {
+        const std::vector<float>& from = sequence.embeddings.at(position);
+        pass.embeddings.resize(pass.tokens.size() * width);
+        std::copy(from.begin(), from.end(), pass.embeddings.end() - static_cast<std::ptrdiff_t>(width));
+      }
       if (request.want_hidden && position >= static_cast<std::int32_t>(request.tokens_before.size())) {
         pass.hidden_rows.push_back(row);
       }
@@ -66,18 +69,16 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       }
     }
   }
-  for (std::size_t row = 0; row < pass.tokens.size(); ++row) {
-    if (pass.tokens[row] >= 0) continue;
-    pass.embeddings.resize(pass.tokens.size() * width);
-    const Share* share = shares.data();
-    for (const Run& run : pass.runs) {
-      if (static_cast<std::size_t>(run.first_row + run.rows) > row) break;
-      ++share;
-    }
-    const std::vector<float>& from = share->request->sequence->embeddings.at(pass.positions[row]);
-    std::copy(from.begin(), from.end(), pass.embeddings.begin() + static_cast<std::ptrdiff_t>(row * width));
-  }
+  if (!pass.embeddings.empty()) pass.embeddings.resize(pass.tokens.size() * width);
+}
 
+/// One pass over the shares. Engine thread, mutex not held: the sequences of the shares are active, so nobody else
+/// touches them.
+Result<void> EngineCore::forward(std::span<const Share> shares) {
+  gather(shares);
+  const auto vocab = static_cast<std::size_t>(model_->program.vocab_size);
+  const auto width = static_cast<std::size_t>(model_->program.hidden_size);
+  auto& pass = pass_;
   Batch batch;
   batch.tokens = pass.tokens;
   batch.embeddings = pass.embeddings;
@@ -110,7 +111,15 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
   for (const auto& cache : model_->caches) caches.push_back(cache.get());
   LLMINFER_TRY(model_->plan->submit(batch, caches));
   LLMINFER_TRY(model_->plan->wait());
+  hand_out(shares);
+  return {};
+}
 
+/// Gives candidates, logits and hidden states of the pass to the requests and their sequences.
+void EngineCore::hand_out(std::span<const Share> shares) {
+  const auto vocab = static_cast<std::size_t>(model_->program.vocab_size);
+  const auto width = static_cast<std::size_t>(model_->program.hidden_size);
+  const auto& pass = pass_;
   std::size_t logit = 0, whole = 0, candidate = 0, hidden = 0;
   for (std::size_t i = 0; i < shares.size(); ++i) {
     Sequence& sequence = *shares[i].request->sequence;
@@ -142,7 +151,6 @@ Result<void> EngineCore::forward(std::span<const Share> shares) {
       std::copy(from, from + width, sequence.hidden.begin() + static_cast<std::ptrdiff_t>(index * width));
     }
   }
-  return {};
 }
 
 }  // namespace llminfer::inline v0::engine

@@ -111,10 +111,6 @@ Result<void> add_texts(const std::string& directory, Checkpoint& checkpoint) {
   return {};
 }
 
-}  // namespace
-
-namespace {
-
 /// Settings that older tools write beside config.json instead of into it.
 Result<core::Json> quantization_settings(const std::string& directory, core::Json settings) {
   for (const char* name : {"quantize_config.json", "quant_config.json"}) {
