@@ -67,19 +67,24 @@ struct EngineStats {
 /// A cheap shared handle, callable from any thread. Sessions, chats and completions keep the model loaded.
 class LLMINFER_API Engine {
  public:
-  /// Loads a GGUF file (the first of a split set loads all) or a Hugging Face directory.
+  /// Loads a GGUF file (the first of a split set loads all) or a Hugging Face directory, on the calling thread and the
+  /// backend's. Errors, with the checkpoint's path in front: not_found, permission_denied, io_error, not_a_file; what
+  /// is wrong with its contents, from truncated to bad_vocabulary; invalid_argument, an option named; unsupported;
+  /// cancelled (EngineOptions::on_progress), callback_failed, out_of_memory, and those of a device or another rank.
   static Result<Engine> load(const std::string& path, const EngineOptions& options = {});
-  /// A GGUF file that lies in the host's memory; `keep` owns it, and is kept as long as needed.
+  /// A GGUF file that lies in the host's memory; `keep` owns it, and is kept as long as needed (null: the host keeps
+  /// the memory, until the engine is gone). Errors as of load().
   static Result<Engine> load_memory(std::span<const std::byte> data, std::shared_ptr<const void> keep,
                                     const EngineOptions& options = {});
-  /// A GGUF file of `size` bytes behind the host's reader.
+  /// A GGUF file of `size` bytes behind the host's reader. Errors as of load().
   static Result<Engine> load_reader(std::uint64_t size, ReadCallback read, const EngineOptions& options = {});
   /// Computes the layers of this rank of EngineOptions::communicator, which is not rank 0, for the engine that rank 0
   /// loads, and returns when that engine is gone. The checkpoint and the options are the same as there, but for those
   /// of threads and backends. Errors: those of a load, on any rank; peer_lost, corrupt or out_of_memory, after which
   /// the other ranks wait until this one's Communicator is destroyed.
   static Result<void> serve(const std::string& path, const EngineOptions& options);
-  /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only.
+  /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only. Errors as
+  /// of load(), but for out_of_memory where it is only a load that would find that there is none.
   static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});
 
   explicit Engine(std::shared_ptr<engine::EngineCore> core);

@@ -61,8 +61,8 @@ struct SamplingOptions {
   std::int32_t dry_allowed_length = 2;  ///< >= 0: repetitions up to this length are free
   std::int32_t dry_window = -1;         ///< tokens that DRY looks back; -1: all
   std::vector<std::string> dry_breakers = {"\n", ":", "\"", "*"};  ///< texts that end a repetition
-  float mirostat_tau =
-      0.0f;  ///< >= 0; above 0 Mirostat 2 (Basu et al. 2021) replaces top_k to xtc; the target surprise
+  /// >= 0; above 0 Mirostat 2 (Basu et al. 2021) replaces top_k to xtc; the target surprise in bits.
+  float mirostat_tau = 0.0f;
   float mirostat_eta = 0.1f;  ///< (0, 1]: learning rate
   std::vector<LogitBias> logit_bias{};
   /// The chain, in order. Steps that are left out are off.

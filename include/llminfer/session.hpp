@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
-#include <string_view>
 
 #include <llminfer/completion.hpp>
 #include <llminfer/config.hpp>
@@ -19,18 +19,21 @@ class EngineCore;
 struct Sequence;
 }  // namespace engine
 
-/// The logits [vocab_size] after the token at `position` of the session. Called on the engine's thread, once per new
-/// token, in order; under the rules of TokenCallback. Returning false abandons the prefill with Error{cancelled}.
+/// The logits [vocab_size] after the token at `position` of the session: the log probability of the token at position +
+/// 1 is its part of their log softmax. Called on the engine's thread, once per new token, in order; under the rules of
+/// TokenCallback. Returning false abandons the prefill with Error{cancelled}.
 using LogitsCallback = std::function<bool(std::int32_t position, std::span<const float> logits)>;
 
 struct PrefillOptions {
-  bool hidden_states = false;           ///< keep the last hidden state of each new token, see Session::hidden_states()
-  LogitsCallback on_logits{};           ///< gets the logits after every new token, not after the last one alone
-  std::optional<CancelToken>
-      cancel{};  ///< checked at every step, and at every layer of a pass that others do not share
+  bool hidden_states = false;  ///< keep the last hidden state of each new token, see Session::hidden_states()
+  LogitsCallback on_logits{};  ///< gets the logits after every new token, not after the last one alone
+  /// Checked at every step, and at every layer of a pass that others do not share.
+  std::optional<CancelToken> cancel{};
 };
 
 /// Move-only; one thread at a time. Keeps the engine alive. After an error the session is as it was before the call.
+/// To save one, keep its tokens(); prefill() of a new session, also in another process, restores it, and computes what
+/// the cache has no more (EngineOptions::prefix_cache). Rows of embeddings are not among the tokens.
 class LLMINFER_API Session {
  public:
   Session(std::shared_ptr<engine::EngineCore> core, std::shared_ptr<engine::Sequence> sequence);
@@ -49,7 +52,8 @@ class LLMINFER_API Session {
   /// The logits [vocab_size] after the last token. Valid until the next call that changes the session; empty before
   /// any, and it may be after truncate() and after a generate() that was cancelled or late.
   std::span<const float> logits() const noexcept;
-  /// The hidden states [n, hidden_size] of the last prefill that asked for them. Valid as logits().
+  /// The hidden states [n, hidden_size], after the model's final norm, of the n tokens of the last prefill that asked
+  /// for them: what embeddings of a text are made of, by their mean or the last row. Valid as logits().
   std::span<const float> hidden_states() const noexcept;
 
   /// A second session with the same content; KV pages are shared until one of them writes.
