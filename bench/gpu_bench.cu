@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
   __syncthreads();
   gpu::cuda::FragmentA a;
   gpu::cuda::FragmentB b;
-  gpu::cuda::Accumulator sums[4];
+  gpu::cuda::Accumulator<float> sums[4];
   load(a, tile, 24);
   load(b, tile, 24);
   for (auto& sum : sums) clear(sum);
@@ -73,11 +73,28 @@ __global__ void __launch_bounds__(256) e4m3_peak_kernel([[maybe_unused]] PeakArg
 #endif
 }
 
-constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop, of E4M3 64x128x32
+/// The same of int8 by int8.
+__global__ void __launch_bounds__(256) int8_peak_kernel([[maybe_unused]] PeakArgs args) {
+  gpu::cuda::after_former();
+#if defined(LLMINFER_GPU_COPY_CODE)
+  const uint32_t bits = 0x38c95a6bu + threadIdx.x;
+  const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
+  int32_t sums[8][4] = {};
+  for (int i = 0; i < kProducts / 8; ++i) {
+#pragma unroll
+    for (auto& sum : sums) gpu::cuda::mma_m16n8k32_s8(sum, a, b);
+  }
+  int32_t all = 0;
+  for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
+  if (all == 12345) *args.out = 1.0f;
+#endif
+}
+
+constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop, of bytes 64x128x32
 constexpr int kWarpgroupTiles = 3 * 64 * gpu::cuda::kTileRowBytes;
 
-/// One warpgroup per block, of which several run on a multiprocessor.
-template <bool kE4m3>
+/// One warpgroup per block, of which several run on a multiprocessor. Sum int32_t: of int8 by int8.
+template <class Sum, bool kE4m3 = false>
 __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] PeakArgs args) {
   gpu::cuda::after_former();
 #if defined(LLMINFER_GPU_WARPGROUP_CODE)
@@ -91,7 +108,7 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
   __syncthreads();
   const uint64_t a = tile_descriptor(shared_address(tiles)),
                  b = tile_descriptor(shared_address(tiles + 64 * kTileRowBytes));
-  float sums[64];
+  Sum sums[64];
   for (int i = 0; i < kWarpgroupProducts / 4; ++i) {
     product_fence();
 #pragma unroll
@@ -103,10 +120,10 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
     product_commit();
     product_wait<0>();
   }
-  float all = 0.0f;
+  Sum all = 0;
 #pragma unroll
-  for (const float sum : sums) all += sum;
-  if (all == 1234.5f) *args.out = all;
+  for (const Sum sum : sums) all += sum;
+  if (all == static_cast<Sum>(12345)) *args.out = 1.0f;
 #endif
 }
 
@@ -169,9 +186,9 @@ struct Linear {
   bool residual = false;  ///< is added to it
 };
 
-/// Products per second of mma.sync and of wgmma, of halves and of E4M3; 0: the device has none.
+/// Products per second of mma.sync and of wgmma, of halves, of E4M3 and of int8; 0: the device has none.
 struct Peaks {
-  double halves = 0, e4m3 = 0, warpgroups = 0, e4m3_warpgroups = 0;
+  double halves = 0, e4m3 = 0, int8 = 0, warpgroups = 0, e4m3_warpgroups = 0, int8_warpgroups = 0;
 };
 
 void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, const Peaks& peaks) {
@@ -219,7 +236,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, const
         args.splits = rows > gpu::kManyRows ? 1
                                             : gpu::column_splits(static_cast<int>(shape.rows), static_cast<int>(shape.cols));
         args.in = in.at<std::uint16_t>();
-        args.in_scales = scales.at<float>();
+        args.in_scales = rows > 1 ? scales.at<float>() : nullptr;
         args.row = row.at<float>();
         args.width = static_cast<int>(shape.cols);
         args.rows = rows;
@@ -251,6 +268,18 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, const
         if (rows > gpu::kFewRows) measure(name + ", plain", kernels.linear_many, peak);
         if (rows > gpu::kManyRows && warpgroup_peak > 0) {
           measure(name + ", warpgroups", kernels.linear_warpgroups, warpgroup_peak);
+        }
+        if (rows > gpu::kFewRows && type == WeightType::q8_0) {  // which lie as the weights of W8A8 do
+          args.codes = in.at<std::uint8_t>();
+          args.in_sums = scales.at<std::int32_t>();
+          if (device->info().copies) {
+            measure(name + ", int8, stages", kernels.linear_stages, peaks.int8);
+          } else {
+            measure(name + ", int8, plain", kernels.linear_many, peak);
+          }
+          if (rows > gpu::kManyRows && warpgroup_peak > 0) {
+            measure(name + ", int8, warpgroups", kernels.linear_warpgroups, peaks.int8_warpgroups);
+          }
         }
         if (rows > gpu::kManyRows && type == WeightType::fp8) {
           args.codes = in.at<std::uint8_t>();
@@ -337,6 +366,10 @@ int main(int argc, char** argv) try {
     peaks.e4m3 = products_per_second(16.0 * 8 * 32 * kProducts * 8, blocks, 256, 0, e4m3_peak_kernel);
     report("products of E4M3, mma.sync", peaks.e4m3 * 1e-12, "TFLOP/s", 0);
   }
+  if (device->info().copies) {
+    peaks.int8 = products_per_second(16.0 * 8 * 32 * kProducts * 8, blocks, 256, 0, int8_peak_kernel);
+    report("products of int8, mma.sync", peaks.int8 * 1e-12, "TFLOP/s", 0);
+  }
   for (const bool overlap : {true, false}) {
     const auto of = gpu::cuda::make_device({.dependent_launch = overlap}).value();
     const Buffer found = Buffer::make(of, 3 * sizeof(std::int32_t)).value();
@@ -349,10 +382,12 @@ int main(int argc, char** argv) try {
   if (device->info().warpgroups) {
     const int groups = device->info().units * 4, bytes = kWarpgroupTiles + 1024;
     const double products = 64.0 * 128 * 16 * kWarpgroupProducts;
-    peaks.warpgroups = products_per_second(products, groups, 128, bytes, warpgroup_peak_kernel<false>);
+    peaks.warpgroups = products_per_second(products, groups, 128, bytes, warpgroup_peak_kernel<float>);
     report("products of halves, wgmma", peaks.warpgroups * 1e-12, "TFLOP/s", 0);
-    peaks.e4m3_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<true>);
+    peaks.e4m3_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<float, true>);
     report("products of E4M3, wgmma", peaks.e4m3_warpgroups * 1e-12, "TFLOP/s", 0);
+    peaks.int8_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<int32_t>);
+    report("products of int8, wgmma", peaks.int8_warpgroups * 1e-12, "TFLOP/s", 0);
   }
   bench_linear(device, bandwidth, peaks);
   bench_attention(device, bandwidth);

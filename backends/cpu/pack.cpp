@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "backends/common/w8a8.hpp"
 #include "backends/cpu/arena.hpp"
 #include "backends/cpu/linear.hpp"
 #include "backends/cpu/pack_panels.hpp"
@@ -15,6 +16,8 @@
 
 namespace llminfer::cpu {
 namespace {
+
+using backend::is_w8a8;
 
 #include "backends/cpu/kernels/panel_read-inl.hpp"
 
@@ -91,14 +94,6 @@ PanelLayout layout_of(PanelKind kind, WeightType type, std::int64_t cols, const 
     layout.bytes += (((cols / kGroupValues - 1) >> shift) + 1) * kPanelRows * 4;
   }
   return layout;
-}
-
-/// One scale for each row of the weight and each row of activations, which is rounded to 8 bits.
-bool is_w8a8(WeightType type, std::int64_t cols, const WeightDetails& details) {
-  const InputQuantization& input = details.input;
-  return type == WeightType::w8_sym && input.kind == InputQuantization::Kind::int8 &&
-         (!input.dynamic || input.group == 0) && details.scale_columns >= cols && !details.permutation &&
-         cols <= kMaxByteCols;
 }
 
 std::optional<PanelKind> kind_of(WeightType type, std::int64_t cols, const WeightDetails& details,

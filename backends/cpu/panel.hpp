@@ -133,8 +133,6 @@ enum class PanelKind : std::uint8_t {
   grid32_sparse,
 };
 inline constexpr int kPanelKinds = 32;
-/// Most columns of a w8a8 weight: sums of 2 * 128 * 128 * K fit 32 bits.
-inline constexpr std::int64_t kMaxByteCols = 65535;
 
 /// Whether codes have 8 bits once they are unpacked.
 [[gnu::always_inline]] constexpr bool wide_codes(const PanelShape& shape) { return shape.bits == 8 || shape.table; }

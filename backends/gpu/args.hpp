@@ -16,6 +16,8 @@ inline constexpr int kMostLayers = 4;      ///< linear layers of few rows that a
 inline constexpr int kBlockRows = 64;      ///< rows of a block of linear_many
 inline constexpr int kManyRows = 64;       ///< of more rows warpgroups multiply, where the device has them
 inline constexpr int kScaleColumns = 128;  ///< products of E4M3 by E4M3 are scaled once in so many columns
+inline constexpr int kByteZero = 128;      ///< of weights that are multiplied by int8
+inline constexpr float kByteScale = 64;    ///< their half-precision scale; what remains is MatrixArgs::factors
 inline constexpr int kTileRows = 64;       ///< queries of an attention tile
 inline constexpr int kMaxTileDim = 128;    ///< widest head for which attention has tiles
 
@@ -33,8 +35,9 @@ enum class Form : int {
 };
 inline constexpr int kForms = 9;
 
-/// A matrix [rows, cols] on the device; the true element is factors[row] times what Form says. The factors are powers
-/// of two that keep a row's elements in the range of half-precision numbers.
+/// A matrix [rows, cols] on the device; the true element is factors[row] times what Form says. The factors keep a row's
+/// elements in the range of half-precision numbers. They are powers of two; but of codes under one scale for a row,
+/// which then is a power of two, they have what remains of the scale.
 ///
 /// Codes lie in planes, so that each width takes no more than its bits: 2 = pairs; 3 = pairs and bits; 4 = nibbles; 5 =
 /// nibbles and bits; 6 = nibbles and pairs; 8 = bytes. Plane by plane the lowest bits come first, eight columns in one
@@ -99,28 +102,32 @@ struct PrepareArgs {
   RoundingArgs rounding;
   int rows, width;
   RowsArgs out;      ///< floats; needed where there is a rounding, or no halves
-  uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row], a power of two
+  uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row]
   int padded;
-  float* scales;  ///< [rows]
+  /// [rows], powers of two, but of rows that are rounded to int8 with one scale times that one: `out` has their
+  /// integers less the zero point. Without halves what `out` is to be multiplied by; needed where there is a rounding.
+  float* scales;
 };
 
-/// Normed and rounded to E4M3: what products of E4M3 by E4M3 read.
+/// Normed and rounded to bytes: what products of E4M3 by E4M3, and of int8 by int8, read.
 struct QuantizeArgs {
   RowsArgs in;
   const float* norm;  ///< [width], or null
   float epsilon;
-  RoundingArgs rounding;  ///< to fp8
+  RoundingArgs rounding;  ///< to fp8, or to int8 with one scale for a row
   int rows, width;
-  uint8_t* codes;  ///< [rows, width]
-  float* scales;   ///< [groups, rows], which the codes are to be multiplied by
+  uint8_t*
+      codes;  ///< [rows, width] E4M3 numbers, or signed integers, of which those of static inputs have the zero point
+  float* scales;  ///< [groups, rows], which the codes are to be multiplied by
+  int32_t* sums;  ///< [rows] of a row's integers, or null
 };
 
 /// out = in * weight^T + bias, then + residual or activation(that) * up.
 struct LinearArgs {
   MatrixArgs weight;
-  MatrixArgs up;       ///< gated activation: of the same form as `weight`; rows == 0: none
-  const uint16_t* in;  ///< halves [rows, weight.cols]
-  const float* in_scales;
+  MatrixArgs up;           ///< gated activation: of the same form as `weight`; rows == 0: none
+  const uint16_t* in;      ///< halves [rows, weight.cols]
+  const float* in_scales;  ///< [rows]; null: 1, of a single `row` alone
   /// linear_few of one row reads this instead: floats [width], from a multiple of 16 bytes on, which it norms.
   const float* row;
   const float* norm;  ///< [width], likewise, or null
@@ -132,11 +139,17 @@ struct LinearArgs {
   RowsArgs residual;  ///< data null: none
   int activation;     ///< llminfer::Activation
   RowsArgs out;
+  /// [rows, weight.cols], on a multiple of 16 bytes, in place of `in`. linear_many, linear_stages and
+  /// linear_warpgroups: signed integers, and the weight is codes8 whose zero is kByteZero, with one scale for a row
+  /// (kByteScale).
+  const uint8_t* codes;
+  int in_zero;                 ///< the zero point of `codes`
+  const int32_t* in_sums;      ///< [rows] of codes
+  const int32_t* weight_sums;  ///< [weight.rows] of codes less kByteZero; not read if in_zero is 0
   // linear_e4m3_stages and linear_e4m3_warpgroups alone. The weight is e4m3, and so are the rows.
-  const uint8_t* codes;  ///< [rows, weight.cols], on a multiple of 16 bytes; in place of `in`
-  int in_group;          ///< columns of a scale in in_scales [groups, rows]: 0 all, or a multiple of kScaleColumns
-  int weight_group;      ///< columns of the weight's rows that have the same scale, likewise
-  int units;             ///< multiprocessors; linear_warpgroups and linear_e4m3_warpgroups alone
+  int in_group;      ///< columns of a scale in in_scales [groups, rows]: 0 all, or a multiple of kScaleColumns
+  int weight_group;  ///< columns of the weight's rows that have the same scale, likewise
+  int units;         ///< multiprocessors; linear_warpgroups and linear_e4m3_warpgroups alone
   // linear_stages alone:
   int splits;          ///< blocks that share a tile by columns, at most; the order of sums depends on it
   int split_blocks;    ///< if splits > 1: there is memory for so many blocks, at least for a tile of each feature
@@ -201,9 +214,9 @@ struct ExpertsArgs {
   int tile_count;
   int tile_rows;  ///< experts_few: up to kFewExpertRows; experts_many: kBlockRows
   int features;
-  const uint16_t* in;  ///< halves [places, weight.cols]
-  const float* in_scales;
-  RowsArgs floats;  ///< [places, width]: what experts_few with tiles of one row reads, as LinearArgs::row
+  const uint16_t* in;      ///< halves [places, weight.cols]
+  const float* in_scales;  ///< [places], or null as LinearArgs::in_scales
+  RowsArgs floats;         ///< [places, width]: what experts_few with tiles of one row reads, as LinearArgs::row
   int width;
   int activation;
   RowsArgs out;

@@ -223,9 +223,13 @@ class GpuPlan final : public Plan {
   Result<void> multiply_experts(ExpertsArgs args, const std::vector<WeightId>& matrices, bool few);
   Result<LinearArgs> prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows);
   Result<LinearArgs> quantize(const RowsArgs& in, const LinearStep& step, LinearArgs layer);
-  /// Whether so many rows are multiplied by warpgroups.
-  bool by_warpgroups(std::int32_t rows) const noexcept;
+  template <class Wanted>
+  bool all_weights(const LinearStep& step, Wanted wanted) const noexcept;
+  /// Whether so many rows may be multiplied in other ways than fewer. `exact`: ways make no difference to the sums.
+  bool many(std::int32_t rows, bool exact) const noexcept;
+  bool by_warpgroups(std::int32_t rows, bool exact) const noexcept;
   bool as_e4m3(const LinearStep& step, std::int32_t rows) const noexcept;
+  bool as_int8(const LinearStep& step, std::int32_t rows) const noexcept;
   bool few(std::int32_t rows) const noexcept;
   LinearArgs layer_of(const LinearArgs& common, WeightId id, WeightId bias, const RowsArgs& out) const noexcept;
   Result<void> gated_unit(const LinearArgs& gate, const LinearArgs& up);

@@ -80,6 +80,7 @@ Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::int32_t* ind
   const bool one = sorted.tile_rows == 1, rounds = rounded_.bytes() > 0;
   layer.floats = one && !rounds ? RowsArgs{in.data, indices ? 0 : in.stride}
                                 : RowsArgs{rounded_.at<float>(), layout_.experts.padded};
+  layer.in_scales = one && !rounds ? nullptr : memory_.at<float>(layout_.experts.scales);
   if (one && !rounds) return {};
   PrepareArgs args{};
   args.in = in;
@@ -90,16 +91,13 @@ Result<void> GpuPlan::prepare_places(const RowsArgs& in, const std::int32_t* ind
   args.width = layer.width;
   args.padded = first.padded_cols();
   if (rounds) args.out = layer.floats;
-  if (!one) {
-    args.halves = memory_.at<std::uint16_t>(layout_.experts.halves);
-    args.scales = memory_.at<float>(layout_.experts.scales);
-  }
+  if (!one) args.halves = memory_.at<std::uint16_t>(layout_.experts.halves);
+  args.scales = memory_.at<float>(layout_.experts.scales);
   return device_->check(kernels().prepare(stream(), args), "prepare");
 }
 
 Result<void> GpuPlan::multiply_experts(ExpertsArgs args, const std::vector<WeightId>& matrices, bool few) {
   args.in = memory_.at<std::uint16_t>(layout_.experts.halves);
-  args.in_scales = memory_.at<float>(layout_.experts.scales);
   args.features = static_cast<int>(weight(matrices.front()).rows());
   const auto form_of = [&](WeightId id) { return weight(id).form(); };
   for (int form = 0; form < kForms; ++form) {

@@ -87,10 +87,11 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   layer.in_scales = memory_.at<float>(layout_.scales);
   layer.width = static_cast<int>(width(step.in));
   layer.units = device_->info().units;
-  if (as_e4m3(step, rows)) return quantize(in, step, layer);
+  if (as_e4m3(step, rows) || as_int8(step, rows)) return quantize(in, step, layer);
   const bool one = rows == 1 && few(rows);
   if (one && !first.rounds()) {
     layer.row = in.data;
+    layer.in_scales = nullptr;
     layer.norm = vector(step.norm);
     layer.epsilon = step.epsilon;
     return layer;
@@ -104,33 +105,46 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   args.width = layer.width;
   args.padded = first.padded_cols();
   if (first.rounds()) args.out = {rounded_.at<float>(), layout_.padded_input};
+  args.scales = memory_.at<float>(layout_.scales);
   if (one) {
     layer.row = args.out.data;
   } else {
     args.halves = memory_.at<std::uint16_t>(layout_.halves);
-    args.scales = memory_.at<float>(layout_.scales);
   }
   LLMINFER_TRY(device_->check(kernels().prepare(stream(), args), "prepare"));
   return layer;
 }
 
-bool GpuPlan::by_warpgroups(std::int32_t rows) const noexcept {
-  return rows > kManyRows && device_->info().warpgroups && options_.warpgroups && !options_.batch_invariant;
+bool GpuPlan::many(std::int32_t rows, bool exact) const noexcept {
+  return rows > kManyRows && (exact || !options_.batch_invariant);
+}
+bool GpuPlan::by_warpgroups(std::int32_t rows, bool exact) const noexcept {
+  return many(rows, exact) && device_->info().warpgroups && options_.warpgroups;
+}
+
+/// Whether that holds for all matrices of a step.
+template <class Wanted>
+bool GpuPlan::all_weights(const LinearStep& step, Wanted wanted) const noexcept {
+  return std::all_of(step.parts.begin(), step.parts.end(), [&](const LinearPart& part) {
+    return wanted(weight(part.weight)) && (part.tail != LinearPart::Tail::glu || wanted(weight(part.up_weight)));
+  });
 }
 
 /// Whether the step's products are of E4M3 by E4M3: its input is rounded to such numbers, all of its weights have them,
 /// and in each kScaleColumns columns of either the scales are the same.
 bool GpuPlan::as_e4m3(const LinearStep& step, std::int32_t rows) const noexcept {
-  const bool on_device = by_warpgroups(rows) || (device_->info().e4m3 && rows > kManyRows && !options_.batch_invariant);
+  const bool on_device = by_warpgroups(rows, false) || (many(rows, false) && device_->info().e4m3);
   const InputQuantization& input = weight(step.parts.front().weight).input();
   if (!on_device || (input.dynamic && input.group % kScaleColumns != 0 && input.group < width(step.in))) return false;
-  return std::all_of(step.parts.begin(), step.parts.end(), [&](const LinearPart& part) {
-    return weight(part.weight).e4m3_group() >= 0 &&
-           (part.tail != LinearPart::Tail::glu || weight(part.up_weight).e4m3_group() >= 0);
-  });
+  return all_weights(step, [](const GpuWeight& w) { return w.e4m3_group() >= 0; });
 }
 
-/// As prepare(), to E4M3 numbers and their scales, for which there is room where halves would be.
+/// Whether they are of int8 by int8, whose sums are exact, so that how many rows there are changes nothing.
+bool GpuPlan::as_int8(const LinearStep& step, std::int32_t rows) const noexcept {
+  return !few(rows) && all_weights(step, [](const GpuWeight& w) { return w.w8a8(); });
+}
+
+/// As prepare(), to bytes and their scales, for which there is room where halves would be.
 Result<LinearArgs> GpuPlan::quantize(const RowsArgs& in, const LinearStep& step, LinearArgs layer) {
   const InputQuantization& input = weight(step.parts.front().weight).input();
   QuantizeArgs args{};
@@ -141,7 +155,13 @@ Result<LinearArgs> GpuPlan::quantize(const RowsArgs& in, const LinearStep& step,
   args.rows = layer.rows;
   args.width = layer.width;
   args.codes = memory_.at<std::uint8_t>(layout_.halves);
-  args.scales = memory_.at<float>(layout_.halves + std::int64_t{args.rows} * args.width);
+  const std::int64_t scales_at = layout_.halves + std::int64_t{args.rows} * args.width;
+  args.scales = memory_.at<float>(scales_at);
+  if (input.kind == InputQuantization::Kind::int8) {
+    args.sums = memory_.at<std::int32_t>(scales_at + std::int64_t{args.rows} * std::int64_t{sizeof(float)});
+    layer.in_sums = args.sums;
+    layer.in_zero = input.dynamic ? 0 : input.zero;
+  }
   layer.in = nullptr;
   layer.codes = args.codes;
   layer.in_scales = args.scales;
@@ -189,6 +209,7 @@ LinearArgs GpuPlan::layer_of(const LinearArgs& common, WeightId id, WeightId bia
   LinearArgs args = common;
   args.weight = matrix(id);
   args.weight_group = std::max(weight(id).e4m3_group(), 0);
+  args.weight_sums = weight(id).sums_at(data(id));
   args.bias = vector(bias);
   args.out = out;
   return args;
@@ -198,17 +219,16 @@ LinearArgs GpuPlan::layer_of(const LinearArgs& common, WeightId id, WeightId bia
 Result<void> GpuPlan::linear(const LinearArgs& args) {
   if (few(args.rows)) return linear_few({{args}, 1});
   if (pass_.streams) device_->begin_in_turn();  // another kernel may have come after matrix()
-  const bool warpgroups = by_warpgroups(args.rows);
-  if (args.codes) {
+  const bool exact = args.codes && args.weight.form == Form::codes8, warpgroups = by_warpgroups(args.rows, exact);
+  if (args.codes && !exact) {
     const auto kernel = warpgroups ? kernels().linear_e4m3_warpgroups : kernels().linear_e4m3_stages;
     return device_->check(kernel(stream(), args), "linear_e4m3");
   }
   if (warpgroups) return device_->check(kernels().linear_warpgroups(stream(), args), "linear_warpgroups");
   if (!device_->info().copies) return device_->check(kernels().linear_many(stream(), args), "linear_many");
   // Few rows have few tiles, which blocks then share. Many have enough, and no sums to add.
-  const bool many = args.rows > kManyRows && !options_.batch_invariant;
   LinearArgs split = args;
-  split.splits = many ? 1 : column_splits(args.weight.rows, args.weight.cols);
+  split.splits = many(args.rows, exact) ? 1 : column_splits(args.weight.rows, args.weight.cols);
   split.split_blocks = layout_.split_blocks;
   split.parts = memory_.at<float>(layout_.split_parts);
   split.counters = memory_.at<std::uint32_t>(layout_.split_counters);

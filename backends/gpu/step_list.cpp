@@ -39,7 +39,8 @@ int embed(void* stream, const EmbedArgs& a) {
 }
 int prepare(void* stream, const PrepareArgs& a) {
   if (a.rows != 1 || a.indices || a.expert_of || a.halves) return kNoStep;
-  list_of(stream).append(StepKind::prepare, {row(a.in, a.width)}, {row(a.out, a.width)}).prepare = a;
+  list_of(stream).append(StepKind::prepare, {row(a.in, a.width)}, {row(a.out, a.width), floats(a.scales, 1)}).prepare =
+      a;
   return 0;
 }
 int linear_few(void* stream, const LayersArgs& a) {
@@ -47,6 +48,7 @@ int linear_few(void* stream, const LayersArgs& a) {
   for (const LinearArgs* layer = a.layers; layer < a.layers + a.count; ++layer) {
     if (layer->rows != 1) return kNoStep;
     reads.push_back(floats(layer->row, layer->width));
+    reads.push_back(floats(layer->in_scales, 1));
     reads.push_back(row(layer->residual, layer->weight.rows));
     writes.push_back(row(layer->out, layer->weight.rows));
   }
@@ -115,6 +117,9 @@ const KernelTable& StepList::table() {
                                         .linear_many = none,
                                         .linear_warpgroups = none,
                                         .linear_stages = none,
+                                        .quantize = none,
+                                        .linear_e4m3_warpgroups = none,
+                                        .linear_e4m3_stages = none,
                                         .route = none,
                                         .sort_pairs = none,
                                         .experts_few = none,

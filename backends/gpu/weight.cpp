@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "backends/common/w8a8.hpp"
 #include "core/error.hpp"
 #include "core/half.hpp"
 #include "quant/format.hpp"
@@ -68,6 +70,7 @@ struct RowOut {
   std::byte *high, *pairs, *bits;
   std::uint16_t *scales, *minimums;
   float* factor;
+  std::int32_t* sum;
 };
 
 void write_halves(const std::vector<float>& values, std::int64_t padded, const RowOut& out) {
@@ -135,15 +138,25 @@ void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& 
     default:
       range = 448;
   }
-  float most = 0.0f;
-  for (std::size_t g = 0; g < row.scale.size(); ++g) {
-    const float bound = std::max(std::abs(row.scale[g]) * range, std::abs(row.minimum[g]));
-    most = std::max(most, std::isfinite(bound) ? bound : 0.0f);
+  const bool one_scale = !out.minimums && std::all_of(row.scale.begin(), row.scale.end(),
+                                                      [&](float scale) { return scale == row.scale.front(); });
+  if (one_scale) {
+    *out.factor = row.scale.front() * power_of(range);
+  } else {
+    float most = 0.0f;
+    for (std::size_t g = 0; g < row.scale.size(); ++g) {
+      const float bound = std::max(std::abs(row.scale[g]) * range, std::abs(row.minimum[g]));
+      most = std::max(most, std::isfinite(bound) ? bound : 0.0f);
+    }
+    *out.factor = power_of(most);
   }
-  *out.factor = power_of(most);
   for (std::size_t g = 0; g < row.scale.size(); ++g) {
-    out.scales[g] = core::float_to_half(row.scale[g] / *out.factor);
+    out.scales[g] = core::float_to_half(one_scale ? 1.0f / power_of(range) : row.scale[g] / *out.factor);
     if (out.minimums) out.minimums[g] = core::float_to_half(row.minimum[g] / *out.factor);
+  }
+  if (out.sum) {
+    *out.sum = std::accumulate(row.code.begin(), row.code.begin() + layout.cols, 0) -
+               static_cast<std::int32_t>(layout.cols) * static_cast<std::int32_t>(layout.zero);
   }
   const auto eights = row.code.size() / 8;
   for (std::size_t e = 0; e < eights; ++e) {
@@ -170,14 +183,15 @@ void write_codes(const MatrixLayout& layout, const RowCodes& row, const RowOut& 
 struct Plane {
   std::int64_t offset, row_bytes;
 };
-constexpr std::size_t kPlanes = 6;
+constexpr std::size_t kPlanes = 7;
 std::array<Plane, kPlanes> planes_of(const MatrixLayout& l) {
   return {{{l.high, l.high_row},
            {l.pairs, l.pairs_row},
            {l.bits, l.bits_row},
            {l.scale, l.scales_row},
            {l.minimum, l.minimums ? l.scales_row : 0},
-           {l.factor, sizeof(float)}}};
+           {l.factor, sizeof(float)},
+           {l.sum, l.sums ? std::int64_t{sizeof(std::int32_t)} : 0}}};
 }
 
 /// Writes rows of a weight in their prepared form, with all threads of a team.
@@ -229,7 +243,13 @@ class RowWriter {
   RowOut out_of(const std::array<std::byte*, kPlanes>& to, std::int64_t row) const noexcept {
     const auto at = [&](std::size_t plane) { return to[plane] + row * planes_[plane].row_bytes; };
     const auto halves = [&](std::size_t plane) { return reinterpret_cast<std::uint16_t*>(at(plane)); };
-    return {at(0), at(1), at(2), halves(3), layout_.minimums ? halves(4) : nullptr, reinterpret_cast<float*>(at(5))};
+    return {at(0),
+            at(1),
+            at(2),
+            halves(3),
+            layout_.minimums ? halves(4) : nullptr,
+            reinterpret_cast<float*>(at(5)),
+            layout_.sums ? reinterpret_cast<std::int32_t*>(at(6)) : nullptr};
   }
 
   Result<void> write_row(std::int64_t row, const RowOut& out, Scratch& scratch) const {
@@ -268,6 +288,7 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
     l.group = fp8 ? 32 : format.shape.group;
     l.zero = static_cast<float>(format.shape.zero);
     l.minimums = format.shape.minimum;
+    l.sums = type == WeightType::w8_sym;
     if (l.form == Form::table4) l.table = table_of(type, format.shape);
     l.scales_row = l.padded_cols / l.group * 2;
   }
@@ -311,6 +332,7 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
   l.scale = place(l.scales_row * rows);
   l.minimum = place(l.minimums ? l.scales_row * rows : 0);
   l.factor = place(rows * static_cast<std::int64_t>(sizeof(float)));
+  l.sum = place(l.sums ? rows * static_cast<std::int64_t>(sizeof(std::int32_t)) : 0);
   l.table_at = place(l.table ? 16 * sizeof(float) : 0);
   return l;
 }
@@ -333,6 +355,7 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Stagi
   const std::shared_ptr<Device>& device = weight->device_ = staging.device();
   weight->input_ = view.details.input;
   weight->scale_columns_ = view.details.scale_columns;
+  weight->w8a8_ = backend::is_w8a8(view.type, view.cols, view.details);
   weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {

@@ -1,7 +1,8 @@
 // Weights in the form that the GPU kernels read (MatrixArgs), and how each format gets there.
 //
 // Formats of codes keep their codes, each width in its own planes, with half-precision scales relative to the largest
-// of the row; all others become halves relative to the largest of the row. See docs/adr/0014.
+// of the row, or exactly where the row has but one; all others become halves relative to the largest of the row. See
+// docs/adr/0014.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +30,10 @@ struct MatrixLayout {
   float zero = 0.0f;
   bool minimums = false;
   const float* table = nullptr;  ///< [16]
+  bool sums = false;             ///< of codes less the zero point, of the whole row
   // Bytes per row of each part, 0 for those that the form has not; and the parts' offsets.
   std::int64_t high_row = 0, pairs_row = 0, bits_row = 0, scales_row = 0;
-  std::int64_t high = 0, pairs = 0, bits = 0, scale = 0, minimum = 0, factor = 0, table_at = 0;
+  std::int64_t high = 0, pairs = 0, bits = 0, scale = 0, minimum = 0, factor = 0, sum = 0, table_at = 0;
   std::int64_t bytes = 0;
 };
 MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
@@ -59,6 +61,8 @@ class GpuWeight final : public PreparedWeight {
   bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
   /// Columns of a row that share a scale, as LinearArgs::weight_group; less than 0: it is not to be multiplied as E4M3.
   int e4m3_group() const noexcept;
+  /// Whether its layer's rows and it are multiplied as the integers that they are (LinearArgs::codes).
+  bool w8a8() const noexcept { return w8a8_; }
   bool streamed() const noexcept { return home_.kind != WeightHome::Kind::device; }
   bool in_storage() const noexcept { return home_.kind == WeightHome::Kind::storage; }
   const WeightHome& home() const noexcept { return home_; }
@@ -71,6 +75,10 @@ class GpuWeight final : public PreparedWeight {
   MatrixArgs matrix() const noexcept { return matrix_at(data()); }
   /// Of a copy of its bytes.
   MatrixArgs matrix_at(const std::byte* data) const noexcept;
+  /// LinearArgs::weight_sums, null unless w8a8()
+  const std::int32_t* sums_at(const std::byte* data) const noexcept {
+    return w8a8_ ? reinterpret_cast<const std::int32_t*>(data + layout_.sum) : nullptr;
+  }
   /// [cols], null unless rows == 1
   const float* vector_at(const std::byte* data) const noexcept {
     return rows() == 1 ? reinterpret_cast<const float*>(data + layout_.bytes) : nullptr;
@@ -88,6 +96,7 @@ class GpuWeight final : public PreparedWeight {
   MatrixLayout layout_;
   InputQuantization input_;
   std::int64_t scale_columns_ = 0;  ///< WeightDetails'
+  bool w8a8_ = false;
   WeightHome home_;
   std::int64_t bytes_ = 0;
   Buffer memory_;

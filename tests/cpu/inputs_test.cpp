@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "backends/common/w8a8.hpp"
 #include "core/file.hpp"
 #include "tests/cpu/linear_support.hpp"
 
@@ -134,7 +135,7 @@ TEST_CASE("weights and activations of 8 bits: sums of whole rows in integers, th
 }
 
 TEST_CASE("the largest codes do not overflow the sums of W8A8") {
-  const std::int64_t cols = cpu::kMaxByteCols / 32 * 32;
+  const std::int64_t cols = llminfer::backend::kMaxByteCols / 32 * 32;
   RandomWeight w = random_weight(WeightType::w8_sym, 16, cols, 26);
   for (std::size_t i = 0; i < w.bytes.size(); ++i) {
     if (i % 36 >= 4) w.bytes[i] = std::byte{0x80};

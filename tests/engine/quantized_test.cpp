@@ -5,23 +5,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/file.hpp"
-#include "load/safetensors.hpp"
 #include "tests/engine/divergence.hpp"
+#include "tests/engine/golden_checkpoint.hpp"
 #include "tests/engine/program_runner.hpp"
 #include "tests/load/reference_weight.hpp"
-#include "tests/load/temp_dir.hpp"
 
 using namespace llminfer;
 using test::check_weight;
 using test::divergence;
-using test::relative_error;
 using test::ProgramRunner;
+using test::put_golden_checkpoint;
+using test::relative_error;
 
 namespace {
 
@@ -71,24 +70,11 @@ nlohmann::json read_json(const std::string& path) {
 }  // namespace
 
 TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the reference") {
-  const std::string golden = LLMINFER_TEST_DATA "/quantized/";
-  const nlohmann::json reference = read_json(golden + "reference.json");
+  const nlohmann::json reference = read_json(LLMINFER_TEST_DATA "/quantized/reference.json");
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
     const test::TempDir folder;
-    const std::filesystem::path dir = folder / name;
-    std::filesystem::create_directory(dir);
-    std::string map;
-    for (const std::string& file : {std::string("base.safetensors"), name + ".safetensors"}) {
-      std::filesystem::copy_file(golden + file, dir / file);
-      const auto source = core::open_file(golden + file, true).value();
-      for (const load::TensorInfo& tensor : load::read_safetensors_header(*source, 0).value()) {
-        map += (map.empty() ? "\"" : ",\"") + tensor.name + "\":\"" + file + "\"";
-      }
-    }
-    folder.write(name + "/model.safetensors.index.json", "{\"weight_map\":{" + map + "}}");
-    std::filesystem::copy_file(golden + name + ".json", dir / "config.json");
     INFO(name);
-    check_model(dir.string(), reference["prompt_ids"], expected);
+    check_model(put_golden_checkpoint(folder, name), reference["prompt_ids"], expected);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <llminfer/llminfer.hpp>
 
 #include "core/file.hpp"
+#include "tests/engine/golden_checkpoint.hpp"
 #include "tests/engine/program_runner.hpp"
 #include "tests/gpu/machines.hpp"
 
@@ -86,6 +87,20 @@ TEST_CASE("An engine on the GPU, or on the GPU and the CPU, gives the reference'
 
 TEST_CASE("gpt-oss on the GPU: sinks, windows, experts in MXFP4 with biases, clamped units") {
   check_model("gpt-oss", make_machine_backend());
+}
+
+TEST_CASE("A W8A8 checkpoint on the GPU gives the reference's logits") {
+  const std::string golden = LLMINFER_TEST_DATA "/quantized/reference.json", name = "ct-w8a8-static";
+  const auto reference = nlohmann::json::parse(core::read_text_file(golden, 1 << 24).value());
+  const auto prompt = reference["prompt_ids"].get<std::vector<std::int32_t>>();
+  const nlohmann::json& checkpoint = reference["checkpoints"][name];
+  const TempDir folder;
+  const std::string path = put_golden_checkpoint(folder, name);
+  for (const Machine& machine : machines()) {
+    CAPTURE(machine.name);
+    const auto expected = checkpoint["last_logits"].get<std::vector<float>>();
+    CHECK(relative_error(ProgramRunner(path, make_machine_backend(machine.options)).forward(prompt), expected) < 1e-12);
+  }
 }
 
 TEST_CASE("Every tiny model, each kind of machine in turn", "[.slow]") {

@@ -82,6 +82,7 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   linear.in_scales = prepare.scales;
   if (normed) {
     linear.row = prepare.in.data;
+    linear.in_scales = nullptr;
     linear.norm = device_norm.at<float>();
     linear.epsilon = kEpsilon;
     linear.width = prepare.width;

@@ -36,7 +36,7 @@ struct Copy {
 
 /// A warp's sixteen rows of a product.
 struct Product {
-  std::array<float*, 32> d;
+  std::array<void*, 32> d;  ///< floats, or of bytes int32_t
   std::uint64_t a, b;
   bool accumulate;
   Factors factors;
@@ -175,12 +175,30 @@ struct Descriptor {
 
 /// "Matrix Fragments for wgmma.mma_async.m64nNk16" and k32: warp w has rows 16 w …, and of each eight columns lane 4 g
 /// + t has columns 2t and 2t + 1 of rows g and g + 8.
-float& sum_at(const Product& product, std::uint32_t row, std::uint32_t column) {
-  return product.d[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
+template <class Sum = float>
+Sum& sum_at(const Product& product, std::uint32_t row, std::uint32_t column) {
+  return static_cast<Sum*>(product.d[row % 8 * 4 + column % 8 / 2])[column / 8 * 4 + row / 8 * 2 + column % 2];
 }
 
 void run(const Product& product, std::uint32_t warp) {
   const Descriptor a(product.a), b(product.b);
+  if (product.factors == Factors::bytes) {
+    std::array<std::array<std::int32_t, 32>, 16> left;
+    std::array<std::array<std::int32_t, 32>, 128> right;  // [column][k]
+    for (std::uint32_t k = 0; k < 32; ++k) {
+      for (std::uint32_t row = 0; row < 16; ++row) left[row][k] = a.at<std::int8_t>(16 * (warp % 4) + row, k);
+      for (std::uint32_t column = 0; column < 128; ++column) right[column][k] = b.at<std::uint8_t>(column, k);
+    }
+    for (std::uint32_t row = 0; row < 16; ++row) {
+      for (std::uint32_t column = 0; column < 128; ++column) {
+        std::int32_t sum = 0;
+        for (std::uint32_t k = 0; k < 32; ++k) sum += left[row][k] * right[column][k];
+        auto& d = sum_at<std::int32_t>(product, row, column);
+        d = product.accumulate ? d + sum : sum;
+      }
+    }
+    return;
+  }
   if (product.factors == Factors::e4m3) {
     std::array<std::array<float, 32>, 16> left;
     std::array<std::array<float, 32>, 128> right;  // [column][k]
@@ -318,9 +336,9 @@ void product_fence() {
   collective(&none, 32, [](void* const*) { block.warp().fenced = true; });
 }
 
-void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors) {
+void product(void* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors) {
   struct Lane {
-    float* d;
+    void* d;
     std::uint64_t a, b;
     bool accumulate;
     Factors factors;

@@ -54,11 +54,11 @@ void copy_piece(void* to, const void* from, std::size_t bytes, bool exists);
 void copies_commit();
 void copies_wait(int groups);
 
-enum class Factors { halves, e4m3 };
-/// wgmma.fence, m64n128k16.f32.f16.f16 or m64n128k32.f32.e4m3.e4m3 of two matrices in shared memory, commit_group, and
-/// wait_group.
+enum class Factors { halves, e4m3, bytes };
+/// wgmma.fence, m64n128k16.f32.f16.f16, m64n128k32.f32.e4m3.e4m3 or m64n128k32.s32.s8.u8 of two matrices in shared
+/// memory, commit_group, and wait_group. `d`: floats, or int32_t.
 void product_fence();
-void product(float* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors = Factors::halves);
+void product(void* d, std::uint64_t a, std::uint64_t b, bool accumulate, Factors factors = Factors::halves);
 void product_commit();
 void product_wait(int groups);
 

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
     most[thread] = -infinity();
     sum[thread] = 0.0f;
   }
-  Accumulator out[kRowTiles][kDimTiles];
+  Accumulator<float> out[kRowTiles][kDimTiles];
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < kKeys / 16; ++j) {
-        Accumulator score;
+        Accumulator<float> score;
         clear(score);
 #pragma unroll
         for (int d = 0; d < kDim; d += 16) {

@@ -32,6 +32,10 @@ __device__ __forceinline__ uint4 pack_halves(const float* x) {
   return {word[0], word[1], word[2], word[3]};
 }
 
+/// Tiles of halves in shared memory: element (row, k) at tile[row * stride + k]; both factors have k in consecutive
+/// places. Rows lie on multiples of four bytes.
+__device__ __forceinline__ uint32_t two_halves(const uint16_t* at) { return *reinterpret_cast<const uint32_t*>(at); }
+
 /// Eight elements as they lie in memory, without their form.
 struct Packed {
   uint4 halves;        ///< f16
@@ -112,6 +116,42 @@ template <Form kForm>
 __device__ __forceinline__ Eight decode(const MatrixArgs& m, int row, int chunk, const float* table) {
   return decode<kForm>(m, read_eight<kForm>(m, row, chunk), table);
 }
+
+/// Whether such sums are of products of bytes.
+template <class Sum>
+inline constexpr bool kOfBytes = false;
+template <>
+inline constexpr bool kOfBytes<int32_t> = true;
+
+/// What is made of the sums of products of a feature.
+template <class Sum>
+struct SumEnd {
+  Sum less;
+  float factor;
+  /// `scale`: the row's.
+  __device__ __forceinline__ float value(Sum sum, float scale) const {
+    return rounded_product(static_cast<float>(sum - less) * factor, scale);
+  }
+};
+/// Sum int32_t: of LinearArgs::codes times the weight's codes less kByteZero.
+template <class Sum>
+__device__ __forceinline__ SumEnd<Sum> end_of_sums(const LinearArgs& l, int feature) {
+  const float factor = l.weight.factors[feature];
+  if constexpr (kOfBytes<Sum>) {
+    return {l.in_zero != 0 ? l.in_zero * l.weight_sums[feature] : 0, factor * kByteScale};
+  } else {
+    return {0.0f, factor};
+  }
+}
+/// A layer of codes as kernels of halves copy it: two bytes are one of these.
+inline LinearArgs bytes_as_halves(LinearArgs layer) {
+  layer.in = reinterpret_cast<const uint16_t*>(layer.codes);
+  layer.weight.form = Form::f16;
+  layer.weight.cols /= 2;
+  return layer;
+}
+/// Four codes of a weight, less kByteZero.
+__device__ __forceinline__ uint32_t signed_bytes(uint32_t codes) { return codes ^ 0x80808080u; }
 
 /// Brings the beginning of a row nearer: 32 lines of what is read of it, one for each lane.
 template <Form kForm>

@@ -22,7 +22,7 @@ __device__ __forceinline__ bool take_tile(const ExpertsArgs& a, LinearArgs& laye
       layer.up_bias = a.ups[tile.expert].bias;
     }
     layer.in = a.in + static_cast<int64_t>(tile.first) * expert.weight.cols;
-    layer.in_scales = a.in_scales + tile.first;
+    layer.in_scales = a.in_scales ? a.in_scales + tile.first : nullptr;
     layer.row = a.floats.data + tile.first * a.floats.stride;
     layer.norm = nullptr;
     layer.width = a.width;

@@ -1,7 +1,7 @@
 // What a block does of linear layers of few rows (decode): a group of 32 lanes computes two output features for all
 // rows. Bound by the reading of weights: each lane reads eight columns at a time, so that a group's reads are
-// consecutive. A single row is read as floats and normed on the way: its factor is known at the end, and is one of the
-// sum's. How many threads a block has changes nothing in the results.
+// consecutive. A single row is read as floats and, if nothing rounds it, normed on the way: its factor is known at the
+// end, and is one of the sum's. How many threads a block has changes nothing in the results.
 #pragma once
 
 #include <stddef.h>
@@ -130,10 +130,13 @@ __device__ __forceinline__ void compute_features(const LinearArgs& a, int block,
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= a.rows || lane != r) continue;
-      const float scale = kRows == 1 ? factor : a.in_scales[r];
-      float value = sums[f][r] * scale * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
+      const float scale = kRows > 1 || a.in_scales ? a.in_scales[r] : factor;
+      const auto value_of = [&](const MatrixArgs& m, float sum) {
+        return rounded_product(sum * m.factors[feature], scale);
+      };
+      float value = value_of(a.weight, sums[f][r]) + (a.bias ? a.bias[feature] : 0.0f);
       if (a.up.rows > 0) {
-        const float up = ups[f][r] * scale * a.up.factors[feature] + (a.up_bias ? a.up_bias[feature] : 0.0f);
+        const float up = value_of(a.up, ups[f][r]) + (a.up_bias ? a.up_bias[feature] : 0.0f);
         value = gated(a.activation, value, up);
       }
       if (a.residual.data) value += a.residual.data[r * a.residual.stride + feature];

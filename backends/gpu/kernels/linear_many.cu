@@ -1,5 +1,7 @@
 // Linear layers of many rows (prefill): blocks of 64 rows by 64 output features on matrix units. Weights are decoded to
-// halves on their way into shared memory; the next tiles are read while the present ones are multiplied.
+// halves on their way into shared memory; the next tiles are read while the present ones are multiplied. Of rows and
+// weights of bytes, two lie where a half would.
+#include "backends/gpu/kernels/copies.hpp"
 #include "backends/gpu/kernels/experts.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/mma.hpp"
@@ -14,7 +16,8 @@ constexpr int kStride = kDepth + 8;  ///< halves; keeps 16-byte writes and fragm
 constexpr int kChunks = kTile * (kDepth / 8) / kThreads;  ///< eights of columns per thread and tile
 
 /// A tile of rows and output features. `kWaits`: nothing has been read yet but `a`, and former kernels may still run.
-template <Form kForm, bool kWaits>
+/// Sum int32_t: of bytes_as_halves().
+template <Form kForm, bool kWaits, class Sum = float>
 __device__ __forceinline__ void compute(const LinearArgs& a, int first_row, int first_feature, const float* table) {
   __shared__ LLMINFER_ALIGNED uint16_t left[kTile * kStride];
   __shared__ LLMINFER_ALIGNED uint16_t right[kTile * kStride];
@@ -22,22 +25,27 @@ __device__ __forceinline__ void compute(const LinearArgs& a, int first_row, int 
   constexpr int kRowTiles = 2, kColTiles = 2 * 4 / kWaves;  // of 16; two waves side by side in rows
   const int thread = static_cast<int>(threadIdx.x), wave = thread / kMmaLanes;
   const int wave_row = wave % 2 * 32, wave_col = wave / 2 * kColTiles * 16;
-  Accumulator sums[kRowTiles][kColTiles];
+  Accumulator<Sum> sums[kRowTiles][kColTiles];
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
     for (int j = 0; j < kColTiles; ++j) clear(sums[i][j]);
   }
   uint4 next_left[kChunks], next_right[kChunks];
+  const int chunks = a.weight.cols / 8;
+  const auto at = [&](int line, int chunk) { return static_cast<int64_t>(line) * chunks + chunk; };
+  const auto exists = [&](int chunk) { return !kOfBytes<Sum> || chunk < chunks; };  // halves have whole kDepths
   // Lines past the end are read from the last one and never written out.
   const auto fetch_features = [&](int column) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int item = thread + c * kThreads, line = item / (kDepth / 8), chunk = column / 8 + item % (kDepth / 8);
       const int feature = first_feature + line < a.weight.rows ? first_feature + line : a.weight.rows - 1;
-      if constexpr (kForm == Form::f16) {
-        next_right[c] =
-            static_cast<const uint4*>(a.weight.high)[static_cast<int64_t>(feature) * (a.weight.cols / 8) + chunk];
+      if constexpr (kOfBytes<Sum>) {
+        const uint4 codes = exists(chunk) ? static_cast<const uint4*>(a.weight.high)[at(feature, chunk)] : uint4{};
+        next_right[c] = {signed_bytes(codes.x), signed_bytes(codes.y), signed_bytes(codes.z), signed_bytes(codes.w)};
+      } else if constexpr (kForm == Form::f16) {
+        next_right[c] = static_cast<const uint4*>(a.weight.high)[at(feature, chunk)];
       } else {
         Eight e = decode<kForm>(a.weight, feature, chunk, table);
 #pragma unroll
@@ -51,7 +59,7 @@ __device__ __forceinline__ void compute(const LinearArgs& a, int first_row, int 
     for (int c = 0; c < kChunks; ++c) {
       const int item = thread + c * kThreads, line = item / (kDepth / 8), chunk = column / 8 + item % (kDepth / 8);
       const int row = first_row + line < a.rows ? first_row + line : a.rows - 1;
-      next_left[c] = reinterpret_cast<const uint4*>(a.in)[static_cast<int64_t>(row) * (a.weight.cols / 8) + chunk];
+      next_left[c] = exists(chunk) ? reinterpret_cast<const uint4*>(a.in)[at(row, chunk)] : uint4{};
     }
   };
   fetch_features(0);
@@ -88,10 +96,10 @@ __device__ __forceinline__ void compute(const LinearArgs& a, int first_row, int 
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
     for (int j = 0; j < kColTiles; ++j) {
-      for_each(sums[i][j], [&](int r, int c, float value) {
+      for_each(sums[i][j], [&](int r, int c, Sum sum) {
         const int row = first_row + wave_row + 16 * i + r, feature = first_feature + wave_col + 16 * j + c;
         if (row >= a.rows || feature >= a.weight.rows) return;
-        value = value * a.in_scales[row] * a.weight.factors[feature] + (a.bias ? a.bias[feature] : 0.0f);
+        float value = end_of_sums<Sum>(a, feature).value(sum, a.in_scales[row]) + (a.bias ? a.bias[feature] : 0.0f);
         if (a.residual.data) value += a.residual.data[row * a.residual.stride + feature];
         a.out.data[row * a.out.stride + feature] = value;
       });
@@ -109,6 +117,13 @@ __global__ void __launch_bounds__(kThreads) linear_many_kernel(LinearArgs a) {
   compute<kForm, true>(a, static_cast<int>(blockIdx.y) * kTile, static_cast<int>(blockIdx.x) * kTile, table);
 }
 
+__global__ void __launch_bounds__(kThreads) linear_many_bytes_kernel(LinearArgs a) {
+#if !defined(LLMINFER_GPU_COPY_CODE) || defined(LLMINFER_GPU_EMULATED)  // else linear_stages has come
+  compute<Form::f16, true, int32_t>(a, static_cast<int>(blockIdx.y) * kTile, static_cast<int>(blockIdx.x) * kTile,
+                                    nullptr);
+#endif
+}
+
 template <Form kForm>
 __global__ void __launch_bounds__(kThreads) experts_many_kernel(ExpertsArgs a) {
   __shared__ LinearArgs layer;
@@ -122,6 +137,7 @@ __global__ void __launch_bounds__(kThreads) experts_many_kernel(ExpertsArgs a) {
 int linear_many(void* stream, const LinearArgs& args) {
   const Grid grid{static_cast<unsigned>((args.weight.rows + kTile - 1) / kTile),
                   static_cast<unsigned>((args.rows + kTile - 1) / kTile)};
+  if (args.codes) return launch(stream, grid, kThreads, linear_many_bytes_kernel, bytes_as_halves(args));
   return with_form(args.weight.form,
                    [&]<Form kForm>() { return launch(stream, grid, kThreads, linear_many_kernel<kForm>, args); });
 }

@@ -11,8 +11,11 @@
 // Where there are few tiles, several blocks share one by columns. Their sums are added by the last one to come, in the
 // order of the columns.
 //
-// Rows and weights of E4M3 both are multiplied as they are (sm_89, sm_120), 64 rows at a time. Each stage's sums are
-// added to floats, with the scales of its columns where these are not the same for whole rows.
+// Rows and weights of bytes, int8 both, come as those of halves would, two bytes for each, and are multiplied as they
+// are.
+//
+// So are those of E4M3 both (sm_89, sm_120), 64 rows at a time. Each stage's sums are added to floats, with the scales
+// of its columns where these are not the same for whole rows.
 #include "backends/gpu/kernels/copies.hpp"
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/mma.hpp"
@@ -27,8 +30,9 @@ constexpr int kEightTiles = 4;          ///< eights of features of a warp
 constexpr int kSharedLimit = 99 << 10;  ///< of a block, on the machines that have least
 static_assert(kSplitFeatures == kThreads / 32 * kEightTiles * 8);
 
-/// What a stage holds of `kTiles` times 16 rows and of the weight's parts, which lie by thread.
-template <Form kForm, int kTiles>
+/// What a stage holds of `kTiles` times 16 rows and of the weight's parts, which lie by thread. Sum int32_t: of
+/// bytes_as_halves(), whose form is f16.
+template <Form kForm, int kTiles, class Sum = float>
 struct Stage {
   static constexpr bool kCodes = kForm != Form::f16;
   static constexpr bool kBytes = kForm == Form::codes8 || kForm == Form::e4m3;
@@ -45,8 +49,9 @@ struct Stage {
   static constexpr int kPairsAt = kAll * kHigh, kBitsAt = kPairsAt + kAll * kPairs, kScaleAt = kBitsAt + kAll * kBits,
                        kMinimumAt = kScaleAt + kAll * kScale, kRowsAt = kMinimumAt + kAll * kMinimum;
   static constexpr int kSize = kRowsAt + 16 * kTiles * kColumns * 2;
-  /// Few rows wait for memory, many for the units, of which more blocks keep more busy.
-  static constexpr int kCount = kTiles == 4 ? 2 : 4;
+  /// Few rows wait for memory, many for the units, of which more blocks keep more busy. Bytes are multiplied in half
+  /// the time that halves take.
+  static constexpr int kCount = kTiles == 4 && !kOfBytes<Sum> ? 2 : 4;
   static_assert(kCount * kSize <= kSharedLimit);
 };
 
@@ -66,9 +71,9 @@ __device__ __forceinline__ int row_place(int row, int lane, int eight) {
 #if defined(LLMINFER_GPU_COPY_CODE)
 
 /// A thread's part of the copies of a block's stages.
-template <Form kForm, int kTiles>
+template <Form kForm, int kTiles, class Sum>
 struct Filler {
-  using S = Stage<kForm, kTiles>;
+  using S = Stage<kForm, kTiles, Sum>;
   const LinearArgs& l;
   unsigned char* memory;
   int first_row;
@@ -122,10 +127,10 @@ struct ScalePlaces {
 };
 
 /// sums += the stage's weights * its rows^T.
-template <Form kForm, int kTiles>
+template <Form kForm, int kTiles, class Sum>
 __device__ __forceinline__ void multiply(const unsigned char* stage, const ScalePlaces& places, const ZeroPoint& zero,
-                                         const float* table, float (&sums)[2 * kTiles][kEightTiles / 2][4]) {
-  using S = Stage<kForm, kTiles>;
+                                         const float* table, Sum (&sums)[2 * kTiles][kEightTiles / 2][4]) {
+  using S = Stage<kForm, kTiles, Sum>;
   const int thread = static_cast<int>(threadIdx.x), g = thread % 32 / 4, t = thread % 4;
   const auto part = [&](int at, int bytes, int j) { return stage + at + (j * kThreads + thread) * bytes; };
   const auto word = [](const unsigned char* from, int i) { return reinterpret_cast<const uint32_t*>(from)[i]; };
@@ -163,7 +168,12 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Scale
           }
         }
       }
-      w[j] = decode_halves<kForm>(packed, scales[j], minimums[j], zero, table);
+      if constexpr (kOfBytes<Sum>) {
+        const uint4& codes = packed.halves;
+        w[j] = {{{signed_bytes(codes.x), signed_bytes(codes.y)}, {signed_bytes(codes.z), signed_bytes(codes.w)}}};
+      } else {
+        w[j] = decode_halves<kForm>(packed, scales[j], minimums[j], zero, table);
+      }
     }
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
@@ -175,7 +185,11 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Scale
         for (int j = 0; j < kEightTiles; j += 2) {
           const uint32_t a[4] = {w[j].word[step][0], w[j + 1].word[step][0], w[j].word[step][1],
                                  w[j + 1].word[step][1]};
-          mma_m16n8k16(sums[i][j / 2], a, b[step]);
+          if constexpr (kOfBytes<Sum>) {
+            mma_m16n8k32_s8(sums[i][j / 2], a, b[step]);
+          } else {
+            mma_m16n8k16(sums[i][j / 2], a, b[step]);
+          }
         }
       }
     }
@@ -183,18 +197,21 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Scale
 }
 
 /// The sums of all blocks of a tile, in the last of them to come. False: this is another one.
-template <int kTiles>
-__device__ __forceinline__ bool add_parts(const LinearArgs& l, float (&sums)[2 * kTiles][kEightTiles / 2][4]) {
+template <int kTiles, class Sum>
+__device__ __forceinline__ bool add_parts(const LinearArgs& l, Sum (&sums)[2 * kTiles][kEightTiles / 2][4]) {
+  struct LLMINFER_ALIGNED Four {
+    Sum x, y, z, w;
+  };
   __shared__ uint32_t before;
   constexpr int kVectors = kTiles * kEightTiles;
   const int thread = static_cast<int>(threadIdx.x), parts = static_cast<int>(gridDim.z);
   const auto tile = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
   const auto at = [&](int part, int vector) {
-    return reinterpret_cast<float4*>(l.parts) + ((tile * parts + part) * kVectors + vector) * kThreads + thread;
+    return reinterpret_cast<Four*>(l.parts) + ((tile * parts + part) * kVectors + vector) * kThreads + thread;
   };
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const float(&s)[4] = sums[v / 2][v % 2];
+    const Sum(&s)[4] = sums[v / 2][v % 2];
     *at(static_cast<int>(blockIdx.z), v) = {s[0], s[1], s[2], s[3]};
   }
   publish();
@@ -206,29 +223,30 @@ __device__ __forceinline__ bool add_parts(const LinearArgs& l, float (&sums)[2 *
   if (thread == 0) l.counters[tile] = 0;  // for the next layer
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    float4 all = *at(0, v);
+    Four all = *at(0, v);
     for (int part = 1; part < parts; ++part) {
-      const float4 more = *at(part, v);
+      const Four more = *at(part, v);
       all = {all.x + more.x, all.y + more.y, all.z + more.z, all.w + more.w};
     }
-    float(&s)[4] = sums[v / 2][v % 2];
+    Sum(&s)[4] = sums[v / 2][v % 2];
     s[0] = all.x, s[1] = all.y, s[2] = all.z, s[3] = all.w;
   }
   return true;
 }
 
-/// `factor_of(feature)` and `scale_of(row)` are what sums are multiplied by.
-template <int kTiles, class Factor, class Scale>
-__device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[2 * kTiles][kEightTiles / 2][4],
-                                      int first_row, int first_feature, Factor factor_of, Scale scale_of) {
+/// `end_of(feature)`: what is made of its sums, with `scale_of(row)`.
+template <int kTiles, class Sum, class End, class Scale>
+__device__ __forceinline__ void write(const LinearArgs& l, const Sum (&sums)[2 * kTiles][kEightTiles / 2][4],
+                                      int first_row, int first_feature, End end_of, Scale scale_of) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int features[kEightTiles];
-  float factors[kEightTiles], biases[kEightTiles];
+  SumEnd<Sum> ends[kEightTiles];
+  float biases[kEightTiles];
 #pragma unroll
   for (int j = 0; j < kEightTiles; ++j) {
     const int f = first_feature + 8 * j + lane / 4, feature = f < l.weight.rows ? f : l.weight.rows - 1;
     features[j] = f;
-    factors[j] = factor_of(feature);
+    ends[j] = end_of(feature);
     biases[j] = l.bias ? l.bias[feature] : 0.0f;
   }
 #pragma unroll
@@ -239,7 +257,7 @@ __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[2
     float values[kEightTiles];
 #pragma unroll
     for (int j = 0; j < kEightTiles; ++j) {
-      values[j] = sums[i / 2][j / 2][j % 2 * 2 + i % 2] * scale * factors[j] + biases[j];
+      values[j] = ends[j].value(sums[i / 2][j / 2][j % 2 * 2 + i % 2], scale) + biases[j];
       if (l.residual.data && features[j] < l.weight.rows) {
         values[j] += l.residual.data[row * l.residual.stride + features[j]];
       }
@@ -253,17 +271,17 @@ __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[2
 
 #endif
 
-template <Form kForm, int kTiles>
+template <Form kForm, int kTiles, class Sum = float>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 3 : 2) linear_stages_kernel(StagesArgs a) {
 #if defined(LLMINFER_GPU_COPY_CODE)
-  using S = Stage<kForm, kTiles>;
+  using S = Stage<kForm, kTiles, Sum>;
   __shared__ float table[16];
   const LinearArgs& l = a.linear;
   const int thread = static_cast<int>(threadIdx.x);
   const int first_row = static_cast<int>(blockIdx.y) * 16 * kTiles,
             first_feature = static_cast<int>(blockIdx.x) * kSplitFeatures + thread / 32 * kEightTiles * 8;
   if (kForm == Form::table4 && thread < 16) table[thread] = l.weight.table[thread];
-  Filler<kForm, kTiles> filler{l, dynamic_shared_memory(), first_row, {}, {}};
+  Filler<kForm, kTiles, Sum> filler{l, dynamic_shared_memory(), first_row, {}, {}};
   ScalePlaces places{{}, S::kOwn == 32 && l.weight.group_shift == 4 ? 0x2222u : 0, l.weight.minimums ? 0 : 0x4444u};
 #pragma unroll
   for (int j = 0; j < kEightTiles; ++j) {
@@ -289,7 +307,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 3 : 2) linear_stages_k
     if (begin + ahead < end) filler.rows(begin + ahead, ahead);
     copies_commit();
   }
-  float sums[2 * kTiles][kEightTiles / 2][4] = {};
+  Sum sums[2 * kTiles][kEightTiles / 2][4] = {};
   int slot = 0;
   for (int stage = begin; stage < end; ++stage) {
     copies_wait<S::kCount - 2>();
@@ -305,7 +323,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 3 : 2) linear_stages_k
   }
   if (gridDim.z > 1 && !add_parts<kTiles>(l, sums)) return;
   write<kTiles>(
-      l, sums, first_row, first_feature, [&](int feature) { return l.weight.factors[feature]; },
+      l, sums, first_row, first_feature, [&](int feature) { return end_of_sums<Sum>(l, feature); },
       [&](int row) { return l.in_scales[row]; });
 #endif
 }
@@ -440,22 +458,29 @@ __global__ void __launch_bounds__(kThreads, 2) linear_e4m3_stages_kernel(LinearA
   write<kTiles>(
       l, sums, first_row, first_feature,
       [&](int feature) {
-        return kGroups ? l.weight.factors[feature] : l.weight.factors[feature] * weight_scale(feature, 0);
+        const float factor = l.weight.factors[feature];
+        return SumEnd<float>{0.0f, kGroups ? factor : factor * weight_scale(feature, 0)};
       },
       [&](int row) { return kGroups ? 1.0f : l.in_scales[row]; });
 #endif
 }
 
-template <Form kForm, int kTiles>
+template <Form kForm, int kTiles, class Sum = float>
 int launch_tiles(void* stream, const LinearArgs& args, bool early) {
-  using S = Stage<kForm, kTiles>;
+  using S = Stage<kForm, kTiles, Sum>;
   const int stages = (args.weight.cols + S::kColumns - 1) / S::kColumns,
             per_part = (stages + args.splits - 1) / args.splits;
   const Grid grid{static_cast<unsigned>((args.weight.rows + kSplitFeatures - 1) / kSplitFeatures),
                   static_cast<unsigned>((args.rows + 16 * kTiles - 1) / (16 * kTiles)),
                   static_cast<unsigned>((stages + per_part - 1) / per_part)};
-  return launch_with_shared(stream, grid, kThreads, S::kCount * S::kSize, linear_stages_kernel<kForm, kTiles>,
+  return launch_with_shared(stream, grid, kThreads, S::kCount * S::kSize, linear_stages_kernel<kForm, kTiles, Sum>,
                             StagesArgs{args, per_part, early});
+}
+
+int launch_bytes(void* stream, const LinearArgs& args, bool early) {
+  const LinearArgs halves = bytes_as_halves(args);
+  return args.rows <= 16 ? launch_tiles<Form::f16, 1, int32_t>(stream, halves, early)
+                         : launch_tiles<Form::f16, 4, int32_t>(stream, halves, early);
 }
 
 }  // namespace
@@ -468,13 +493,18 @@ int linear_stages(void* stream, const LinearArgs& args) {
   for (int row = 0; row < args.rows; row += most) {
     some.rows = args.rows - row < most ? args.rows - row : most;
     const bool early = row == 0;  // what follows would not see weights that were copied before the first (ADR 0033)
-    const int error = with_form(args.weight.form, [&]<Form kForm>() {
+    const int error = args.codes ? launch_bytes(stream, some, early) : with_form(args.weight.form, [&]<Form kForm>() {
       if (some.rows <= 16) return launch_tiles<kForm, 1>(stream, some, early);
       if (some.rows <= 32) return launch_tiles<kForm, 2>(stream, some, early);
       return launch_tiles<kForm, 4>(stream, some, early);
     });
     if (error != 0) return error;
-    some.in += static_cast<int64_t>(most) * args.weight.cols;
+    const int64_t columns = static_cast<int64_t>(most) * args.weight.cols;
+    if (args.codes) {
+      some.codes += columns;
+    } else {
+      some.in += columns;
+    }
     some.in_scales += most;
     some.out.data += most * args.out.stride;
     if (some.residual.data) some.residual.data += most * args.residual.stride;

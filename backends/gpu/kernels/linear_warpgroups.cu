@@ -2,6 +2,10 @@
 // a ring of tiles in shared memory, activations and halves by the copy engine, other weights by decoding them; two
 // multiply what is there. Blocks go on with the next tile while the sums of the last one are written.
 //
+// Rows and weights of bytes, int8 both, come as those of halves would, two bytes for each. Products are of the rows'
+// signed integers by the weights' codes as they are, which are too large by kByteZero: at the end the sums have that
+// many times those of the rows' integers taken off.
+//
 // Rows and weights of E4M3 both come by the copy engine and are multiplied as they are, 128 rows and features by 128
 // columns at a time. What such products add up is added to floats after each stage, with the scales of its columns
 // where these are not the same for whole rows.
@@ -110,15 +114,17 @@ __device__ __forceinline__ void fill(const WarpgroupArgs& a, const Stages& stage
 
 /// Finishes sums and writes them, so many at a time that their reads seldom wait for each other's writes. What lies
 /// past the end is read as the last one. `scale_of(row)`: what sums are multiplied by beside the weight's factors.
-template <int kHigh, class Scale>
-__device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[kHigh][64], int first_row,
+template <class Sum, int kHigh, class Scale>
+__device__ __forceinline__ void write(const LinearArgs& l, const Sum (&sums)[kHigh][64], int first_row,
                                       int first_feature, Scale scale_of) {
   constexpr int kTogether = 4;  // more need registers that the sums have
 #pragma unroll
   for (int part = 0; part < 2 * kHigh; ++part) {  // of a row each
-    const float* const from = sums[part / 2] + part % 2 * 2;
+    const Sum* const from = sums[part / 2] + part % 2 * 2;
     const int r = first_row + part / 2 * kProductRows + sum_row(part % 2 * 2), row = r < l.rows ? r : l.rows - 1;
     const float scale = scale_of(row);
+    Sum less = 0;
+    if constexpr (kOfBytes<Sum>) less = kByteZero * l.in_sums[row];
     const float* const residual = l.residual.data ? l.residual.data + row * l.residual.stride : nullptr;
     float* const out = l.out.data + row * l.out.stride;
 #pragma unroll
@@ -128,7 +134,7 @@ __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[k
       for (int j = 0; j < kTogether; ++j) {
         const int i = (begin + j) / 2 * 4 + j % 2, f = first_feature + sum_column(i);
         const int feature = f < l.weight.rows ? f : l.weight.rows - 1;
-        values[j] = from[i] * scale * l.weight.factors[feature] + (l.bias ? l.bias[feature] : 0.0f);
+        values[j] = end_of_sums<Sum>(l, feature).value(from[i] - less, scale) + (l.bias ? l.bias[feature] : 0.0f);
         if (residual) values[j] += residual[feature];
       }
 #pragma unroll
@@ -143,7 +149,7 @@ __device__ __forceinline__ void write(const LinearArgs& l, const float (&sums)[k
 
 /// Multiplies what the stages hold, one after the other. A stage is given back when the products of the next one were
 /// started, since only then is it waited for.
-template <int kHigh>
+template <int kHigh, class Sum>
 __device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& stages) {
   using R = Ring<kHigh>;
   const LinearArgs& l = a.linear;
@@ -152,7 +158,7 @@ __device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& s
   const uint64_t tiles = tile_descriptor(shared_address(stages.tiles));
   uint32_t turn = 0;
   for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
-    float sums[kHigh][64];
+    Sum sums[kHigh][64];
     for (int column = 0; column < l.weight.cols; column += kTileColumns, ++turn) {
       const uint32_t stage = turn % R::kStages;
       const uint64_t weight = tiles + stage * (R::kStageBytes / 16),
@@ -175,8 +181,8 @@ __device__ __forceinline__ void multiply(const WarpgroupArgs& a, const Stages& s
 #pragma unroll
     for (int high = 0; high < kHigh; ++high) settle_sums(sums[high]);
     if (first_lane) barrier_arrive(stages.empty + (turn - 1) % R::kStages);
-    write<kHigh>(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures,
-                 [&](int row) { return l.in_scales[row]; });
+    write(l, sums, tile % a.row_tiles * R::kRows + group_row, tile / a.row_tiles * kFeatures,
+          [&](int row) { return l.in_scales[row]; });
   }
 }
 
@@ -293,14 +299,15 @@ __device__ __forceinline__ void multiply_e4m3(const WarpgroupArgs& a, const E4m3
         if (i % 4 == 3) asm volatile("" ::: "memory");
       }
     }
-    write<1>(l, sums, tile % a.row_tiles * R::kRows + group_row, first_feature,
-             [&](int row) { return kGroups ? 1.0f : l.in_scales[row]; });
+    write(l, sums, tile % a.row_tiles * R::kRows + group_row, first_feature,
+          [&](int row) { return kGroups ? 1.0f : l.in_scales[row]; });
   }
 }
 
 #endif
 
-template <Form kForm, int kHigh>
+/// Sum int32_t: of bytes_as_halves().
+template <Form kForm, int kHigh, class Sum = float>
 __global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __grid_constant__ WarpgroupArgs a) {
 #if defined(LLMINFER_GPU_WARPGROUP_CODE)
   using R = Ring<kHigh>;
@@ -329,7 +336,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_warpgroups_kernel(const __
     if (kForm != Form::f16 || thread == 0) fill<kForm, kHigh>(a, stages, table);
   } else {
     more_registers<kMultiplier>();
-    multiply<kHigh>(a, stages);
+    multiply<kHigh, Sum>(a, stages);
   }
 #endif
 }
@@ -371,6 +378,10 @@ int launch_high(void* stream, WarpgroupArgs& args) {
   args.row_tiles = (l.rows + Ring<kHigh>::kRows - 1) / Ring<kHigh>::kRows;
   args.tiles = args.row_tiles * ((l.weight.rows + kFeatures - 1) / kFeatures);
   const auto blocks = static_cast<unsigned>(args.tiles < l.units ? args.tiles : l.units);
+  if (l.codes) {
+    return launch_with_shared(stream, {blocks}, kThreads, Ring<kHigh>::kSharedBytes,
+                              linear_warpgroups_kernel<Form::f16, kHigh, int32_t>, args);
+  }
   return with_form(l.weight.form, [&]<Form kForm>() {
     return launch_with_shared(stream, {blocks}, kThreads, Ring<kHigh>::kSharedBytes,
                               linear_warpgroups_kernel<kForm, kHigh>, args);
@@ -379,7 +390,8 @@ int launch_high(void* stream, WarpgroupArgs& args) {
 
 }  // namespace
 
-int linear_warpgroups(void* stream, const LinearArgs& args) {
+int linear_warpgroups(void* stream, const LinearArgs& layer) {
+  const LinearArgs args = layer.codes ? bytes_as_halves(layer) : layer;
   WarpgroupArgs a{};
   a.linear = args;
   if (const int error = make_tile_map(a.in, args.in, args.weight.cols, args.rows, kBoxRows)) return error;

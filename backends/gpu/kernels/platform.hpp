@@ -227,6 +227,18 @@ __device__ __forceinline__ float e4m3_to_float(uint32_t bits) {
   return (bits & 0x7fu) == 0x7fu ? bits_to_float((bits & 0x80u) << 24 | 0x7fc00000u) : e4m3_number(bits);
 }
 
+/// a * b as it is: what is then added is added to the rounded product, whatever the compiler and the kernel.
+__device__ __forceinline__ float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+  return a * b;
+#endif
+}
+
 /// The nearest E4M3 number, ties to even; beyond the largest one, and for NaN, that of the same sign.
 __device__ __forceinline__ uint32_t float_to_e4m3(float x) {
   const uint32_t sign = float_to_bits(x) >> 24 & 0x80u;

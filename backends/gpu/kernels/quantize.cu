@@ -1,5 +1,6 @@
-// Rows for products of E4M3 by E4M3: normed, and rounded to a byte per element under a scale per row or per group of
-// columns. The numbers are those that prepare() makes of the same rounding. One block per row.
+// Rows for products of E4M3 by E4M3 and of int8 by int8: normed, and rounded to a byte per element under a scale per
+// row or, of E4M3, per group of columns. The numbers are those that prepare() makes of the same rounding. One block per
+// row.
 #include "backends/gpu/kernels/kernels.hpp"
 #include "backends/gpu/kernels/rows.hpp"
 
@@ -9,13 +10,15 @@ namespace {
 constexpr int kThreads = kRowThreads;
 constexpr uint8_t kNan = 0x7f;
 
-/// What values whose largest magnitude is `most` are divided by; 0: they are all taken for zeros.
-__device__ __forceinline__ float scale_of(const RoundingArgs& rounding, float most) {
-  if (!finite(most)) return 1.0f;
-  if (!rounding.dynamic) return rounding.scale;
-  return most < 0x1p-126f ? 0.0f : dynamic_scale(rounding, most);
+/// Where not all values are finite, the scale is NaN if the codes are integers, which have none.
+__device__ __forceinline__ float scale_of_codes(const RoundingArgs& rounding, float most) {
+  if (finite(most)) return scale_of(rounding, most);
+  return rounding.kind == 1 ? bits_to_float(0x7fc00000u) : 1.0f;
 }
-__device__ __forceinline__ uint8_t code_of(float x, float scale, float most) {
+__device__ __forceinline__ uint8_t code_of(const RoundingArgs& rounding, float x, float scale, float most) {
+  if (rounding.kind == 1) {
+    return finite(most) && scale != 0.0f ? static_cast<uint8_t>(static_cast<int>(int8_code(rounding, x, scale))) : 0;
+  }
   if (!finite(most)) return kNan;
   return scale == 0.0f ? uint8_t{0} : static_cast<uint8_t>(float_to_e4m3(x / scale));
 }
@@ -40,9 +43,16 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs a) {
       most = largest(most, finite(x) ? absolute(x) : infinity());
     }
     most = whole ? largest_of_block<kThreads>(most, shared) : largest_of_lanes(most);
-    const float scale = scale_of(a.rounding, most);
-    for (int i = begin + lane; i < end; i += lanes) codes[i] = code_of(normed(i), scale, most);
+    const float scale = scale_of_codes(a.rounding, most);
+    float sum = 0.0f;
+    for (int i = begin + lane; i < end; i += lanes) {
+      codes[i] = code_of(a.rounding, normed(i), scale, most);
+      sum += static_cast<float>(static_cast<int8_t>(codes[i]));  // exact: rows that have sums are below 2^17 columns
+    }
     if (lane == 0) a.scales[static_cast<int64_t>(group) * a.rows + row] = scale;
+    if (!a.sums) continue;
+    sum = sum_of_block<kThreads>(sum, shared);  // of the whole row
+    if (lane == 0) a.sums[row] = static_cast<int32_t>(sum);
   }
 }
 

@@ -57,15 +57,32 @@ __device__ __forceinline__ float dynamic_scale(const RoundingArgs& r, float most
   return r.powers ? bits_to_float((float_to_bits(scale) + 0x7fffffu) & 0x7f800000u) : scale;
 }
 
-/// One value rounded as InputQuantization says; `most` is the largest magnitude of those that share its scale.
+/// The scale of values whose largest magnitude is `most`, which is finite; 0: they are all taken for zeros.
+__device__ __forceinline__ float scale_of(const RoundingArgs& r, float most) {
+  if (!r.dynamic) return r.scale;
+  return most < 0x1p-126f ? 0.0f : dynamic_scale(r, most);
+}
+
+/// The integer -128 … 127, with the zero point, of a value under a scale.
+__device__ __forceinline__ float int8_code(const RoundingArgs& r, float x, float scale) {
+  const float code = rint(x / scale) + (r.dynamic ? 0.0f : r.zero);
+  return code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
+}
+
+/// Whether rows become integers under one scale.
+__device__ __forceinline__ bool to_integers(const RoundingArgs& r) {
+  return r.kind == 1 && (!r.dynamic || r.group == 0);
+}
+
+/// One value rounded as InputQuantization says, but for the scale where to_integers(); `most` is the largest magnitude
+/// of those that share its scale.
 __device__ __forceinline__ float round_input(const RoundingArgs& r, float x, float most) {
   if (!finite(most)) return bits_to_float(0x7fc00000u);
-  if (r.dynamic && most < 0x1p-126f) return 0.0f;
-  const float scale = r.dynamic ? dynamic_scale(r, most) : r.scale, zero = r.dynamic ? 0.0f : r.zero;
+  const float scale = scale_of(r, most);
+  if (scale == 0.0f) return 0.0f;
   if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
-  float code = rint(x / scale) + zero;
-  code = code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
-  return scale * (code - zero);
+  const float integer = int8_code(r, x, scale) - (r.dynamic ? 0.0f : r.zero);
+  return to_integers(r) ? integer : scale * integer;
 }
 
 /// What RMSNorm multiplies a row by, beside its weights. All threads of the block call it.
@@ -86,6 +103,7 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
   const float factor = a.norm ? norm_factor(in, a.width, a.epsilon, shared) : 1.0f;
   const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
   float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
+  float scale = 1.0f;
   if (rounding.kind != 0) {
     // 32 lanes per group of values that share a scale; a scale for all of them takes the whole block.
     if (rounding.dynamic && rounding.group > 0) {
@@ -104,12 +122,14 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
         most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
       }
       most = largest_of_block<kRowThreads>(most, shared);
+      if (to_integers(rounding) && finite(most)) scale = scale_of(rounding, most);
       for (int i = thread; i < a.width; i += kRowThreads) out[i] = round_input(rounding, normed(i), most);
     }
     __syncthreads();
   } else if (out) {
     for (int i = thread; i < a.width; i += kRowThreads) out[i] = normed(i);
   }
+  if (thread == 0 && a.scales && !a.halves) a.scales[row] = scale;
   if (!a.halves) return;
   const auto value = [&](int i) { return rounding.kind != 0 ? out[i] : normed(i); };
   float most = 0.0f;
@@ -122,7 +142,7 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
   uint16_t* halves = a.halves + static_cast<int64_t>(row) * a.padded;
   for (int i = thread; i < a.padded; i += kRowThreads)
     halves[i] = i < a.width ? float_to_half(value(i) * down) : uint16_t{0};
-  if (thread == 0) a.scales[row] = power_of_two(exponent);
+  if (thread == 0) a.scales[row] = power_of_two(exponent) * scale;
 }
 
 __device__ __forceinline__ void angles_block(const AnglesArgs& a, int block) {

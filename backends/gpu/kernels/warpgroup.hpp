@@ -2,9 +2,9 @@
 // shared memory that count what has come, and products of four warps that read both factors there. Other machines have
 // none of it; LLMINFER_GPU_WARPGROUPS says that a target may have it, LLMINFER_GPU_WARPGROUP_CODE that this pass does.
 //
-// Tiles are rows of 64 halves or 128 E4M3 numbers, 128 bytes, swizzled: in row r the piece of 16 bytes number p lies
-// where p ^ (r % 8) would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16, of E4M3 x 32; both
-// factors have k in consecutive places.
+// Tiles are rows of 64 halves, 128 E4M3 numbers or 128 integers, 128 bytes, swizzled: in row r the piece of 16 bytes
+// number p lies where p ^ (r % 8) would. They begin on multiples of 1024 bytes. A product is 64 x 128 x 16, of bytes x
+// 32; both factors have k in consecutive places.
 #pragma once
 
 #include "backends/gpu/kernels/copies.hpp"
@@ -87,6 +87,9 @@ inline void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) 
 inline void product_e4m3(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
   emulator::product(sums, a, b, accumulate, emulator::Factors::e4m3);
 }
+inline void product(int32_t (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  emulator::product(sums, a, b, accumulate, emulator::Factors::bytes);
+}
 inline void sync_lanes() {
   bool none = true;
   emulator::collective(&none, 32, [](void* const*) {});
@@ -95,7 +98,8 @@ template <int kLeft>
 void product_wait() {
   emulator::product_wait(kLeft);
 }
-inline void settle_sums(float (&)[64]) {}
+template <class Sum>
+void settle_sums(Sum (&)[64]) {}
 template <int kCount>
 void fewer_registers() {}
 template <int kCount>
@@ -195,32 +199,40 @@ __device__ __forceinline__ void settle_sums(float (&sums)[64]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
-#define LLMINFER_8_SUMS(i)                                                                                      \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
-      "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define LLMINFER_PRODUCT(shape_and_types, transposed)                                                          \
-  asm volatile(                                                                                                \
-      "{\n"                                                                                                    \
-      ".reg .pred accumulate;\n"                                                                               \
-      "setp.ne.b32 accumulate, %66, 0;\n"                                                                      \
-      "wgmma.mma_async.sync.aligned." shape_and_types                                                          \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                               \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                       \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                       \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                      \
-      "%64, %65, accumulate, 1, 1" transposed                                                                  \
-      ";\n"                                                                                                    \
-      "}\n"                                                                                                    \
-      : LLMINFER_8_SUMS(0), LLMINFER_8_SUMS(8), LLMINFER_8_SUMS(16), LLMINFER_8_SUMS(24), LLMINFER_8_SUMS(32), \
-        LLMINFER_8_SUMS(40), LLMINFER_8_SUMS(48), LLMINFER_8_SUMS(56)                                          \
+__device__ __forceinline__ void settle_sums(int32_t (&sums)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(sums[i])::"memory");
+}
+#define LLMINFER_8_SUMS(r, i)                                                                                 \
+  r(sums[i]), r(sums[i + 1]), r(sums[i + 2]), r(sums[i + 3]), r(sums[i + 4]), r(sums[i + 5]), r(sums[i + 6]), \
+      r(sums[i + 7])
+#define LLMINFER_PRODUCT(shape_and_types, r, how)                                                      \
+  asm volatile(                                                                                        \
+      "{\n"                                                                                            \
+      ".reg .pred accumulate;\n"                                                                       \
+      "setp.ne.b32 accumulate, %66, 0;\n"                                                              \
+      "wgmma.mma_async.sync.aligned." shape_and_types                                                  \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "               \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "               \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "              \
+      "%64, %65, accumulate" how                                                                       \
+      ";\n"                                                                                            \
+      "}\n"                                                                                            \
+      : LLMINFER_8_SUMS(r, 0), LLMINFER_8_SUMS(r, 8), LLMINFER_8_SUMS(r, 16), LLMINFER_8_SUMS(r, 24),  \
+        LLMINFER_8_SUMS(r, 32), LLMINFER_8_SUMS(r, 40), LLMINFER_8_SUMS(r, 48), LLMINFER_8_SUMS(r, 56) \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 /// sums = a * b^T, or + the sums that there were.
 __device__ __forceinline__ void product(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
-  LLMINFER_PRODUCT("m64n128k16.f32.f16.f16", ", 0, 0");
+  LLMINFER_PRODUCT("m64n128k16.f32.f16.f16", "+f", ", 1, 1, 0, 0");
 }
 /// The same of E4M3 numbers. Sums keep 14 bits.
 __device__ __forceinline__ void product_e4m3(float (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
-  LLMINFER_PRODUCT("m64n128k32.f32.e4m3.e4m3", "");
+  LLMINFER_PRODUCT("m64n128k32.f32.e4m3.e4m3", "+f", ", 1, 1");
+}
+/// Of signed bytes by unsigned ones, 64 x 128 x 32.
+__device__ __forceinline__ void product(int32_t (&sums)[64], uint64_t a, uint64_t b, bool accumulate) {
+  LLMINFER_PRODUCT("m64n128k32.s32.s8.u8", "+r", "");
 }
 /// What lanes of a warp did before it comes before what any of them does after it.
 __device__ __forceinline__ void sync_lanes() { __syncwarp(); }
