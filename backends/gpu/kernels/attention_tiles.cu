@@ -96,7 +96,9 @@ __global__ void __launch_bounds__(kThreads) attend_tiles_kernel(AttendTilesArgs 
 
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
+      // Wide fragments of several tiles at once would not fit the registers. g++ knows no such pragma.
+      [[maybe_unused]] constexpr int kTurns = sizeof(FragmentA) > 16 ? 1 : kKeys / 16;
+#pragma unroll kTurns
       for (int j = 0; j < kKeys / 16; ++j) {
         Accumulator<float> score;
         clear(score);
