@@ -116,8 +116,8 @@ struct QuantizeArgs {
   float epsilon;
   RoundingArgs rounding;  ///< to fp8, or to int8 with one scale for a row
   int rows, width;
-  uint8_t*
-      codes;  ///< [rows, width] E4M3 numbers, or signed integers, of which those of static inputs have the zero point
+  /// [rows, width] E4M3 numbers, or signed integers, of which those of static inputs have the zero point.
+  uint8_t* codes;
   float* scales;  ///< [groups, rows], which the codes are to be multiplied by
   int32_t* sums;  ///< [rows] of a row's integers, or null
 };
