@@ -15,6 +15,7 @@ namespace llminfer::test {
 template <class T>
 gpu::Buffer to_device(const std::shared_ptr<gpu::Device>& device, const std::vector<T>& values) {
   gpu::Buffer buffer = gpu::Buffer::make(device, static_cast<std::int64_t>(values.size() * sizeof(T))).value();
+  if (values.empty()) return buffer;
   device->copy(buffer.at(), values.data(), buffer.bytes()).value();
   device->wait().value();
   return buffer;

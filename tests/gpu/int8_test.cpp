@@ -283,7 +283,7 @@ TEST_CASE("Rows are rounded to int8 as inputs of other products are") {
   }
 }
 
-TEST_CASE("Int8 by int8, with one scale for a row or for all, zero points and odd shapes: the exact sums") {
+TEST_CASE("Int8 by int8: exact sums, with one scale for a row or for all, zero points and odd shapes") {
   struct Case {
     InputQuantization how;
     std::int64_t features, width;

@@ -255,8 +255,7 @@ TEST_CASE("out of memory in templates") {
       "{% filter upper %}filtered {% raw %}{{ }}{% endraw %}{% endfilter %}{% set block %}in a block{% endset %}"
       "{{ block }}{{ {'k': (1, 2), 'l': [none, 0.1]} }}{{ dict(a=1, **{'b': 2}) | items | list }}"
       "{{ strftime_now('%Y') | length }}{{ range(5) | batch(2, 'fill') | list }}{{ range(5) | slice(2) | list }}",
-      "{% if messages[0].role != 'system' %}{{ raise_exception('the first message must be of the system role') }}{% "
-      "endif %}",
+      "{% if messages[0].role != 'system' %}{{ raise_exception('the first message must be a system one') }}{% endif %}",
       "{{ messages[0].content.nosuch.other }}",
       "{{ 'unclosed",
       "{% for i in range(3) %}{{ nosuch(i) }}{% endfor %}"};
