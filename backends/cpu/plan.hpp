@@ -197,6 +197,9 @@ class CpuPlan final : public Plan {
   void seal(const AttentionStep& step, std::int32_t row, std::int32_t kv_head) noexcept;
   void attend_chunk(const AttentionStep& step, std::int32_t kv_head, const AttentionTile& tile, const PageRange& range,
                     const AttentionState& state, const AttentionState& more, float* scratch) noexcept;
+  void rotate_queries(const AttentionStep& step, const AttentionTask& task, std::int32_t sharing, float* out) noexcept;
+  void finish_tile(const AttentionStep& step, const AttentionTask& task, std::int32_t sharing, std::int32_t padded_dim,
+                   const AttentionState& total) noexcept;
   void attend(const AttentionStep& step, AttentionTasks& tasks, std::size_t first, std::size_t last,
               Thread& thread) noexcept;
   LinearInput linear_input(const Step& step, std::int32_t rows) const noexcept;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "backends/cpu/plan.hpp"
 #include "core/error.hpp"
@@ -126,6 +127,68 @@ void CpuPlan::attend_chunk(const AttentionStep& step, std::int32_t kv_head, cons
   }
 }
 
+namespace {
+
+/// What a tile of attention needs of a thread's memory.
+struct TileMemory {
+  float* queries;       ///< [rows, head_dim]
+  float* scales;        ///< of `words`
+  std::int16_t* words;  ///< the queries, rounded
+  float* scratch;
+  float* states[3];
+  std::int32_t *first, *last;  ///< [rows]
+
+  TileMemory(float* memory, std::int32_t rows, const AttentionPages& pages) {
+    const auto take = [&](std::int64_t floats) { return std::exchange(memory, memory + (floats + 15) / 16 * 16); };
+    queries = take(std::int64_t{rows} * pages.head_dim);
+    scales = take(std::int64_t{rows} * query_runs(pages.head_dim));
+    words = reinterpret_cast<std::int16_t*>(take(std::int64_t{rows} * query_words(pages.head_dim) / 2));
+    scratch = take(attend_scratch_floats(rows, pages.padded_dim));
+    for (float*& state : states) state = take(state_floats(rows, pages.padded_dim));
+    first = reinterpret_cast<std::int32_t*>(take(rows));
+    last = reinterpret_cast<std::int32_t*>(take(rows));
+  }
+};
+
+}  // namespace
+
+/// Row r of `out` = head r % sharing of token r / sharing of the tile, rotated and scaled.
+void CpuPlan::rotate_queries(const AttentionStep& step, const AttentionTask& task, std::int32_t sharing,
+                             float* out) noexcept {
+  const Run& run = pass_.batch->runs[static_cast<std::size_t>(task.run)];
+  const std::int32_t head_dim = program_.cache_groups[static_cast<std::size_t>(step.op.group)].head_dim;
+  for (std::int32_t r = 0; r < (task.token_end - task.token_begin) * sharing; ++r, out += head_dim) {
+    const std::int32_t batch_row = run.first_row + task.token_begin + r / sharing;
+    const std::int32_t head = task.kv_head * sharing + r % sharing;
+    const float* const in = row(step.op.q, batch_row) + std::int64_t{head} * head_dim;
+    if (step.q_rope >= 0) {
+      const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(step.q_rope)];
+      level_.elementwise->rope(in, cosines(step.q_rope, batch_row), sines(step.q_rope, batch_row),
+                               static_cast<std::int32_t>(table.inverse_frequency.size()), table.interleaved, head_dim,
+                               step.op.scale, out);
+    } else {
+      for (std::int32_t i = 0; i < head_dim; ++i) out[i] = in[i] * step.op.scale;
+    }
+  }
+}
+
+/// The outputs of a tile whose keys have all been attended to.
+void CpuPlan::finish_tile(const AttentionStep& step, const AttentionTask& task, std::int32_t sharing,
+                          std::int32_t padded_dim, const AttentionState& total) noexcept {
+  const std::int32_t first_row = pass_.batch->runs[static_cast<std::size_t>(task.run)].first_row + task.token_begin;
+  const std::int32_t head_dim = program_.cache_groups[static_cast<std::size_t>(step.op.group)].head_dim;
+  for (std::int32_t r = 0; r < (task.token_end - task.token_begin) * sharing; ++r) {
+    const std::int32_t head = task.kv_head * sharing + r % sharing;
+    float sum = total.sum[r];
+    if (step.op.sinks != WeightId::none) {  // as one more key, whose value is zero
+      const auto above = static_cast<double>(vector(step.op.sinks)[head]) - static_cast<double>(total.max[r]);
+      sum = static_cast<float>(static_cast<double>(sum) + std::exp(std::min(above, 80.0)));
+    }
+    level_.attention->finish(total.out + std::int64_t{r} * padded_dim, sum, head_dim,
+                             row(step.op.out, first_row + r / sharing) + std::int64_t{head} * head_dim);
+  }
+}
+
 /// Computes tasks [first_task, last_task), which are one, or of one tile.
 void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size_t first_task, std::size_t last_task,
                      Thread& thread) noexcept {
@@ -152,38 +215,17 @@ void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size
     if (wanted == pass_.selected.end() || *wanted >= run.first_row + task.token_end) return;
   }
 
-  // The tile's queries, rotated and scaled, row = token * sharing + head.
-  float* memory = thread.at<float>(layout_.tile);
-  const auto take = [&](std::int64_t floats) { return std::exchange(memory, memory + (floats + 15) / 16 * 16); };
-  float* const q = take(std::int64_t{rows} * pages.head_dim);
-  float* const scales = take(std::int64_t{rows} * query_runs(pages.head_dim));
-  auto* const words = reinterpret_cast<std::int16_t*>(take(std::int64_t{rows} * query_words(pages.head_dim) / 2));
-  float* const scratch = take(attend_scratch_floats(rows, pages.padded_dim));
-  const std::int64_t floats = state_floats(rows, pages.padded_dim);
-  float* const states[3] = {take(floats), take(floats), take(floats)};
-  auto* const first = reinterpret_cast<std::int32_t*>(take(rows));
-  auto* const last = reinterpret_cast<std::int32_t*>(take(rows));
+  const TileMemory memory(thread.at<float>(layout_.tile), rows, pages);
+  rotate_queries(step, task, sharing, memory.queries);
   for (std::int32_t r = 0; r < rows; ++r) {
-    const std::int32_t batch_row = first_batch_row + r / sharing;
-    const std::int32_t head = task.kv_head * sharing + r % sharing;
-    const float* const in = row(step.op.q, batch_row) + std::int64_t{head} * pages.head_dim;
-    float* const out = q + std::int64_t{r} * pages.head_dim;
-    if (step.q_rope >= 0) {
-      const RopeTable& table = program_.rope_tables[static_cast<std::size_t>(step.q_rope)];
-      level_.elementwise->rope(in, cosines(step.q_rope, batch_row), sines(step.q_rope, batch_row),
-                               static_cast<std::int32_t>(table.inverse_frequency.size()), table.interleaved,
-                               pages.head_dim, step.op.scale, out);
-    } else {
-      for (std::int32_t i = 0; i < pages.head_dim; ++i) out[i] = in[i] * step.op.scale;
-    }
-    last[r] = run.first_position + task.token_begin + r / sharing;
-    first[r] = group.window > 0 ? std::max(0, last[r] - group.window + 1) : 0;
+    const std::int32_t last = run.first_position + task.token_begin + r / sharing;
+    memory.last[r] = last;
+    memory.first[r] = group.window > 0 ? std::max(0, last - group.window + 1) : 0;
   }
-
   if (pages.element == CacheElement::int16 || pages.element == CacheElement::int8) {
-    kernels.round_queries(rows, pages.head_dim, q, words, scales);
+    kernels.round_queries(rows, pages.head_dim, memory.queries, memory.words, memory.scales);
   }
-  const AttentionTile tile{q, words, scales, first, last, rows};
+  const AttentionTile tile{memory.queries, memory.words, memory.scales, memory.first, memory.last, rows};
   const auto keys_of = [&](const AttentionTask& of, std::int32_t page) -> const std::byte* {
     const std::int32_t in_table = pass_.batch->runs[static_cast<std::size_t>(of.run)].block_tables[g][page];
     return pass_.caches[g]->head(step.op.layer, of.kv_head).data + in_table * pages.page_stride;
@@ -192,15 +234,16 @@ void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size
       last_task < tasks.tasks.size() ? keys_of(tasks.tasks[last_task], tasks.tasks[last_task].page_begin) : nullptr;
   const auto state_at = [&](float* p) { return AttentionState{p, p + rows, p + 2 * rows}; };
   float* const partials = task.tile < 0 ? nullptr : tasks.partials.data() + tasks.tiles[task.tile].partials;
-  AttentionState total = state_at(task.tile < 0 ? states[0] : partials);
+  const std::int64_t floats = state_floats(rows, pages.padded_dim);
+  const AttentionState total = state_at(task.tile < 0 ? memory.states[0] : partials);
   for (std::int32_t page = task.page_begin, chunk = task.chunk; page < page_end; ++chunk) {
     const std::int32_t end = std::min(page_end, (page / kChunkPages + 1) * kChunkPages);
     const bool folds = task.tile < 0 && page > task.page_begin;
-    AttentionState part = folds ? state_at(states[1]) : total;
+    AttentionState part = folds ? state_at(memory.states[1]) : total;
     if (task.tile >= 0) part = state_at(partials + chunk * floats);
     attend_chunk(step, task.kv_head, tile,
                  {run.block_tables[g].data(), page, end, end < page_end ? keys_of(task, end) : after}, part,
-                 state_at(states[2]), scratch);
+                 state_at(memory.states[2]), memory.scratch);
     if (folds) kernels.merge(rows, pages.padded_dim, total, part);
     page = end;
   }
@@ -213,16 +256,7 @@ void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size
       kernels.merge(rows, pages.padded_dim, total, state_at(partials + c * floats));
     }
   }
-  for (std::int32_t r = 0; r < rows; ++r) {
-    const std::int32_t head = task.kv_head * sharing + r % sharing;
-    float sum = total.sum[r];
-    if (step.op.sinks != WeightId::none) {  // as one more key, whose value is zero
-      const auto above = static_cast<double>(vector(step.op.sinks)[head]) - static_cast<double>(total.max[r]);
-      sum = static_cast<float>(static_cast<double>(sum) + std::exp(std::min(above, 80.0)));
-    }
-    kernels.finish(total.out + std::int64_t{r} * pages.padded_dim, sum, pages.head_dim,
-                   row(step.op.out, first_batch_row + r / sharing) + std::int64_t{head} * pages.head_dim);
-  }
+  finish_tile(step, task, sharing, pages.padded_dim, total);
 }
 
 }  // namespace llminfer::cpu
