@@ -56,37 +56,37 @@ __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
   if (all == 1234.5f) *args.out = all;  // never; keeps the loop
 }
 
-/// The same of E4M3 by E4M3, 16x8x32 each.
+/// The same of bytes, 16x8x32 each, which are made of `bits`.
+template <class Sum, class Product>
+__device__ void multiply_bytes(PeakArgs args, uint32_t bits, Product product) {
+  const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
+  Sum sums[8][4] = {};
+  for (int i = 0; i < kProducts / 8; ++i) {
+#pragma unroll
+    for (auto& sum : sums) product(sum, a, b);
+  }
+  Sum all = 0;
+  for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
+  if (all == static_cast<Sum>(12345)) *args.out = 1.0f;
+}
+
 __global__ void __launch_bounds__(256) e4m3_peak_kernel([[maybe_unused]] PeakArgs args) {
   gpu::cuda::after_former();
 #if defined(LLMINFER_GPU_E4M3_CODE)
-  const uint32_t bits = (0x38393a3bu + threadIdx.x) & 0xbfbfbfbfu;  // no NaN
-  const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
-  float sums[8][4] = {};
-  for (int i = 0; i < kProducts / 8; ++i) {
-#pragma unroll
-    for (auto& sum : sums) gpu::cuda::mma_m16n8k32_e4m3(sum, a, b);
-  }
-  float all = 0.0f;
-  for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
-  if (all == 1234.5f) *args.out = all;
+  multiply_bytes<float>(args, (0x38393a3bu + threadIdx.x) & 0xbfbfbfbfu,  // no NaN
+                        [](float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {
+                          gpu::cuda::mma_m16n8k32_e4m3(sum, a, b);
+                        });
 #endif
 }
 
-/// The same of int8 by int8.
 __global__ void __launch_bounds__(256) int8_peak_kernel([[maybe_unused]] PeakArgs args) {
   gpu::cuda::after_former();
 #if defined(LLMINFER_GPU_COPY_CODE)
-  const uint32_t bits = 0x38c95a6bu + threadIdx.x;
-  const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
-  int32_t sums[8][4] = {};
-  for (int i = 0; i < kProducts / 8; ++i) {
-#pragma unroll
-    for (auto& sum : sums) gpu::cuda::mma_m16n8k32_s8(sum, a, b);
-  }
-  int32_t all = 0;
-  for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
-  if (all == 12345) *args.out = 1.0f;
+  multiply_bytes<int32_t>(args, 0x38c95a6bu + threadIdx.x,
+                          [](int32_t(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {
+                            gpu::cuda::mma_m16n8k32_s8(sum, a, b);
+                          });
 #endif
 }
 

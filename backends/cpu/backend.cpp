@@ -87,8 +87,7 @@ class CpuBackend final : public Backend {
 
   Result<std::unique_ptr<PreparedWeight>> prepare(const WeightView& weight) override {
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
-      if (weight.rows < 1 || weight.cols < 1 || weight.rows > std::numeric_limits<std::int32_t>::max() ||
-          weight.cols > std::numeric_limits<std::int32_t>::max()) {
+      if (!has_shape(weight)) {
         return fail(ErrorCode::invalid_argument, weight.name, ": a weight of shape [", weight.rows, ", ", weight.cols,
                     "]");
       }
@@ -101,9 +100,8 @@ class CpuBackend final : public Backend {
   }
 
   Result<std::unique_ptr<PreparedWeight>> prepare_later(const WeightView& weight, ReleaseBytes release) override {
-    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-    const bool packs = !exact_ && weight.rows > 1 && weight.rows <= kMost && weight.cols <= kMost &&
-                       panel_kind(weight.type) && !weight.details.permutation;
+    const bool packs = !exact_ && weight.rows > 1 && has_shape(weight) && panel_kind(weight.type) &&
+                       !weight.details.permutation;
     if (!packs) return Backend::prepare_later(weight, std::move(release));
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
       auto packed = PackedWeight::pack_later(weight, &arena_, two_of_four(weight), std::move(release));
@@ -164,6 +162,10 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static bool has_shape(const WeightView& weight) noexcept {
+    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+    return weight.rows >= 1 && weight.rows <= kMost && weight.cols >= 1 && weight.cols <= kMost;
+  }
   /// As Matrix will tell it of the prepared weight.
   WeightInput input_of(const WeightView& weight) const {
     if (weight.rows == 1) return {};

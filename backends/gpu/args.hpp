@@ -79,7 +79,7 @@ struct RoundingArgs {
   int dynamic;
   int group;
   float scale;
-  float zero;
+  float zero;   ///< 0 if dynamic
   float limit;  ///< dynamic: no larger value counts
   int powers;   ///< dynamic: scales are rounded up to powers of two
 };

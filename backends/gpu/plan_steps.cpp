@@ -8,8 +8,13 @@
 namespace llminfer::gpu {
 
 RoundingArgs rounding_of(const InputQuantization& input) {
-  return {static_cast<int>(input.kind),   input.dynamic, input.group, input.scale,
-          static_cast<float>(input.zero), input.limit,   input.powers};
+  return {static_cast<int>(input.kind),
+          input.dynamic,
+          input.group,
+          input.scale,
+          input.dynamic ? 0.0f : static_cast<float>(input.zero),
+          input.limit,
+          input.powers};
 }
 
 RowsArgs GpuPlan::value(ValueId id) const noexcept {
@@ -160,7 +165,7 @@ Result<LinearArgs> GpuPlan::quantize(const RowsArgs& in, const LinearStep& step,
   if (input.kind == InputQuantization::Kind::int8) {
     args.sums = memory_.at<std::int32_t>(scales_at + std::int64_t{args.rows} * std::int64_t{sizeof(float)});
     layer.in_sums = args.sums;
-    layer.in_zero = input.dynamic ? 0 : input.zero;
+    layer.in_zero = static_cast<int>(args.rounding.zero);
   }
   layer.in = nullptr;
   layer.codes = args.codes;

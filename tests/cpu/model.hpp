@@ -19,6 +19,7 @@
 
 #include "core/half.hpp"
 #include "tests/arch/mixture.hpp"
+#include "tests/cpu/random_weight.hpp"
 #include "tests/cpu/same_bits.hpp"
 
 namespace llminfer::test {
@@ -92,6 +93,12 @@ struct Model {
   void set_details(std::size_t i, WeightDetails of_weight) {
     details[i] = std::move(of_weight);
     unpack_rows(view(i), 0, program.weights[i].rows, values[i]).value();
+  }
+  /// Gives a weight another type, bytes and details.
+  void set_weight(std::size_t i, RandomWeight w) {
+    types[i] = w.type;
+    data[i] = std::make_shared<std::vector<std::byte>>(std::move(w.bytes));
+    set_details(i, std::move(w.details));
   }
   /// Has the weights whose name ends so take their input rounded.
   void round_inputs(const std::string& ending, const InputQuantization& how) {

@@ -21,6 +21,15 @@ gpu::Buffer to_device(const std::shared_ptr<gpu::Device>& device, const std::vec
   return buffer;
 }
 
+/// The values that a buffer holds.
+template <class T = float>
+std::vector<T> to_host(const std::shared_ptr<gpu::Device>& device, const gpu::Buffer& buffer) {
+  std::vector<T> values(static_cast<std::size_t>(buffer.bytes()) / sizeof(T));
+  device->copy(values.data(), buffer.at(), buffer.bytes()).value();
+  device->wait().value();
+  return values;
+}
+
 inline std::vector<float> random_floats(std::size_t count, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

@@ -14,7 +14,7 @@
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
 #include "tests/cpu/same_bits.hpp"
-#include "tests/gpu/buffers.hpp"
+#include "tests/gpu/linear_support.hpp"
 #include "tests/gpu/machines.hpp"
 
 using namespace llminfer;
@@ -28,41 +28,6 @@ constexpr auto kFp8 = InputQuantization::Kind::fp8;
 constexpr InputQuantization kPerToken{.kind = kFp8}, kPer128{.kind = kFp8, .group = 128},
     kPer256{.kind = kFp8, .group = 256}, kStatic{.kind = kFp8, .dynamic = false, .scale = 0.02f},
     kBounded{.kind = kFp8, .limit = 1.5f}, kPowers{.kind = kFp8, .group = 128, .powers = true};
-
-template <class T>
-std::vector<T> to_host(Device& device, const std::byte* from, std::size_t count) {
-  std::vector<T> values(count);
-  device.copy(values.data(), from, static_cast<std::int64_t>(count * sizeof(T))).value();
-  device.wait().value();
-  return values;
-}
-
-/// Columns that share a scale of a row.
-std::size_t group_of(const InputQuantization& how, std::size_t width) {
-  return how.dynamic && how.group > 0 ? std::min(static_cast<std::size_t>(how.group), width) : width;
-}
-
-struct Quantized {
-  Buffer codes, scales;
-};
-Quantized quantize(const std::shared_ptr<Device>& device, const Buffer& in, const float* norm, int rows, int width,
-                   const InputQuantization& how) {
-  const auto columns = static_cast<std::size_t>(width);
-  const auto groups = static_cast<std::int64_t>((columns - 1) / group_of(how, columns) + 1);
-  Quantized out{Buffer::make(device, std::int64_t{rows} * width).value(),
-                Buffer::make(device, groups * rows * 4).value()};
-  gpu::QuantizeArgs args{};
-  args.in = {in.at<float>(), width};
-  args.norm = norm;
-  args.epsilon = 1e-5f;
-  args.rounding = gpu::rounding_of(how);
-  args.rows = rows;
-  args.width = width;
-  args.codes = out.codes.at<std::uint8_t>();
-  args.scales = out.scales.at<float>();
-  device->check(device->kernels().quantize(device->stream(), args), "quantize").value();
-  return out;
-}
 
 /// A weight whose every `scale_columns` columns have the same scale.
 RandomWeight e4m3_weight(std::int64_t rows, std::int64_t cols, std::int64_t scale_columns,
@@ -78,35 +43,27 @@ RandomWeight e4m3_weight(std::int64_t rows, std::int64_t cols, std::int64_t scal
   return w;
 }
 
-enum class Kernel { stages, warpgroups };
-
-/// rounded in * weight^T + bias + residual.
-std::vector<float> multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, const std::vector<float>& in,
-                            const std::vector<float>& bias, const std::vector<float>& residual, Kernel kind) {
+/// rounded in * weight^T + bias + residual, by Kernel::stages or Kernel::warpgroups.
+std::vector<float> multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, const Factors& f,
+                            Kernel kind) {
   const auto width = static_cast<std::size_t>(w.cols);
-  const int rows = static_cast<int>(in.size() / width);
+  const int rows = static_cast<int>(f.in.size() / width);
   const auto weight = gpu::GpuWeight::make(w.view(), *gpu::Staging::make(device).value()).value();
   REQUIRE(weight->e4m3_group() == (w.details.scale_columns >= w.cols ? 0 : w.details.scale_columns));
   const InputQuantization& how = w.details.input;
-  const Buffer device_in = to_device(device, in), device_bias = to_device(device, bias),
-               device_residual = to_device(device, residual), out = Buffer::make(device, rows * w.rows * 4).value();
-  const Quantized codes = quantize(device, device_in, nullptr, rows, static_cast<int>(w.cols), how);
-  gpu::LinearArgs linear{};
+  const ByteRows in = to_bytes(device, to_device(device, f.in), nullptr, rows, static_cast<int>(w.cols), how);
+  LinearMemory layer(device, w, f, rows);
+  gpu::LinearArgs& linear = layer.args;
   linear.weight = weight->matrix();
   linear.weight_group = weight->e4m3_group();
-  linear.codes = codes.codes.at<std::uint8_t>();
-  linear.in_scales = codes.scales.at<float>();
+  linear.codes = in.codes.at<std::uint8_t>();
+  linear.in_scales = in.scales.at<float>();
   const std::size_t group = group_of(how, width);
   linear.in_group = group < width ? static_cast<int>(group) : 0;
-  linear.rows = rows;
-  linear.bias = device_bias.at<float>();
-  linear.residual = {device_residual.at<float>(), w.rows};
-  linear.out = {out.at<float>(), w.rows};
-  linear.units = 3;
   const auto kernel =
       kind == Kernel::stages ? device->kernels().linear_e4m3_stages : device->kernels().linear_e4m3_warpgroups;
   device->check(kernel(device->stream(), linear), "linear_e4m3").value();
-  return to_host<float>(*device, out.at(), static_cast<std::size_t>(rows * w.rows));
+  return to_host(device, layer.out);
 }
 
 /// The largest normalized error of a row of in * weight^T + bias + residual. `positive`: so are all factors.
@@ -118,10 +75,13 @@ double error_of(const std::shared_ptr<Device>& device, RandomWeight w, int rows,
   }
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
-  std::vector<float> in = random_floats(count * width, 1);
-  for (std::size_t i = 0; i < in.size(); ++i) in[i] = positive ? std::abs(in[i]) : i < width ? in[i] * 3e5f : in[i];
-  const auto bias = random_floats(features, 2), residual = random_floats(count * features, 3);
-  const auto found = multiply(device, w, in, bias, residual, kind);
+  Factors factors = random_factors(w.rows, w.cols, rows);
+  if (positive) {
+    factors.in = random_floats(count * width, 1);
+    for (float& x : factors.in) x = std::abs(x);
+  }
+  auto& [in, bias, residual] = factors;
+  const auto found = multiply(device, w, factors, kind);
 
   const InputQuantization& how = w.details.input;
   const std::size_t group = group_of(how, width);
@@ -150,7 +110,7 @@ double error_of(const std::shared_ptr<Device>& device, RandomWeight w, int rows,
   return worst;
 }
 
-bool has(const Device& device, Kernel kind) {
+bool has_e4m3(const Device& device, Kernel kind) {
   return kind == Kernel::stages ? device.info().e4m3 : device.info().warpgroups;
 }
 
@@ -168,9 +128,7 @@ Model e4m3_model(const Shape& shape, std::int64_t scale_columns, const InputQuan
       scale *= size / 0.01f;
       std::memcpy(&w.bytes[at], &scale, 4);
     }
-    model.types[i] = WeightType::fp8;
-    model.data[i] = std::make_shared<std::vector<std::byte>>(std::move(w.bytes));
-    model.set_details(i, w.details);
+    model.set_weight(i, std::move(w));
   }
   return model;
 }
@@ -179,33 +137,20 @@ Model e4m3_model(const Shape& shape, std::int64_t scale_columns, const InputQuan
 
 TEST_CASE("Rows are rounded to E4M3 as inputs of other products are") {
   const int rows = 4, width = 352;
-  std::vector<float> in = random_floats(std::size_t{rows} * width, 3);
-  for (int i = 0; i < width; ++i) in[static_cast<std::size_t>(width + i)] *= 1e5f;
-  in[2 * width + 5] = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < width; ++i) in[static_cast<std::size_t>(3 * width + i)] = 0.0f;
+  const std::vector<float> in = rows_to_round(width);
   const auto norms = random_floats(width, 4);
   for (const Machine& machine : machines(2)) {
     const auto device = make_machine(machine.options);
-    const Buffer device_in = to_device(device, in), norm = to_device(device, norms),
-                 out = Buffer::make(device, device_in.bytes()).value();
+    const Buffer device_in = to_device(device, in), norm = to_device(device, norms);
     for (const InputQuantization& how :
          {kPerToken, kPer128, kPer256, kStatic, kBounded, kPowers, InputQuantization{.kind = kFp8, .group = 1000}}) {
       for (const bool normed : {false, true}) {
         CAPTURE(machine.name, how.group, how.dynamic, normed);
-        gpu::PrepareArgs args{};
-        args.in = {device_in.at<float>(), width};
-        args.norm = normed ? norm.at<float>() : nullptr;
-        args.epsilon = 1e-5f;
-        args.rounding = gpu::rounding_of(how);
-        args.rows = rows;
-        args.width = args.padded = width;
-        args.out = {out.at<float>(), width};
-        device->check(device->kernels().prepare(device->stream(), args), "prepare").value();
-        const auto expected = to_host<float>(*device, out.at(), in.size());
-        const Quantized found = quantize(device, device_in, args.norm, rows, width, how);
-        const auto codes = to_host<std::uint8_t>(*device, found.codes.at(), in.size());
-        const auto scales =
-            to_host<float>(*device, found.scales.at(), static_cast<std::size_t>(found.scales.bytes()) / 4);
+        const float* const weights = normed ? norm.at<float>() : nullptr;
+        const auto expected = round_rows(device, device_in, weights, rows, width, how).out;
+        const ByteRows found = to_bytes(device, device_in, weights, rows, width, how);
+        const auto codes = to_host<std::uint8_t>(device, found.codes);
+        const auto scales = to_host(device, found.scales);
         const std::size_t group = group_of(how, width);
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < in.size(); ++i) {
@@ -240,7 +185,7 @@ TEST_CASE("E4M3 by E4M3, with scales of every kind and odd shapes") {
     options.seed = seed;
     const auto device = make_machine(options);
     for (const Kernel kernel : {Kernel::stages, Kernel::warpgroups}) {
-      if (!has(*device, kernel)) continue;
+      if (!has_e4m3(*device, kernel)) continue;
       for (const Case& c : cases) {
         if (seed == 2 && c.how.group != 128) continue;
         CAPTURE(seed, static_cast<int>(kernel), c.features, c.width, c.rows);
@@ -252,22 +197,13 @@ TEST_CASE("E4M3 by E4M3, with scales of every kind and odd shapes") {
 
 TEST_CASE("Rows of zeros add nothing to E4M3 sums, and infinite ones spoil no others") {
   const auto device = make_machine();
-  const std::size_t features = 5, width = 416;
-  std::vector<float> in = random_floats(3 * width, 1);
-  std::fill_n(in.begin(), width, 0.0f);
-  in[width + 300] = std::numeric_limits<float>::infinity();
-  const auto bias = random_floats(features, 2), residual = random_floats(3 * features, 3);
+  const Factors factors = spoiled_factors(5, 416);
   for (const Kernel kernel : {Kernel::stages, Kernel::warpgroups}) {
-    if (!has(*device, kernel)) continue;
+    if (!has_e4m3(*device, kernel)) continue;
     for (const bool groups : {false, true}) {
       CAPTURE(static_cast<int>(kernel), groups);
       const RandomWeight w = e4m3_weight(5, 416, groups ? 128 : 416, groups ? kPer128 : kPerToken);
-      const auto found = multiply(device, w, in, bias, residual, kernel);
-      for (std::size_t n = 0; n < features; ++n) {
-        CHECK(found[n] == bias[n] + residual[n]);
-        CHECK(std::isnan(found[features + n]));
-        CHECK(std::isfinite(found[2 * features + n]));
-      }
+      check_spoiled(factors, multiply(device, w, factors, kernel));
     }
   }
 }
@@ -276,7 +212,7 @@ TEST_CASE("Rows of zeros add nothing to E4M3 sums, and infinite ones spoil no ot
 TEST_CASE("Long rows of E4M3 are added in floats") {
   const auto device = make_machine();
   for (const Kernel kernel : {Kernel::stages, Kernel::warpgroups}) {
-    if (!has(*device, kernel)) continue;
+    if (!has_e4m3(*device, kernel)) continue;
     for (const bool groups : {false, true}) {
       CAPTURE(static_cast<int>(kernel), groups);
       const RandomWeight w = e4m3_weight(8, 2048, groups ? 128 : 2048, groups ? kPer128 : kPerToken);

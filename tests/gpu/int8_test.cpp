@@ -17,7 +17,7 @@
 #include "core/half.hpp"
 #include "tests/cpu/linear_support.hpp"
 #include "tests/cpu/model.hpp"
-#include "tests/gpu/buffers.hpp"
+#include "tests/gpu/linear_support.hpp"
 #include "tests/gpu/machines.hpp"
 
 using namespace llminfer;
@@ -32,35 +32,6 @@ constexpr InputQuantization kPerRow{.kind = kInt8}, kBoundedRow{.kind = kInt8, .
     kOneScale{.kind = kInt8, .dynamic = false, .scale = 0.02f},
     kZeroPoint{.kind = kInt8, .dynamic = false, .scale = 0.02f, .zero = 37},
     kLowestZeroPoint{.kind = kInt8, .dynamic = false, .scale = 0.02f, .zero = -128};
-
-template <class T>
-std::vector<T> values_of(Device& device, const Buffer& from) {
-  std::vector<T> values(static_cast<std::size_t>(from.bytes()) / sizeof(T));
-  device.copy(values.data(), from.at(), from.bytes()).value();
-  device.wait().value();
-  return values;
-}
-
-struct Integers {
-  Buffer codes, scales, sums;
-};
-Integers to_integers(const std::shared_ptr<Device>& device, const Buffer& in, const float* norm, int rows, int width,
-                     const InputQuantization& how) {
-  Integers out{Buffer::make(device, std::int64_t{rows} * width).value(), Buffer::make(device, rows * 4).value(),
-               Buffer::make(device, rows * 4).value()};
-  gpu::QuantizeArgs args{};
-  args.in = {in.at<float>(), width};
-  args.norm = norm;
-  args.epsilon = 1e-5f;
-  args.rounding = gpu::rounding_of(how);
-  args.rows = rows;
-  args.width = width;
-  args.codes = out.codes.at<std::uint8_t>();
-  args.scales = out.scales.at<float>();
-  args.sums = out.sums.at<std::int32_t>();
-  device->check(device->kernels().quantize(device->stream(), args), "quantize").value();
-  return out;
-}
 
 /// Codes of all values, under scales that no half is: one for each row, or one for all of them.
 RandomWeight w8a8_weight(std::int64_t rows, std::int64_t cols, const InputQuantization& how, bool one_scale = false) {
@@ -83,26 +54,12 @@ RandomWeight w8a8_weight(std::int64_t rows, std::int64_t cols, const InputQuanti
   return w;
 }
 
-enum class Kernel { many, stages, warpgroups };
-
-bool has(const Device& device, Kernel kind) {
-  if (kind != Kernel::many) return kind == Kernel::stages ? device.info().copies : device.info().warpgroups;
+/// Of bytes; Kernel::many where the device has no stages, if it is not emulated.
+bool has_int8(const Device& device, Kernel kind) {
 #ifdef LLMINFER_TEST_GPU
-  return !device.info().copies;
-#else
-  return true;
+  if (kind == Kernel::many) return !device.info().copies;
 #endif
-}
-
-struct Factors {
-  std::vector<float> in, bias, residual;  ///< the others may be empty
-};
-Factors random_factors(const RandomWeight& w, int rows) {
-  const auto features = static_cast<std::size_t>(w.rows), count = static_cast<std::size_t>(rows),
-             width = static_cast<std::size_t>(w.cols);
-  Factors f{random_floats(count * width, 1), random_floats(features, 2), random_floats(count * features, 3)};
-  for (std::size_t i = 0; i < width; ++i) f.in[i] *= 3e5f;
-  return f;
+  return has(device, kind);
 }
 
 std::vector<float> multiply_int8(const std::shared_ptr<Device>& device, const RandomWeight& w, const Factors& f,
@@ -110,34 +67,18 @@ std::vector<float> multiply_int8(const std::shared_ptr<Device>& device, const Ra
   const int rows = static_cast<int>(f.in.size() / static_cast<std::size_t>(w.cols));
   const auto weight = gpu::GpuWeight::make(w.view(), *gpu::Staging::make(device).value()).value();
   REQUIRE(weight->w8a8());
-  const Buffer in = to_device(device, f.in), bias = to_device(device, f.bias), residual = to_device(device, f.residual),
-               out = Buffer::make(device, rows * w.rows * 4).value();
   const InputQuantization& how = w.details.input;
-  const Integers integers = to_integers(device, in, nullptr, rows, static_cast<int>(w.cols), how);
-  gpu::LinearArgs linear{};
+  const ByteRows in = to_bytes(device, to_device(device, f.in), nullptr, rows, static_cast<int>(w.cols), how);
+  LinearMemory layer(device, w, f, rows, splits);
+  gpu::LinearArgs& linear = layer.args;
   linear.weight = weight->matrix();
   linear.weight_sums = weight->sums_at(weight->data());
-  linear.codes = integers.codes.at<std::uint8_t>();
-  linear.in_scales = integers.scales.at<float>();
-  linear.in_sums = integers.sums.at<std::int32_t>();
+  linear.codes = in.codes.at<std::uint8_t>();
+  linear.in_scales = in.scales.at<float>();
+  linear.in_sums = in.sums.at<std::int32_t>();
   linear.in_zero = how.dynamic ? 0 : how.zero;
-  linear.rows = rows;
-  linear.bias = f.bias.empty() ? nullptr : bias.at<float>();
-  if (!f.residual.empty()) linear.residual = {residual.at<float>(), w.rows};
-  linear.out = {out.at<float>(), w.rows};
-  linear.units = 3;
-  linear.splits = splits;
-  linear.split_blocks = 6;
-  const Buffer parts = Buffer::make(device, std::int64_t{6} * gpu::kSplitRows * gpu::kSplitFeatures * 4).value(),
-               counters = to_device(device, std::vector<std::uint32_t>(6));
-  linear.parts = parts.at<float>();
-  linear.counters = counters.at<std::uint32_t>();
-  const gpu::KernelTable& kernels = device->kernels();
-  const auto kernel = kind == Kernel::many     ? kernels.linear_many
-                      : kind == Kernel::stages ? kernels.linear_stages
-                                               : kernels.linear_warpgroups;
-  device->check(kernel(device->stream(), linear), "linear").value();
-  return values_of<float>(*device, out);
+  device->check(kernel_of(*device, kind)(device->stream(), linear), "linear").value();
+  return to_host(device, layer.out);
 }
 
 /// Of finite values that are not all zeros.
@@ -197,10 +138,7 @@ Model three_layers(const InputQuantization& how, int width, int wide) {
       model.set_details(i, {});
       continue;
     }
-    RandomWeight w = w8a8_weight(spec.rows, spec.cols, how);
-    model.types[i] = WeightType::w8_sym;
-    model.data[i] = std::make_shared<std::vector<std::byte>>(std::move(w.bytes));
-    model.set_details(i, w.details);
+    model.set_weight(i, w8a8_weight(spec.rows, spec.cols, how));
   }
   return model;
 }
@@ -225,10 +163,10 @@ TEST_CASE("Rows are rounded to int8 as compressed-tensors rounds them") {
       how.scale = std::bit_cast<float>(expected["scale"].get<std::int32_t>());
       how.zero = expected["zero"].get<std::int32_t>();
       const int width = 128, rows = static_cast<int>(x.size()) / width;
-      const Integers found = to_integers(device, to_device(device, x), nullptr, rows, width, how);
-      const auto codes = values_of<std::int8_t>(*device, found.codes);
-      const auto scales = values_of<float>(*device, found.scales);
-      const auto sums = values_of<std::int32_t>(*device, found.sums);
+      const ByteRows found = to_bytes(device, to_device(device, x), nullptr, rows, width, how);
+      const auto codes = to_host<std::int8_t>(device, found.codes);
+      const auto scales = to_host(device, found.scales);
+      const auto sums = to_host<std::int32_t>(device, found.sums);
       std::vector<float> rounded(x.size());
       std::vector<std::int32_t> added(sums.size());
       for (std::size_t i = 0; i < x.size(); ++i) {
@@ -244,32 +182,19 @@ TEST_CASE("Rows are rounded to int8 as compressed-tensors rounds them") {
 
 TEST_CASE("Rows are rounded to int8 as inputs of other products are") {
   const int rows = 4, width = 352;
-  std::vector<float> in = random_floats(std::size_t{rows} * width, 3);
-  for (int i = 0; i < width; ++i) in[static_cast<std::size_t>(width + i)] *= 1e5f;
-  in[2 * width + 5] = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < width; ++i) in[static_cast<std::size_t>(3 * width + i)] = 0.0f;
+  const std::vector<float> in = rows_to_round(width);
   const auto norms = random_floats(width, 4);
   for (const Machine& machine : machines(2)) {
     const auto device = make_machine(machine.options);
-    const Buffer device_in = to_device(device, in), norm = to_device(device, norms),
-                 out = Buffer::make(device, device_in.bytes()).value(), one = Buffer::make(device, rows * 4).value();
+    const Buffer device_in = to_device(device, in), norm = to_device(device, norms);
     for (const InputQuantization& how : {kPerRow, kBoundedRow, kOneScale, kZeroPoint, kLowestZeroPoint}) {
       for (const bool normed : {false, true}) {
         CAPTURE(machine.name, how.dynamic, how.zero, normed);
-        gpu::PrepareArgs args{};
-        args.in = {device_in.at<float>(), width};
-        args.norm = normed ? norm.at<float>() : nullptr;
-        args.epsilon = 1e-5f;
-        args.rounding = gpu::rounding_of(how);
-        args.rows = rows;
-        args.width = args.padded = width;
-        args.out = {out.at<float>(), width};
-        args.scales = one.at<float>();
-        device->check(device->kernels().prepare(device->stream(), args), "prepare").value();
-        const auto expected = values_of<float>(*device, out), expected_scales = values_of<float>(*device, one);
-        const Integers found = to_integers(device, device_in, args.norm, rows, width, how);
-        const auto codes = values_of<std::int8_t>(*device, found.codes);
-        const auto scales = values_of<float>(*device, found.scales);
+        const float* const weights = normed ? norm.at<float>() : nullptr;
+        const auto [expected, expected_scales] = round_rows(device, device_in, weights, rows, width, how);
+        const ByteRows found = to_bytes(device, device_in, weights, rows, width, how);
+        const auto codes = to_host<std::int8_t>(device, found.codes);
+        const auto scales = to_host(device, found.scales);
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < in.size(); ++i) {
           const auto integer = static_cast<float>(codes[i] - (how.dynamic ? 0 : how.zero));
@@ -297,10 +222,10 @@ TEST_CASE("Int8 by int8: exact sums, with one scale for a row or for all, zero p
   for (const Machine& machine : machines(3)) {
     const auto device = make_machine(machine.options);
     for (const Kernel kernel : {Kernel::many, Kernel::stages, Kernel::warpgroups}) {
-      if (!has(*device, kernel)) continue;
+      if (!has_int8(*device, kernel)) continue;
       for (const Case& c : cases) {
         const RandomWeight w = w8a8_weight(c.features, c.width, c.how, c.one_scale);
-        const Factors factors = random_factors(w, c.rows);
+        const Factors factors = random_factors(c.features, c.width, c.rows);
         const auto expected = expected_of(w, factors);
         for (const int splits : {1, 3}) {
           if (splits > 1 && (kernel != Kernel::stages || c.features > 200)) continue;
@@ -340,7 +265,7 @@ TEST_CASE("Int8 by int8 on the GPU and on the CPU: the same bits, also of the la
     for (const Machine& machine : machines(4)) {
       const auto device = make_machine(machine.options);
       for (const Kernel kernel : {Kernel::many, Kernel::stages, Kernel::warpgroups}) {
-        if (!has(*device, kernel)) continue;
+        if (!has_int8(*device, kernel)) continue;
         CAPTURE(machine.name, static_cast<int>(kernel), how.dynamic, how.zero);
         CHECK(same_bits(multiply_int8(device, w, factors, kernel), expected));
       }
@@ -349,23 +274,14 @@ TEST_CASE("Int8 by int8 on the GPU and on the CPU: the same bits, also of the la
 }
 
 TEST_CASE("Rows of zeros add nothing to sums of int8, and infinite ones spoil no others") {
-  const std::size_t features = 5, width = 416;
-  std::vector<float> in = random_floats(3 * width, 1);
-  std::fill_n(in.begin(), width, 0.0f);
-  in[width + 300] = std::numeric_limits<float>::infinity();
-  const Factors factors{in, random_floats(features, 2), random_floats(3 * features, 3)};
+  const Factors factors = spoiled_factors(5, 416);
   for (const Machine& machine : machines(5)) {
     const auto device = make_machine(machine.options);
     for (const Kernel kernel : {Kernel::many, Kernel::stages, Kernel::warpgroups}) {
-      if (!has(*device, kernel)) continue;
+      if (!has_int8(*device, kernel)) continue;
       for (const InputQuantization& how : {kPerRow, kZeroPoint}) {
         CAPTURE(machine.name, static_cast<int>(kernel), how.zero);
-        const auto found = multiply_int8(device, w8a8_weight(5, 416, how), factors, kernel);
-        for (std::size_t n = 0; n < features; ++n) {
-          CHECK(found[n] == factors.bias[n] + factors.residual[n]);
-          CHECK(std::isnan(found[features + n]));
-          CHECK(std::isfinite(found[2 * features + n]));
-        }
+        check_spoiled(factors, multiply_int8(device, w8a8_weight(5, 416, how), factors, kernel));
       }
     }
   }

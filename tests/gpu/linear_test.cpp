@@ -11,7 +11,7 @@
 #include "core/half.hpp"
 #include "tests/cpu/model.hpp"
 #include "tests/cpu/random_weight.hpp"
-#include "tests/gpu/buffers.hpp"
+#include "tests/gpu/linear_support.hpp"
 #include "tests/gpu/machines.hpp"
 #include "tests/gpu/step_runner.hpp"
 
@@ -22,47 +22,31 @@ using gpu::Device;
 
 namespace {
 
-std::vector<float> to_host(const std::shared_ptr<Device>& device, const Buffer& buffer) {
-  std::vector<float> values(static_cast<std::size_t>(buffer.bytes()) / sizeof(float));
-  device->copy(values.data(), buffer.at(), buffer.bytes()).value();
-  device->wait().value();
-  return values;
-}
-
 struct Case {
   std::int64_t features, width;
   int rows;
 };
 
-enum class Kernel { few, many, warpgroups, stages };
-
-bool has(const Device& device, Kernel kind) {
-  return kind == Kernel::warpgroups ? device.info().warpgroups : kind != Kernel::stages || device.info().copies;
-}
-
 struct Product {
-  std::vector<float> in, bias, residual, out;
+  Factors factors;
+  std::vector<float> out;
 };
 
 /// rows * weight^T + bias + residual, or the gated activation with the same weight as `up`. A single row of Kernel::few
-/// is normed, which `in` then is, and the layer launched between two others; by the kernel of many steps, too. The
-/// first columns of the rows are multiplied by `sizes`.
+/// is normed, which the factors then are, and the layer launched between two others; by the kernel of many steps, too.
+/// The first columns of the rows are multiplied by `sizes`.
 Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, int rows, Kernel kind, bool gated,
                  int splits = 1, const std::vector<float>& sizes = {}) {
-  const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
-             count = static_cast<std::size_t>(rows);
+  const auto width = static_cast<std::size_t>(w.cols);
   const auto weight = gpu::GpuWeight::make(w.view(), *gpu::Staging::make(device).value()).value();
-  std::vector<float> in = random_floats(count * width, 1);
-  for (std::size_t i = 0; i < width; ++i) in[i] *= 3e5f;  // a row beyond the range of halves
+  Factors factors = random_factors(w.rows, w.cols, rows);
+  std::vector<float>& in = factors.in;
   for (std::size_t i = 0; i < in.size(); ++i) in[i] *= i % width < sizes.size() ? sizes[i % width] : 1.0f;
   const bool normed = kind == Kernel::few && rows == 1;
   const auto norm = random_floats(width, 4);
   const Buffer device_norm = to_device(device, norm);
   constexpr float kEpsilon = 1e10f;  // beside squares of 3e5
-  const auto bias = random_floats(features, 2), residual = random_floats(count * features, 3);
-  const Buffer device_in = to_device(device, in), device_bias = to_device(device, bias),
-               device_residual = to_device(device, residual);
-  const Buffer out = Buffer::make(device, rows * w.rows * 4).value();
+  const Buffer device_in = to_device(device, in);
   const gpu::MatrixArgs matrix = weight->matrix();
   const Buffer halves = Buffer::make(device, std::int64_t{rows} * matrix.cols * 2).value();
   const Buffer scales = Buffer::make(device, rows * 4).value();
@@ -75,9 +59,15 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   prepare.halves = halves.at<std::uint16_t>();
   prepare.scales = scales.at<float>();
   device->check(device->kernels().prepare(device->stream(), prepare), "prepare").value();
-  gpu::LinearArgs linear{};
+  LinearMemory layer(device, w, factors, rows, splits);
+  gpu::LinearArgs& linear = layer.args;
+  const Buffer& out = layer.out;
   linear.weight = matrix;
-  if (gated) linear.up = matrix, linear.up_bias = device_bias.at<float>();
+  if (gated) {
+    linear.up = matrix;
+    linear.up_bias = linear.bias;
+    linear.residual = {};
+  }
   linear.in = prepare.halves;
   linear.in_scales = prepare.scales;
   if (normed) {
@@ -87,24 +77,13 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
     linear.epsilon = kEpsilon;
     linear.width = prepare.width;
   }
-  linear.rows = rows;
-  linear.bias = device_bias.at<float>();
-  if (!gated) linear.residual = {device_residual.at<float>(), w.rows};
-  linear.out = {out.at<float>(), w.rows};
   linear.units = 4;
-  linear.splits = splits;
-  linear.split_blocks = 6;
-  const Buffer parts = Buffer::make(device, std::int64_t{6} * gpu::kSplitRows * gpu::kSplitFeatures * 4).value(),
-               counters = to_device(device, std::vector<std::uint32_t>(6));
-  linear.parts = parts.at<float>();
-  linear.counters = counters.at<std::uint32_t>();
-  const gpu::KernelTable& kernels = device->kernels();
   if (kind == Kernel::few) {
     const Buffer elsewhere = Buffer::make(device, out.bytes()).value();
     gpu::LinearArgs other = linear;
     other.out.data = elsewhere.at<float>();
     const gpu::LayersArgs layers{{other, linear, other}, 3};
-    device->check(kernels.linear_few(device->stream(), layers), "linear_few").value();
+    device->check(device->kernels().linear_few(device->stream(), layers), "linear_few").value();
     device->wait().value();
     if (normed && device->info().resident_blocks > 0) {
       const std::vector<float> expected = to_host(device, out);
@@ -115,20 +94,17 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
       CHECK(same_bits(to_host(device, out), expected));
     }
   } else {
-    const auto kernel = kind == Kernel::many     ? kernels.linear_many
-                        : kind == Kernel::stages ? kernels.linear_stages
-                                                 : kernels.linear_warpgroups;
-    device->check(kernel(device->stream(), linear), "linear").value();
+    device->check(kernel_of(*device, kind)(device->stream(), linear), "linear").value();
   }
   const std::vector<float> result = to_host(device, out);
-  for (const float count_left : to_host(device, counters)) CHECK(count_left == 0.0f);
+  for (const float count_left : to_host(device, layer.counters)) CHECK(count_left == 0.0f);
   if (normed) {
     double squares = 0;
     for (std::size_t k = 0; k < width; ++k) squares += double{in[k]} * in[k];
     const double factor = 1 / std::sqrt(squares / static_cast<double>(width) + kEpsilon);
     for (std::size_t k = 0; k < width; ++k) in[k] = static_cast<float>(in[k] * factor * norm[k]);
   }
-  return {std::move(in), bias, residual, result};
+  return {std::move(factors), result};
 }
 
 /// Its normalized error, that of the worst row.
@@ -136,7 +112,8 @@ double error_of(const std::shared_ptr<Device>& device, const RandomWeight& w, in
                 int splits = 1, const std::vector<float>& sizes = {}) {
   const auto features = static_cast<std::size_t>(w.rows), width = static_cast<std::size_t>(w.cols),
              count = static_cast<std::size_t>(rows);
-  const auto [in, bias, residual, result] = multiply(device, w, rows, kind, gated, splits, sizes);
+  const auto [factors, result] = multiply(device, w, rows, kind, gated, splits, sizes);
+  const auto& [in, bias, residual] = factors;
   std::vector<float> exact(features * width);
   unpack_rows(w.view(), 0, w.rows, exact).value();
   // Rows by themselves: one is a million times larger than the others.
@@ -195,8 +172,8 @@ TEST_CASE("Every weight type in odd shapes, on the machines in turn", "[.slow]")
     const auto type = static_cast<WeightType>(t);
     const std::int64_t block = weight_type_info(type).block_values;
     const std::int64_t width = block == 1 ? 43 : block <= 64 ? 3 * block : 768;
-    for (const Case& c : {Case{13, width, 1}, Case{19, width, 8}, Case{67, width, 5}, Case{33, width, 17},
-                          Case{131, width, 66}}) {
+    for (const Case& c :
+         {Case{13, width, 1}, Case{19, width, 8}, Case{67, width, 5}, Case{33, width, 17}, Case{131, width, 66}}) {
       const std::vector<Machine> all = machines(turn + 1);
       const Machine& machine = all[turn++ % all.size()];
       const auto device = make_machine(machine.options);

@@ -65,7 +65,7 @@ __device__ __forceinline__ float scale_of(const RoundingArgs& r, float most) {
 
 /// The integer -128 … 127, with the zero point, of a value under a scale.
 __device__ __forceinline__ float int8_code(const RoundingArgs& r, float x, float scale) {
-  const float code = rint(x / scale) + (r.dynamic ? 0.0f : r.zero);
+  const float code = rint(x / scale) + r.zero;
   return code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
 }
 
@@ -81,7 +81,7 @@ __device__ __forceinline__ float round_input(const RoundingArgs& r, float x, flo
   const float scale = scale_of(r, most);
   if (scale == 0.0f) return 0.0f;
   if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
-  const float integer = int8_code(r, x, scale) - (r.dynamic ? 0.0f : r.zero);
+  const float integer = int8_code(r, x, scale) - r.zero;
   return to_integers(r) ? integer : scale * integer;
 }
 
