@@ -15,9 +15,12 @@ struct Columns {
 
 constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
 static_assert(kTilePanels >= 1);
+/// Of a tile of few rows, which waits for memory: those of one panel, since a thread reads one sequence of lines faster
+/// than several (docs/adr/0041).
+constexpr int kPanelVectors = kPanelRows / kLanes;
 
-/// Vectors of the panels from `first` on, `stride` bytes apart. Where fewer than kTilePanels are left, the last one
-/// stands in for the missing ones, and its results are not stored.
+/// Vectors of the panels from `first` on, `stride` bytes apart. Where there are fewer panels than V vectors need, the
+/// last one stands in for the missing ones, and its results are not stored.
 template <int V>
 [[gnu::always_inline]] inline Columns<V> columns_of(const std::uint8_t* first, std::int64_t stride,
                                                     std::int32_t panels) {
@@ -34,18 +37,21 @@ template <int V>
 /// than memory gives; the lines come from the second level soon enough.
 [[gnu::always_inline]] inline void prefetch(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
 
-/// What is prefetched meanwhile: bytes from a code to another, and from a scale or minimum to another.
+/// What is prefetched meanwhile: bytes from a code to another, and from a scale or minimum to another; or, where `line`
+/// is not null, what lies there, `step` bytes for each group.
 struct Ahead {
   std::int64_t codes, scales;
+  const std::uint8_t* line = nullptr;
+  std::int64_t step = 0;
 };
 
 /// The weights of a tile, read group by group from panels: enter(), then what the group has, then leave().
-template <PanelShape s>
+template <PanelShape s, int kVectors = kTileVectors>
 struct PanelReader {
-  static constexpr int V = kTileVectors;
+  static constexpr int V = kVectors;
   const PanelLayout& layout;
   const Columns<V> columns;
-  const Ahead ahead;
+  Ahead ahead;
   std::int64_t group;
   Bytes table;
   const std::uint8_t* codes[V];
@@ -67,11 +73,10 @@ struct PanelReader {
       for (int v = 0; v < V; ++v) {
         const std::uint8_t* const at = columns.panel[v] + (group / kSuperGroups * kPanelRows + columns.lane[v]) * 2;
         super_scale[v] = load_halves(at + layout.super_scale);
+        if constexpr (s.minimum) super_minimum[v] = load_halves(at + layout.super_minimum);
+        if (ahead.line) continue;
         prefetch(at + layout.super_scale + ahead.scales);
-        if constexpr (s.minimum) {
-          super_minimum[v] = load_halves(at + layout.super_minimum);
-          prefetch(at + layout.super_minimum + ahead.scales);
-        }
+        if constexpr (s.minimum) prefetch(at + layout.super_minimum + ahead.scales);
       }
     }
   }
@@ -98,23 +103,37 @@ struct PanelReader {
     if constexpr (s.scale == PanelScale::two_level) return multiply(super_minimum[v], load_uint8(base + at));
   }
   [[gnu::always_inline]] void leave() {
+    if (ahead.line) {
+      LLMINFER_UNROLL
+      for (int i = 0; i < kStepLines; ++i) prefetch(ahead.line + i * 64);
+      ahead.line += ahead.step;
+    }
     LLMINFER_UNROLL
     for (int v = 0; v < V; ++v) {
-      constexpr int kGroupLines = s.sparse ? kPairMasks / 64 + 1 : s.bits;
-      constexpr int kLines = (kGroupLines * kLanes + kPanelRows - 1) / kPanelRows;  // this vector's part of the group
-      const int first = lane_of(v) / kLanes * kLines;
-      const std::uint8_t* const line = codes[v] + ahead.codes;
-      for (int i = first; i < first + kLines; ++i) prefetch(line + i * 64);
-      const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;
-      prefetch(scales + layout.scale);
-      if constexpr (s.minimum && s.scale != PanelScale::f32) prefetch(scales + layout.minimum);
+      if (!ahead.line) prefetch_group(v);
       codes[v] += layout.code_bytes;
     }
     ++group;
   }
 
  private:
-  static constexpr std::int64_t kScaleBytes = s.scale == PanelScale::f32 ? 4 : s.scale == PanelScale::f16 ? 2 : 1;
+  static constexpr int kScaleBytes = s.scale == PanelScale::f32 ? 4 : s.scale == PanelScale::f16 ? 2 : 1;
+  static constexpr int kGroupLines = s.sparse ? kPairMasks / 64 + 1 : s.bits;  ///< codes of a panel's group
+  /// Bytes that a row has for the scales of a group, those for minimums, as many, left out; rounded up.
+  static constexpr int kRowScales = halves(s) * kScaleBytes + (s.scale == PanelScale::two_level ? 1 : 0);
+  /// Lines of a panel for each of its groups, rounded up.
+  static constexpr int kStepLines = kGroupLines + (kPanelRows * kRowScales * (s.minimum ? 2 : 1) + 63) / 64;
+
+  /// The same places of vector v's part of another group, and of its scales.
+  [[gnu::always_inline]] void prefetch_group(int v) const {
+    constexpr int kLines = (kGroupLines * kLanes + kPanelRows - 1) / kPanelRows;
+    const int first = lane_of(v) / kLanes * kLines;
+    const std::uint8_t* const line = codes[v] + ahead.codes;
+    for (int i = first; i < first + kLines; ++i) prefetch(line + i * 64);
+    const std::uint8_t* const scales = columns.panel[v] + scale_at(v, 0) * kScaleBytes + ahead.scales;
+    prefetch(scales + layout.scale);
+    if constexpr (s.minimum && s.scale != PanelScale::f32) prefetch(scales + layout.minimum);
+  }
 
   /// Which of the panel's scales is vector v's first one.
   [[gnu::always_inline]] std::int64_t scale_at(int v, int half) const {
@@ -219,8 +238,8 @@ struct Products {
 /// acc[m][v] += rows x // (M, groups, stride x_stride) times the weights of `w`, group by group.
 template <PanelShape s, int M, class Way, class Reader>
 [[gnu::always_inline]] inline void grouped_tile(Reader& w, std::int64_t groups, const QuantizedGroup* x,
-                                                std::int64_t x_stride, Floats (&acc)[M][kTileVectors]) {
-  constexpr int V = kTileVectors, H = halves(s), kHalfSteps = kSteps / H;
+                                                std::int64_t x_stride, Floats (&acc)[M][Reader::V]) {
+  constexpr int V = Reader::V, H = halves(s), kHalfSteps = kSteps / H;
   for (; groups > 0; --groups, ++x) {
     w.enter();
     typename Way::template Sum<s> dot[M][V];
@@ -346,7 +365,7 @@ template <PanelShape s, int M, class Way, class Reader>
 [[gnu::noinline]] void grouped_rows(const Reader& from, std::int64_t groups, const QuantizedGroup* x,
                                     std::int64_t x_stride, const Output& out, bool resume) {
   Reader w = from;
-  Floats acc[M][kTileVectors];
+  Floats acc[M][Reader::V];
   if (resume) {
     load_tile(acc, out);
   } else {
@@ -368,7 +387,7 @@ void grouped_all_rows(const Reader& w, std::int64_t groups, const QuantizedGroup
     const std::int32_t height = (rows + tiles - 1) / tiles;
     if (tiles > 1) {  // the sums of the next tile lie too far apart for the processor to find them by itself
       for (std::int32_t m = height; m < 2 * height; ++m) {
-        for (int v = 0; v < kTileVectors; v += kLineVectors) __builtin_prefetch(out.at(m, v));
+        for (int v = 0; v < Reader::V; v += kLineVectors) __builtin_prefetch(out.at(m, v));
       }
     }
     unroll<kRows>([&](auto m) __attribute__((always_inline)) {

@@ -31,6 +31,24 @@ void multiply_slice(PanelReader<s> weights, int groups, const QuantizedGroup* x,
   grouped_all_rows<kShape, Products>(reader, groups, x, x_stride, rows, out, resume);
 }
 
+/// No more rows than a tile has, which wait for memory: panel after panel, and the next one prefetched from end to end.
+template <PanelShape s>
+void few_rows_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
+                     const QuantizedGroup* x, std::int64_t x_stride, std::int32_t rows, float* out,
+                     std::int64_t out_stride) {
+  const std::int64_t groups = w.cols / kGroupValues, bytes = w.layout.bytes;
+  for (std::int32_t p = panel_begin; p < panel_end; ++p) {
+    const std::uint8_t* const panel = w.data + p * bytes;
+    // If a second-level cache does not hold both, what is further down in this one.
+    const Ahead ahead = bytes <= kPrefetchBytes ? Ahead{0, 0, panel + bytes, bytes / groups}
+                                                : Ahead{0, 0, panel + 4096, w.layout.code_bytes};
+    const std::int64_t end = (std::int64_t{p} + 1) * kPanelRows;
+    const PanelReader<s, kPanelVectors> weights(w, columns_of<kPanelVectors>(panel, bytes, 1), 0, ahead);
+    grouped_all_rows<s, Products>(weights, groups, x, x_stride, rows,
+                                  {out, out_stride, std::int64_t{p} * kPanelRows, end < w.rows ? end : w.rows}, false);
+  }
+}
+
 template <PanelShape s>
 [[gnu::noinline]] void grouped_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                                       const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
@@ -40,6 +58,10 @@ template <PanelShape s>
   const std::int32_t rows = row_end - row_begin;
   const bool high = kForm == ActivationForm::bytes && x.high_only, pairs = kPairs && x.high_only;
   const bool slices = pairs || rows >= (w.slice_rows > 0 ? w.slice_rows : high ? kHighSliceRows : slice_rows(s));
+  if (!slices && rows <= Products::kRows<s>) {
+    return few_rows_linear<s>(w, panel_begin, panel_end, x.groups + row_begin * x.group_stride, x.group_stride, rows,
+                              out + row_begin * out_stride, out_stride);
+  }
   // Unpacked in registers, codes are read again for each tile, and rows from end to end.
   const auto fit = static_cast<std::int32_t>(kRowBlockBytes / (x.group_stride * std::int64_t{sizeof(QuantizedGroup)}));
   SliceBlock block(rows);

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kTokens = 16;    ///< rows of a tile
 constexpr int kFewTokens = 9;  ///< fewer rows than this, or in a last tile, are left to the other kernels
-constexpr int kPanelVectors = kPanelRows / kLanes;
 
 /// The groups of a slice as tiles want them: codes [8 quads][kTilePanels][16 rows][4], signed; then scales and minimums
 /// as in SliceReader.
