@@ -76,7 +76,7 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
       const std::int32_t next = page + cpu::kChunkPages;
       const cpu::AttentionPages pages = cache->head(0, 0);
       const cpu::PageRange range{table.data(), page, next,
-                                 next < end ? pages.data + next * pages.page_stride : nullptr};
+                                 next < end ? cpu::keys_of_page(pages, next) : nullptr};
       level.attention->attend(pages, tile, range, page == begin ? total : part, memory.get());
       if (page != begin) level.attention->merge(c.rows, padded, total, part);
     }

@@ -22,6 +22,9 @@
 namespace llminfer::cpu {
 
 inline constexpr std::int32_t kPageSlots = 64;
+/// Pages whose keys and values of a layer and head lie one after the other: memory is read faster from end to end
+/// (docs/adr/0041).
+inline constexpr std::int32_t kBlockPages = 4;
 /// Pages are folded into chunks of this many, and the chunks merged in order. That fixes the order of every sum,
 /// whoever computes a chunk: a long context is split over threads without a change of bits.
 inline constexpr std::int32_t kChunkPages = 4;
@@ -41,7 +44,9 @@ inline constexpr std::int32_t kMostSum = 131000;
 /// Where one layer and KV head of some pages lie.
 struct AttentionPages {
   std::byte* data;            ///< page 0's keys of this layer and head
-  std::int64_t page_stride;   ///< in bytes
+  std::int64_t page_stride;   ///< in bytes, from a page to the next one of its block
+  std::int64_t block_stride;  ///< in bytes, from a block to the next
+  std::int32_t block_pages = 1;
   std::int64_t value_offset;  ///< in bytes, from keys to values
   std::int64_t scale_offset;  ///< in bytes, from keys to the floats [2][64] that scale integer keys and values, or to
                               ///< the ranges of codes
@@ -49,6 +54,12 @@ struct AttentionPages {
   std::int32_t padded_dim;  ///< head_dim, up to a multiple of 16; the padding is zero
   CacheElement element;
 };
+
+/// Where a page's keys of the layer and head lie.
+[[gnu::always_inline]] constexpr std::byte* keys_of_page(const AttentionPages& pages, std::int32_t page) {
+  const auto index = static_cast<std::uint32_t>(page), block_pages = static_cast<std::uint32_t>(pages.block_pages);
+  return pages.data + index / block_pages * pages.block_stride + index % block_pages * pages.page_stride;
+}
 
 constexpr std::int32_t even_dim(std::int32_t head_dim) { return (head_dim + 1) / 2 * 2; }
 /// Words of a rounded query, which zeros fill up, and its scales.

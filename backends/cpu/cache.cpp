@@ -58,8 +58,10 @@ Result<std::unique_ptr<CpuCache>> CpuCache::make(const CacheGroup& group, CacheT
   cache->padded_dim_ = padded(group.head_dim);
   cache->element_bytes_ = bytes_of(type);
   cache->page_bytes_ = cache_page_bytes(group, type);
+  cache->block_pages_ = memory ? 1 : kBlockPages;
+  const std::int64_t room = (std::int64_t{pages} + cache->block_pages_ - 1) / cache->block_pages_ * cache->block_pages_;
   const auto bytes =
-      core::checked_mul(static_cast<std::uint64_t>(cache->page_bytes_), static_cast<std::uint64_t>(pages));
+      core::checked_mul(static_cast<std::uint64_t>(cache->page_bytes_), static_cast<std::uint64_t>(room));
   const std::uintptr_t alignment = bytes && *bytes >= 2 * kHugePage && !memory ? kHugePage : kLine;
   if (memory) {
     cache->memory_ = std::move(memory);
@@ -108,8 +110,10 @@ std::int64_t CpuCache::head_bytes() const noexcept {
 
 AttentionPages CpuCache::head(std::int32_t layer, std::int32_t kv_head) const noexcept {
   AttentionPages pages{};
-  pages.data = data_ + (std::int64_t{layer} * group_.kv_heads + kv_head) * head_bytes();
-  pages.page_stride = page_bytes_;
+  pages.page_stride = head_bytes();
+  pages.block_stride = page_bytes_ * block_pages_;
+  pages.block_pages = block_pages_;
+  pages.data = data_ + (std::int64_t{layer} * group_.kv_heads + kv_head) * pages.page_stride * block_pages_;
   pages.value_offset = key_bytes();
   pages.scale_offset = key_bytes() + std::int64_t{kPageSlots} * padded_dim_ * element_bytes_;
   if (open_) {
@@ -129,29 +133,30 @@ Result<void> CpuCache::copy_page(std::int32_t from, std::int32_t to, std::int32_
     if (tokens == 0) return {};
     if (open_) LLMINFER_TRY(copy_open(from, to, tokens));
     if (open_ && tokens < kPageTokens) return {};
-    if (tokens == kPageTokens) {
-      std::memcpy(data_ + to * page_bytes_, data_ + from * page_bytes_, static_cast<std::size_t>(page_bytes_));
-      return {};
-    }
-    const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
-      std::memcpy(data_ + to * page_bytes_ + offset, data_ + from * page_bytes_ + offset,
-                  static_cast<std::size_t>(bytes));
-    };
     // Integers lie in pairs, of dimensions and of tokens.
     const std::int64_t together = type_ == CacheType::f32 ? 1 : 2, scale_bytes = scale_bytes_of(type_) / 2;
     const std::int64_t value_bytes = padded_dim_ * element_bytes_;
-    for (std::int64_t at = 0; at < page_bytes_; at += head_bytes()) {
-      const std::int64_t values = at + key_bytes(), scales = values + kPageSlots * value_bytes;
-      for (std::int64_t i = at; i < values; i += kPageSlots * together * element_bytes_) {
-        copy(i, tokens * together * element_bytes_);
+    for (std::int32_t i = 0; i < group_.layers * group_.kv_heads; ++i) {
+      const AttentionPages pages = head(i / group_.kv_heads, i % group_.kv_heads);
+      const std::byte* const source = keys_of_page(pages, from);
+      std::byte* const target = keys_of_page(pages, to);
+      const auto copy = [&](std::int64_t offset, std::int64_t bytes) {
+        std::memcpy(target + offset, source + offset, static_cast<std::size_t>(bytes));
+      };
+      if (tokens == kPageTokens) {
+        copy(0, pages.page_stride);
+        continue;
+      }
+      for (std::int64_t k = 0; k < pages.value_offset; k += kPageSlots * together * element_bytes_) {
+        copy(k, tokens * together * element_bytes_);
       }
       const std::int64_t whole = tokens / together * together;
-      copy(values, whole * value_bytes);
-      for (std::int64_t i = 0; whole < tokens && i < padded_dim_; ++i) {
-        copy(values + whole * value_bytes + i * together * element_bytes_, element_bytes_);
+      copy(pages.value_offset, whole * value_bytes);
+      for (std::int64_t k = 0; whole < tokens && k < padded_dim_; ++k) {
+        copy(pages.value_offset + whole * value_bytes + k * together * element_bytes_, element_bytes_);
       }
-      copy(scales, tokens * scale_bytes);
-      copy(scales + kPageSlots * scale_bytes, tokens * scale_bytes);
+      copy(pages.scale_offset, tokens * scale_bytes);
+      copy(pages.scale_offset + kPageSlots * scale_bytes, tokens * scale_bytes);
     }
     return {};
   });
@@ -207,7 +212,7 @@ Result<void> CpuCache::export_page(std::int32_t page, std::span<std::byte> out) 
       return value;
     };
     for_each_token([&](const AttentionPages& pages, std::int32_t t, std::int64_t key_at, std::int64_t value_at) {
-      const std::byte* const keys = pages.data + page * pages.page_stride;
+      const std::byte* const keys = keys_of_page(pages, page);
       const auto* const scales = reinterpret_cast<const float*>(keys + pages.scale_offset);
       const bool scaled = type_ != CacheType::f32;
       const float key_scale = scaled ? scales[t] : 1.0f, value_scale = scaled ? scales[kPageSlots + t] : 1.0f;

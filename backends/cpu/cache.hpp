@@ -1,5 +1,6 @@
-// The pages of a cache group in the CPU backend's layout: [page][layer][kv_head] of keys, then values (attention.hpp).
-// With int4 a page that may grow is open and holds floats; a full one is sealed, in 4 bits (int4.hpp, docs/adr/0017).
+// The pages of a cache group in the CPU backend's layout: [block][layer][kv_head][page of the block] of keys, then
+// values (attention.hpp). Memory that is given has blocks of one page, so that a page is in one place. With int4 a page
+// that may grow is open and holds floats; a full one is sealed, in 4 bits (int4.hpp, docs/adr/0017).
 #pragma once
 
 #include <cstdlib>
@@ -50,8 +51,7 @@ class CpuCache final : public CacheStorage {
   /// A layer's head of an open page, of whatever number.
   AttentionPages open_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept;
   std::uint8_t* sealed_head(std::int32_t page, std::int32_t layer, std::int32_t kv_head) const noexcept {
-    const std::int64_t head = std::int64_t{layer} * group_.kv_heads + kv_head;
-    return reinterpret_cast<std::uint8_t*>(data_) + page * page_bytes_ + head * Int4Layout(group_.head_dim).bytes;
+    return reinterpret_cast<std::uint8_t*>(keys_of_page(head(layer, kv_head), page));
   }
 
  private:
@@ -72,6 +72,7 @@ class CpuCache final : public CacheStorage {
   std::int32_t padded_dim_ = 0;
   std::int64_t element_bytes_ = 0;
   std::int64_t page_bytes_ = 0;
+  std::int32_t block_pages_ = 1;
   std::shared_ptr<void> memory_;
   std::byte* data_ = nullptr;  ///< memory_, aligned
   std::unique_ptr<backend::OpenPages> open_;

@@ -228,7 +228,7 @@ void CpuPlan::attend(const AttentionStep& step, AttentionTasks& tasks, std::size
   const AttentionTile tile{memory.queries, memory.words, memory.scales, memory.first, memory.last, rows};
   const auto keys_of = [&](const AttentionTask& of, std::int32_t page) -> const std::byte* {
     const std::int32_t in_table = pass_.batch->runs[static_cast<std::size_t>(of.run)].block_tables[g][page];
-    return pass_.caches[g]->head(step.op.layer, of.kv_head).data + in_table * pages.page_stride;
+    return keys_of_page(pass_.caches[g]->head(step.op.layer, of.kv_head), in_table);
   };
   const std::byte* const after =
       last_task < tasks.tasks.size() ? keys_of(tasks.tasks[last_task], tasks.tasks[last_task].page_begin) : nullptr;

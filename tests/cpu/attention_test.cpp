@@ -1,9 +1,11 @@
 // The attention kernels of every level against a double-precision reference on what the cache holds, and against each
 // other bit for bit.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <span>
@@ -101,7 +103,7 @@ struct Problem {
       const std::int32_t stop = std::min(page_end, (page / cpu::kChunkPages + 1) * cpu::kChunkPages);
       const std::int64_t i = page == page_begin ? 0 : 1;
       const std::byte* const after =
-          stop < page_end ? pages.data + table[static_cast<std::size_t>(stop)] * pages.page_stride : nullptr;
+          stop < page_end ? cpu::keys_of_page(pages, table[static_cast<std::size_t>(stop)]) : nullptr;
       level.attention->attend(pages, tile, {table.data(), page, stop, after}, state_at(i), scratch);
       if (i) level.attention->merge(rows, padded, state_at(0), state_at(1));
       page = stop;
@@ -279,6 +281,34 @@ TEST_CASE("what is written of a token is the same at all levels, numbers or not"
         if (expected.empty()) expected = page;
         CHECK(page == expected);
       }
+    }
+  }
+}
+
+TEST_CASE("keys and values of every page, layer and head have a place of their own, beside those of the next page") {
+  constexpr std::int32_t kPages = 6;
+  const CacheGroup group{2, 3, 20, 0};
+  for (const CacheType type : kTypes) {
+    CAPTURE(static_cast<int>(type));
+    const std::int64_t bytes = kPages * cpu::cache_page_bytes(group, type), head_bytes = bytes / (kPages * 2 * 3);
+    const std::shared_ptr<std::byte> memory(new std::byte[static_cast<std::size_t>(bytes) + 64],
+                                            std::default_delete<std::byte[]>());
+    for (const bool given : {false, true}) {
+      const auto cache = cpu::CpuCache::make(group, type, kPages, given ? memory : nullptr).value();
+      CHECK(cache->head(0, 0).block_pages == (given ? 1 : cpu::kBlockPages));
+      std::vector<std::byte*> places;
+      for (std::int32_t page = 0; page < kPages; ++page) {
+        for (std::int32_t i = 0; i < 2 * 3; ++i) {
+          const cpu::AttentionPages pages = cache->head(i / 3, i % 3);
+          places.push_back(cpu::keys_of_page(pages, page));
+          if (!given && page % cpu::kBlockPages > 0) {
+            CHECK(places.back() == cpu::keys_of_page(pages, page - 1) + head_bytes);
+          }
+        }
+      }
+      std::sort(places.begin(), places.end());
+      for (std::size_t i = 1; i < places.size(); ++i) CHECK(places[i] - places[i - 1] >= head_bytes);
+      if (given) CHECK(places.back() + head_bytes <= memory.get() + bytes + 64);
     }
   }
 }

@@ -143,7 +143,7 @@ static inline void for_each_page(const AttentionPages& pages, const AttentionTil
     float* const out = state.out + r * pages.padded_dim;
     for (std::int32_t i = 0; i < pages.padded_dim; i += Vec::kWidth) store(out + i, broadcast(0.0f));
   }
-  const auto page_at = [&](std::int32_t p) { return pages.data + range.table[p] * pages.page_stride; };
+  const auto page_at = [&](std::int32_t p) { return keys_of_page(pages, range.table[p]); };
   for (std::int32_t p = range.begin; p < range.end; ++p) {
     const std::int32_t base = p * kPageSlots;
     if (base > last) break;
@@ -346,7 +346,7 @@ static void finish(const float* accumulated, float sum, std::int32_t head_dim, f
 }
 
 static void write(const AttentionPages& pages, std::int32_t page, std::int32_t slot, const float* k, const float* v) {
-  std::byte* const keys = pages.data + page * pages.page_stride;
+  std::byte* const keys = keys_of_page(pages, page);
   std::byte* const values = keys + pages.value_offset;
   switch (pages.element) {
     case CacheElement::f32:
