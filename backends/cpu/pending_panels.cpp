@@ -1,6 +1,7 @@
 #include "backends/cpu/pending_panels.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -18,10 +19,10 @@ constexpr std::int64_t kSegmentBytes = std::int64_t{1} << 20;
 /// show cannot be prefetched.
 void populate([[maybe_unused]] const std::uint8_t* from, [[maybe_unused]] std::int64_t bytes) {
 #ifdef MADV_POPULATE_READ
-  constexpr std::uintptr_t kPage = 4096;  // of larger ones this is refused
-  const auto begin = reinterpret_cast<std::uintptr_t>(from) / kPage * kPage;
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(from) / page * page;
   const auto end = reinterpret_cast<std::uintptr_t>(from + bytes);
-  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);  // a wish, of Linux 5.14 and later
+  (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);  // a wish, of Linux 5.14 and later
 #endif
 }
 

@@ -27,6 +27,19 @@ float extreme(const float* x) {
   return best;
 }
 
+/// The greatest magnitude, in a loop that becomes vector instructions, as that of encode_q8_0 does: the output matrix
+/// of a checkpoint may be encoded while it is loaded.
+float magnitude(const float* x) {
+  float most[8] = {};
+  for (int i = 0; i < kBlock; i += 8) {
+    for (int j = 0; j < 8; ++j) {
+      const float a = std::fabs(x[i + j]);
+      most[j] = a > most[j] ? a : most[j];
+    }
+  }
+  return *std::max_element(most, most + 8);
+}
+
 void store_nibbles(const std::uint8_t* code, std::uint8_t* to) {
   for (int i = 0; i < 16; ++i) to[i] = static_cast<std::uint8_t>((code[i] & 15) | (code[i + 16] & 15) << 4);
 }
@@ -70,19 +83,6 @@ void encode_range(const float* x, std::uint8_t* out) {
   store_nibbles(code, out + (Bits == 5 ? 8 : 4));
 }
 
-/// The greatest magnitude, in a loop that becomes vector instructions, as that of encode_q8_0: the output matrix of a
-/// checkpoint may be encoded while it is loaded.
-float magnitude(const float* x) {
-  float most[8] = {};
-  for (int i = 0; i < kBlock; i += 8) {
-    for (int j = 0; j < 8; ++j) {
-      const float a = std::fabs(x[i + j]);
-      most[j] = a > most[j] ? a : most[j];
-    }
-  }
-  return *std::max_element(most, most + 8);
-}
-
 void encode_q8_0(const float* x, std::uint8_t* out) {
   const float d = magnitude(x) / 127;
   const float inverse = d != 0 ? 1 / d : 0;
@@ -99,7 +99,7 @@ void encode_q8_0(const float* x, std::uint8_t* out) {
 /// reference encoder chooses it.
 void encode_mxfp4(const float* x, std::uint8_t* out) {
   constexpr float kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // twice the floats
-  const float most = std::fabs(extreme(x));
+  const float most = magnitude(x);
   // In floats, as ggml has it: just below a power of two the logarithm is that power's.
   const int exponent = most > 0 ? std::clamp(static_cast<int>(std::floor(std::log2(most))) - 2 + 127, 0, 254) : 0;
   const float unit = std::ldexp(1.0f, exponent - 128);

@@ -15,8 +15,8 @@ struct Columns {
 
 constexpr int kTilePanels = kTileVectors * kLanes / kPanelRows;
 static_assert(kTilePanels >= 1);
-/// Of a tile of few rows, which waits for memory: those of one panel, since a thread reads one sequence of lines faster
-/// than several (docs/adr/0041).
+/// Vectors of a panel. Tiles of few rows, which wait for memory, have no more, since a thread reads one sequence of
+/// lines faster than several (docs/adr/0041).
 constexpr int kPanelVectors = kPanelRows / kLanes;
 
 /// Vectors of the panels from `first` on, `stride` bytes apart. Where there are fewer panels than V vectors need, the
