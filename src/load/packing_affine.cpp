@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/half.hpp"
 #include "core/transpose.hpp"
 #include "load/packing.hpp"
 #include "quant/format.hpp"
@@ -273,6 +274,14 @@ WeightType type_of(int bits, bool symmetric, bool half_scales) {
   return !symmetric || bits < 8 ? WeightType::w8 : half_scales ? WeightType::q8_0 : WeightType::w8_sym;
 }
 
+/// Whether halves hold the layer's scales as they are: of BF16, all that weights usually have.
+Result<bool> are_halves(const Checkpoint& checkpoint, const TensorInfo& scales) {
+  if (scales.element == ElementType::f16) return true;
+  const std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
+  return std::all_of(values.begin(), values.end(),
+                     [](float scale) { return core::half_to_float(core::float_to_half(scale)) == scale; });
+}
+
 }  // namespace
 
 Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint, const TensorInfo& tensor,
@@ -309,7 +318,11 @@ Result<void> add_affine(const std::string& prefix, AffineLayer layer, const Inpu
   const bool symmetric = layer.symmetric || layer.zeros == AffineLayer::Zeros::center;
   WeightDetails details;
   details.input = input;
-  WeightType type = type_of(layer.bits, symmetric, layer.scales.element == ElementType::f16);
+  // Of 8 bits a float is a small part, and layers with 8-bit inputs need it (W8A8).
+  const bool half_scales = symmetric && whole && layer.bits == 4
+                               ? LLMINFER_TRY(are_halves(layers.checkpoint(), layer.scales))
+                               : layer.scales.element == ElementType::f16;
+  WeightType type = type_of(layer.bits, symmetric, half_scales);
   const std::int64_t rows = layer.rows, cols = layer.cols;
   if (!whole) {
     type = WeightType::f32;

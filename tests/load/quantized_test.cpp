@@ -427,6 +427,26 @@ TEST_CASE("pack-quantized: rows that end within a word") {
   }
 }
 
+TEST_CASE("pack-quantized: 4 bits are Q4_0 if halves hold all scales") {
+  const auto [scale, type] = GENERATE(table<float, WeightType>({{0x1.82p-9f, WeightType::q4_0},  // of BF16
+                                                                {0x1.82p-20f, WeightType::w4_sym},
+                                                                {0x1p17f, WeightType::w4_sym},
+                                                                {0.1f, WeightType::w4_sym}}));
+  Layer layer;
+  layer.settings = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g":
+      {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32,
+       "symmetric": true}}}})";
+  std::vector<float> scales(2 * 2, 0.5f);
+  scales[3] = scale;
+  layer.tensors = {{"x.weight_packed", words({2, 8}, 0x99999999)},
+                   {"x.weight_scale", {"F32", {2, 2}, bytes_of(scales)}},
+                   {"x.weight_shape", {"I64", {2}, bytes_of(std::vector<std::int64_t>{2, 64})}}};
+  CHECK(layer.read().value().type == type);
+  const auto values = layer.values();
+  CHECK(values[0] == 0.5f);
+  CHECK(values[127] == scale);
+}
+
 TEST_CASE("AWQ: rows and columns beside the squares that are unpacked together") {
   constexpr std::int64_t rows = 88, cols = 35;
   constexpr int kRowOfNibble[8] = {0, 2, 4, 6, 1, 3, 5, 7};
