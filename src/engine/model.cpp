@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <future>
 #include <limits>
 #include <utility>
 
@@ -215,8 +216,10 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   const auto start = std::chrono::steady_clock::now();
   Layout layout = LLMINFER_TRY(lay_out(checkpoint, options));
   auto model = std::make_unique<Model>();
-  model->tokenizer = Tokenizer(
-      LLMINFER_TRY(tok::make_tokenizer(checkpoint.vocabulary, layout.program.vocab_size, checkpoint.generation)));
+  // Takes one thread tens of milliseconds, in which others load and prepare weights. Deferred where there is no thread.
+  auto tokenizer = std::async(std::launch::async | std::launch::deferred, [&, words = layout.program.vocab_size] {
+    return core::guarded([&] { return tok::make_tokenizer(checkpoint.vocabulary, words, checkpoint.generation); });
+  });
 
   if (leader) {
     LLMINFER_TRY(
@@ -232,6 +235,7 @@ Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, co
   }
   model->weight_bytes = loader.bytes();
   model->pending = loader.take_pending();
+  model->tokenizer = Tokenizer(LLMINFER_TRY(tokenizer.get()));
   if (leader) {
     LLMINFER_TRY(join_ranks(std::move(leader), std::move(stages), options, layout, *model));
   } else {

@@ -131,6 +131,7 @@ Result<GgufValue> read_array(Cursor& in) {
   if (element == static_cast<std::uint32_t>(GgufType::string)) {
     const std::uint64_t count = LLMINFER_TRY(in.count(8, "array length"));
     std::vector<std::string> strings;
+    strings.reserve(std::min<std::uint64_t>(count, 1 << 18));  // as many as vocabularies have
     for (std::uint64_t i = 0; i < count; ++i) strings.push_back(LLMINFER_TRY(in.string("string length")));
     value.value = std::move(strings);
     return value;

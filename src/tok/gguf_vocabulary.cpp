@@ -1,5 +1,6 @@
 // GGUF's vocabulary arrays to a tokenizer: byte-level BPE ("gpt2") and SentencePiece BPE ("llama").
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "core/error.hpp"
@@ -11,6 +12,9 @@ namespace tok {
 namespace {
 
 constexpr std::string_view kMark = "\u2581";  // SentencePiece's space
+
+/// Texts looked up together, so that what they wait for in memory comes at once.
+constexpr std::size_t kAhead = 16;
 
 // tokenizer.ggml.token_type
 enum TokenType : std::int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
@@ -44,7 +48,11 @@ Result<TokenizerParts> read_tokens(const load::VocabularyData& data, std::int64_
   const std::size_t size = std::max(count, static_cast<std::size_t>(vocab_size));
   parts.bytes.resize(size);
   parts.special.resize(size);
+  std::size_t bytes = 0;
+  for (const std::string& text : data.tokens) bytes += text.size();
+  parts.index->reserve(count, bytes);
   for (std::size_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) parts.index->prefetch(data.tokens[i + kAhead]);
     const std::string& text = data.tokens[i];
     const std::int32_t type = type_of(data, i);
     if (type < kNormal || type > kByte) {
@@ -53,8 +61,7 @@ Result<TokenizerParts> read_tokens(const load::VocabularyData& data, std::int64_
     if (text.empty()) continue;  // a hole
     const auto [other, fresh] = parts.index->emplace(text, static_cast<Token>(i));
     if (!fresh) {
-      return core::fail(ErrorCode::bad_vocabulary, "tokens ", other, " and ", i, " have the same text \"", text,
-                        "\"");
+      return core::fail(ErrorCode::bad_vocabulary, "tokens ", other, " and ", i, " have the same text \"", text, "\"");
     }
     parts.special[i] = type == kControl || type == kUnknown;
     if (parts.special[i] || type == kUserDefined) {
@@ -83,28 +90,40 @@ Result<void> finish(const load::VocabularyData& data, const load::GenerationDefa
 }
 
 Result<std::vector<Merge>> read_merges(const std::vector<std::string>& lines, const TokenIndex& index) {
-  std::vector<Merge> merges;
-  merges.reserve(lines.size());
-  std::string both;
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    const std::string_view line = lines[i];
-    const std::size_t space = line.find(' ', 1);
-    if (space == std::string_view::npos || space + 1 == line.size()) {
-      return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges[", i, "] is \"", line,
-                        "\", expected two tokens");
-    }
-    both.assign(line.substr(0, space)).append(line.substr(space + 1));
-    Merge merge;
-    for (const auto& [text, id] : {std::pair(line.substr(0, space), &merge.left),
-                                   {line.substr(space + 1), &merge.right},
-                                   {std::string_view(both), &merge.merged}}) {
-      const auto token = index.find(text);
-      if (!token) {
-        return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges[", i, "]: \"", text, "\" is no token");
+  std::vector<Merge> merges(lines.size());
+  struct Parts {
+    std::string_view left, right;
+    std::string both;
+  };
+  std::array<Parts, kAhead> some;
+  for (std::size_t begin = 0; begin < lines.size(); begin += kAhead) {
+    const std::size_t count = std::min(kAhead, lines.size() - begin);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::string_view line = lines[begin + i];
+      const std::size_t space = line.find(' ', 1);
+      if (space == std::string_view::npos || space + 1 == line.size()) {
+        return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges[", begin + i, "] is \"", line,
+                          "\", expected two tokens");
       }
-      *id = *token;
+      Parts& parts = some[i];
+      parts.left = line.substr(0, space);
+      parts.right = line.substr(space + 1);
+      parts.both.assign(parts.left).append(parts.right);
+      for (const std::string_view text : {parts.left, parts.right, std::string_view(parts.both)}) index.prefetch(text);
     }
-    merges.push_back(merge);
+    for (std::size_t i = 0; i < count; ++i) {
+      Merge& merge = merges[begin + i];
+      for (const auto& [text, id] : {std::pair(some[i].left, &merge.left),
+                                     {some[i].right, &merge.right},
+                                     {std::string_view(some[i].both), &merge.merged}}) {
+        const auto token = index.find(text);
+        if (!token) {
+          return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges[", begin + i, "]: \"", text,
+                            "\" is no token");
+        }
+        *id = *token;
+      }
+    }
   }
   return merges;
 }

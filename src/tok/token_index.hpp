@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -22,15 +23,27 @@ class TokenIndex {
   std::size_t size() const noexcept { return entries_.size(); }
   std::size_t longest() const noexcept { return longest_; }  ///< bytes of the longest text
 
+  /// Takes the memory of `count` texts of `bytes` together at once.
+  void reserve(std::size_t count, std::size_t bytes) {
+    texts_.reserve(bytes);
+    entries_.reserve(count);
+    if (2 * count > slots_.size()) grow(std::bit_ceil(2 * count));
+  }
+
   std::optional<Token> find(std::string_view text) const noexcept {
     if (slots_.empty() || text.size() > longest_) return std::nullopt;
     const Slot slot = slots_[find_slot(text, hash(text))];
     return slot.entry == 0 ? std::nullopt : std::optional(entries_[slot.entry - 1].id);
   }
 
+  /// Asks for the part of the table that find and emplace of this text look into: it is too large for caches.
+  void prefetch(std::string_view text) const noexcept {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[hash(text) & (slots_.size() - 1)]);
+  }
+
   /// Adds `text` with `id` unless it is there. Gives the id that it has now, and whether it is new.
   std::pair<Token, bool> emplace(std::string_view text, Token id) {
-    if (2 * (entries_.size() + 1) > slots_.size()) grow();
+    if (2 * (entries_.size() + 1) > slots_.size()) grow(std::max<std::size_t>(1024, 2 * slots_.size()));
     const std::uint32_t h = hash(text);
     Slot& slot = slots_[find_slot(text, h)];
     if (slot.entry != 0) return {entries_[slot.entry - 1].id, false};
@@ -87,9 +100,10 @@ class TokenIndex {
     return i;
   }
 
-  void grow() {
-    std::vector<Slot> slots(std::max<std::size_t>(1024, 2 * slots_.size()));
-    const std::size_t mask = slots.size() - 1;
+  /// `size`: a power of two.
+  void grow(std::size_t size) {
+    std::vector<Slot> slots(size);
+    const std::size_t mask = size - 1;
     for (const Slot& slot : slots_) {
       if (slot.entry == 0) continue;
       std::size_t i = slot.hash & mask;
