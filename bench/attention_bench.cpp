@@ -1,5 +1,5 @@
 // Attention kernels alone: one tile of queries over the pages of one KV head, per element type, level, head size and
-// rows. items = multiply-adds of both products, bytes = those of keys, values and scales. "decode" reads 128 MiB of
+// rows. Operations are those of both products, bytes those of keys, values and scales. "decode" reads 128 MiB of
 // pages, which no cache of a core holds; "short" reads 512 tokens; "prompt" is a full tile over 1024 tokens.
 #include <benchmark/benchmark.h>
 
@@ -15,6 +15,7 @@
 #include "backends/cpu/cache.hpp"
 #include "backends/cpu/elementwise.hpp"
 #include "backends/cpu/level.hpp"
+#include "bench/counters.hpp"
 
 namespace cpu = llminfer::cpu;
 using llminfer::CacheType;
@@ -75,18 +76,16 @@ void attention(benchmark::State& state, const cpu::Level& level, CacheType type,
     for (std::int32_t page = begin; page < end; page += cpu::kChunkPages) {
       const std::int32_t next = page + cpu::kChunkPages;
       const cpu::AttentionPages pages = cache->head(0, 0);
-      const cpu::PageRange range{table.data(), page, next,
-                                 next < end ? cpu::keys_of_page(pages, next) : nullptr};
+      const cpu::PageRange range{table.data(), page, next, next < end ? cpu::keys_of_page(pages, next) : nullptr};
       level.attention->attend(pages, tile, range, page == begin ? total : part, memory.get());
       if (page != begin) level.attention->merge(c.rows, padded, total, part);
     }
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * 2 * c.rows * c.pages * cpu::kPageSlots * c.head_dim / threads);
-  state.SetBytesProcessed(state.iterations() * cache->bytes() / threads);
+  bench::count(state, static_cast<double>(cache->bytes()), 4.0 * c.rows * c.pages * cpu::kPageSlots * c.head_dim);
 }
 
-/// Keys and values of tokens into pages. bytes = those of the page's elements.
+/// Keys and values of tokens into pages. Bytes are those of the page's elements.
 void write(benchmark::State& state, const cpu::Level& level, CacheType type, std::int32_t dim) {
   const auto cache = cpu::CpuCache::make({1, 1, dim, 0}, type, 1).value();
   std::vector<float> k(static_cast<std::size_t>(dim));
@@ -97,8 +96,7 @@ void write(benchmark::State& state, const cpu::Level& level, CacheType type, std
     }
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * cpu::kPageSlots);
-  state.SetBytesProcessed(state.iterations() * cache->bytes());
+  bench::count(state, static_cast<double>(cache->bytes()));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Linear kernels alone: one [N, K] weight that does not fit the caches times M rows, per type, level and thread count,
-// beside the rate at which the machine merely reads memory. GB/s are of packed weights; an operation is a
-// multiplication or an addition of the layer, however many instructions its codes take.
+// beside the rate at which the machine merely reads memory; and rows that are normed, rotated, activated and quantized.
+// GB/s are of packed weights; an operation is a multiplication or an addition of the layer, however many instructions
+// its codes take.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -14,6 +15,7 @@
 
 #include "backends/cpu/elementwise.hpp"
 #include "backends/cpu/level.hpp"
+#include "bench/counters.hpp"
 
 namespace cpu = llminfer::cpu;
 using llminfer::WeightType;
@@ -112,11 +114,7 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
                    scratch.get());
     benchmark::ClobberMemory();
   }
-  // Each thread counts its share; rates add up over the threads.
-  using benchmark::Counter;
-  const auto count = static_cast<double>(state.iterations()) / state.threads();
-  state.counters["GB/s"] = Counter(count * static_cast<double>(shared->bytes()) * 1e-9, Counter::kIsRate);
-  state.counters["GOP/s"] = Counter(count * 2e-9 * m * static_cast<double>(rows * cols), Counter::kIsRate);
+  bench::count(state, static_cast<double>(shared->bytes()), 2.0 * m * static_cast<double>(rows * cols));
 }
 
 /// Bringing a weight of a file into panels, on one thread. GB/s are of the file.
@@ -131,7 +129,7 @@ void pack(benchmark::State& state, const Kind& kind) {
     packed->pack_panels({"", kind.type, kRows, kCols, file, nullptr, kind.details}, 0, packed->panels());
     benchmark::ClobberMemory();
   }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(file.size()));
+  bench::count(state, static_cast<double>(file.size()));
 }
 
 /// The roof: each thread sums its share of 128 MiB.
@@ -147,10 +145,10 @@ void read_memory(benchmark::State& state) {
     }
     benchmark::DoNotOptimize(sum);
   }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(data.size() * 8) / state.threads());
+  bench::count(state, static_cast<double>(data.size() * 8));
 }
 
-/// Rounding a row to integers of 8 bits, or through E4M3.
+/// Rounding a row to integers of 8 bits, or through E4M3. GB/s are of its floats.
 void round_row(benchmark::State& state, Table table, bool floats) {
   const std::vector<float> x(1536, 0.5f);
   std::vector<float> out(1536);
@@ -161,7 +159,7 @@ void round_row(benchmark::State& state, Table table, bool floats) {
            : table->quantize_bytes(how, x.data(), 1536, groups.data());
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * 1536);
+  bench::count(state, 1536.0 * 4);
 }
 
 /// Rows of 1536 floats through an elementwise kernel that reads `inputs` of them; bytes are those read and written.
@@ -173,8 +171,7 @@ void rows(benchmark::State& state, int inputs, const F& kernel) {
     kernel(a.data(), b.data(), std::int64_t{1536}, out.data());
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * 1536);
-  state.SetBytesProcessed(state.iterations() * 1536 * 4 * (inputs + 1));
+  bench::count(state, 1536.0 * 4 * (inputs + 1));
 }
 
 void elementwise(const std::string& level, const cpu::ElementwiseKernels& kernels) {
@@ -201,7 +198,7 @@ void quantize(benchmark::State& state, Table table) {
     table->quantize_row(x.data(), 1536, cpu::kCodes16, groups.data());
     benchmark::ClobberMemory();
   }
-  state.SetItemsProcessed(state.iterations() * 1536);
+  bench::count(state, 1536.0 * 4);
 }
 
 }  // namespace

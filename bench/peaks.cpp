@@ -51,6 +51,17 @@ double plain_int8(std::int64_t rounds) {
   return 2.0 * 16 * static_cast<double>(rounds);
 }
 
+double plain_words(std::int64_t rounds) {
+  std::int32_t sums[16] = {};
+  std::int16_t a[16] = {1, 2, 3};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+    hide(a);
+    for (int j = 0; j < 16; ++j) sums[j] += std::int32_t{a[j]} * a[15 - j];
+  }
+  for (auto& sum : sums) hide(sum);
+  return 2.0 * 16 * static_cast<double>(rounds);
+}
+
 std::uint64_t plain_read(const std::uint64_t* data, std::size_t bytes) {
   std::uint64_t sums[8] = {};
   for (std::size_t i = 0; i < bytes / sizeof *data; i += 8)
@@ -88,6 +99,27 @@ __attribute__((target("avx2"))) double avx2_int8(std::int64_t rounds) {
   return 2.0 * 32 * 12 * static_cast<double>(rounds);
 }
 
+__attribute__((target("avx2"))) double avx2_words(std::int64_t rounds) {
+  __m256i a = _mm256_set1_epi16(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) {
+      __m256i products;
+      asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a));
+    }
+  }
+  return 2.0 * 16 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx2,avxvnni"))) double avxvnni_words(std::int64_t rounds) {
+  __m256i a = _mm256_set1_epi16(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("%{vex%} vpdpwssd %1, %1, %0" : "+x"(sum) : "x"(a));
+  }
+  return 2.0 * 16 * 12 * static_cast<double>(rounds);
+}
+
 __attribute__((target("avx2,avxvnni"))) double avxvnni_int8(std::int64_t rounds) {
   __m256i a = _mm256_set1_epi8(1), sums[12] = {};
   for (std::int64_t i = 0; i < rounds; ++i) {
@@ -116,6 +148,27 @@ __attribute__((target("avx512f,avx512bw"))) double avx512_int8(std::int64_t roun
     }
   }
   return 2.0 * 64 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f,avx512bw"))) double avx512_words(std::int64_t rounds) {
+  __m512i a = _mm512_set1_epi16(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) {
+      __m512i products;
+      asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(products) : "v"(a));
+    }
+  }
+  return 2.0 * 32 * 12 * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f,avx512vnni"))) double avx512vnni_words(std::int64_t rounds) {
+  __m512i a = _mm512_set1_epi16(1), sums[12] = {};
+  for (std::int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (auto& sum : sums) asm volatile("vpdpwssd %1, %1, %0" : "+v"(sum) : "v"(a));
+  }
+  return 2.0 * 32 * 12 * static_cast<double>(rounds);
 }
 
 __attribute__((target("avx512f,avx512vnni"))) double avx512vnni_int8(std::int64_t rounds) {
@@ -187,6 +240,7 @@ __attribute__((target("avx2"))) std::uint64_t avx2_read(const std::uint64_t* dat
   }
 LLMINFER_NEON_LOOP(neon_float, "arch=armv8-a", "fmla %0.4s, %1.4s, %1.4s", 4)
 LLMINFER_NEON_LOOP(neon_int8, "arch=armv8-a", "smlal %0.8h, %1.8b, %1.8b", 8)  // summed in 16 bits
+LLMINFER_NEON_LOOP(neon_words, "arch=armv8-a", "smlal %0.4s, %1.4h, %1.4h", 4)
 LLMINFER_NEON_LOOP(neon_dotprod_int8, "arch=armv8.2-a+dotprod", "sdot %0.4s, %1.16b, %1.16b", 16)
 LLMINFER_NEON_LOOP(neon_i8mm_int8, "arch=armv8.2-a+i8mm", "smmla %0.4s, %1.16b, %1.16b", 32)
 #undef LLMINFER_NEON_LOOP
@@ -194,26 +248,26 @@ LLMINFER_NEON_LOOP(neon_i8mm_int8, "arch=armv8.2-a+i8mm", "smmla %0.4s, %1.16b, 
 
 struct Loops {
   std::string_view level;
-  Loop int8, floats;
+  Loop int8, words, floats;
   Read read;
   Loop bf16 = nullptr;  ///< on tiles
 };
 
 const Loops& loops_of(std::string_view level) {
   static const Loops all[] = {
-    {"scalar", plain_int8, plain_float, plain_read},
+    {"scalar", plain_int8, plain_words, plain_float, plain_read},
 #if defined(__x86_64__)
-    {"avx2", avx2_int8, avx2_float, avx2_read},
-    {"avxvnni", avxvnni_int8, avx2_float, avx2_read},
-    {"avx512", avx512_int8, avx512_float, avx2_read},
-    {"avx512vnni", avx512vnni_int8, avx512_float, avx2_read},
+    {"avx2", avx2_int8, avx2_words, avx2_float, avx2_read},
+    {"avxvnni", avxvnni_int8, avxvnni_words, avx2_float, avx2_read},
+    {"avx512", avx512_int8, avx512_words, avx512_float, avx2_read},
+    {"avx512vnni", avx512vnni_int8, avx512vnni_words, avx512_float, avx2_read},
 #ifdef __linux__
-    {"amx", amx_int8, avx512_float, avx2_read, amx_bf16},
+    {"amx", amx_int8, avx512vnni_words, avx512_float, avx2_read, amx_bf16},
 #endif
 #elif defined(__aarch64__)
-    {"neon", neon_int8, neon_float, plain_read},
-    {"neon_dotprod", neon_dotprod_int8, neon_float, plain_read},
-    {"neon_i8mm", neon_i8mm_int8, neon_float, plain_read},
+    {"neon", neon_int8, neon_words, neon_float, plain_read},
+    {"neon_dotprod", neon_dotprod_int8, neon_words, neon_float, plain_read},
+    {"neon_i8mm", neon_i8mm_int8, neon_words, neon_float, plain_read},
 #endif
   };
   const auto* found = std::find_if(std::begin(all), std::end(all), [&](const Loops& l) { return l.level == level; });
@@ -279,7 +333,8 @@ double read_rate(Read read, int threads) {
 Peaks measure_peaks(std::string_view level, int threads) {
   const Loops& loops = loops_of(level);
   threads = std::max(threads, 1);
-  return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.floats, threads),
+  return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.words, threads),
+          rate_of(loops.floats, threads),
           loops.bf16 ? rate_of(loops.bf16, threads) : 0.0};
 }
 

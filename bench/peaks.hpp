@@ -8,6 +8,7 @@ namespace bench {
 struct Peaks {
   double read_bytes = 0;  ///< per second, from memory
   double int8_ops = 0;    ///< additions and multiplications of 8-bit products per second
+  double word_ops = 0;    ///< and of 16-bit ones
   double float_ops = 0;   ///< and of single precision ones
   double bf16_ops = 0;    ///< and of bfloat16 ones on tiles; 0 for levels without tiles
 };

@@ -60,7 +60,8 @@ void Profile::print(std::ostream& out, const std::string& title) {
       << level_;
   if (threads_ > 0) {  // else a GPU, whose peaks gpu_bench measures
     out << ", " << threads_ << (threads_ == 1 ? " thread" : " threads") << ". Measured peaks: read "
-        << fixed(peaks.read_bytes * 1e-9, 1) << " GB/s, int8 " << fixed(peaks.int8_ops * 1e-9, 0) << " GOP/s, float "
+        << fixed(peaks.read_bytes * 1e-9, 1) << " GB/s, int8 " << fixed(peaks.int8_ops * 1e-9, 0) << ", 16-bit words "
+        << fixed(peaks.word_ops * 1e-9, 0) << " GOP/s, float "
         << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s";
   }
   if (peaks.bf16_ops > 0) out << ", bf16 tiles " << fixed(peaks.bf16_ops * 1e-9, 0) << " GFLOP/s";
@@ -83,7 +84,10 @@ void Profile::print(std::ostream& out, const std::string& title) {
   Sum total;
   for (const std::string& name : order_) {
     const Sum& sum = sums_.at(name);
-    row(name, sum, sum.kind == llminfer::StepKind::linear ? peaks.int8_ops : peaks.float_ops);
+    row(name, sum,
+        sum.kind == llminfer::StepKind::linear      ? peaks.int8_ops
+        : sum.kind == llminfer::StepKind::attention ? peaks.word_ops
+                                                    : peaks.float_ops);
     total.count += sum.count;
     total.seconds += sum.seconds;
     total.bytes += sum.bytes;
@@ -92,7 +96,8 @@ void Profile::print(std::ostream& out, const std::string& title) {
   row("a pass", total, peaks.int8_ops);
   out << "\nMilliseconds, bytes and operations are those of a pass. Bytes are what must be moved at least, though "
          "caches may "
-         "hold some of it; the peak of operations is int8 for linear layers and the sum, float for the others.\n";
+         "hold some of it; the peak of operations is int8 for linear layers and the sum (also where their weights are "
+         "floats), that of words for attention (also over an f32 cache), float for the others.\n";
 }
 
 }  // namespace bench

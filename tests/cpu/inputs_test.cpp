@@ -87,7 +87,8 @@ TEST_CASE("activations are quantized alike on all levels") {
 
 TEST_CASE("weights and activations of 8 bits: sums of whole rows in integers, the same on all levels") {
   const auto& scalar = *levels()[0];
-  for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{67, 32}, {50, 96}, {33, 576}, {16, 8960}}) {
+  for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{67, 32}, {50, 96}, {33, 576}, {16, 8960}}) {
+    const std::int64_t rows = shape.first, cols = shape.second;
     RandomWeight w = random_weight(WeightType::w8_sym, rows, cols, 24);
     share_scales(w, cols, 4);
     for (const bool dynamic : {true, false}) {

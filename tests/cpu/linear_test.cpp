@@ -62,7 +62,8 @@ TEST_CASE("all levels give the bits of the scalar kernels") {
   const auto& scalar = *levels()[0];
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
-    for (const std::int64_t want_cols : {32, 96, 576, 1536}) {
+    for (const std::int64_t want_cols : {32, 77, 96, 576, 640, 896, 960, 1536}) {
+      if (want_cols % 32 != 0 && llminfer::weight_type_info(type).block_values > 1) continue;
       const std::int64_t cols = at_least_a_block(type, want_cols);
       const std::int64_t rows = want_cols == 1536 ? 16 : want_cols == 576 ? 50 : 67;
       const RandomWeight w = random_weight(type, rows, cols, 3);
