@@ -213,8 +213,10 @@ TEST_CASE("mixtures: activations of 8 bits") {
     const auto logits = driver.feed(tokens, {13, 1});
     if (expected.empty()) expected = logits;
     CHECK(same_bits(logits, expected));
-    CHECK(nmse(logits, oracle.logits()) > 1e-7);  // of 16 bits: below
-    CHECK(nmse(logits, oracle.logits()) < 1e-2);
+    // Medians of rows: of nearly equal scores another expert may be chosen, which changes a row altogether.
+    const double error = median_nmse(logits, oracle.logits(), static_cast<std::size_t>(model.program.vocab_size));
+    CHECK(error > 1e-7);  // of 16 bits: below
+    CHECK(error < 2e-3);
   }
   InputQuantization outliers;
   outliers.outliers = true;
