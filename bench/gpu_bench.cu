@@ -1,7 +1,5 @@
-// gpu_bench: the ceilings of an NVIDIA GPU (copies, products of halves on matrix units, launches), and the backend's kernels
+// gpu_bench_cuda, gpu_bench_hip: the ceilings of a GPU (copies, products on matrix units, launches), and the backend's kernels
 // against them. Prints JSON lines; --list says what it measures. Uses the internals of backends/gpu.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -23,27 +21,51 @@ using namespace llminfer;
 using gpu::Buffer;
 using gpu::Device;
 
-namespace llminfer::gpu::cuda {
+namespace llminfer::gpu::LLMINFER_GPU_TARGET {
 Result<std::shared_ptr<Device>> make_device(const GpuOptions& options);
 }
+namespace target = llminfer::gpu::LLMINFER_GPU_TARGET;
 
 namespace {
 
-constexpr int kProducts = 4096;  ///< 16x16x16 products of each warp in the peak loop
+constexpr int kProducts = 4096;  ///< of each warp in the peak loop, of 16x16x16 halves or 16x16x32 bytes
+constexpr int kPeakThreads = 256;
+
+/// What mma.hpp has chosen for the architecture.
+struct UnitArgs {
+  int32_t* found;  ///< which of kUnits, and how many lanes have one product together
+};
+constexpr const char* kUnits[] = {"mma.sync", "MFMA", "WMMA", "plain arithmetic"};
+__global__ void unit_kernel(UnitArgs args) {
+#if defined(LLMINFER_GPU_MMA_PTX)
+  constexpr int32_t kUnit = 0;
+#elif defined(LLMINFER_GPU_MMA_MFMA)
+  constexpr int32_t kUnit = 1;
+#elif defined(LLMINFER_GPU_MMA_WMMA)
+  constexpr int32_t kUnit = 2;
+#else
+  constexpr int32_t kUnit = 3;
+#endif
+  target::after_former();
+  if (threadIdx.x == 0) args.found[0] = kUnit, args.found[1] = target::kMmaLanes;
+}
 
 struct PeakArgs {
   float* out;
 };
-/// Four independent sums per warp, so that the units' latency is hidden.
-__global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
+/// Four independent sums per warp, so that the units' latency is hidden. Sum int32_t: of int8 by int8.
+template <class Sum>
+__global__ void __launch_bounds__(kPeakThreads) peak_kernel(PeakArgs args) {
   __shared__ __attribute__((aligned(16))) uint16_t tile[16 * 24];
-  gpu::cuda::after_former();
+  target::after_former();
   // Not nearly zeros: of these a GPU would make products with less power.
-  for (unsigned i = threadIdx.x; i < 16 * 24; i += 256) tile[i] = static_cast<uint16_t>((i * 40503u & 0x83ffu) | 0x3800u);
+  for (unsigned i = threadIdx.x; i < 16 * 24; i += kPeakThreads) {
+    tile[i] = static_cast<uint16_t>((i * 40503u & 0x83ffu) | 0x3800u);
+  }
   __syncthreads();
-  gpu::cuda::FragmentA a;
-  gpu::cuda::FragmentB b;
-  gpu::cuda::Accumulator<float> sums[4];
+  target::FragmentA a;
+  target::FragmentB b;
+  target::Accumulator<Sum> sums[4];
   load(a, tile, 24);
   load(b, tile, 24);
   for (auto& sum : sums) clear(sum);
@@ -51,54 +73,38 @@ __global__ void __launch_bounds__(256) peak_kernel(PeakArgs args) {
 #pragma unroll
     for (auto& sum : sums) mma(sum, a, b);
   }
-  float all = 0.0f;
-  for (auto& sum : sums) for_each(sum, [&](int, int, float value) { all += value; });
-  if (all == 1234.5f) *args.out = all;  // never; keeps the loop
+  Sum all = 0;
+  for (auto& sum : sums) for_each(sum, [&](int, int, Sum value) { all += value; });
+  if (all == static_cast<Sum>(12345)) *args.out = 1.0f;  // never; keeps the loop
 }
 
-/// The same of bytes, 16x8x32 each, which are made of `bits`.
-template <class Sum, class Product>
-__device__ void multiply_bytes(PeakArgs args, uint32_t bits, Product product) {
+/// The same of E4M3, 16x8x32 each, eight sums.
+__global__ void __launch_bounds__(kPeakThreads) e4m3_peak_kernel([[maybe_unused]] PeakArgs args) {
+  target::after_former();
+#if defined(LLMINFER_GPU_E4M3_CODE)
+  const uint32_t bits = (0x38393a3bu + threadIdx.x) & 0xbfbfbfbfu;  // no NaN
   const uint32_t a[4] = {bits, bits + 1, bits + 2, bits + 3}, b[2] = {bits + 4, bits + 5};
-  Sum sums[8][4] = {};
+  float sums[8][4] = {};
   for (int i = 0; i < kProducts / 8; ++i) {
 #pragma unroll
-    for (auto& sum : sums) product(sum, a, b);
+    for (auto& sum : sums) target::mma_m16n8k32_e4m3(sum, a, b);
   }
-  Sum all = 0;
+  float all = 0.0f;
   for (auto& sum : sums) all += sum[0] + sum[1] + sum[2] + sum[3];
-  if (all == static_cast<Sum>(12345)) *args.out = 1.0f;
-}
-
-__global__ void __launch_bounds__(256) e4m3_peak_kernel([[maybe_unused]] PeakArgs args) {
-  gpu::cuda::after_former();
-#if defined(LLMINFER_GPU_E4M3_CODE)
-  multiply_bytes<float>(args, (0x38393a3bu + threadIdx.x) & 0xbfbfbfbfu,  // no NaN
-                        [](float(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {
-                          gpu::cuda::mma_m16n8k32_e4m3(sum, a, b);
-                        });
+  if (all == 12345.0f) *args.out = 1.0f;
 #endif
 }
 
-__global__ void __launch_bounds__(256) int8_peak_kernel([[maybe_unused]] PeakArgs args) {
-  gpu::cuda::after_former();
-#if defined(LLMINFER_GPU_COPY_CODE)
-  multiply_bytes<int32_t>(args, 0x38c95a6bu + threadIdx.x,
-                          [](int32_t(&sum)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {
-                            gpu::cuda::mma_m16n8k32_s8(sum, a, b);
-                          });
-#endif
-}
-
+#if defined(LLMINFER_GPU_WARPGROUPS)
 constexpr int kWarpgroupProducts = 4096;  ///< 64x128x16 products of each warpgroup in its peak loop, of bytes 64x128x32
-constexpr int kWarpgroupTiles = 3 * 64 * gpu::cuda::kTileRowBytes;
+constexpr int kWarpgroupTiles = 3 * 64 * target::kTileRowBytes;
 
 /// One warpgroup per block, of which several run on a multiprocessor. Sum int32_t: of int8 by int8.
 template <class Sum, bool kE4m3 = false>
 __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] PeakArgs args) {
-  gpu::cuda::after_former();
+  target::after_former();
 #if defined(LLMINFER_GPU_WARPGROUP_CODE)
-  using namespace gpu::cuda;
+  using namespace target;
   unsigned char* tiles = dynamic_shared_memory();
   tiles += (1024 - shared_address(tiles) % 1024) % 1024;
   for (unsigned i = threadIdx.x; i < kWarpgroupTiles / 2; i += 128) {
@@ -126,17 +132,19 @@ __global__ void __launch_bounds__(128) warpgroup_peak_kernel([[maybe_unused]] Pe
   if (all == static_cast<Sum>(12345)) *args.out = 1.0f;
 #endif
 }
+#endif
 
-/// Seconds of one call, the best of five times twenty.
+/// Seconds of one call, the best of five times twenty, or of fewer times where five would take long.
 double seconds(Device& device, const std::function<int()>& call) {
   const gpu::Current current(device);
-  double best = 1e9;
-  for (int turn = 0; turn < 6; ++turn) {
+  double best = 1e9, all = 0;
+  for (int turn = 0; turn < 2 || (turn < 6 && all < 2); ++turn) {
     device.wait().value();
     const auto begin = std::chrono::steady_clock::now();
     for (int i = 0; i < 20; ++i) device.check(call(), "benchmark").value();
     device.wait().value();
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    all += took.count();
     if (turn > 0) best = std::min(best, took.count() / 20);
   }
   return best;
@@ -186,7 +194,7 @@ struct Linear {
   bool residual = false;  ///< is added to it
 };
 
-/// Products per second of mma.sync and of wgmma, of halves, of E4M3 and of int8; 0: the device has none.
+/// Products per second of mma.hpp's units and of wgmma, of halves, of E4M3 and of int8; 0: the device has none.
 struct Peaks {
   double halves = 0, e4m3 = 0, int8 = 0, warpgroups = 0, e4m3_warpgroups = 0, int8_warpgroups = 0;
 };
@@ -275,7 +283,7 @@ void bench_linear(const std::shared_ptr<Device>& device, double bandwidth, const
           if (device->info().copies) {
             measure(name + ", int8, stages", kernels.linear_stages, peaks.int8);
           } else {
-            measure(name + ", int8, plain", kernels.linear_many, peak);
+            measure(name + ", int8, plain", kernels.linear_many, peaks.int8);
           }
           if (rows > gpu::kManyRows && warpgroup_peak > 0) {
             measure(name + ", int8, warpgroups", kernels.linear_warpgroups, peaks.int8_warpgroups);
@@ -339,7 +347,7 @@ void bench_attention(const std::shared_ptr<Device>& device, double bandwidth) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const auto device = gpu::cuda::make_device({}).value();
+  const auto device = target::make_device({}).value();
   if (argc > 1 && std::strcmp(argv[1], "--list") == 0) {
     std::printf("copy bandwidth, matrix peak, launch; linear layers; decode attention, on %s\n", device->info().name.c_str());
     return 0;
@@ -352,43 +360,54 @@ int main(int argc, char** argv) try {
     bandwidth = 2.0 * bytes / seconds(*device, [&] { return device->copy(to.at(), from.at(), bytes) ? 0 : 1; });
     report("copy on the device", bandwidth * 1e-9, "GB/s", 0);
   }
+  const Buffer found = Buffer::make(device, 3 * sizeof(std::int32_t)).value();
+  std::int32_t unit[2] = {};
+  {
+    const gpu::Current current(*device);
+    device->check(target::launch(device->stream(), {}, 64, unit_kernel, UnitArgs{found.at<std::int32_t>()}), "unit").value();
+    device->copy(unit, found.at(), sizeof unit).value();
+    device->wait().value();
+  }
+  const std::string by = kUnits[unit[0]];
   const PeakArgs args{nullptr};
   Peaks peaks;
-  const int blocks = device->info().units * 8;
-  const auto products_per_second = [&](double products, int count, int threads, int shared_bytes, void (*kernel)(PeakArgs)) {
-    return 2.0 * products * count / seconds(*device, [&] {
-      return gpu::cuda::launch_with_shared(device->stream(), {static_cast<unsigned>(count)}, threads, shared_bytes, kernel, args);
-    });
+  const auto products_per_second = [&](double products, int blocks, const std::function<int(unsigned)>& launch) {
+    return 2.0 * products * blocks / seconds(*device, [&] { return launch(static_cast<unsigned>(blocks)); });
   };
-  peaks.halves = products_per_second(16.0 * 16 * 16 * kProducts * 8, blocks, 256, 0, peak_kernel);
-  report("products of halves, mma.sync", peaks.halves * 1e-12, "TFLOP/s", 0);
-  if (device->info().e4m3) {
-    peaks.e4m3 = products_per_second(16.0 * 8 * 32 * kProducts * 8, blocks, 256, 0, e4m3_peak_kernel);
-    report("products of E4M3, mma.sync", peaks.e4m3 * 1e-12, "TFLOP/s", 0);
-  }
-  if (device->info().copies) {
-    peaks.int8 = products_per_second(16.0 * 8 * 32 * kProducts * 8, blocks, 256, 0, int8_peak_kernel);
-    report("products of int8, mma.sync", peaks.int8 * 1e-12, "TFLOP/s", 0);
-  }
+  const auto peak_of = [&](const char* what, double product, void (*kernel)(PeakArgs)) {
+    const double peak = products_per_second(product * kProducts * (kPeakThreads / unit[1]), device->info().units * 8,
+                                            [&](unsigned blocks) {
+                                              return target::launch(device->stream(), {blocks}, kPeakThreads, kernel, args);
+                                            });
+    report(std::string("products of ") + what + ", " + by, peak * 1e-12, "TFLOP/s", 0);
+    return peak;
+  };
+  peaks.halves = peak_of("halves", 16.0 * 16 * 16, peak_kernel<float>);
+  if (device->info().e4m3) peaks.e4m3 = peak_of("E4M3", 16.0 * 8 * 32, e4m3_peak_kernel);
+  peaks.int8 = peak_of("int8", 16.0 * 16 * 32, peak_kernel<std::int32_t>);
   for (const bool overlap : {true, false}) {
-    const auto of = gpu::cuda::make_device({.dependent_launch = overlap}).value();
-    const Buffer found = Buffer::make(of, 3 * sizeof(std::int32_t)).value();
+    if (!overlap && device->info().kind == "hip") continue;  // whose kernels all do
+    const auto of = target::make_device({.dependent_launch = overlap}).value();
     const gpu::ProbeArgs probe{found.at<std::int32_t>()};
     report(overlap ? "nearly empty kernel" : "nearly empty kernel that begins when the former one has ended",
            1e6 * seconds(*of, [&] { return of->kernels().probe(of->stream(), probe); }), "us", 0);
   }
   if (device->info().resident_blocks > 0)
     report("nearly empty step of a kernel of many", 1e6 * seconds_of_step(device), "us", 0);
+#if defined(LLMINFER_GPU_WARPGROUPS)
   if (device->info().warpgroups) {
-    const int groups = device->info().units * 4, bytes = kWarpgroupTiles + 1024;
-    const double products = 64.0 * 128 * 16 * kWarpgroupProducts;
-    peaks.warpgroups = products_per_second(products, groups, 128, bytes, warpgroup_peak_kernel<float>);
-    report("products of halves, wgmma", peaks.warpgroups * 1e-12, "TFLOP/s", 0);
-    peaks.e4m3_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<float, true>);
-    report("products of E4M3, wgmma", peaks.e4m3_warpgroups * 1e-12, "TFLOP/s", 0);
-    peaks.int8_warpgroups = products_per_second(2 * products, groups, 128, bytes, warpgroup_peak_kernel<int32_t>);
-    report("products of int8, wgmma", peaks.int8_warpgroups * 1e-12, "TFLOP/s", 0);
+    const auto warpgroup_peak_of = [&](const char* what, double product, void (*kernel)(PeakArgs)) {
+      const double peak = products_per_second(product * kWarpgroupProducts, device->info().units * 4, [&](unsigned blocks) {
+        return target::launch_with_shared(device->stream(), {blocks}, 128, kWarpgroupTiles + 1024, kernel, args);
+      });
+      report(std::string("products of ") + what + ", wgmma", peak * 1e-12, "TFLOP/s", 0);
+      return peak;
+    };
+    peaks.warpgroups = warpgroup_peak_of("halves", 64.0 * 128 * 16, warpgroup_peak_kernel<float>);
+    peaks.e4m3_warpgroups = warpgroup_peak_of("E4M3", 64.0 * 128 * 32, warpgroup_peak_kernel<float, true>);
+    peaks.int8_warpgroups = warpgroup_peak_of("int8", 64.0 * 128 * 32, warpgroup_peak_kernel<int32_t>);
   }
+#endif
   bench_linear(device, bandwidth, peaks);
   bench_attention(device, bandwidth);
   return 0;

@@ -24,6 +24,19 @@ function(llminfer_gpu_library name language)
   endif()
 endfunction()
 
+# llminfer_hip_objects(OBJECTS SOURCE…): objects of HIP sources, in the current folder, where HIP is not a language of CMake's.
+function(llminfer_hip_objects objects)
+  set(made "")
+  foreach(source IN LISTS ARGN)
+    get_filename_component(name ${source} NAME_WE)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.o)
+    add_custom_command(OUTPUT ${object} COMMAND ${LLMINFER_HIP_COMMAND} -MD -MF ${object}.d -c ${source} -o ${object}
+      DEPENDS ${source} DEPFILE ${object}.d COMMENT "Building HIP object ${name}.o" VERBATIM)
+    list(APPEND made ${object})
+  endforeach()
+  set(${objects} ${made} PARENT_SCOPE)
+endfunction()
+
 # llminfer_find_hip_compiler(): CMAKE_HIP_COMPILER, if nobody has named a compiler, where ROCm has the files that CMake's
 # language HIP needs at the places where that looks for them. Debian's packages have them at others.
 function(llminfer_find_hip_compiler)
