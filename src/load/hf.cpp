@@ -23,6 +23,7 @@ constexpr std::uint64_t kMaxConfigBytes = 16ull << 20;
 constexpr std::uint64_t kMaxIndexBytes = 128ull << 20;
 constexpr std::uint64_t kMaxTokenizerBytes = 512ull << 20;
 constexpr std::size_t kMaxShards = 10'000;
+constexpr std::size_t kMaxNamedFiles = 8;  // in messages
 
 /// The text of a file that may be absent.
 Result<std::optional<std::string>> read_optional(const std::string& path, std::uint64_t limit) {
@@ -52,9 +53,9 @@ Result<void> add_file(const std::string& path, bool use_mmap, Checkpoint& checkp
   return {};
 }
 
-/// The shards of model.safetensors.index.json: {"weight_map": {tensor: file}}.
-Result<void> add_shards(const std::string& directory, const std::string& index_path, std::string_view text,
-                        bool use_mmap, Checkpoint& checkpoint) {
+/// The shards of an index: {"weight_map": {tensor: file}}, files beside it.
+Result<void> add_shards(const std::string& index_path, std::string_view text, bool use_mmap, Checkpoint& checkpoint) {
+  const std::string directory = std::filesystem::path(index_path).parent_path().string();
   const Json index = LLMINFER_TRY(core::parse_json(text, index_path));
   const Json* map = index.find("weight_map");
   if (!map || !map->is_object() || map->size() == 0) {
@@ -87,14 +88,89 @@ Result<void> add_shards(const std::string& directory, const std::string& index_p
   return {};
 }
 
-Result<void> add_weights(const std::string& directory, bool use_mmap, Checkpoint& checkpoint) {
-  const std::string single = directory + "/model.safetensors";
-  const std::string index = single + ".index.json";
-  Result<void> added = add_file(single, use_mmap, checkpoint);
-  if (added || added.error().code != ErrorCode::not_found) return added;
+/// The file, or, if there is none, the shards that its index names. False if there is neither.
+Result<bool> add_file_or_shards(const std::string& path, bool use_mmap, Checkpoint& checkpoint) {
+  Result<void> added = add_file(path, use_mmap, checkpoint);
+  if (added) return true;
+  if (added.error().code != ErrorCode::not_found) return std::move(added).error();
+  const std::string index = path + ".index.json";
   const auto text = LLMINFER_TRY(read_optional(index, kMaxIndexBytes));
-  if (text) return add_shards(directory, index, *text, use_mmap, checkpoint);
-  return fail(ErrorCode::not_found, directory, ": neither model.safetensors nor model.safetensors.index.json");
+  if (!text) return false;
+  LLMINFER_TRY(add_shards(index, *text, use_mmap, checkpoint));
+  return true;
+}
+
+/// "a.safetensors, b.safetensors", those of a directory.
+std::string safetensors_in(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    std::string name = it->path().filename().string();
+    if (name.ends_with(".safetensors")) names.push_back(std::move(name));
+  }
+  if (names.empty()) return "there is no file *.safetensors";
+  std::sort(names.begin(), names.end());
+  std::string text = "there are ";
+  for (std::size_t i = 0; i < names.size() && i < kMaxNamedFiles; ++i) text += (i == 0 ? "" : ", ") + names[i];
+  if (names.size() > kMaxNamedFiles) text += " and " + std::to_string(names.size() - kMaxNamedFiles) + " more";
+  return text;
+}
+
+/// Adds the file that settings, which `place` names, state, to `names`.
+Result<void> add_stated_name(const Json& settings, const std::string& place, std::vector<std::string>& names) {
+  if (!settings.is_object()) return {};
+  const std::string base = LLMINFER_TRY(core::json_string(settings, "model_file_base_name", place)).value_or("");
+  if (base.empty()) return {};
+  std::string name = base + ".safetensors";
+  if (!stays_inside(name)) {
+    return fail(ErrorCode::corrupt, place, ": \"model_file_base_name\" is \"", base,
+                "\", which is not inside the model's directory");
+  }
+  if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(std::move(name));
+  return {};
+}
+
+/// What AutoGPTQ and GPTQModel call the file: as the settings state, which either file may have, else by their numbers.
+Result<std::vector<std::vector<std::string>>> gptq_names(const std::string& directory, const Json& settings) {
+  std::vector<std::string> stated, usual;
+  LLMINFER_TRY(add_stated_name(settings, directory + ": quantization settings", stated));
+  const std::string path = directory + "/quantize_config.json";
+  if (const auto text = LLMINFER_TRY(read_optional(path, kMaxConfigBytes))) {
+    LLMINFER_TRY(add_stated_name(LLMINFER_TRY(core::parse_json(*text, path)), path, stated));
+  }
+  const Json* bits = settings.is_object() ? settings.find("bits") : nullptr;
+  const Json* group = settings.is_object() ? settings.find("group_size") : nullptr;
+  if (bits && group && bits->integer() && group->integer()) {
+    usual.push_back("gptq_model-" + std::to_string(*bits->integer()) + "bit-" + std::to_string(*group->integer()) +
+                    "g.safetensors");
+  }
+  return std::vector{std::move(stated), std::move(usual)};
+}
+
+/// model.safetensors or its shards; where there are none, those that GPTQ's tools name otherwise.
+Result<void> add_weights(const std::string& directory, const Json& settings, bool use_mmap, Checkpoint& checkpoint) {
+  std::string tried = "model.safetensors, model.safetensors.index.json";
+  if (LLMINFER_TRY(add_file_or_shards(directory + "/model.safetensors", use_mmap, checkpoint))) return {};
+  for (const std::vector<std::string>& names : LLMINFER_TRY(gptq_names(directory, settings))) {
+    std::vector<std::string> found;
+    for (const std::string& name : names) {
+      tried += ", " + name + ", " + name + ".index.json";
+      for (const char* const ending : {"", ".index.json"}) {
+        std::error_code ignored;  // a file that can't be examined is opened below, if it is the only one
+        if (std::filesystem::exists(directory + "/" + name + ending, ignored)) found.push_back(name + ending);
+      }
+    }
+    if (found.size() > 1) {
+      return fail(ErrorCode::corrupt, directory, ": both ", found[0], " and ", found[1],
+                  " may have the weights by \"model_file_base_name\", \"bits\" and \"group_size\"; ",
+                  safetensors_in(directory));
+    }
+    for (const std::string& name : names) {
+      if (LLMINFER_TRY(add_file_or_shards(directory + "/" + name, use_mmap, checkpoint))) return {};
+    }
+  }
+  return fail(ErrorCode::not_found, directory, ": no weights, expected one of ", tried, "; ",
+              safetensors_in(directory));
 }
 
 Result<void> add_texts(const std::string& directory, Checkpoint& checkpoint) {
@@ -132,8 +208,7 @@ Result<core::Json> quantization_settings(const std::string& directory, core::Jso
   return *inner;
 }
 
-Result<void> unpack_quantized(const std::string& directory, core::Json in_config, Checkpoint& checkpoint) {
-  const core::Json settings = LLMINFER_TRY(quantization_settings(directory, std::move(in_config)));
+Result<void> unpack_quantized(const std::string& directory, const core::Json& settings, Checkpoint& checkpoint) {
   if (!settings.is_null()) {
     auto applied = apply_quantization(settings, checkpoint);
     if (!applied) return core::at(directory, std::move(applied).error());
@@ -167,8 +242,9 @@ Result<Checkpoint> open_hf_directory(const std::string& path, bool use_mmap) {
   if (checkpoint.generation.eos_tokens.empty()) checkpoint.generation.eos_tokens = std::move(config.eos_tokens);
 
   LLMINFER_TRY(add_texts(path, checkpoint));
-  LLMINFER_TRY(add_weights(path, use_mmap, checkpoint));
-  LLMINFER_TRY(unpack_quantized(path, std::move(config.quantization), checkpoint));
+  const Json settings = LLMINFER_TRY(quantization_settings(path, std::move(config.quantization)));
+  LLMINFER_TRY(add_weights(path, settings, use_mmap, checkpoint));
+  LLMINFER_TRY(unpack_quantized(path, settings, checkpoint));
   auto split = split_expert_stacks(checkpoint);
   if (!split) return core::at(path, std::move(split).error());
   return checkpoint;

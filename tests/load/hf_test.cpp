@@ -177,6 +177,89 @@ TEST_CASE("Hugging Face directory: shards") {
   }
 }
 
+TEST_CASE("Hugging Face directory: weights as GPTQ's tools name them") {
+  const Model model;
+  model.remove("model.safetensors");
+  const auto weights = [&](const std::string& name) { model.dir.write(name, one_tensor("a")); };
+  const auto with = [&](const std::string& settings) { model.dir.write("quantize_config.json", settings); };
+  // The one tensor is no layer of GPTQ: once the file is found, that is the error.
+  const auto found = [&] { model.expect(ErrorCode::missing_tensor, "*.qweight"); };
+  const std::string usual = "gptq_model-4bit-128g.safetensors";
+  with(R"({"bits": 4, "group_size": 128, "model_file_base_name": null})");
+  SECTION("bits and group size") {
+    weights(usual);
+    found();
+  }
+  SECTION("one group for all columns") {
+    with(R"({"bits": 8, "group_size": -1})");
+    weights("gptq_model-8bit--1g.safetensors");
+    found();
+  }
+  SECTION("settings in config.json") {
+    model.remove("quantize_config.json");
+    model.dir.write("config.json", kConfig.substr(0, kConfig.size() - 1) +
+                                       R"(, "quantization_config": {"quant_method": "gptq", "bits": 4,
+                                       "group_size": 128}})");
+    weights(usual);
+    found();
+    SECTION("but the name beside it") {
+      with(R"({"model_file_base_name": "stated"})");
+      weights("stated.safetensors");
+      model.dir.write(usual, "");
+      found();
+    }
+  }
+  SECTION("the name that the settings state goes first, model.safetensors before it") {
+    with(R"({"bits": 4, "group_size": 128, "model_file_base_name": "stated"})");
+    model.dir.write("stated.safetensors", "");
+    weights(usual);
+    model.expect(ErrorCode::truncated, "stated.safetensors");
+    model.remove("stated.safetensors");
+    found();
+    model.dir.write("model.safetensors", "");
+    model.expect(ErrorCode::truncated, "model.safetensors");
+  }
+  SECTION("shards, also in a folder") {
+    const std::string folder = GENERATE("", "sub/");
+    with(R"({"bits": 4, "group_size": 128, "model_file_base_name": ")" + folder + R"(stated"})");
+    if (!folder.empty()) std::filesystem::create_directory(model.dir / "sub");
+    weights(folder + "one.safetensors");
+    const std::string index = folder + "stated.safetensors.index.json";
+    model.dir.write(index, index_of({{"a", "one.safetensors"}}));
+    found();
+    model.dir.write(index, index_of({{"a", "../one.safetensors"}}));
+    model.expect(ErrorCode::corrupt, "tensor a");
+  }
+  SECTION("names that leave the directory, or are none") {
+    const std::string name = GENERATE(R"("../x")", R"("/etc/x")", R"("sub/../../x")", R"("x\u0000")", "3");
+    with(R"({"bits": 4, "group_size": 128, "model_file_base_name": )" + name + "}");
+    weights(usual);
+    model.expect(ErrorCode::corrupt, "model_file_base_name");
+  }
+  SECTION("a file and an index") {
+    weights(usual);
+    model.dir.write(usual + ".index.json", index_of({{"a", "one.safetensors"}}));
+    model.expect(ErrorCode::corrupt, usual + ".index.json");
+  }
+  SECTION("two names, and a file of each") {
+    model.dir.write("config.json", kConfig.substr(0, kConfig.size() - 1) +
+                                       R"(, "quantization_config": {"quant_method": "gptq", "bits": 4,
+                                       "group_size": 128, "model_file_base_name": "first"}})");
+    with(R"({"model_file_base_name": "second"})");
+    weights("first.safetensors");
+    found();
+    weights("second.safetensors");
+    model.expect(ErrorCode::corrupt, "first.safetensors and second.safetensors");
+  }
+  SECTION("none of them") {
+    model.expect(ErrorCode::not_found, "there is no file *.safetensors");
+    model.expect(ErrorCode::not_found, usual + ".index.json");
+    weights("gptq_model-3bit-128g.safetensors");
+    weights("adapter.safetensors");
+    model.expect(ErrorCode::not_found, "adapter.safetensors, gptq_model-3bit-128g.safetensors");
+  }
+}
+
 TEST_CASE("Hugging Face directory: chat template") {
   const Model model;
   SECTION("a string") {

@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -58,6 +59,10 @@ TEST_CASE("GPTQ: values, permutations and odd groups") {
     layer.dir.write("quantize_config.json", R"({"bits": 4, "group_size": 32})");
     layer.settings = "null";
     CHECK(layer.values() == std::vector<float>(8 * 64, 2.0f));
+    std::filesystem::rename(layer.dir / "model.safetensors", layer.dir / "gptq_model-4bit-32g.safetensors");
+    const auto named = load::open_hf_directory(layer.dir.path(), true);
+    REQUIRE(named);
+    CHECK(named->read(*named->find("x.weight"))->rows == 8);
   }
   SECTION("groups of a layer's own settings, the last one shorter") {
     const std::string start = R"({"quant_method": "gptq", "bits": 4, "group_size": 16, "dynamic": )";
