@@ -1,5 +1,7 @@
 // bitsandbytes: NF4 and FP4 in blocks with or without quantized scales (QLoRA, Dettmers et al. 2023, arXiv:2305.14314),
 // and LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339).
+#include <algorithm>
+#include <iterator>
 #include <string_view>
 #include <utility>
 
@@ -58,6 +60,7 @@ Result<void> check_table(const Checkpoint& checkpoint, const TensorInfo& tensor,
   return {};
 }
 
+/// The codes' bytes may be called elements of another type ("bnb_4bit_quant_storage"), as FSDP asks for.
 Result<void> add_4bit(const std::string& prefix, bool nf4, Layers& layers) {
   const std::string weight = prefix + ".weight";
   const std::string state_name = weight + ".quant_state.bitsandbytes__" + (nf4 ? "nf4" : "fp4");
@@ -69,9 +72,9 @@ Result<void> add_4bit(const std::string& prefix, bool nf4, Layers& layers) {
   layer.per_scale = state.block;
   layer.high_first = true;
   const std::int64_t values = state.rows * state.cols;
-  layer.weight = LLMINFER_TRY(layers.need(weight, {u8}, {-1, 1}));
-  if (layer.weight.shape[0] != (values + 1) / 2) {
-    return fail(ErrorCode::shape_mismatch, "tensor ", weight, " has ", layer.weight.shape[0], " bytes, expected ",
+  layer.weight = LLMINFER_TRY(layers.need(weight, {u8, i8, bf16, f16, f32}, {-1, 1}));
+  if (layer.weight.bytes != static_cast<std::uint64_t>((values + 1) / 2)) {
+    return fail(ErrorCode::shape_mismatch, "tensor ", weight, " has ", layer.weight.bytes, " bytes, expected ",
                 (values + 1) / 2, " for [", state.rows, ", ", state.cols, "]");
   }
   const TensorInfo map = LLMINFER_TRY(layers.need(weight + ".quant_map", {f32}, {16}));
@@ -129,9 +132,10 @@ Result<void> add_int8(const std::string& prefix, Layers& layers) {
 Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers) {
   const std::string storage =
       LLMINFER_TRY(setting_text(settings, "bnb_4bit_quant_storage", "uint8", "quantization_config"));
-  if (storage != "uint8") {
+  constexpr std::string_view kStorages[] = {"uint8", "int8", "bfloat16", "float16", "float32"};
+  if (std::find(std::begin(kStorages), std::end(kStorages), storage) == std::end(kStorages)) {
     return fail(ErrorCode::unsupported, "quantization_config: \"bnb_4bit_quant_storage\" is \"", storage,
-                "\", expected uint8");
+                "\", expected uint8, int8, bfloat16, float16 or float32");
   }
   std::size_t found = 0;
   for (const bool nf4 : {true, false}) {
@@ -139,6 +143,12 @@ Result<void> add_bitsandbytes(const core::Json& settings, Layers& layers) {
     for (const std::string& prefix : layers.with(suffix)) LLMINFER_TRY(add_4bit(prefix, nf4, layers)), ++found;
   }
   for (const std::string& prefix : layers.with(".SCB")) LLMINFER_TRY(add_int8(prefix, layers)), ++found;
+  for (const char* const part : {".weight.absmax", ".weight.quant_map"}) {  // such a weight may be called one of floats
+    for (const std::string& prefix : layers.with(part)) {
+      return fail(ErrorCode::missing_tensor, "no tensor ", prefix,
+                  ".weight.quant_state.bitsandbytes__nf4 or …__fp4, but ", prefix, part);
+    }
+  }
   if (found == 0) {
     return fail(ErrorCode::missing_tensor,
                 "quantization_config says bitsandbytes, but no tensor is named *.SCB or *.quant_state.bitsandbytes__…");
