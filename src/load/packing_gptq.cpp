@@ -269,13 +269,24 @@ Result<void> add_awq(const core::Json& settings, Layers& layers) {
   const bool early = settings.find("w_bit");
   const Scheme scheme = LLMINFER_TRY(early ? read_scheme(settings, "w_bit", "q_group_size")
                                            : read_scheme(settings, "bits", "group_size"));
-  std::string version = LLMINFER_TRY(setting_text(settings, "version", "gemm", kPlace));
+  // The layout: AutoAWQ's "version", or, where that is missing, what GPTQModel and transformers call it.
+  std::string version;
+  const char* key = "version";
+  for (const char* const name : {"version", "checkpoint_format", "format"}) {
+    if (!version.empty()) break;
+    version = LLMINFER_TRY(setting_text(settings, name, "", kPlace));
+    if (!version.empty()) key = name;
+  }
   std::transform(version.begin(), version.end(), version.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
   if (version == "marlin") return add_all_marlin(scheme, false, layers);
+  // ExLlama's and IPEX's kernels arrange GEMM's words when they have been read.
+  for (const char* const same : {"", "exllama", "ipex"}) {
+    if (version == same) version = "gemm";
+  }
   if (version != "gemm" && version != "gemv") {
-    return fail(ErrorCode::unsupported, kPlace, ": AWQ \"version\" is \"", version,
-                "\", expected gemm, gemv or marlin");
+    return fail(ErrorCode::unsupported, kPlace, ": AWQ \"", key, "\" is \"", version,
+                "\", expected gemm, gemv, marlin, exllama or ipex");
   }
   return add_all_awq(scheme, version == "gemv", layers);
 }

@@ -101,12 +101,15 @@ inline const std::vector<PackedLayer>& packed_layers() {
     std::vector<PackedLayer> all;
     const auto put = [&](PackedLayer& layer) { all.push_back(std::move(layer)); };
     const Sides sides = {8, 64};
-    const std::string_view nf4 = R"({"blocksize": 64, "shape": [8, 64], "quant_type": "nf4"})";
-    const auto length = static_cast<std::int64_t>(nf4.size());
-    const std::vector<float> table(std::begin(quant::kNf4Values), std::end(quant::kNf4Values));
+    const std::string_view state = R"({"blocksize": 64, "shape": [8, 64]})";
+    const auto length = static_cast<std::int64_t>(state.size());
+    const std::vector<float> nf4(std::begin(quant::kNf4Values), std::end(quant::kNf4Values));
+    const std::vector<float> fp4(std::begin(quant::kFp4Values), std::end(quant::kFp4Values));
     put(PackedLayer().add("x.qweight", i32, {8, 8}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
     put(PackedLayer().add("x.qweight", i32, {64, 1}).add("x.qzeros", i32, {2, 1}).add("x.scales", f16, {2, 8}));
+    put(PackedLayer().add("x.qweight", i32, {8, 8}).add("x.qzeros", i32, {8, 4}).add("x.scales", f16, {8, 32}));
     put(PackedLayer().add("x.B", i32, {4, 128}).add("x.s", f16, {1, 64}));
+    put(PackedLayer().add("x.qweight", i32, {4, 128}).add("x.scales", f16, {2, 64}));
     put(PackedLayer()
             .add("x.weight_packed", i32, {8, 8})
             .add("x.weight_scale", bf16, {8, 2})
@@ -159,8 +162,13 @@ inline const std::vector<PackedLayer>& packed_layers() {
     put(PackedLayer()
             .add("x.weight", u8, {256, 1})
             .add("x.weight.absmax", f32, {8})
-            .add("x.weight.quant_state.bitsandbytes__nf4", u8, {length}, nf4)
-            .add_numbers("x.weight.quant_map", f32, {16}, table));
+            .add("x.weight.quant_state.bitsandbytes__nf4", u8, {length}, state)
+            .add_numbers("x.weight.quant_map", f32, {16}, nf4));
+    put(PackedLayer()
+            .add("x.weight", bf16, {128, 1})
+            .add("x.weight.absmax", f32, {8})
+            .add("x.weight.quant_state.bitsandbytes__fp4", u8, {length}, state)
+            .add_numbers("x.weight.quant_map", f32, {16}, fp4));
     put(PackedLayer().add("x.weight", f8_e4m3, {8, 64}).add("x.weight_scale", u8, {8, 2}));
     const auto scalar = [](std::int32_t value) { return std::vector{value}; };
     put(PackedLayer()

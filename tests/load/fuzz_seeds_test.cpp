@@ -1,9 +1,10 @@
-// What fuzzing of quantization settings begins with: each line is accepted by a layer that it describes, so that it
-// reaches the code of that packing.
+// What fuzzing of quantization settings begins with: each line is accepted by a layer that it describes, and each layer
+// by a line, so that they reach the code of that packing.
 #include <catch2/catch.hpp>
 
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "core/json.hpp"
 #include "load/quantization.hpp"
@@ -13,19 +14,25 @@ TEST_CASE("seeds of fuzzing: settings that fit a layer") {
   using namespace llminfer;
   std::istringstream lines(
       core::read_text_file(LLMINFER_TEST_DATA "/../fuzz/quantization_settings.txt", 1 << 20).value());
+  const auto& layers = fuzz::packed_layers();
+  std::vector<bool> reached(layers.size());
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) {
     const core::Json settings = core::parse_json(line, "settings").value();
     bool read = false;
-    for (const fuzz::PackedLayer& layer : fuzz::packed_layers()) {
-      load::Checkpoint packed = layer.checkpoint();
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      load::Checkpoint packed = layers[i].checkpoint();
       if (!load::apply_quantization(settings, packed)) continue;
       for (const load::TensorInfo& tensor : packed.tensors) {
-        read = read || (tensor.packing && packed.read(tensor).has_value());
+        if (tensor.packing && packed.read(tensor)) read = reached[i] = true;
       }
     }
     INFO(line);
     CHECK(read);
   }
-  CHECK(count == 27);
+  CHECK(count == 30);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    INFO("layer " << i);
+    CHECK(reached[i]);
+  }
 }
