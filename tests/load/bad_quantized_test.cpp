@@ -223,6 +223,18 @@ TEST_CASE("bad quantized checkpoints: zero points, orders of columns and packing
       layer.tensors["x.weight_g_idx"] = {"I32", {64}, bytes_of(index)};
       layer.expect(ErrorCode::corrupt, "x.weight_g_idx");
     }
+    SECTION("an order of columns that nothing has set") {
+      std::vector<float> scales(16);
+      for (std::size_t i = 0; i < 16; ++i) scales[i] = i % 2 == 0 ? 1.0f : 2.0f;
+      layer.tensors["x.weight_scale"].data = bytes_of(scales);
+      const auto values = layer.values();
+      CHECK(values[31] == -1.0f);
+      CHECK(values[32] == -2.0f);
+      layer.tensors["x.weight_g_idx"] = {"I32", {64}, bytes_of(std::vector<std::int32_t>(64, -1))};
+      CHECK(layer.values() == values);
+      CHECK_FALSE(layer.read()->details.permutation);
+      CHECK(load::open_hf_directory(layer.dir.path(), true).value().tensors.size() == 1);
+    }
     SECTION("words of another type") {
       layer.tensors["x.weight_packed"].dtype = "F32";
       layer.expect(ErrorCode::unsupported_type, "x.weight_packed");
