@@ -27,7 +27,8 @@ namespace {
 constexpr double kDecidedMargin = 0.05;  // logits; below it two computations may choose different tokens
 constexpr double kDivergence = 3e-3;     // of the default mode from exact mode
 
-void check_model(const std::string& path, const nlohmann::json& prompt_ids, const nlohmann::json& reference) {
+void check_model(const std::string& path, const nlohmann::json& prompt_ids, const nlohmann::json& reference,
+                 bool one_layer) {
   INFO(path);
   ProgramRunner exact(path);
   for (const auto& [key, value] : reference.items()) {
@@ -35,9 +36,9 @@ void check_model(const std::string& path, const nlohmann::json& prompt_ids, cons
   }
   const nlohmann::json& rounding = reference["activation_quantization"];
   const bool quantizes = !rounding.is_null();
-  // Dynamic scales: the reference's own noise, docs/adr/0008.
+  // Dynamic scales: the reference's own noise, docs/adr/0008. One layer has none; without rounding it is 9e-5 off.
   const bool dynamic = rounding.is_object() && rounding["dynamic"] == true;
-  const double noise = !dynamic ? 1e-4 : rounding["type"] == "int" ? 1e-3 : 5e-3;
+  const double noise = one_layer ? 1e-5 : !dynamic ? 1e-4 : rounding["type"] == "int" ? 1e-3 : 5e-3;
   ProgramRunner standard(path, false);
   CHECK(exact.plan_bytes() == exact.foreseen_plan_bytes());
   // The order of columns is known only when a weight has been read.
@@ -74,7 +75,7 @@ TEST_CASE("Quantized checkpoints: weights, logits and tokens are those of the re
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
     const test::TempDir folder;
     INFO(name);
-    check_model(put_golden_checkpoint(folder, name), reference["prompt_ids"], expected);
+    check_model(put_golden_checkpoint(folder, name), reference["prompt_ids"], expected, true);
   }
 }
 
@@ -88,6 +89,6 @@ TEST_CASE("Quantized checkpoints of a folder of fixtures", "[fixtures]") {
   const char* const only = std::getenv("LLMINFER_TEST_FIXTURE");
   for (const auto& [name, expected] : reference["checkpoints"].items()) {
     if (only && name.find(only) == std::string::npos) continue;
-    check_model(std::string(folder) + "/" + name, reference["prompt_ids"], expected);
+    check_model(std::string(folder) + "/" + name, reference["prompt_ids"], expected, false);
   }
 }

@@ -1,4 +1,4 @@
-// Checkpoints as their tools wrote them: the weights of two layers of forms that no test of whole models has.
+// Checkpoints as their tools wrote them: the weights of two layers, beside the sums of all rows and columns.
 #include <catch2/catch.hpp>
 
 #include <filesystem>

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes forms/NAME.safetensors and forms.json: two layers of checkpoints in forms that make.py leaves out.
+"""Makes forms/NAME.safetensors and forms.json: two layers of some of make.py's checkpoints.
 
 Usage: make_forms.py FOLDER, where FOLDER holds the same tiny checkpoints as for make.py (of bitsandbytes 0.50, GPTQModel
 7.7.0, llm-compressor 0.14), and reference.json with a row and sums of their weights, from the tools. The sums of all rows
