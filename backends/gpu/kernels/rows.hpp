@@ -69,20 +69,20 @@ __device__ __forceinline__ float int8_code(const RoundingArgs& r, float x, float
   return code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code;
 }
 
-/// Whether rows become integers under one scale.
-__device__ __forceinline__ bool to_integers(const RoundingArgs& r) {
-  return r.kind == 1 && (!r.dynamic || r.group == 0);
+/// Whether rows become integers or E4M3 numbers under one scale. Halves hold these as they are, but not their products
+/// with a scale.
+__device__ __forceinline__ bool one_scale(const RoundingArgs& r) {
+  return r.kind != 0 && (!r.dynamic || r.group == 0);
 }
 
-/// One value rounded as InputQuantization says, but for the scale where to_integers(); `most` is the largest magnitude
-/// of those that share its scale.
+/// One value rounded as InputQuantization says, but for the scale where one_scale(); `most` is the largest magnitude of
+/// those that share its scale.
 __device__ __forceinline__ float round_input(const RoundingArgs& r, float x, float most) {
   if (!finite(most)) return bits_to_float(0x7fc00000u);
   const float scale = scale_of(r, most);
   if (scale == 0.0f) return 0.0f;
-  if (r.kind == 2) return scale * e4m3_to_float(float_to_e4m3(x / scale));
-  const float integer = int8_code(r, x, scale) - r.zero;
-  return to_integers(r) ? integer : scale * integer;
+  const float code = r.kind == 2 ? e4m3_to_float(float_to_e4m3(x / scale)) : int8_code(r, x, scale) - r.zero;
+  return one_scale(r) ? code : scale * code;
 }
 
 /// What RMSNorm multiplies a row by, beside its weights. All threads of the block call it.
@@ -122,7 +122,7 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
         most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
       }
       most = largest_of_block<kRowThreads>(most, shared);
-      if (to_integers(rounding) && finite(most)) scale = scale_of(rounding, most);
+      if (one_scale(rounding) && finite(most)) scale = scale_of(rounding, most);
       for (int i = thread; i < a.width; i += kRowThreads) out[i] = round_input(rounding, normed(i), most);
     }
     __syncthreads();
