@@ -113,7 +113,8 @@ GpuPlan::GpuPlan(const Program& program, Steps steps, const PlanLayout& layout,
       owned_(std::move(weights)) {}
 
 GpuPlan::~GpuPlan() {
-  if (outcome_) (void)core::guarded([&] { return settle(); });  // the device reads what is released now
+  // The device may use what is released now, also if make() was given up.
+  (void)core::guarded([&] { return outcome_ ? settle() : device_->wait(); });
 }
 
 Result<std::unique_ptr<GpuPlan>> GpuPlan::make(const Program& program,

@@ -141,9 +141,10 @@ TEST_CASE("quantized weights are cut between ranks where their blocks and groups
     Ranks ranks(model.path(), 2, 2, options);
     if (ranks.engine()) {
       ++cut;
-      // Activations that are rounded hide their rounding by turns.
+      // Activations that are rounded hide their rounding by turns; ranks that cut them have scales of their own.
       const bool rounds = name.find("w8a8") != std::string::npos || name.find("fp8") != std::string::npos;
-      CHECK(distance(some_logits(*ranks.engine()), expected) < (rounds ? 1e-2 : 2e-6));
+      const bool dynamic = name.find("dynamic") != std::string::npos;
+      CHECK(distance(some_logits(*ranks.engine()), expected) < (!rounds ? 2e-6 : dynamic ? 1e-1 : 1e-2));
     } else {
       CHECK(ranks.engine().error().code == ErrorCode::unsupported);
       CHECK_THAT(ranks.engine().error().message, Catch::Contains("tensor_parallel"));
