@@ -77,108 +77,32 @@ std::uint64_t plain_read(const std::uint64_t* data, std::size_t bytes) {
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-__attribute__((target("avx2,fma"))) double avx2_float(std::int64_t rounds) {
-  __m256 a = _mm256_set1_ps(0.5f), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(a));
+/// `instruction` adds to %0 what %2 times itself is; it may need %1. `constraint`: of its registers.
+#define LLMINFER_X86_LOOP(name, target_options, start, constraint, instruction, products)                              \
+  __attribute__((target(target_options))) double name(std::int64_t rounds) {                                           \
+    const auto a = start;                                                                                              \
+    decltype(start) sums[12] = {}, scratch;                                                                            \
+    for (std::int64_t i = 0; i < rounds; ++i) {                                                                        \
+      _Pragma("GCC unroll 12") for (auto& sum : sums) asm volatile(instruction                                         \
+                                                                   : "+" constraint(sum), "=&" constraint(scratch)     \
+                                                                   : constraint(a));                                   \
+    }                                                                                                                  \
+    return 2.0 * (products)*12 * static_cast<double>(rounds);                                                          \
   }
-  return 2.0 * 8 * 12 * static_cast<double>(rounds);
-}
-
-/// Products summed in 16 bits, which is the least that int8 products cost without dot product instructions.
-__attribute__((target("avx2"))) double avx2_int8(std::int64_t rounds) {
-  __m256i a = _mm256_set1_epi8(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) {
-      __m256i products;
-      asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a));
-    }
-  }
-  return 2.0 * 32 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx2"))) double avx2_words(std::int64_t rounds) {
-  __m256i a = _mm256_set1_epi16(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) {
-      __m256i products;
-      asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a));
-    }
-  }
-  return 2.0 * 16 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx2,avxvnni"))) double avxvnni_words(std::int64_t rounds) {
-  __m256i a = _mm256_set1_epi16(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("%{vex%} vpdpwssd %1, %1, %0" : "+x"(sum) : "x"(a));
-  }
-  return 2.0 * 16 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx2,avxvnni"))) double avxvnni_int8(std::int64_t rounds) {
-  __m256i a = _mm256_set1_epi8(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(sum) : "x"(a));
-  }
-  return 2.0 * 32 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx512f"))) double avx512_float(std::int64_t rounds) {
-  __m512 a = _mm512_set1_ps(0.5f), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(sum) : "v"(a));
-  }
-  return 2.0 * 16 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx512f,avx512bw"))) double avx512_int8(std::int64_t rounds) {
-  __m512i a = _mm512_set1_epi8(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) {
-      __m512i products;
-      asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(products) : "v"(a));
-    }
-  }
-  return 2.0 * 64 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx512f,avx512bw"))) double avx512_words(std::int64_t rounds) {
-  __m512i a = _mm512_set1_epi16(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) {
-      __m512i products;
-      asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(products) : "v"(a));
-    }
-  }
-  return 2.0 * 32 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx512f,avx512vnni"))) double avx512vnni_words(std::int64_t rounds) {
-  __m512i a = _mm512_set1_epi16(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("vpdpwssd %1, %1, %0" : "+v"(sum) : "v"(a));
-  }
-  return 2.0 * 32 * 12 * static_cast<double>(rounds);
-}
-
-__attribute__((target("avx512f,avx512vnni"))) double avx512vnni_int8(std::int64_t rounds) {
-  __m512i a = _mm512_set1_epi8(1), sums[12] = {};
-  for (std::int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
-    for (auto& sum : sums) asm volatile("vpdpbusd %1, %1, %0" : "+v"(sum) : "v"(a));
-  }
-  return 2.0 * 64 * 12 * static_cast<double>(rounds);
-}
+// Without dot products those of int8 are summed in 16 bits, which is the least that they cost.
+LLMINFER_X86_LOOP(avx2_float, "avx2,fma", _mm256_set1_ps(0.5f), "x", "vfmadd231ps %2, %2, %0", 8)
+LLMINFER_X86_LOOP(avx2_int8, "avx2", _mm256_set1_epi8(1), "x", "vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0", 32)
+LLMINFER_X86_LOOP(avx2_words, "avx2", _mm256_set1_epi16(1), "x", "vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0", 16)
+LLMINFER_X86_LOOP(avxvnni_int8, "avx2,avxvnni", _mm256_set1_epi8(1), "x", "%{vex%} vpdpbusd %2, %2, %0", 32)
+LLMINFER_X86_LOOP(avxvnni_words, "avx2,avxvnni", _mm256_set1_epi16(1), "x", "%{vex%} vpdpwssd %2, %2, %0", 16)
+LLMINFER_X86_LOOP(avx512_float, "avx512f", _mm512_set1_ps(0.5f), "v", "vfmadd231ps %2, %2, %0", 16)
+LLMINFER_X86_LOOP(avx512_int8, "avx512f,avx512bw", _mm512_set1_epi8(1), "v",
+                  "vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0", 64)
+LLMINFER_X86_LOOP(avx512_words, "avx512f,avx512bw", _mm512_set1_epi16(1), "v",
+                  "vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0", 32)
+LLMINFER_X86_LOOP(avx512vnni_int8, "avx512f,avx512vnni", _mm512_set1_epi8(1), "v", "vpdpbusd %2, %2, %0", 64)
+LLMINFER_X86_LOOP(avx512vnni_words, "avx512f,avx512vnni", _mm512_set1_epi16(1), "v", "vpdpwssd %2, %2, %0", 32)
+#undef LLMINFER_X86_LOOP
 
 #ifdef __linux__
 /// Full tiles: 16 rows times 16 columns, sums over 64 bytes. Six of sums hide the latency.
