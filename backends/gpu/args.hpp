@@ -105,7 +105,8 @@ struct PrepareArgs {
   uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row]
   int padded;
   /// [rows], powers of two, but of rows that are rounded with one scale times that one: `out` has their integers less
-  /// the zero point, or their E4M3 numbers. Without halves what `out` is to be multiplied by; needed where there is a rounding.
+  /// the zero point, or their E4M3 numbers. Without halves what `out` is to be multiplied by; needed where there is a
+  /// rounding.
   float* scales;
 };
 

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs a) {
   const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
   uint8_t* const codes = a.codes + static_cast<int64_t>(row) * a.width;
   // A scale for the whole row takes the whole block, one for a group of columns 32 lanes.
-  const bool whole = !a.rounding.dynamic || a.rounding.group == 0;
+  const bool whole = one_scale(a.rounding);
   const int size = whole ? a.width : a.rounding.group, lanes = whole ? kThreads : 32, lane = thread % lanes;
   for (int group = thread / lanes; group * size < a.width; group += kThreads / lanes) {
     const int begin = group * size, end = begin + size < a.width ? begin + size : a.width;

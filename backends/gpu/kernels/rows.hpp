@@ -106,7 +106,7 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
   float scale = 1.0f;
   if (rounding.kind != 0) {
     // 32 lanes per group of values that share a scale; a scale for all of them takes the whole block.
-    if (rounding.dynamic && rounding.group > 0) {
+    if (!one_scale(rounding)) {
       for (int begin = thread / 32 * rounding.group; begin < a.width; begin += kRowThreads / 32 * rounding.group) {
         const int end = begin + rounding.group < a.width ? begin + rounding.group : a.width;
         float most = 0.0f;
@@ -122,7 +122,7 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
         most = largest(most, finite(normed(i)) ? absolute(normed(i)) : infinity());
       }
       most = largest_of_block<kRowThreads>(most, shared);
-      if (one_scale(rounding) && finite(most)) scale = scale_of(rounding, most);
+      if (finite(most)) scale = scale_of(rounding, most);
       for (int i = thread; i < a.width; i += kRowThreads) out[i] = round_input(rounding, normed(i), most);
     }
     __syncthreads();
