@@ -190,9 +190,10 @@ struct AffineLayer {
 };
 /// Adds the weight. Errors: corrupt, those of add.
 Result<void> add_affine(const std::string& prefix, AffineLayer layer, const InputQuantization& input, Layers& layers);
-/// The groups of columns that an I32 tensor [cols] tells. Errors: corrupt if one is not within [0, groups).
+/// The groups of columns that an I32 tensor [cols] tells. `may_be_unset`: none if it is -1 throughout, as where nothing
+/// has set it. Errors: corrupt if one is not within [0, groups).
 Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint, const TensorInfo& tensor,
-                                                   std::int64_t groups);
+                                                   std::int64_t groups, bool may_be_unset = false);
 
 /// Signed bytes or E4M3 [rows, cols], or E2M3 [rows, cols * 3 / 4], four in three bytes, the lowest bits first. Each
 /// rectangle of block_rows x block_cols has one scale.

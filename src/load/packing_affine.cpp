@@ -274,9 +274,8 @@ WeightType type_of(int bits, bool symmetric, bool half_scales) {
   return !symmetric || bits < 8 ? WeightType::w8 : half_scales ? WeightType::q8_0 : WeightType::w8_sym;
 }
 
-/// Whether halves hold the layer's scales as they are: of BF16, all that weights usually have.
+/// Whether halves hold the scales as they are: of BF16, all that weights usually have.
 Result<bool> are_halves(const Checkpoint& checkpoint, const TensorInfo& scales) {
-  if (scales.element == ElementType::f16) return true;
   const std::vector<float> values = LLMINFER_TRY(read_floats(checkpoint, scales));
   return std::all_of(values.begin(), values.end(),
                      [](float scale) { return core::half_to_float(core::float_to_half(scale)) == scale; });
@@ -285,9 +284,12 @@ Result<bool> are_halves(const Checkpoint& checkpoint, const TensorInfo& scales) 
 }  // namespace
 
 Result<std::vector<std::int32_t>> read_group_index(const Checkpoint& checkpoint, const TensorInfo& tensor,
-                                                   std::int64_t groups) {
+                                                   std::int64_t groups, bool may_be_unset) {
+  const std::vector<std::int64_t> stored = LLMINFER_TRY(read_integers(checkpoint, tensor));
   std::vector<std::int32_t> index;
-  for (const std::int64_t group : LLMINFER_TRY(read_integers(checkpoint, tensor))) {
+  if (may_be_unset && std::all_of(stored.begin(), stored.end(), [](std::int64_t group) { return group == -1; }))
+    return index;
+  for (const std::int64_t group : stored) {
     if (group < 0 || group >= groups) {
       return fail(ErrorCode::corrupt, "tensor ", tensor.name, ": column ", index.size(), " is in group ", group,
                   ", expected 0 … ", groups - 1);
@@ -319,9 +321,9 @@ Result<void> add_affine(const std::string& prefix, AffineLayer layer, const Inpu
   WeightDetails details;
   details.input = input;
   // Of 8 bits a float is a small part, and layers with 8-bit inputs need it (W8A8).
-  const bool half_scales = symmetric && whole && layer.bits == 4
-                               ? LLMINFER_TRY(are_halves(layers.checkpoint(), layer.scales))
-                               : layer.scales.element == ElementType::f16;
+  const bool half_scales =
+      layer.scales.element == ElementType::f16 ||
+      (symmetric && whole && layer.bits == 4 && LLMINFER_TRY(are_halves(layers.checkpoint(), layer.scales)));
   WeightType type = type_of(layer.bits, symmetric, half_scales);
   const std::int64_t rows = layer.rows, cols = layer.cols;
   if (!whole) {

@@ -266,7 +266,7 @@ class CompressedTensors {
                          layers_);
   }
 
-  /// Streams of integers along K. An order of columns that is -1 throughout is one that nothing has set: there is none.
+  /// Streams of integers along K.
   Result<void> add_integers(const std::string& prefix, const TensorInfo& packed) {
     const std::string shape_name = prefix + ".weight_shape";
     const TensorInfo shape_tensor = LLMINFER_TRY(layers_.need(shape_name, {i64, i32}, {2}));
@@ -302,9 +302,7 @@ class CompressedTensors {
     }
     if (layers_.find(prefix + ".weight_g_idx")) {
       const TensorInfo index = LLMINFER_TRY(layers_.need(prefix + ".weight_g_idx", {i32}, {layer.cols}));
-      const auto groups = LLMINFER_TRY(read_integers(layers_.checkpoint(), index));
-      const bool unset = std::all_of(groups.begin(), groups.end(), [](std::int64_t group) { return group == -1; });
-      if (!unset) layer.group_of = LLMINFER_TRY(read_group_index(layers_.checkpoint(), index, layer.groups));
+      layer.group_of = LLMINFER_TRY(read_group_index(layers_.checkpoint(), index, layer.groups, true));
     }
     const InputQuantization input = LLMINFER_TRY(input_of(prefix, scheme));
     for (const char* part :

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "core/file.hpp"
-#include "load/hf.hpp"
 #include "tests/load/reference_weight.hpp"
 #include "tests/load/temp_dir.hpp"
 
@@ -20,22 +19,8 @@ TEST_CASE("weights of bitsandbytes, compressed-tensors and GPTQModel are those o
     INFO(name);
     const test::TempDir dir;
     std::filesystem::copy_file(golden + "/" + name + ".safetensors", dir / "model.safetensors");
-    dir.write("config.json", nlohmann::json{{"model_type", "llama"},
-                                            {"vocab_size", 1024},
-                                            {"hidden_size", 128},
-                                            {"intermediate_size", 384},
-                                            {"num_hidden_layers", 3},
-                                            {"num_attention_heads", 4},
-                                            {"num_key_value_heads", 2},
-                                            {"quantization_config", form["settings"]}}
-                                 .dump());
-    const auto checkpoint = load::open_hf_directory(dir.path(), true);
-    REQUIRE(checkpoint);
-    CHECK(checkpoint->tensors.size() == 2);
-    for (const char* layer : {"layers.1.self_attn.k_proj", "layers.1.mlp.down_proj"}) {
-      test::check_weight(*checkpoint, std::string("model.") + layer + ".weight", form[layer]);
-    }
-    const WeightDetails& details = checkpoint->find("model.layers.1.mlp.down_proj.weight")->details;
+    const load::Checkpoint checkpoint = test::check_form(dir, form, form["settings"]);
+    const WeightDetails& details = checkpoint.find("model.layers.1.mlp.down_proj.weight")->details;
     const std::string inputs = details.input.kind == InputQuantization::Kind::none   ? "floats"
                                : details.input.kind == InputQuantization::Kind::int8 ? "int8"
                                                                                      : "fp8";

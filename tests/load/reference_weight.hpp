@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "load/checkpoint.hpp"
+#include "load/hf.hpp"
+#include "tests/load/temp_dir.hpp"
 
 namespace llminfer::test {
 
@@ -55,6 +57,27 @@ inline void check_values(const std::vector<float>& values, const nlohmann::json&
 inline void check_weight(const load::Checkpoint& checkpoint, const std::string& name, const nlohmann::json& expected) {
   INFO(name);
   check_values(read_weight(checkpoint, name, expected), expected);
+}
+
+/// The checkpoint of one of the golden `forms`, whose model.safetensors lies in `dir`: two layers, whose weights are
+/// those of `form`.
+inline load::Checkpoint check_form(const TempDir& dir, const nlohmann::json& form, const nlohmann::json& settings) {
+  dir.write("config.json", nlohmann::json{{"model_type", "llama"},
+                                          {"vocab_size", 1024},
+                                          {"hidden_size", 128},
+                                          {"intermediate_size", 384},
+                                          {"num_hidden_layers", 3},
+                                          {"num_attention_heads", 4},
+                                          {"num_key_value_heads", 2},
+                                          {"quantization_config", settings}}
+                               .dump());
+  auto checkpoint = load::open_hf_directory(dir.path(), true);
+  REQUIRE(checkpoint);
+  CHECK(checkpoint->tensors.size() == 2);
+  for (const char* layer : {"layers.1.self_attn.k_proj", "layers.1.mlp.down_proj"}) {
+    check_weight(*checkpoint, std::string("model.") + layer + ".weight", form[layer]);
+  }
+  return *std::move(checkpoint);
 }
 
 }  // namespace llminfer::test
