@@ -78,16 +78,15 @@ std::uint64_t plain_read(const std::uint64_t* data, std::size_t bytes) {
 #endif
 
 /// `instruction` adds to %0 what %2 times itself is; it may need %1. `constraint`: of its registers.
-#define LLMINFER_X86_LOOP(name, target_options, start, constraint, instruction, products)                              \
-  __attribute__((target(target_options))) double name(std::int64_t rounds) {                                           \
-    const auto a = start;                                                                                              \
-    decltype(start) sums[12] = {}, scratch;                                                                            \
-    for (std::int64_t i = 0; i < rounds; ++i) {                                                                        \
-      _Pragma("GCC unroll 12") for (auto& sum : sums) asm volatile(instruction                                         \
-                                                                   : "+" constraint(sum), "=&" constraint(scratch)     \
-                                                                   : constraint(a));                                   \
-    }                                                                                                                  \
-    return 2.0 * (products)*12 * static_cast<double>(rounds);                                                          \
+#define LLMINFER_X86_LOOP(name, target_options, start, constraint, instruction, products)                     \
+  __attribute__((target(target_options))) double name(std::int64_t rounds) {                                  \
+    const auto a = start;                                                                                     \
+    decltype(start) sums[12] = {}, scratch;                                                                   \
+    for (std::int64_t i = 0; i < rounds; ++i) {                                                               \
+      _Pragma("GCC unroll 12") for (auto& sum : sums) asm volatile(instruction : "+" constraint(sum),         \
+                                                                   "=&" constraint(scratch) : constraint(a)); \
+    }                                                                                                         \
+    return 2.0 * (products)*12 * static_cast<double>(rounds);                                                 \
   }
 // Without dot products those of int8 are summed in 16 bits, which is the least that they cost.
 LLMINFER_X86_LOOP(avx2_float, "avx2,fma", _mm256_set1_ps(0.5f), "x", "vfmadd231ps %2, %2, %0", 8)
@@ -258,8 +257,7 @@ Peaks measure_peaks(std::string_view level, int threads) {
   const Loops& loops = loops_of(level);
   threads = std::max(threads, 1);
   return {read_rate(loops.read, threads), rate_of(loops.int8, threads), rate_of(loops.words, threads),
-          rate_of(loops.floats, threads),
-          loops.bf16 ? rate_of(loops.bf16, threads) : 0.0};
+          rate_of(loops.floats, threads), loops.bf16 ? rate_of(loops.bf16, threads) : 0.0};
 }
 
 }  // namespace bench
