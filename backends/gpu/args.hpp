@@ -56,6 +56,7 @@ struct MatrixArgs {
   const uint16_t* minimums;  ///< halves, or null
   const float* factors;      ///< [rows]
   const float* table;        ///< [16], or null
+  const int32_t* order;      ///< column i is of input feature order[i]; null: of feature i
 };
 
 /// Rows of floats.
@@ -91,7 +92,7 @@ struct ExpertMatrix {
   RoundingArgs rounding;
 };
 
-/// Normed, rounded and turned to halves: what linear layers read. Any output may be null.
+/// Normed, rounded, in the order of columns and turned to halves: what linear layers read. Any output may be null.
 struct PrepareArgs {
   RowsArgs in;
   const int32_t* indices;    ///< row i is that of this number; null: the i-th
@@ -100,6 +101,7 @@ struct PrepareArgs {
   const float* norm;  ///< [width], or null
   float epsilon;
   RoundingArgs rounding;
+  const int32_t* order;  ///< [width] of the columns that come out (MatrixArgs), or null; an expert's with `experts`
   int rows, width;
   RowsArgs out;      ///< floats; needed where there is a rounding, or no halves
   uint16_t* halves;  ///< [rows, padded], each row times 1 / scales[row]

@@ -45,7 +45,7 @@ class GpuBackend final : public Backend {
 
   std::int64_t prepared_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                               const WeightDetails& details) override {
-    return GpuWeight::bytes_of(type, rows, cols, details.permutation != nullptr);
+    return GpuWeight::bytes_of(type, rows, cols, details);
   }
 
   std::int64_t plan_bytes(const Program& program, std::span<const WeightView> weights,
@@ -55,8 +55,11 @@ class GpuBackend final : public Backend {
       const int max_rows = std::max(1, options.max_batch_rows);
       const PlanLayout layout(program, steps, max_rows);
       std::int64_t scratch = layout.bytes;
-      const auto rounds = [](const WeightView& w) { return w.details.input.kind != InputQuantization::Kind::none; };
-      if (std::any_of(weights.begin(), weights.end(), rounds)) {
+      const auto changes_inputs = [](const WeightView& w) {
+        return w.details.input.kind != InputQuantization::Kind::none ||
+               matrix_layout(w.type, w.rows, w.cols, w.details).order;
+      };
+      if (std::any_of(weights.begin(), weights.end(), changes_inputs)) {
         scratch += layout.rounded_floats * static_cast<std::int64_t>(sizeof(float));
       }
       if (options.streamed.size() != weights.size()) return scratch;

@@ -184,15 +184,16 @@ Result<void> GpuPlan::bind_weights(const PlanOptions& options) {
     }
     weights_.push_back(weight);
   }
-  separate_inputs(steps_, [&](WeightId a, WeightId b) { return weight(a).input() == weight(b).input(); });
+  separate_inputs(steps_, [&](WeightId a, WeightId b) { return weight(a).takes_inputs_like(weight(b)); });
   LLMINFER_TRY(make_ring(options));
   for (const Op& op : program_.ops) {
     const auto* embed = std::get_if<op::Embed>(&op);
     if (embed && embed->table != WeightId::none)
       embed_rows_ = program_.weights[static_cast<std::size_t>(embed->table)].rows;
   }
-  const bool rounds = std::any_of(weights_.begin(), weights_.end(), [](const GpuWeight* w) { return w->rounds(); });
-  if (rounds) rounded_ = LLMINFER_TRY(Buffer::make(device_, float_bytes(layout_.rounded_floats)));
+  const auto as_they_are = [](const GpuWeight* w) { return w->takes_inputs_as_they_are(); };
+  if (!std::all_of(weights_.begin(), weights_.end(), as_they_are))
+    rounded_ = LLMINFER_TRY(Buffer::make(device_, float_bytes(layout_.rounded_floats)));
   return {};
 }
 

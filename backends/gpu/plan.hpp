@@ -51,7 +51,7 @@ struct PlanLayout {
   std::vector<std::int64_t> angles;       ///< per rope table
   std::vector<std::int64_t> frequencies;  ///< per rope table: its floats
   std::int64_t padded_input = 0;          ///< widest input of a linear layer, padded
-  std::int64_t rounded_floats = 0;        ///< of inputs, if a weight declares a rounding; in memory of their own
+  std::int64_t rounded_floats = 0;        ///< of inputs, if they are rounded or put in an order; in their own memory
   std::int64_t halves = 0;                ///< [max_rows, padded_input]
   std::int64_t scales = 0;                ///< [max_rows]
   int split_blocks = 0;                   ///< LinearArgs::split_blocks, 0: no weight's tiles are split

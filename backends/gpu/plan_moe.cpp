@@ -126,7 +126,7 @@ Result<void> GpuPlan::run(const MoeStep& step) {
   bool same_inputs = true, same_forms = true;
   for (std::size_t e = 0; e < op.gate.size(); ++e) {
     const GpuWeight &first = weight(op.gate[e]), &second = weight(op.up[e]);
-    same_inputs = same_inputs && first.input() == second.input();
+    same_inputs = same_inputs && first.takes_inputs_like(second);
     same_forms = same_forms && first.decodes_as(second);
   }
   ExpertsArgs args{};

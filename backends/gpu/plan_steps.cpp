@@ -82,8 +82,8 @@ Result<void> GpuPlan::run(const NormStep& step) {
   return {};
 }
 
-/// What the step's layers read: `in` normed, rounded and as halves. A single row that is not rounded needs nothing,
-/// since linear_few norms it.
+/// What the step's layers read: `in` normed, rounded, in the order of the weights' columns, and as halves. A single row
+/// that is taken as it is needs nothing, since linear_few norms it.
 Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, std::int32_t rows) {
   const GpuWeight& first = weight(step.parts.front().weight);
   LinearArgs layer{};
@@ -94,7 +94,7 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   layer.units = device_->info().units;
   if (as_e4m3(step, rows) || as_int8(step, rows)) return quantize(in, step, layer);
   const bool one = rows == 1 && few(rows);
-  if (one && !first.rounds()) {
+  if (one && first.takes_inputs_as_they_are()) {
     layer.row = in.data;
     layer.in_scales = nullptr;
     layer.norm = vector(step.norm);
@@ -106,10 +106,11 @@ Result<LinearArgs> GpuPlan::prepare(const RowsArgs& in, const LinearStep& step, 
   args.norm = vector(step.norm);
   args.epsilon = step.epsilon;
   args.rounding = rounding_of(first.input());
+  args.order = matrix(step.parts.front().weight).order;
   args.rows = rows;
   args.width = layer.width;
   args.padded = first.padded_cols();
-  if (first.rounds()) args.out = {rounded_.at<float>(), layout_.padded_input};
+  if (one || first.rounds()) args.out = {rounded_.at<float>(), layout_.padded_input};
   args.scales = memory_.at<float>(layout_.scales);
   if (one) {
     layer.row = args.out.data;

@@ -275,14 +275,17 @@ class RowWriter {
 
 }  // namespace
 
-MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
+MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, const WeightDetails& details) {
   const quant::Format& format = quant::format(type);
   MatrixLayout l;
   l.rows = rows;
   l.cols = cols;
   l.padded_cols = padded_columns(cols);
   const bool fp8 = type == WeightType::fp8;
-  const bool codes = (format.shape.bits > 0 || fp8) && !permuted;  // kernels know no order of columns
+  // Inputs are put in the order of codes. That of others is undone, and where groups of inputs are rounded, too.
+  const bool ordered = details.permutation != nullptr, groups = details.input.dynamic && details.input.group > 0;
+  const bool codes = ordered ? format.shape.bits > 0 && !groups : format.shape.bits > 0 || fp8;
+  l.order = ordered && codes;
   if (codes) {
     l.form = fp8 ? Form::e4m3 : form_of(format.shape);
     l.group = fp8 ? 32 : format.shape.group;
@@ -334,12 +337,18 @@ MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols
   l.factor = place(rows * static_cast<std::int64_t>(sizeof(float)));
   l.sum = place(l.sums ? rows * static_cast<std::int64_t>(sizeof(std::int32_t)) : 0);
   l.table_at = place(l.table ? 16 * sizeof(float) : 0);
+  l.order_at = place(l.order ? cols * static_cast<std::int64_t>(sizeof(std::int32_t)) : 0);
   return l;
 }
 
-std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted) {
-  return matrix_layout(type, rows, cols, permuted).bytes +
+std::int64_t GpuWeight::bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, const WeightDetails& details) {
+  return matrix_layout(type, rows, cols, details).bytes +
          (rows == 1 ? cols * static_cast<std::int64_t>(sizeof(float)) : 0);
+}
+
+bool GpuWeight::takes_inputs_like(const GpuWeight& other) const noexcept {
+  const bool same_order = order_ && other.order_ ? *order_ == *other.order_ : order_ == other.order_;
+  return input_ == other.input_ && same_order;
 }
 
 int GpuWeight::e4m3_group() const noexcept {
@@ -350,13 +359,16 @@ int GpuWeight::e4m3_group() const noexcept {
 
 Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Staging& staging, WeightHome home) {
   const quant::Format& format = quant::format(view.type);
-  const bool permuted = view.details.permutation != nullptr;
   auto weight = std::make_unique<GpuWeight>();
   const std::shared_ptr<Device>& device = weight->device_ = staging.device();
   weight->input_ = view.details.input;
   weight->scale_columns_ = view.details.scale_columns;
   weight->w8a8_ = backend::is_w8a8(view.type, view.cols, view.details);
-  weight->layout_ = matrix_layout(view.type, view.rows, view.cols, permuted);
+  weight->layout_ = matrix_layout(view.type, view.rows, view.cols, view.details);
+  if (weight->layout_.order) {
+    LLMINFER_TRY(unpack_rows(view, 0, 0, {}));  // checks that it is one
+    weight->order_ = view.details.permutation;
+  }
   const std::int64_t row_bytes = view.cols / format.block_values * format.block_bytes;
   if (view.cols % format.block_values != 0 || static_cast<std::int64_t>(view.data.size()) != row_bytes * view.rows) {
     return fail(ErrorCode::invalid_argument, view.data.size(), " bytes do not fit a ", format.name,
@@ -367,7 +379,7 @@ Result<std::unique_ptr<GpuWeight>> GpuWeight::make(const WeightView& view, Stagi
                 home.offset);
   }
   weight->home_ = std::move(home);
-  const std::int64_t bytes = weight->bytes_ = bytes_of(view.type, view.rows, view.cols, permuted);
+  const std::int64_t bytes = weight->bytes_ = bytes_of(view.type, view.rows, view.cols, view.details);
   if (weight->home_.kind == WeightHome::Kind::host) {
     weight->memory_ = LLMINFER_TRY(Buffer::make_host(device, bytes));
     LLMINFER_TRY(weight->write(view, staging, weight->memory_.at()));
@@ -428,6 +440,8 @@ Result<void> GpuWeight::send(const WeightView& view, Staging& staging) {
 /// What follows the rows, from the table on.
 Result<void> GpuWeight::write_tail(const WeightView& view, std::byte* to) const {
   if (layout_.table) std::memcpy(to, layout_.table, 16 * sizeof(float));
+  if (order_)
+    std::memcpy(to + (layout_.order_at - layout_.table_at), order_->data(), order_->size() * sizeof(std::int32_t));
   if (layout_.rows > 1) return {};
   auto* const vector = reinterpret_cast<float*>(to + layout_.bytes - layout_.table_at);
   return unpack_rows(view, 0, 1, {vector, static_cast<std::size_t>(view.cols)});
@@ -449,6 +463,7 @@ MatrixArgs GpuWeight::matrix_at(const std::byte* data) const noexcept {
   m.minimums = layout_.minimums ? halves(layout_.minimum) : nullptr;
   m.factors = floats(layout_.factor);
   m.table = layout_.table ? floats(layout_.table_at) : nullptr;
+  m.order = layout_.order ? reinterpret_cast<const std::int32_t*>(data + layout_.order_at) : nullptr;
   return m;
 }
 

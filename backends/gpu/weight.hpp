@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include <llminfer/backend.hpp>
 
@@ -31,12 +32,13 @@ struct MatrixLayout {
   bool minimums = false;
   const float* table = nullptr;  ///< [16]
   bool sums = false;             ///< of codes less the zero point, of the whole row
+  bool order = false;            ///< MatrixArgs::order
   // Bytes per row of each part, 0 for those that the form has not; and the parts' offsets.
   std::int64_t high_row = 0, pairs_row = 0, bits_row = 0, scales_row = 0;
-  std::int64_t high = 0, pairs = 0, bits = 0, scale = 0, minimum = 0, factor = 0, sum = 0, table_at = 0;
+  std::int64_t high = 0, pairs = 0, bits = 0, scale = 0, minimum = 0, factor = 0, sum = 0, table_at = 0, order_at = 0;
   std::int64_t bytes = 0;
 };
-MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
+MatrixLayout matrix_layout(WeightType type, std::int64_t rows, std::int64_t cols, const WeightDetails& details = {});
 
 /// Where a weight's bytes are.
 struct WeightHome {
@@ -50,7 +52,8 @@ class GpuWeight final : public PreparedWeight {
  public:
   /// For the device of `staging`. Errors: invalid_argument, out_of_memory, device_error, those of the storage.
   static Result<std::unique_ptr<GpuWeight>> make(const WeightView& view, Staging& staging, WeightHome home = {});
-  static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols, bool permuted = false);
+  static std::int64_t bytes_of(WeightType type, std::int64_t rows, std::int64_t cols,
+                               const WeightDetails& details = {});
 
   std::int64_t bytes() const noexcept override { return bytes_; }
   std::int64_t rows() const noexcept { return layout_.rows; }
@@ -59,6 +62,10 @@ class GpuWeight final : public PreparedWeight {
   Form form() const noexcept { return layout_.form; }
   const InputQuantization& input() const noexcept { return input_; }
   bool rounds() const noexcept { return input_.kind != InputQuantization::Kind::none; }
+  /// Whether its layer's inputs are neither rounded nor in another order.
+  bool takes_inputs_as_they_are() const noexcept { return !rounds() && !order_; }
+  /// Whether both take their layer's inputs rounded alike and in the same order.
+  bool takes_inputs_like(const GpuWeight& other) const noexcept;
   /// Columns of a row that share a scale, as LinearArgs::weight_group; less than 0: it is not to be multiplied as E4M3.
   int e4m3_group() const noexcept;
   /// Whether its layer's rows and it are multiplied as the integers that they are (LinearArgs::codes).
@@ -95,7 +102,8 @@ class GpuWeight final : public PreparedWeight {
   std::shared_ptr<Device> device_;
   MatrixLayout layout_;
   InputQuantization input_;
-  std::int64_t scale_columns_ = 0;  ///< WeightDetails'
+  std::shared_ptr<const std::vector<std::int32_t>> order_;  ///< of its columns, if the layout has it
+  std::int64_t scale_columns_ = 0;                          ///< WeightDetails'
   bool w8a8_ = false;
   WeightHome home_;
   std::int64_t bytes_ = 0;

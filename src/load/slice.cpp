@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "load/packing.hpp"
@@ -23,6 +24,7 @@ class Cut final : public Packing {
 
   Result<WeightView> read(const Checkpoint& checkpoint, const TensorInfo& tensor, core::Team* team) const override {
     const WeightView whole = LLMINFER_TRY(checkpoint.read(whole_, team));
+    if (tensor.type != whole.type) return expand(whole, tensor);
     const std::uint64_t row_bytes = bytes_of_values(whole.type, whole.cols);
     const std::uint64_t begin = bytes_of_values(whole.type, slice_.first_col);
     const std::uint64_t bytes = bytes_of_values(whole.type, slice_.cols);
@@ -43,6 +45,16 @@ class Cut final : public Packing {
   }
 
  private:
+  Result<WeightView> expand(const WeightView& whole, const TensorInfo& tensor) const {
+    BlockBuffer buffer(tensor.type, slice_.rows, slice_.cols);
+    std::vector<float> row(static_cast<std::size_t>(whole.cols));
+    for (std::int64_t r = 0; r < slice_.rows; ++r) {
+      LLMINFER_TRY(unpack_rows(whole, slice_.first_row + r, 1, row));
+      std::memcpy(buffer.row(r), row.data() + slice_.first_col, static_cast<std::size_t>(slice_.cols) * sizeof(float));
+    }
+    return buffer.view(tensor);
+  }
+
   const TensorInfo whole_;
   const TensorSlice slice_;
 };
@@ -54,8 +66,10 @@ std::int64_t common_unit(std::int64_t a, std::int64_t b, std::int64_t limit) noe
 }
 
 std::int64_t column_unit(const TensorInfo& tensor) noexcept {
-  std::int64_t unit = weight_type_info(tensor.type).block_values;
-  for (const std::int64_t group : {tensor.details.scale_columns, std::int64_t{tensor.details.input.group}}) {
+  const WeightDetails& details = tensor.details;
+  std::int64_t unit = details.permutation ? 1 : weight_type_info(tensor.type).block_values;
+  for (const std::int64_t group :
+       {details.permutation ? 0 : details.scale_columns, std::int64_t{details.input.group}}) {
     if (group > 0 && group < tensor.cols) unit = common_unit(unit, group, tensor.cols);
   }
   return unit;
@@ -64,10 +78,6 @@ std::int64_t column_unit(const TensorInfo& tensor) noexcept {
 Result<TensorInfo> slice_of(const TensorInfo& tensor, const TensorSlice& slice) {
   if (slice == TensorSlice{0, tensor.rows, 0, tensor.cols}) return tensor;
   const bool all_columns = slice.cols == tensor.cols;
-  if (!all_columns && tensor.details.permutation) {
-    return core::fail(ErrorCode::unsupported, "tensor ", tensor.name,
-                      " has its columns in another order (activation order), so it cannot be cut between them");
-  }
   const std::int64_t unit = column_unit(tensor), end = slice.first_col + slice.cols;
   if (!all_columns && (slice.first_col % unit != 0 || (end % unit != 0 && end != tensor.cols))) {
     return core::fail(ErrorCode::unsupported, "tensor ", tensor.name, ", type ", weight_type_info(tensor.type).name,
@@ -84,6 +94,13 @@ Result<TensorInfo> slice_of(const TensorInfo& tensor, const TensorSlice& slice) 
   part.cols = slice.cols;
   part.shape = {slice.rows, slice.cols};
   part.details.scale_columns = std::min(tensor.details.scale_columns, slice.cols);
+  if (!all_columns && tensor.details.permutation) {  // each part has columns of all groups
+    part.type = WeightType::f32;
+    part.details.permutation = nullptr;
+    part.details.scale_columns = 0;
+    part.packing = std::make_shared<Cut>(tensor, slice);
+    return part;
+  }
   if (tensor.packing) {  // `offset` and `bytes` stay: all of it is read
     part.packing = std::make_shared<Cut>(tensor, slice);
     return part;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <variant>
@@ -104,6 +105,21 @@ struct Model {
   void round_inputs(const std::string& ending, const InputQuantization& how) {
     for (std::size_t i = 0; i < program.weights.size(); ++i) {
       if (program.weights[i].name.ends_with(ending)) details[i].input = how;
+    }
+  }
+  /// Gives a weight its columns in an order of the seed's.
+  void order_columns(std::size_t i, unsigned seed) {
+    std::vector<std::int32_t> order(static_cast<std::size_t>(program.weights[i].cols));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    WeightDetails of_weight = details[i];
+    of_weight.permutation = std::make_shared<const std::vector<std::int32_t>>(std::move(order));
+    set_details(i, std::move(of_weight));
+  }
+  /// Those of most matrices: some in the same order, some in one of their own, some in the usual one.
+  void order_columns() {
+    for (std::size_t i = 0; i < program.weights.size(); ++i) {
+      if (program.weights[i].rows > 1 && i % 4 != 3) order_columns(i, i % 4 == 2 ? static_cast<unsigned>(i) : 7);
     }
   }
   /// Gives a vector other elements.

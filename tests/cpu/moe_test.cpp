@@ -126,15 +126,8 @@ TEST_CASE("mixtures: columns in an order of their own, and inputs that are round
   const Mixture mixture{.experts = 5, .used = 3, .ffn = 64, .layers = 1, .biases = true};
   Model model = make_model(make_mixture(mixture), WeightType::q8_0, 9);
   const op::Moe moe = first_mixture(model.program);
-  std::mt19937 random(4);
   const auto ordered = [&](WeightId id) {
-    const auto i = static_cast<std::size_t>(id);
-    std::vector<std::int32_t> order(static_cast<std::size_t>(model.program.weights[i].cols));
-    for (std::size_t k = 0; k < order.size(); ++k) order[k] = static_cast<std::int32_t>(k);
-    std::shuffle(order.begin(), order.end(), random);
-    WeightDetails details;
-    details.permutation = std::make_shared<const std::vector<std::int32_t>>(order);
-    model.set_details(i, details);
+    model.order_columns(static_cast<std::size_t>(id), static_cast<unsigned>(id));
   };
   SECTION("orders, other ones for gate and up") {
     for (std::size_t e = 1; e < 4; ++e) ordered(moe.gate[e]), ordered(moe.up[e]), ordered(moe.down[e]);

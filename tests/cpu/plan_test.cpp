@@ -122,18 +122,7 @@ TEST_CASE("weights whose columns are in an order of their own") {
   Shape shape{.heads = 4, .kv_heads = 2, .head_dim = 32, .ffn = 128, .tied = true};
   for (const WeightType type : {WeightType::q4_0, WeightType::f32}) {
     Model model = make_model(make_program(shape), type);
-    std::mt19937 random(3);
-    for (std::size_t i = 0; i < model.types.size(); ++i) {
-      const WeightSpec& spec = model.program.weights[i];
-      if (spec.rows == 1 || i % 4 == 3) continue;  // some are in the usual one
-      auto order = std::make_shared<std::vector<std::int32_t>>(static_cast<std::size_t>(spec.cols));
-      for (std::size_t k = 0; k < order->size(); ++k) (*order)[k] = static_cast<std::int32_t>(k);
-      std::mt19937 same(7);  // and some in the same
-      std::shuffle(order->begin(), order->end(), i % 4 == 2 ? random : same);
-      WeightDetails details;
-      details.permutation = order;
-      model.set_details(i, details);
-    }
+    model.order_columns();
     const auto tokens = random_tokens(90, shape.vocab);
     const Oracle oracle(model, tokens);
     std::vector<float> first;

@@ -56,6 +56,7 @@ Product multiply(const std::shared_ptr<Device>& device, const RandomWeight& w, i
   prepare.rows = rows;
   prepare.width = static_cast<int>(w.cols);
   prepare.padded = matrix.cols;
+  prepare.order = matrix.order;
   prepare.halves = halves.at<std::uint16_t>();
   prepare.scales = scales.at<float>();
   device->check(device->kernels().prepare(device->stream(), prepare), "prepare").value();

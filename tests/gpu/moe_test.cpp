@@ -69,12 +69,26 @@ TEST_CASE("Layers and experts on the GPU that read the same input, each rounded 
   }
 }
 
+TEST_CASE("Layers and experts on the GPU whose columns are in an order of their own") {
+  const Mixture mixture{.experts = 5, .used = 3, .ffn = 96, .layers = 1, .shared = true, .biases = true};
+  for (const WeightType type : {WeightType::q4_0, WeightType::f32}) {
+    Model model = make_model(make_mixture(mixture), type);
+    model.order_columns();
+    for (const Machine& machine : machines(3)) {
+      CAPTURE(weight_type_info(type).name, machine.name);
+      CHECK(error_of(model, make_machine_backend(machine.options), {1, 25, 9, 5}) < 1e-5);
+    }
+  }
+}
+
 TEST_CASE("A plan with mixtures takes what was said") {
   Model model = make_model(make_mixture({}), WeightType::f32);
   const auto backend = make_machine_backend();
   REQUIRE(backend->supports(model.program, model.types));
-  for (const bool rounds : {false, true}) {
-    if (rounds) round_inputs_unlike(model, false);
+  for (const char* inputs : {"as they are", "in another order", "rounded"}) {
+    if (inputs[0] == 'i') model = make_model(make_mixture({}), WeightType::q4_0), model.order_columns();
+    if (inputs[0] == 'r') model = make_model(make_mixture({}), WeightType::f32), round_inputs_unlike(model, false);
+    CAPTURE(inputs);
     std::vector<std::shared_ptr<const PreparedWeight>> weights;
     std::vector<WeightView> views;
     for (std::size_t i = 0; i < model.types.size(); ++i) views.push_back(model.view(i));

@@ -52,6 +52,8 @@ TEST_CASE("One kernel per token: norms, roundings and rotations of their own, bi
   model.round_inputs("wo", {InputQuantization::Kind::int8, true, 0, 0.0f, 0});
   model.round_inputs("wd", {InputQuantization::Kind::fp8, true, 32, 0.0f, 0});
   CHECK(same_as_graphs(model, CacheType::f16));
+  model.order_columns();
+  CHECK(same_as_graphs(model, CacheType::f16));
   CHECK(same_as_graphs(make_model(make_program({.layers = 1,
                                                 .heads = 6,
                                                 .kv_heads = 1,

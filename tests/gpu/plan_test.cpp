@@ -113,6 +113,41 @@ TEST_CASE("Gate and up whose codes stand for numbers of different tables") {
   CHECK(error_of(model, make_machine_backend(), CacheType::f16, {1, 1, 20}, 22) < 1e-5);
 }
 
+// Of one row, of few and of many; the embeddings' table is a layer, too.
+TEST_CASE("Weights on the GPU whose columns are in an order of their own") {
+  const Shape shape{.layers = 1, .heads = 4, .kv_heads = 2, .ffn = 96, .bias = true, .tied = true};
+  for (const WeightType type : {WeightType::q4_0, WeightType::q8_0, WeightType::f32}) {
+    Model model = make_model(make_program(shape), type);
+    model.order_columns();
+    for (const Machine& machine : machines(static_cast<std::uint64_t>(type))) {
+      CAPTURE(weight_type_info(type).name, machine.name);
+      CHECK(error_of(model, make_machine_backend(machine.options), CacheType::f32, {1, 2, 70, 1}, 74) < 1e-5);
+    }
+    const WeightSpec& spec = model.program.weights[0];  // the table
+    const auto bytes = [&](const WeightDetails& details) {
+      return make_machine_backend()->prepared_bytes(type, spec.rows, spec.cols, details);
+    };
+    CHECK(bytes(model.details[0]) - bytes({}) == (type == WeightType::f32 ? 0 : (spec.cols * 4 + 255) / 256 * 256));
+  }
+}
+
+TEST_CASE("An order of columns on the GPU beside inputs that are rounded, each its own scale or in groups") {
+  for (const int group : {0, 32}) {
+    Model model = make_model(make_program({.layers = 1, .heads = 4, .kv_heads = 2, .ffn = 96}), WeightType::q4_0);
+    model.order_columns();
+    const auto tokens = random_tokens(40, model.program.vocab_size);
+    const std::vector<double> unrounded = Oracle(model, tokens).logits();
+    model.round_inputs("wd", {InputQuantization::Kind::fp8, true, group});
+    model.round_inputs("wo", {InputQuantization::Kind::fp8, true, group});
+    const std::vector<double> rounded = Oracle(model, tokens).logits();
+    const auto vocab = static_cast<std::size_t>(model.program.vocab_size);
+    Driver driver(model, make_machine_backend(), CacheType::f32);
+    const auto logits = driver.feed(tokens, {1, 25, 9, 5});
+    CHECK(median_nmse(logits, unrounded, vocab) > 20 * median_nmse(logits, rounded, vocab));
+    CHECK(median_nmse(logits, rounded, vocab) < 1e-4);
+  }
+}
+
 TEST_CASE("All shapes on all machines", "[.slow]") {
   const auto all = shapes();
   for (std::size_t i = 0; i < all.size(); ++i) {

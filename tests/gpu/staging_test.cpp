@@ -29,7 +29,7 @@ std::vector<std::byte> bytes_of(const GpuWeight& weight, const RandomWeight& w, 
     device.copy(all.data(), weight.data(), weight.bytes()).value();
     device.wait().value();
   }
-  const gpu::MatrixLayout l = gpu::matrix_layout(w.type, w.rows, w.cols, w.details.permutation != nullptr);
+  const gpu::MatrixLayout l = gpu::matrix_layout(w.type, w.rows, w.cols, w.details);
   const auto take = [&](std::int64_t offset, std::int64_t bytes) {
     some.insert(some.end(), all.begin() + offset, all.begin() + offset + bytes);
   };
@@ -40,6 +40,7 @@ std::vector<std::byte> bytes_of(const GpuWeight& weight, const RandomWeight& w, 
   if (l.minimums) take(l.minimum, w.rows * l.scales_row);
   take(l.factor, w.rows * 4);
   if (l.table) take(l.table_at, 16 * 4);
+  if (l.order) take(l.order_at, w.cols * 4);
   if (w.rows == 1) take(l.bytes, w.cols * 4);
   return some;
 }

@@ -46,8 +46,10 @@ __device__ __forceinline__ void embed_block(const EmbedArgs& a, int block) {
   const float factor = a.table.factors[token];
   for (int chunk = static_cast<int>(threadIdx.x); chunk * 8 < a.width; chunk += kRowThreads) {
     const Eight e = decode<kForm>(a.table, token, chunk, a.table.table);
-    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i)
-      out[chunk * 8 + i] = (e.value[i] * e.scale - e.offset) * factor;
+    for (int i = 0; i < 8 && chunk * 8 + i < a.width; ++i) {
+      const int column = chunk * 8 + i;
+      out[a.table.order ? a.table.order[column] : column] = (e.value[i] * e.scale - e.offset) * factor;
+    }
   }
 }
 
@@ -71,9 +73,7 @@ __device__ __forceinline__ float int8_code(const RoundingArgs& r, float x, float
 
 /// Whether rows become integers or E4M3 numbers under one scale. Halves hold these as they are, but not their products
 /// with a scale.
-__device__ __forceinline__ bool one_scale(const RoundingArgs& r) {
-  return r.kind != 0 && (!r.dynamic || r.group == 0);
-}
+__device__ __forceinline__ bool one_scale(const RoundingArgs& r) { return r.kind != 0 && (!r.dynamic || r.group == 0); }
 
 /// One value rounded as InputQuantization says, but for the scale where one_scale(); `most` is the largest magnitude of
 /// those that share its scale.
@@ -99,9 +99,13 @@ __device__ __forceinline__ void prepare_block(const PrepareArgs& a, int block, f
   const int expert = a.expert_of ? a.expert_of[row] : 0;
   if (expert < 0) return;
   const RoundingArgs rounding = a.expert_of ? a.experts[expert].rounding : a.rounding;
+  const int32_t* const order = a.expert_of ? a.experts[expert].weight.order : a.order;
   const float* in = a.in.data + (a.indices ? a.indices[row] : row) * a.in.stride;
   const float factor = a.norm ? norm_factor(in, a.width, a.epsilon, shared) : 1.0f;
-  const auto normed = [&](int i) { return a.norm ? in[i] * factor * a.norm[i] : in[i]; };
+  const auto normed = [&](int i) {
+    const int column = order ? order[i] : i;
+    return a.norm ? in[column] * factor * a.norm[column] : in[column];
+  };
   float* out = a.out.data ? a.out.data + row * a.out.stride : nullptr;
   float scale = 1.0f;
   if (rounding.kind != 0) {
