@@ -55,7 +55,7 @@ std::vector<Kind> kinds() {
   all.push_back({"Q8_0_2of4", WeightType::q8_0, {}, false, true});
   all.push_back({"F16_2of4", WeightType::f16, {}, false, true});
   for (const WeightType type :
-       {WeightType::q4_0, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q6_k}) {
+       {WeightType::q4_0, WeightType::q5_0, WeightType::q8_0, WeightType::q4_k, WeightType::q6_k, WeightType::bf16}) {
     all.push_back({std::string(llminfer::weight_type_info(type).name) + "_A8", type, {}, true});
   }
   return all;
@@ -110,8 +110,8 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
         state.thread_index() + 1 == state.threads() ? all : pairs * (state.thread_index() + 1) / state.threads() * 2;
-    kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes}, 0, m, out.data(), rows,
-                   scratch.get());
+    kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes, kind.high_only}, 0, m,
+                   out.data(), rows, scratch.get());
     benchmark::ClobberMemory();
   }
   bench::count(state, static_cast<double>(shared->bytes()), 2.0 * m * static_cast<double>(rows * cols));

@@ -101,6 +101,7 @@ LLMINFER_X86_LOOP(avx512_words, "avx512f,avx512bw", _mm512_set1_epi16(1), "v",
                   "vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0", 32)
 LLMINFER_X86_LOOP(avx512vnni_int8, "avx512f,avx512vnni", _mm512_set1_epi8(1), "v", "vpdpbusd %2, %2, %0", 64)
 LLMINFER_X86_LOOP(avx512vnni_words, "avx512f,avx512vnni", _mm512_set1_epi16(1), "v", "vpdpwssd %2, %2, %0", 32)
+LLMINFER_X86_LOOP(avx512_bf16, "avx512f,avx512bf16", _mm512_set1_ps(0.5f), "v", "vdpbf16ps %2, %2, %0", 32)
 #undef LLMINFER_X86_LOOP
 
 #ifdef __linux__
@@ -173,7 +174,7 @@ struct Loops {
   std::string_view level;
   Loop int8, words, floats;
   Read read;
-  Loop bf16 = nullptr;  ///< on tiles
+  Loop bf16 = nullptr;  ///< in pairs or on tiles
 };
 
 const Loops& loops_of(std::string_view level) {
@@ -184,6 +185,7 @@ const Loops& loops_of(std::string_view level) {
     {"avxvnni", avxvnni_int8, avxvnni_words, avx2_float, avx2_read},
     {"avx512", avx512_int8, avx512_words, avx512_float, avx2_read},
     {"avx512vnni", avx512vnni_int8, avx512vnni_words, avx512_float, avx2_read},
+    {"avx512bf16", avx512vnni_int8, avx512vnni_words, avx512_float, avx2_read, avx512_bf16},
 #ifdef __linux__
     {"amx", amx_int8, avx512vnni_words, avx512_float, avx2_read, amx_bf16},
 #endif

@@ -10,7 +10,7 @@ struct Peaks {
   double int8_ops = 0;    ///< additions and multiplications of 8-bit products per second
   double word_ops = 0;    ///< and of 16-bit ones
   double float_ops = 0;   ///< and of single precision ones
-  double bf16_ops = 0;    ///< and of bfloat16 ones on tiles; 0 for levels without tiles
+  double bf16_ops = 0;    ///< and of bfloat16 ones, on tiles if there are any; 0 for levels without them
 };
 
 /// Measures for about a second, with `threads` threads (at least 1) and the instructions of a level of the CPU backend.

@@ -64,7 +64,7 @@ void Profile::print(std::ostream& out, const std::string& title) {
         << fixed(peaks.word_ops * 1e-9, 0) << " GOP/s, float "
         << fixed(peaks.float_ops * 1e-9, 0) << " GFLOP/s";
   }
-  if (peaks.bf16_ops > 0) out << ", bf16 tiles " << fixed(peaks.bf16_ops * 1e-9, 0) << " GFLOP/s";
+  if (peaks.bf16_ops > 0) out << ", bf16 " << fixed(peaks.bf16_ops * 1e-9, 0) << " GFLOP/s";
   out << "\n\n"
       << "| step (bits per weight) | times | ms | share | MB | GB/s | of read peak | GOP | GOP/s | of peak |\n"
       << "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";

@@ -48,8 +48,8 @@ std::optional<ChatCommand> parse_command(int argc, char** argv, int& exit_code) 
 #endif
   app.add_flag("--plan", command.plan, "Print what the model would take in memory, and where, and exit")->group(engine);
   app.add_option("--cpu-level", command.cpu_level,
-                 "Force an instruction set level: scalar, avx2, avxvnni, avx512, avx512vnni, amx, neon, neon_dotprod, "
-                 "neon_i8mm")
+                 "Force an instruction set level: scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx, neon, "
+                 "neon_dotprod, neon_i8mm")
       ->group(engine);
   app.add_option("-c,--ctx", command.context, "Context length in tokens; 0: the model's own limit")->group(engine);
   app.add_option("--device-cache", command.device_cache_tokens,

@@ -100,8 +100,8 @@ class CpuBackend final : public Backend {
   }
 
   Result<std::unique_ptr<PreparedWeight>> prepare_later(const WeightView& weight, ReleaseBytes release) override {
-    const bool packs = !exact_ && weight.rows > 1 && has_shape(weight) && panel_kind(weight.type) &&
-                       !weight.details.permutation;
+    const bool packs =
+        !exact_ && weight.rows > 1 && has_shape(weight) && panel_kind(weight.type) && !weight.details.permutation;
     if (!packs) return Backend::prepare_later(weight, std::move(release));
     return core::guarded([&]() -> Result<std::unique_ptr<PreparedWeight>> {
       auto packed = PackedWeight::pack_later(weight, &arena_, two_of_four(weight), std::move(release));
@@ -175,6 +175,7 @@ class CpuBackend final : public Backend {
     if (ordered && quant::format(weight.type).shape.bits == 0) return input;
     input.form = packed_form(packed_type(weight.type), weight.cols, weight.details);
     if (panel_kind(weight.type)) input.order = weight.details.permutation.get();
+    input.bfloats = weight.type == WeightType::bf16 && codes_for(weight.details.input, codes_).shift > 0;
     return input;
   }
 

@@ -38,11 +38,16 @@ namespace {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 [[maybe_unused]] bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+/// CPUID leaf 7.1, EAX bit 5.
+[[maybe_unused]] bool has_avx512bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+}
 #ifdef __linux__
 /// CPUID leaf 7, EDX bits 24 and 25, and that the operating system saves tiles: XCR0 bits 17 and 18.
 [[maybe_unused]] bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!has_avx512vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
+  if (!has_avx512bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 3) != 3) return false;
   unsigned low = 0, high = 0;
   asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low >> 17 & 3) == 3;
@@ -80,8 +85,8 @@ struct Levels {
   }
 };
 
-// Tiles and products of bytes change linear layers only, VNNI those and attention; the other kernels are those of the
-// level below.
+// Tiles and products of bytes or BF16 numbers change linear layers only, VNNI those and attention; the other kernels
+// are those of the level below.
 Levels find_levels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -103,6 +108,10 @@ Levels find_levels() {
 #endif
 #ifdef LLMINFER_LEVEL_AVX512VNNI
   levels.add(has_avx512vnni(), {"avx512vnni", &isa_avx512vnni::linear_kernels(), &isa_avx512::elementwise_kernels(),
+                                &isa_avx512vnni::attention_kernels()});
+#endif
+#ifdef LLMINFER_LEVEL_AVX512BF16
+  levels.add(has_avx512bf16(), {"avx512bf16", &isa_avx512bf16::linear_kernels(), &isa_avx512::elementwise_kernels(),
                                 &isa_avx512vnni::attention_kernels()});
 #endif
 #ifdef LLMINFER_LEVEL_AMX

@@ -162,6 +162,9 @@ const LinearKernels& linear_kernels();
 namespace isa_avx512vnni {
 const LinearKernels& linear_kernels();
 }
+namespace isa_avx512bf16 {
+const LinearKernels& linear_kernels();
+}
 namespace isa_amx {
 const LinearKernels& linear_kernels();
 }

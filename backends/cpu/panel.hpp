@@ -55,14 +55,16 @@ static_assert(sizeof(QuantizedGroup) == 96);
 inline constexpr int kNever = 1 << 30;
 /// How a row of activations is rounded before it is multiplied: InputQuantization without what kernels do not see.
 struct InputRounding {
-  bool floats;         ///< to E4M3, else to integers of 8 bits
-  bool dynamic;        ///< scale = largest absolute value / 448 or 127.5, zero = 0
-  std::int64_t group;  ///< dynamic: values that share a scale; 0: all of the row
-  float scale;         ///< static
-  std::int32_t zero;   ///< static
+  bool floats;                     ///< to E4M3, else to integers of 8 bits
+  bool dynamic;                    ///< scale = largest absolute value / 448 or 127.5, zero = 0
+  std::int64_t group;              ///< dynamic: values that share a scale; 0: all of the row
+  float scale;                     ///< static
+  std::int32_t zero;               ///< static
   float limit = __builtin_inff();  ///< dynamic: no larger value counts
   bool powers = false;             ///< dynamic: scales are rounded up to powers of two
+  bool bfloats = false;            ///< instead to the nearest BF16 numbers, ties away from zero
 };
+inline constexpr InputRounding kToBfloats{false, false, 0, 1.0f, 0, __builtin_inff(), false, true};
 /// A row of activations in integers of 8 bits: x ~ scale * (code - zero). Its codes, -128 … 127, follow: signed bytes,
 /// or for levels of ActivationForm::words int16 [K / 4][4], values 0, 2, 1, 3 of each quad.
 struct alignas(32) ByteRow {
@@ -271,6 +273,7 @@ struct ActivationView {
   const QuantizedGroup* groups;  ///< [rows, group_stride]; w8a8: a ByteRow at the start of each row
   std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
   bool high_only;                ///< all codes are of kBytes8
+  bool bfloats;                  ///< the floats are BF16 numbers, which panels of such multiply in pairs
 };
 
 /// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
@@ -282,7 +285,7 @@ struct LinearKernels {
   /// scale.
   void (*quantize_row)(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out);
   /// x // (k) -> out // (k): the numbers that x is rounded to, scale * (clamp(round(x / scale) + zero) - zero) or
-  /// scale * E4M3(x / scale). Where a value is not finite, all that share its scale become NaN.
+  /// scale * E4M3(x / scale), or BF16 numbers. Where a value is not finite, all that share its scale become NaN.
   void (*round_row)(const InputRounding& how, const float* x, std::int64_t k, float* out);
   /// x // (k), a multiple of 32 -> a ByteRow at `out`: the same numbers in integers, of one scale.
   void (*quantize_bytes)(const InputRounding& how, const float* x, std::int64_t k, QuantizedGroup* out);

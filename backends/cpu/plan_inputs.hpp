@@ -17,6 +17,7 @@ struct WeightInput {
   const std::vector<std::int32_t>* order = nullptr;  ///< in which columns are taken; null: their own
   InputQuantization rounding{};                      ///< that the checkpoint declares
   bool wide = false;                                 ///< Matrix::wide_codes; of no matter before weights are prepared
+  bool bfloats = false;                              ///< Matrix::bfloats, and activations are to have 8 bits
 };
 
 /// One way in which rows of an input are quantized.
@@ -32,8 +33,9 @@ struct StepInput {
   std::vector<RowForm> forms;  ///< that the others read
   /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
   std::vector<std::pair<int, int>> of_part;
-  bool rounds = false;  ///< in floats, for weights that have no use for bytes
-  bool wide = false;    ///< of a weight with wide codes
+  bool rounds = false;   ///< in floats, for weights that have no use for bytes
+  bool bfloats = false;  ///< ActivationView::bfloats
+  bool wide = false;     ///< of a weight with wide codes
   ActivationCodes codes = kCodes16;
 };
 

@@ -17,7 +17,7 @@ void CpuPlan::bind_inputs(ActivationCodes codes) {
   codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
   std::vector<WeightInput> weights;
   for (const Matrix& weight : matrices_) {
-    weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes()});
+    weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes(), takes_bfloats(weight)});
   }
   inputs_ = PlanInputs::make(steps_, weights, codes);
   input_layout_ = InputRowsLayout(inputs_, layout_.widest_input, layout_.quantized_stride, max_rows_, layout_.threads);
@@ -73,7 +73,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     const float* const unrounded = x;
     if (common.rounds) {
       float* const to = own ? thread.rounded : rounded_row(r);
-      level_.linear->round_row(rounding_of(common.rounding), x, k, to);
+      level_.linear->round_row(common.bfloats ? kToBfloats : rounding_of(common.rounding), x, k, to);
       x = to;
     }
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
@@ -105,6 +105,7 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
   view.high_only = input.codes.bytes;
+  view.bfloats = input.input->bfloats;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_layout_.rounded_stride;

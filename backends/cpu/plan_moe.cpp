@@ -140,6 +140,8 @@ void CpuPlan::read_row(const Matrix& weight, const float* x, std::int32_t place,
     float* const rounded = floats ? reinterpret_cast<float*>(to) : thread.rounded;
     level_.linear->round_row(rounding_of(rounding), x, k, rounded);
     x = rounded;
+  } else if (takes_bfloats(weight)) {
+    level_.linear->round_row(kToBfloats, x, k, reinterpret_cast<float*>(to));
   } else if (floats) {
     std::memcpy(to, x, float_bytes(k));
   }
@@ -184,6 +186,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   float* const up = hidden + m.rows * m.hidden_stride;
   const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
     x.high_only = codes_of(matrix(id)).bytes;
+    x.bfloats = takes_bfloats(matrix(id));
     void* const scratch = thread.at<std::byte>(layout_.linear);
     matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch, thread.panels);
   };

@@ -91,7 +91,8 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (docs/benchmarks.md); 0: default_activation_bits(). A checkpoint that says how to quantize
+  /// further from exact mode (docs/benchmarks.md); 0: default_activation_bits(). With 8, BF16 weights meet activations
+  /// in BF16, which has 8 significant bits, otherwise floats. A checkpoint that says how to quantize
   /// activations is obeyed instead, and inputs of LLM.int8()'s layers have 16 always, for their outliers' sake.
   int activation_bits = 0;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is

@@ -59,13 +59,15 @@ TEST_CASE("chunks, threads and pages do not change a bit, whatever the cache hol
 }
 
 TEST_CASE("with activations of 8 bits, too, and they are other bits than those of 16") {
-  const Model model = make_model(make_program(kGrouped), WeightType::q4_1);
+  const auto type = GENERATE(WeightType::q4_1, WeightType::bf16);
+  const Model model = make_model(make_program(kGrouped), type);
   const auto tokens = random_tokens(150, kGrouped.vocab);
   BackendOptions options = options_of("scalar", 1);
   const auto sixteen = Driver(model, options, CacheType::f16).feed(tokens, {150});
   options.activation_bits = 8;
   const auto expected = Driver(model, options, CacheType::f16).feed(tokens, {150});
   CHECK_FALSE(same_bits(expected, sixteen));
+  CHECK(nmse(expected, Oracle(model, tokens).logits()) < 1e-3);
   for (const std::string& level : cpu_levels()) {
     CAPTURE(level);
     options.cpu_level = level;

@@ -181,6 +181,24 @@ TEST_CASE("inputs are rounded as compressed-tensors, FBGEMM and DeepSeek round t
   }
 }
 
+TEST_CASE("inputs become the nearest BF16 numbers, ties away from zero") {
+  for (const auto* level : levels()) {
+    for (const auto& [x, nearest] : {std::pair{1.0f, 1.0f},
+                                     {1.0f + 0x1p-8f, 1.0f + 0x1p-7f},
+                                     {-1.0f - 0x1p-8f, -1.0f - 0x1p-7f},
+                                     {1.0f + 0x1p-9f, 1.0f},
+                                     {0x1.ffp0f, 2.0f},
+                                     {-0x1.fdp100f, -0x1.fep100f},
+                                     {3e-38f, 0x1.46p-125f}}) {
+      const std::vector<float> in(3, x);
+      std::vector<float> out(3);
+      level->round_row(cpu::kToBfloats, in.data(), 3, out.data());
+      INFO(level->level);
+      CHECK(out == std::vector<float>(3, nearest));
+    }
+  }
+}
+
 TEST_CASE("inputs of any length and size are rounded alike on all levels") {
   std::vector<float> x(77);
   std::mt19937 random(28);
@@ -189,7 +207,8 @@ TEST_CASE("inputs of any length and size are rounded alike on all levels") {
     for (float& f : x) f = normal(random);
     for (std::size_t i = 0; i < x.size(); i += size == std::numeric_limits<float>::infinity() ? 50 : 1) x[i] *= size;
     for (const bool e4m3 : {false, true}) {
-      for (const cpu::InputRounding how : {cpu::InputRounding{e4m3, true, 0, 0.0f, 0},
+      for (const cpu::InputRounding how : {cpu::kToBfloats,
+                                           {e4m3, true, 0, 0.0f, 0},
                                            {e4m3, true, 32, 0.0f, 0},
                                            {e4m3, true, 7, 0.0f, 0},
                                            {e4m3, true, 16, 0.0f, 0, 1.5f, false},

@@ -62,6 +62,7 @@ struct Rows {
   cpu::ActivationView view;
 };
 
+/// Rows that are quantized; of floats, what is to have 8 bits are BF16 numbers.
 inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu::LinearKernels& kernels,
                         cpu::ActivationCodes codes = cpu::kCodes16) {
   std::mt19937 random(seed);
@@ -72,9 +73,11 @@ inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, con
   for (float& f : r.f32) f = normal(random);
   r.groups.resize(static_cast<std::size_t>(rows * group_stride));
   for (std::int32_t i = 0; i < rows; ++i) {
-    kernels.quantize_row(r.f32.data() + i * stride, cols, codes, r.groups.data() + i * group_stride);
+    float* const row = r.f32.data() + i * stride;
+    kernels.quantize_row(row, cols, codes, r.groups.data() + i * group_stride);
+    if (codes.shift > 0) kernels.round_row(cpu::kToBfloats, row, cols, row);
   }
-  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.bytes};
+  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.bytes, codes.shift > 0};
   return r;
 }
 

@@ -86,7 +86,8 @@ TEST_CASE("activations of 8 bits: the bits of the scalar kernels on all levels, 
   const auto& scalar = *levels()[0];
   for (int t = 0; t < kTypes; ++t) {
     const auto type = static_cast<WeightType>(t);
-    const std::int64_t cols = at_least_a_block(type, 576);
+    const bool odd = type == WeightType::bf16;  // which is multiplied in pairs
+    const std::int64_t cols = odd ? 577 : at_least_a_block(type, 576);
     const auto packed = pack(random_weight(type, 50, cols, 25));
     const auto expected = multiply(scalar, *packed, random_rows(33, cols, 26, scalar, cpu::kCodes8), 33);
     for (const auto* level : levels()) {
@@ -99,6 +100,32 @@ TEST_CASE("activations of 8 bits: the bits of the scalar kernels on all levels, 
           const std::vector<float> first(expected.begin(), expected.begin() + m * (50 + 5));
           REQUIRE(same_bits(multiply(*level, *packed, x, m), first));
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("BF16 weights times rows of BF16 numbers, of all widths and in parts") {
+  const auto& scalar = *levels()[0];
+  for (const std::int64_t cols : {1, 2, 31, 96, 640}) {
+    const RandomWeight w = random_weight(WeightType::bf16, 150, cols, 5);
+    const auto packed = pack(w);
+    const Rows x = random_rows(29, cols, 6, scalar, cpu::kCodes8);
+    const std::vector<float> values = unpacked(w);
+    const auto expected = multiply(scalar, *packed, x, 29);
+    const Eigen::Map<const Eigen::Matrix<float, -1, -1, Eigen::RowMajor>> weights(values.data(), 150, cols);
+    for (std::int32_t m = 0; m < 29; ++m) {
+      const Eigen::Map<const Eigen::VectorXf> in(x.view.f32 + m * x.view.stride, cols);
+      const Eigen::VectorXd exact = weights.cast<double>() * in.cast<double>();
+      for (std::int64_t n = 0; n < 150; ++n) {
+        CHECK(expected[static_cast<std::size_t>(m * 155 + n)] == Approx(exact[n]).margin(1e-6).epsilon(1e-5));
+      }
+    }
+    for (const auto* level : levels()) {
+      INFO(level->level << ", " << cols << " columns");
+      for (const std::int32_t rows : {1, 2, 3, 4, 5, 6, 7, 16, 29}) {
+        const std::vector<float> first(expected.begin(), expected.begin() + rows * 155);
+        CHECK(same_bits(multiply(*level, *packed, x, rows), first));
       }
     }
   }

@@ -150,6 +150,11 @@ inline Model make_model(Program program, WeightType type, std::uint32_t seed = 1
         const float x = vector ? 1.0f + 0.1f * normal(random) : normal(random) * size;
         std::memcpy(bytes->data() + i * 4, &x, 4);
       }
+    } else if (t == WeightType::bf16) {
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::uint16_t x = core::float_to_bfloat(normal(random) * size);
+        std::memcpy(bytes->data() + i * 2, &x, 2);
+      }
     } else {
       for (std::byte& b : *bytes) b = static_cast<std::byte>(random());
       for (std::size_t block = 0; block < bytes->size(); block += info.block_bytes) {

@@ -86,15 +86,20 @@ TEST_CASE("mixtures: of equal scores those of lower index are chosen") {
 
 TEST_CASE("mixtures: batches, chunks, threads and levels do not change a bit") {
   const Mixture mixture{.experts = 12, .used = 3, .ffn = 96, .shared = true, .biases = true};
-  for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::f32}) {
+  for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::f32, WeightType::bf16}) {
     const Model model = make_model(make_mixture(mixture), type);
+    const auto options = [&](const std::string& level, int threads) {
+      BackendOptions of_type = options_of(level, threads);
+      of_type.activation_bits = type == WeightType::bf16 ? 8 : 16;
+      return of_type;
+    };
     const auto a = random_tokens(50, model.program.vocab_size, 1), b = random_tokens(23, model.program.vocab_size, 2);
-    Driver reference(model, options_of("scalar", 1), CacheType::f16);
+    Driver reference(model, options("scalar", 1), CacheType::f16);
     const auto of_a = reference.feed(a, {50}), of_b = reference.feed(b, {23});
     for (const std::string& level : cpu_levels()) {
       for (const int threads : {1, 2, 3}) {
         CAPTURE(level, threads, weight_type_info(type).name);
-        Driver driver(model, options_of(level, threads), CacheType::f16);
+        Driver driver(model, options(level, threads), CacheType::f16);
         CHECK(same_bits(driver.feed(a, {1, 30, 1, 7}), of_a));
         Sequence first, second;
         auto both = driver.forward({{&first, a}, {&second, b}});

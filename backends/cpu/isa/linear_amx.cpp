@@ -1,16 +1,16 @@
-// Linear kernels of level "amx": tiles for many rows, AVX512-VNNI for few.
+// Linear kernels of level "amx": tiles for many rows, AVX512-BF16 for few, and for floats.
 #include <immintrin.h>
 
 #include "backends/cpu/panel.hpp"
 
-namespace llminfer::cpu::isa_avx512vnni {
+namespace llminfer::cpu::isa_avx512bf16 {
 const LinearKernels& linear_kernels();
 }
 
 namespace llminfer::cpu::isa_amx {
 namespace {
 constexpr const char* kLevelName = "amx";
-const LinearKernels& few_rows_kernels() { return isa_avx512vnni::linear_kernels(); }
+const LinearKernels& few_rows_kernels() { return isa_avx512bf16::linear_kernels(); }
 }  // namespace
 
 // In this order: each stands on those before it.

@@ -48,7 +48,20 @@ inline float largest(const float* x, std::int64_t n) {
   return floats_of(xor_bytes(bits_of(subtract(add_floats(size, round), round)), sign));
 }
 
+void round_to_bfloats(const float* x, std::int64_t k, float* out) {
+  for (std::int64_t i = 0; i < k; i += kLanes) {
+    const Floats v = load_values(x + i, k - i);
+    const Floats rounded = add_floats(to_bfloats(v), multiply(v, zero_floats()));  // infinity and NaN make NaN
+    if (k - i >= kLanes) {
+      store_floats(out + i, rounded);
+    } else {
+      store_some(out + i, rounded, static_cast<int>(k - i));
+    }
+  }
+}
+
 void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
+  if (how.bfloats) return round_to_bfloats(x, k, out);
   const std::int64_t group = how.dynamic && how.group > 0 ? how.group : k;
   for (std::int64_t begin = 0; begin < k; begin += group) {
     const std::int64_t end = k - begin < group ? k : begin + group;

@@ -29,7 +29,8 @@ void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
   } else if constexpr (kind == PanelKind::f16) {
     dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::bf16) {
-    dense_linear<Dense::bf16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
+    const auto multiply_all = x.bfloats ? dense_linear<Dense::bf16_pairs> : dense_linear<Dense::bf16>;
+    multiply_all(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::w8a8) {
     byte_linear(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::fp8) {

@@ -117,6 +117,11 @@ template <int n>
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+/// The nearest BF16 numbers of finite ones, ties away from zero.
+[[gnu::always_inline]] inline Floats to_bfloats(Floats v) {
+  const __m256i nearest = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x8000));
+  return _mm256_castsi256_ps(_mm256_and_si256(nearest, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
   const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)));

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;
-constexpr int kTileRows = 4;      // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
+constexpr int kTileRows = 4;  // 4 x 2 sums of high bytes, of low bytes and of floats, of 32 registers
 /// Of high bytes alone, where two multiplications begin in each cycle and take 4; fewer where halves of a group have
 /// scales of their own, and so a float more for each output.
 constexpr int high_tile_rows(PanelShape s) { return s.group == kGroupValues ? 6 : 4; }
@@ -104,6 +104,11 @@ template <int n>
 [[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+/// The nearest BF16 numbers of finite ones, ties away from zero.
+[[gnu::always_inline]] inline Floats to_bfloats(Floats v) {
+  const __m512i nearest = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(nearest, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {

@@ -94,6 +94,11 @@ template <int n>
 [[gnu::always_inline]] inline Floats load_bfloats(const void* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(static_cast<const std::uint16_t*>(p)), 16));
 }
+/// The nearest BF16 numbers of finite ones, ties away from zero.
+[[gnu::always_inline]] inline Floats to_bfloats(Floats v) {
+  const uint32x4_t nearest = vaddq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0x8000));
+  return vreinterpretq_f32_u32(vandq_u32(nearest, vdupq_n_u32(0xffff0000u)));
+}
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
   const int16x4_t wide = vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vget_low_s32(fill_quad(p)))));
