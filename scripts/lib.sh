@@ -117,3 +117,24 @@ find_nvcc() {
   rm -rf "$work"
   [[ -n $LLMINFER_NVCC ]]
 }
+
+PACKAGES_READERS=(ca-certificates python3-dev python3-venv)  # of the packages below, one is compiled
+
+# find_readers: sets LLMINFER_READERS, a Python with tools that read what llminfer-quantize writes, after an installation
+# to the user's cache folder if need be. Fails if there is none to be had.
+find_readers() {
+  local wanted=$LLMINFER_ROOT/tests/quantize/readers.txt cache
+  [[ -z ${LLMINFER_READERS-} ]] || return 0
+  cache=${XDG_CACHE_HOME:-~/.cache}/llminfer/readers-$(sha256sum "$wanted" | cut -c 1-12) || return 1
+  if [[ ! -f $cache/complete ]]; then  # an environment cannot be moved, so it is made where it stays
+    [[ $(uname -m) == x86_64 ]] || { say "no other tools: tests/quantize/readers.txt has those for x86-64"; return 1; }
+    install_packages "${PACKAGES_READERS[@]}" || return 1
+    say "downloading torch, transformers, GPTQModel and llama.cpp (2.4 GB, 4.5 GB unpacked) to $cache"
+    if ! { rm -rf "$cache" && python3 -m venv "$cache" && "$cache/bin/python" -m pip --disable-pip-version-check install -q \
+      --no-cache-dir --no-deps -r "$wanted" >&2 && touch "$cache/complete"; }; then
+      rm -rf "$cache"
+      return 1
+    fi
+  fi
+  export LLMINFER_READERS=$cache/bin/python
+}

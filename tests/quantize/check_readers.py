@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Compares what other tools read in a directory, llminfer-quantize's or their own, with what llminfer reads in it.
 
-Usage: check_readers.py gptqmodel|autoawq|compressed-tensors|modelopt DIRECTORY DENSE, where DENSE is `llminfer-quantize
+Usage: check_readers.py autoawq|compressed-tensors|modelopt DIRECTORY DENSE, where DENSE is `llminfer-quantize
 DIRECTORY DENSE -f dense --type F32`. Prints the largest difference of a weight, in units of the layer's largest; fails
-above 1e-3, since the first two compute in halves; FP4 is expanded in floats, by the tools' own functions. No GPU is
-needed. Needs one of
-  pip install torch transformers==5.23.0 gptqmodel==7.7.0      (GPTQ)
+above 1e-3, since AutoAWQ computes in halves; FP4 is expanded in floats, by the tools' own functions. No GPU is needed.
+What GPTQModel, transformers and llama.cpp read, readers_test.py checks. Needs one of
   pip install torch transformers==4.51.3 autoawq==0.2.9        (AWQ)
   pip install torch compressed-tensors==0.19.0                 (NVFP4 and MXFP4)
   pip install torch nvidia-modelopt==0.47.0                    (the same of ModelOpt)
@@ -25,16 +24,6 @@ def tensors_of(directory):
             with safe_open(os.path.join(directory, name), "pt") as f:
                 found.update({key: f.get_tensor(key) for key in f.keys()})
     return found
-
-
-def read_gptqmodel(directory):
-    from gptqmodel import BACKEND, GPTQModel
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-
-    model = GPTQModel.load(directory, device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
-    for name, module in model.model.named_modules():
-        if isinstance(module, TorchLinear):
-            yield name, module.dequantize_weight().T.float()
 
 
 def read_autoawq(directory):
@@ -83,8 +72,7 @@ def read_modelopt(directory):
 
 
 tool, directory, dense = sys.argv[1:]
-readers = {"gptqmodel": read_gptqmodel, "autoawq": read_autoawq, "compressed-tensors": read_compressed_tensors,
-           "modelopt": read_modelopt}
+readers = {"autoawq": read_autoawq, "compressed-tensors": read_compressed_tensors, "modelopt": read_modelopt}
 expected, layers, worst = tensors_of(dense), 0, 0.0
 for name, weight in readers[tool](directory):
     ours = expected[name + ".weight"]
