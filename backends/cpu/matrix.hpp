@@ -34,7 +34,7 @@ class Matrix {
   InputForm form() const noexcept { return packed_ ? packed_->form() : InputForm::floats; }
   /// Whether codes have 8 bits once they are unpacked: those that levels multiplying words have no quicker way for.
   bool wide_codes() const noexcept { return packed_ && cpu::wide_codes(panel_shape(packed_->kind())); }
-  /// Whether it has BF16 numbers, all of them, and multiplies such.
+  /// Whether it is of BF16 numbers, none left out as zeros, which multiply such numbers.
   bool bfloats() const noexcept { return packed_ && packed_->kind() == PanelKind::bf16; }
   /// The order in which it wants their columns; null: their own.
   const std::vector<std::int32_t>* order() const noexcept { return packed_ ? packed_->order() : nullptr; }
