@@ -52,6 +52,10 @@ std::vector<Kind> kinds() {
   Kind& w8a8 = all.back();
   w8a8.details.scale_columns = std::int64_t{1} << 30;
   w8a8.details.input.kind = llminfer::InputQuantization::Kind::int8;
+  all.push_back({"FP8_E4M3", WeightType::fp8});
+  Kind& e4m3 = all.back();
+  e4m3.details.scale_columns = e4m3.details.input.group = 128;
+  e4m3.details.input.kind = llminfer::InputQuantization::Kind::fp8;
   all.push_back({"Q8_0_2of4", WeightType::q8_0, {}, false, true});
   all.push_back({"F16_2of4", WeightType::f16, {}, false, true});
   for (const WeightType type :
@@ -88,14 +92,18 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
   }
   const cpu::LinearKernels& kernels = *table;
   std::vector<float> x(static_cast<std::size_t>(m * cols), 0.5f);
-  const cpu::PanelKind panels = cpu::PackedWeight::allocate(kind.type, 1, cols, kind.details).value()->kind();
+  const auto packed = cpu::PackedWeight::allocate(kind.type, 1, cols, kind.details).value();
+  const cpu::PanelKind panels = packed->kind();
   const bool bytes = m >= kernels.byte_rows && (kernels.byte_rows == 0 || !cpu::wide_codes(cpu::panel_shape(panels)));
   const cpu::ActivationCodes codes = !kind.high_only ? cpu::kCodes16 : bytes ? cpu::kBytes8 : cpu::kCodes8;
+  const bool bfloats = packed->form(codes) == cpu::InputForm::bfloats;
   const std::int64_t group_stride = cpu::quantized_row_groups(cols);
   std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(m * group_stride));
   for (std::int32_t i = 0; i < m; ++i) {
     cpu::QuantizedGroup* const to = groups.data() + i * group_stride;
-    if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
+    if (bfloats) {
+      kernels.quantize_bfloats(nullptr, x.data() + i * cols, cols, to);
+    } else if (kind.details.input.kind == llminfer::InputQuantization::Kind::int8) {
       kernels.quantize_bytes(cpu::rounding_of(kind.details.input), x.data() + i * cols, cols, to);
     } else {
       kernels.quantize_row(x.data() + i * cols, cols, codes, to);
@@ -110,7 +118,7 @@ void linear(benchmark::State& state, Table table, const Kind& kind, std::int64_t
     const std::int32_t begin = pairs * state.thread_index() / state.threads() * 2;
     const std::int32_t end =
         state.thread_index() + 1 == state.threads() ? all : pairs * (state.thread_index() + 1) / state.threads() * 2;
-    kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes, kind.high_only}, 0, m,
+    kernels.linear(view, begin, end, {x.data(), cols, groups.data(), group_stride, codes.bytes, bfloats}, 0, m,
                    out.data(), rows, scratch.get());
     benchmark::ClobberMemory();
   }

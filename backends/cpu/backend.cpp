@@ -173,9 +173,8 @@ class CpuBackend final : public Backend {
     if (exact_) return input;
     const bool ordered = weight.details.permutation != nullptr;
     if (ordered && quant::format(weight.type).shape.bits == 0) return input;
-    input.form = packed_form(packed_type(weight.type), weight.cols, weight.details);
+    input.form = packed_form(packed_type(weight.type), weight.cols, weight.details, codes_);
     if (panel_kind(weight.type)) input.order = weight.details.permutation.get();
-    input.bfloats = weight.type == WeightType::bf16 && codes_for(weight.details.input, codes_).shift > 0;
     return input;
   }
 

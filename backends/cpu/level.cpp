@@ -38,10 +38,11 @@ namespace {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 [[maybe_unused]] bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
-/// CPUID leaf 7.1, EAX bit 5.
+/// CPUID leaf 7.1, EAX bit 5, and permutations of bytes, which only Cooper Lake has not.
 [[maybe_unused]] bool has_avx512bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+  return has_avx512vnni() && __builtin_cpu_supports("avx512vbmi") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 &&
+         (a >> 5 & 1) != 0;
 }
 #ifdef __linux__
 /// CPUID leaf 7, EDX bits 24 and 25, and that the operating system saves tiles: XCR0 bits 17 and 18.

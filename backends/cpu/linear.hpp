@@ -22,14 +22,27 @@ class WeightArena;
 
 /// What a matrix multiplies.
 enum class InputForm : std::uint8_t {
-  floats,  ///< ActivationView::f32
-  groups,  ///< ActivationView::groups, as quantize_row makes them
-  bytes,   ///< the same, as quantize_bytes makes them
+  floats,   ///< ActivationView::f32
+  groups,   ///< ActivationView::groups, as quantize_row makes them
+  bytes,    ///< the same, as quantize_bytes makes them
+  bfloats,  ///< the same, as quantize_bfloats makes them
 };
 
-constexpr InputForm form_of(PanelKind kind) {
+/// The codes of inputs, of which the host wants `wanted`: what the checkpoint has rounded is not rounded again, and
+/// outliers do not coarsen their neighbours.
+constexpr ActivationCodes codes_for(const InputQuantization& input, ActivationCodes wanted) noexcept {
+  return input.kind == InputQuantization::Kind::none && !input.outliers ? wanted : kCodes16;
+}
+
+/// What panels of a kind multiply, if the checkpoint declares `input` and the host wants such codes. BF16 numbers have
+/// 8 bits, and E4M3 ones are such numbers.
+constexpr InputForm form_of(PanelKind kind, const InputQuantization& input, ActivationCodes wanted) noexcept {
   if (kind == PanelKind::w8a8) return InputForm::bytes;
-  return panel_shape(kind).bits != 0 ? InputForm::groups : InputForm::floats;
+  if (panel_shape(kind).bits != 0) return InputForm::groups;
+  const bool e4m3 = input.kind == InputQuantization::Kind::fp8 && input.group % kBlockValues == 0;
+  if (kind == PanelKind::fp8 && e4m3) return InputForm::bfloats;
+  const bool either = kind == PanelKind::bf16 || kind == PanelKind::fp8;
+  return either && codes_for(input, wanted).shift > 0 ? InputForm::bfloats : InputForm::floats;
 }
 
 /// A weight [rows = N, cols = K] in panels of 16 output rows; owns its memory. Immutable once packed.
@@ -55,8 +68,8 @@ class PackedWeight final : public PreparedWeight {
   std::int64_t cols() const noexcept { return view_.cols; }
   std::int32_t panels() const noexcept { return static_cast<std::int32_t>((rows() + kPanelRows - 1) / kPanelRows); }
   PanelKind kind() const noexcept { return view_.kind; }
-  /// Which activations linear reads.
-  InputForm form() const noexcept { return form_of(view_.kind); }
+  /// Which activations linear reads, where the host wants such codes.
+  InputForm form(ActivationCodes wanted = kCodes16) const noexcept { return form_of(view_.kind, input(), wanted); }
   /// Once complete().
   const PackedWeightView& view() const noexcept { return view_; }
   bool complete() const noexcept override { return !pending_ || pending_->complete(); }
@@ -103,7 +116,8 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
                           const WeightDetails& details = {}) noexcept;
 
 /// The form of such a packed weight; floats for a type that cannot be packed.
-InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details) noexcept;
+InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details,
+                      ActivationCodes wanted) noexcept;
 
 /// The kind of panels that a type is packed into, if any; w8_sym is w8a8 instead where that fits the details.
 std::optional<PanelKind> panel_kind(WeightType type) noexcept;

@@ -30,12 +30,10 @@ class Matrix {
 
   std::int64_t rows() const noexcept { return rows_; }
   std::int64_t cols() const noexcept { return cols_; }
-  /// Which activations multiply() reads.
-  InputForm form() const noexcept { return packed_ ? packed_->form() : InputForm::floats; }
+  /// Which activations multiply() reads, where the host wants such codes.
+  InputForm form(ActivationCodes wanted) const noexcept { return packed_ ? packed_->form(wanted) : InputForm::floats; }
   /// Whether codes have 8 bits once they are unpacked: those that levels multiplying words have no quicker way for.
   bool wide_codes() const noexcept { return packed_ && cpu::wide_codes(panel_shape(packed_->kind())); }
-  /// Whether it is of BF16 numbers, none left out as zeros, which multiply such numbers.
-  bool bfloats() const noexcept { return packed_ && packed_->kind() == PanelKind::bf16; }
   /// The order in which it wants their columns; null: their own.
   const std::vector<std::int32_t>* order() const noexcept { return packed_ ? packed_->order() : nullptr; }
   /// How the checkpoint rounds the input.

@@ -190,9 +190,10 @@ std::int64_t packed_bytes(WeightType type, std::int64_t rows, std::int64_t cols,
   return (rows + kPanelRows - 1) / kPanelRows * layout_of(*kind, type, cols, details).bytes;
 }
 
-InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details) noexcept {
+InputForm packed_form(WeightType type, std::int64_t cols, const WeightDetails& details,
+                      ActivationCodes wanted) noexcept {
   const auto kind = kind_of(type, cols, details);
-  return kind ? form_of(*kind) : InputForm::floats;
+  return kind ? form_of(*kind, details.input, wanted) : InputForm::floats;
 }
 
 Result<std::unique_ptr<PackedWeight>> PackedWeight::describe(WeightType type, std::int64_t rows, std::int64_t cols,

@@ -14,6 +14,9 @@ inline constexpr int kPanelVersion = 3;
 inline constexpr int kPanelRows = 16;
 /// Input values that share one scale of a quantized activation row. K of every grouped weight is a multiple of it.
 inline constexpr int kGroupValues = 32;
+/// Columns of fp8 panels whose products with BF16 numbers are summed before they are scaled; half as many where weights
+/// have scales of 32.
+inline constexpr int kBlockValues = 64;
 /// Groups of 32 that share the super-scales of a two-level format.
 inline constexpr int kSuperGroups = 8;
 
@@ -39,9 +42,10 @@ inline constexpr ActivationCodes kCodes8{127, 8, false};
 inline constexpr ActivationCodes kBytes8{127, 8, true};
 
 /// One group of 32 values of an activation row: x ~ scale * code, |code| <= kCodes16.limit. The sums serve the zero
-/// points and minimums of weights. All lies together, so that a kernel reaches it from one pointer.
+/// points and minimums of weights. All lies together, so that a kernel reaches it from one pointer. Of BF16 numbers,
+/// x ~ scale * number, all else has no meaning.
 struct alignas(32) QuantizedGroup {
-  std::uint8_t codes[2 * kGroupValues];  ///< in the level's ActivationForm
+  std::uint8_t codes[2 * kGroupValues];  ///< in the level's ActivationForm; or the numbers, as they lie in memory
   float scale;
   float scaled_sum;          ///< scale * sum(code)
   float scaled_half_sum[2];  ///< the same of values 0-15 and 16-31
@@ -62,9 +66,7 @@ struct InputRounding {
   std::int32_t zero;               ///< static
   float limit = __builtin_inff();  ///< dynamic: no larger value counts
   bool powers = false;             ///< dynamic: scales are rounded up to powers of two
-  bool bfloats = false;            ///< instead to the nearest BF16 numbers, ties away from zero
 };
-inline constexpr InputRounding kToBfloats{false, false, 0, 1.0f, 0, __builtin_inff(), false, true};
 /// A row of activations in integers of 8 bits: x ~ scale * (code - zero). Its codes, -128 … 127, follow: signed bytes,
 /// or for levels of ActivationForm::words int16 [K / 4][4], values 0, 2, 1, 3 of each quad.
 struct alignas(32) ByteRow {
@@ -266,14 +268,14 @@ struct PackedWeightView {
   std::int32_t slice_rows;  ///< from so many rows on, slices; 0: as measured for the level. Changes no bit
 };
 
-/// The rows that a linear kernel multiplies: quantized for grouped kinds, float for dense ones.
+/// The rows that a linear kernel multiplies: quantized for grouped kinds, float or BF16 for dense ones.
 struct ActivationView {
   const float* f32;              ///< [rows, stride]
   std::int64_t stride;           ///< in floats
   const QuantizedGroup* groups;  ///< [rows, group_stride]; w8a8: a ByteRow at the start of each row
   std::int64_t group_stride;     ///< in groups, at least ceil(K / 32)
   bool high_only;                ///< all codes are of kBytes8
-  bool bfloats;                  ///< the floats are BF16 numbers, which panels of such multiply in pairs
+  bool bfloats;                  ///< groups are of BF16 numbers, which bf16 and fp8 multiply in the place of floats
 };
 
 /// The kernels of one instruction set level. All levels give the same bits, whatever the ranges and their split.
@@ -285,10 +287,14 @@ struct LinearKernels {
   /// scale.
   void (*quantize_row)(const float* x, std::int64_t k, ActivationCodes codes, QuantizedGroup* out);
   /// x // (k) -> out // (k): the numbers that x is rounded to, scale * (clamp(round(x / scale) + zero) - zero) or
-  /// scale * E4M3(x / scale), or BF16 numbers. Where a value is not finite, all that share its scale become NaN.
+  /// scale * E4M3(x / scale). Where a value is not finite, all that share its scale become NaN.
   void (*round_row)(const InputRounding& how, const float* x, std::int64_t k, float* out);
   /// x // (k), a multiple of 32 -> a ByteRow at `out`: the same numbers in integers, of one scale.
   void (*quantize_bytes)(const InputRounding& how, const float* x, std::int64_t k, QuantizedGroup* out);
+  /// x // (k) -> out // (ceil(k / 32)), BF16 numbers: the nearest, ties away from zero, with scales of 1; or with `how`,
+  /// of floats, the same numbers as round_row's and their scales apart, `how->group` a multiple of 32. The tail counts
+  /// as zeros.
+  void (*quantize_bfloats)(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out);
   /// out[row * out_stride + n] = sum over k of x[row, k] * w[n, k], for n in panels [panel_begin, panel_end) and rows
   /// [row_begin, row_end). `scratch` holds linear_scratch_bytes(w.cols) bytes, 64-byte aligned, and is the thread's
   /// own.

@@ -212,8 +212,7 @@ class CpuPlan final : public Plan {
                     Thread& thread) noexcept;
   /// Of an expert's rows.
   ActivationCodes codes_of(const Matrix& expert) const noexcept { return codes_for(expert.input(), codes_); }
-  /// Whether its input is rounded to BF16 numbers, which have 8 bits, too.
-  bool takes_bfloats(const Matrix& weight) const noexcept { return weight.bfloats() && codes_of(weight).shift > 0; }
+  InputForm form_of(const Matrix& expert) const noexcept { return expert.form(codes_); }
   void add_expert_phases(const Step& step, bool selected, std::int32_t rows);
   void route(const op::Moe& op, std::int32_t token) noexcept;
   void sort_places(const Step& step, std::int32_t rows) noexcept;

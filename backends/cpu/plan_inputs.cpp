@@ -13,7 +13,7 @@ bool same_order(const std::vector<std::int32_t>* a, const std::vector<std::int32
 }
 
 bool read_alike(const WeightInput& a, const WeightInput& b) {
-  return a.form == b.form && a.bfloats == b.bfloats && a.rounding == b.rounding && same_order(a.order, b.order);
+  return a.form == b.form && a.rounding == b.rounding && same_order(a.order, b.order);
 }
 
 /// Finds the forms in which the step's weights read their input; they share those that are equal.
@@ -21,7 +21,6 @@ StepInput bind(const LinearStep& step, std::span<const WeightInput> weights) {
   StepInput input;
   const auto of = [&](WeightId id) -> const WeightInput& { return weights[static_cast<std::size_t>(id)]; };
   input.rounding = of(step.parts.front().weight).rounding;
-  input.bfloats = of(step.parts.front().weight).bfloats;
   const auto form_of = [&](WeightId id) {
     if (id == WeightId::none) return -1;
     input.wide = input.wide || of(id).wide;
@@ -40,9 +39,9 @@ StepInput bind(const LinearStep& step, std::span<const WeightInput> weights) {
     const int form = form_of(part.weight);
     input.of_part.emplace_back(form, form_of(part.up_weight));
   }
-  const auto reads_floats = [](const RowForm& form) { return form.form != InputForm::bytes; };
-  input.rounds = input.bfloats || (input.rounding.kind != InputQuantization::Kind::none &&
-                                   (input.floats || std::any_of(input.forms.begin(), input.forms.end(), reads_floats)));
+  const auto reads_floats = [](const RowForm& form) { return form.form == InputForm::groups; };
+  input.rounds = input.rounding.kind != InputQuantization::Kind::none &&
+                 (input.floats || std::any_of(input.forms.begin(), input.forms.end(), reads_floats));
   return input;
 }
 
@@ -50,9 +49,7 @@ StepInput bind(const LinearStep& step, std::span<const WeightInput> weights) {
 
 PlanInputs PlanInputs::make(backend::Steps& steps, std::span<const WeightInput> weights, ActivationCodes codes) {
   const auto of = [&](WeightId id) -> const WeightInput& { return weights[static_cast<std::size_t>(id)]; };
-  separate_inputs(steps, [&](WeightId a, WeightId b) {
-    return of(a).rounding == of(b).rounding && of(a).bfloats == of(b).bfloats;
-  });
+  separate_inputs(steps, [&](WeightId a, WeightId b) { return of(a).rounding == of(b).rounding; });
   PlanInputs inputs;
   inputs.of_step.resize(steps.steps.size());
   inputs.of_experts.resize(steps.steps.size());

@@ -17,7 +17,6 @@ struct WeightInput {
   const std::vector<std::int32_t>* order = nullptr;  ///< in which columns are taken; null: their own
   InputQuantization rounding{};                      ///< that the checkpoint declares
   bool wide = false;                                 ///< Matrix::wide_codes; of no matter before weights are prepared
-  bool bfloats = false;                              ///< Matrix::bfloats, and activations are to have 8 bits
 };
 
 /// One way in which rows of an input are quantized.
@@ -33,17 +32,10 @@ struct StepInput {
   std::vector<RowForm> forms;  ///< that the others read
   /// Per part the index of its weight's form, and of its up_weight's; -1: floats.
   std::vector<std::pair<int, int>> of_part;
-  bool rounds = false;   ///< in floats, for weights that have no use for bytes
-  bool bfloats = false;  ///< ActivationView::bfloats
-  bool wide = false;     ///< of a weight with wide codes
+  bool rounds = false;  ///< to floats, for weights that multiply such or what is quantized of them
+  bool wide = false;    ///< of a weight with wide codes
   ActivationCodes codes = kCodes16;
 };
-
-/// The codes of inputs, of which the host wants `wanted`: what the checkpoint has rounded is not rounded again, and
-/// outliers do not coarsen their neighbours.
-constexpr ActivationCodes codes_for(const InputQuantization& input, ActivationCodes wanted) noexcept {
-  return input.kind == InputQuantization::Kind::none && !input.outliers ? wanted : kCodes16;
-}
 
 /// How the experts of a mixture read its input in any pass.
 struct ExpertInputs {

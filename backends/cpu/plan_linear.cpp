@@ -17,7 +17,7 @@ void CpuPlan::bind_inputs(ActivationCodes codes) {
   codes_ = codes.shift > 0 && level_.linear->byte_rows == 0 ? kBytes8 : codes;
   std::vector<WeightInput> weights;
   for (const Matrix& weight : matrices_) {
-    weights.push_back({weight.form(), weight.order(), weight.input(), weight.wide_codes(), takes_bfloats(weight)});
+    weights.push_back({weight.form(codes), weight.order(), weight.input(), weight.wide_codes()});
   }
   inputs_ = PlanInputs::make(steps_, weights, codes);
   input_layout_ = InputRowsLayout(inputs_, layout_.widest_input, layout_.quantized_stride, max_rows_, layout_.threads);
@@ -73,7 +73,7 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
     const float* const unrounded = x;
     if (common.rounds) {
       float* const to = own ? thread.rounded : rounded_row(r);
-      level_.linear->round_row(common.bfloats ? kToBfloats : rounding_of(common.rounding), x, k, to);
+      level_.linear->round_row(rounding_of(common.rounding), x, k, to);
       x = to;
     }
     for (std::size_t f = 0; f < common.forms.size(); ++f) {
@@ -88,8 +88,11 @@ void CpuPlan::prepare_rows(const LinearStep& step, const LinearInput& input, std
 void CpuPlan::quantize_row(const RowForm& form, const InputQuantization& rounding, ActivationCodes codes,
                            const float* unrounded, const float* x, std::int64_t k, QuantizedGroup* to,
                            Thread& thread) noexcept {
-  if (form.form == InputForm::bytes) {
-    return level_.linear->quantize_bytes(rounding_of(rounding), unrounded, k, to);
+  const InputRounding how = rounding_of(rounding);
+  if (form.form == InputForm::bytes) return level_.linear->quantize_bytes(how, unrounded, k, to);
+  if (form.form == InputForm::bfloats) {
+    const bool declared = rounding.kind != InputQuantization::Kind::none;
+    return level_.linear->quantize_bfloats(declared ? &how : nullptr, unrounded, k, to);
   }
   if (form.order) {
     const std::int32_t* const order = form.order->data();
@@ -105,7 +108,6 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
   ActivationView view{};
   view.group_stride = layout_.quantized_stride;
   view.high_only = input.codes.bytes;
-  view.bfloats = input.input->bfloats;
   if (input.input->rounds) {
     view.f32 = own ? thread.rounded : rounded_row(0);
     view.stride = input_layout_.rounded_stride;
@@ -116,7 +118,10 @@ ActivationView CpuPlan::view_input(const LinearStep& step, const LinearInput& in
     view.f32 = row(step.in, 0);
     view.stride = stride(step.in);
   }
-  if (form >= 0) view.groups = quantized_rows(form, own, thread);
+  if (form >= 0) {
+    view.groups = quantized_rows(form, own, thread);
+    view.bfloats = input.input->forms[static_cast<std::size_t>(form)].form == InputForm::bfloats;
+  }
   return view;
 }
 

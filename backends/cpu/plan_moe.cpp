@@ -122,7 +122,7 @@ void CpuPlan::gather(const op::Moe& op, const std::vector<WeightId>& weights, bo
       read_row(weight, row(op.in, token), places[j], thread);
     } else {
       const std::int64_t k = weight.cols();
-      const bool floats = weight.form() == InputForm::floats;
+      const bool floats = form_of(weight) == InputForm::floats;
       std::memcpy(row_at(places[j]), row_at(places[0]), floats ? float_bytes(k) : quantized_row_bytes(k));
     }
   }
@@ -134,18 +134,17 @@ void CpuPlan::read_row(const Matrix& weight, const float* x, std::int32_t place,
   QuantizedGroup* const to = memory_.at<QuantizedGroup>(m.inputs) + place * m.input_stride;
   const std::int64_t k = weight.cols();
   const InputQuantization& rounding = weight.input();
-  const bool floats = weight.form() == InputForm::floats;
+  const InputForm form = form_of(weight);
+  const bool floats = form == InputForm::floats;
   const float* const unrounded = x;
-  if (rounding.kind != InputQuantization::Kind::none && weight.form() != InputForm::bytes) {
+  if (rounding.kind != InputQuantization::Kind::none && (floats || form == InputForm::groups)) {
     float* const rounded = floats ? reinterpret_cast<float*>(to) : thread.rounded;
     level_.linear->round_row(rounding_of(rounding), x, k, rounded);
     x = rounded;
-  } else if (takes_bfloats(weight)) {
-    level_.linear->round_row(kToBfloats, x, k, reinterpret_cast<float*>(to));
   } else if (floats) {
     std::memcpy(to, x, float_bytes(k));
   }
-  if (!floats) quantize_row({weight.form(), weight.order()}, rounding, codes_of(weight), unrounded, x, k, to, thread);
+  if (!floats) quantize_row({form, weight.order()}, rounding, codes_of(weight), unrounded, x, k, to, thread);
 }
 
 /// Calls f(expert, first unit, last unit, first place, last place) for a share of the work on the experts' matrices.
@@ -186,7 +185,7 @@ void CpuPlan::run_experts(const op::Moe& op, const Phase& phase, int share, Thre
   float* const up = hidden + m.rows * m.hidden_stride;
   const auto multiply = [&](WeightId id, auto first, auto last, auto begin, auto end, float* out, std::int64_t stride) {
     x.high_only = codes_of(matrix(id)).bytes;
-    x.bfloats = takes_bfloats(matrix(id));
+    x.bfloats = form_of(matrix(id)) == InputForm::bfloats;
     void* const scratch = thread.at<std::byte>(layout_.linear);
     matrix(id).multiply(*level_.linear, first, last, x, begin, end, out, stride, scratch, thread.panels);
   };

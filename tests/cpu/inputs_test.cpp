@@ -181,6 +181,34 @@ TEST_CASE("inputs are rounded as compressed-tensors, FBGEMM and DeepSeek round t
   }
 }
 
+TEST_CASE("E4M3 numbers apart from their scales are those of rounded rows, on all levels") {
+  std::vector<float> x(157);
+  std::mt19937 random(29);
+  std::normal_distribution<float> normal;
+  for (const float size : {1.0f, 1e-20f, 1e-37f, 0.0f, 1e30f, std::numeric_limits<float>::quiet_NaN()}) {
+    for (float& f : x) f = normal(random) * (std::isnan(size) ? 1.0f : size);
+    if (std::isnan(size)) x[70] = size;
+    for (const cpu::InputRounding how : {cpu::InputRounding{true, true, 0, 0.0f, 0},
+                                         {true, true, 32, 0.0f, 0},
+                                         {true, true, 64, 0.0f, 0, 1.5f, false},
+                                         {true, true, 128, 0.0f, 0, 1.5f, true},
+                                         {true, false, 0, 0.01f, 0}}) {
+      std::vector<float> expected(157);
+      levels()[0]->round_row(how, x.data(), 157, expected.data());
+      for (const auto* level : levels()) {
+        std::vector<cpu::QuantizedGroup> got(5);
+        level->quantize_bfloats(&how, x.data(), 157, got.data());
+        INFO(level->level << ", values of " << size << ", groups of " << how.group);
+        for (std::int64_t k = 0; k < 160; ++k) {
+          const float last = 0.0f * expected.back(), value = bfloat_of(got.data(), k);
+          const float want = k < 157 ? expected[static_cast<std::size_t>(k)] : last;
+          CHECK((std::isnan(want) ? std::isnan(value) : value == want));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("inputs become the nearest BF16 numbers, ties away from zero") {
   for (const auto* level : levels()) {
     for (const auto& [x, nearest] : {std::pair{1.0f, 1.0f},
@@ -190,12 +218,17 @@ TEST_CASE("inputs become the nearest BF16 numbers, ties away from zero") {
                                      {0x1.ffp0f, 2.0f},
                                      {-0x1.fdp100f, -0x1.fep100f},
                                      {3e-38f, 0x1.46p-125f}}) {
-      const std::vector<float> in(3, x);
-      std::vector<float> out(3);
-      level->round_row(cpu::kToBfloats, in.data(), 3, out.data());
+      const std::vector<float> in(33, x);
+      std::vector<cpu::QuantizedGroup> out(2);
+      level->quantize_bfloats(nullptr, in.data(), 33, out.data());
       INFO(level->level);
-      CHECK(out == std::vector<float>(3, nearest));
+      for (std::int64_t k = 0; k < 33; ++k) CHECK(bfloat_of(out.data(), k) == nearest);
+      CHECK(bfloat_of(out.data(), 33) == 0.0f);
     }
+    const float infinity = std::numeric_limits<float>::infinity();
+    cpu::QuantizedGroup group;
+    level->quantize_bfloats(nullptr, std::vector{1.0f, infinity, -infinity, std::nanf(""), 2.0f}.data(), 5, &group);
+    for (std::int64_t k = 0; k < 5; ++k) CHECK(std::isnan(bfloat_of(&group, k)) == (k % 4 != 0));
   }
 }
 
@@ -207,8 +240,7 @@ TEST_CASE("inputs of any length and size are rounded alike on all levels") {
     for (float& f : x) f = normal(random);
     for (std::size_t i = 0; i < x.size(); i += size == std::numeric_limits<float>::infinity() ? 50 : 1) x[i] *= size;
     for (const bool e4m3 : {false, true}) {
-      for (const cpu::InputRounding how : {cpu::kToBfloats,
-                                           {e4m3, true, 0, 0.0f, 0},
+      for (const cpu::InputRounding how : {cpu::InputRounding{e4m3, true, 0, 0.0f, 0},
                                            {e4m3, true, 32, 0.0f, 0},
                                            {e4m3, true, 7, 0.0f, 0},
                                            {e4m3, true, 16, 0.0f, 0, 1.5f, false},

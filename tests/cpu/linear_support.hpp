@@ -10,6 +10,7 @@
 
 #include "backends/cpu/level.hpp"
 #include "backends/cpu/linear.hpp"
+#include "core/half.hpp"
 #include "quant/format.hpp"
 #include "tests/cpu/random_weight.hpp"
 #include "tests/cpu/same_bits.hpp"
@@ -55,16 +56,34 @@ inline std::shared_ptr<void> aligned(std::size_t bytes) {
   return {std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free};
 }
 
-/// Rows of activations in both forms.
+/// Rows of activations in all forms.
 struct Rows {
   std::vector<float> f32;
   std::vector<cpu::QuantizedGroup> groups;
-  cpu::ActivationView view;
+  std::vector<cpu::QuantizedGroup> bfloats;
+  cpu::ActivationCodes codes;
+  cpu::ActivationView view;  ///< of f32 and groups
+
+  /// As the weight reads them.
+  cpu::ActivationView view_for(const cpu::PackedWeight& w) const {
+    cpu::ActivationView of = view;
+    of.bfloats = w.form(codes) == cpu::InputForm::bfloats;
+    if (of.bfloats) of.groups = bfloats.data();
+    return of;
+  }
 };
 
-/// Rows that are quantized; of floats, what is to have 8 bits are BF16 numbers.
+/// Value k of a row of BF16 numbers.
+inline float bfloat_of(const cpu::QuantizedGroup* row, std::int64_t k) {
+  const cpu::QuantizedGroup& group = row[k / 32];
+  std::uint16_t bits = 0;
+  std::memcpy(&bits, group.codes + k % 32 * 2, sizeof bits);
+  return group.scale * core::bfloat_to_float(bits);
+}
+
+/// Rows that are quantized, `how`: in BF16 numbers.
 inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, const cpu::LinearKernels& kernels,
-                        cpu::ActivationCodes codes = cpu::kCodes16) {
+                        cpu::ActivationCodes codes = cpu::kCodes16, const cpu::InputRounding* how = nullptr) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   Rows r;
@@ -72,12 +91,14 @@ inline Rows random_rows(std::int32_t rows, std::int64_t cols, unsigned seed, con
   r.f32.resize(static_cast<std::size_t>(rows * stride));
   for (float& f : r.f32) f = normal(random);
   r.groups.resize(static_cast<std::size_t>(rows * group_stride));
+  r.bfloats.resize(r.groups.size());
   for (std::int32_t i = 0; i < rows; ++i) {
     float* const row = r.f32.data() + i * stride;
     kernels.quantize_row(row, cols, codes, r.groups.data() + i * group_stride);
-    if (codes.shift > 0) kernels.round_row(cpu::kToBfloats, row, cols, row);
+    kernels.quantize_bfloats(how, row, cols, r.bfloats.data() + i * group_stride);
   }
-  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.bytes, codes.shift > 0};
+  r.codes = codes;
+  r.view = {r.f32.data(), stride, r.groups.data(), group_stride, codes.bytes, false};
   return r;
 }
 
@@ -113,7 +134,7 @@ inline std::vector<float> multiply(const cpu::LinearKernels& kernels, const cpu:
   const std::int64_t stride = w.rows() + 5;
   std::vector<float> out(static_cast<std::size_t>(rows * stride), kUntouched);
   const auto scratch = aligned(cpu::linear_scratch_bytes(w.cols()));
-  kernels.linear(w.view(), 0, w.panels(), x.view, 0, rows, out.data(), stride, scratch.get());
+  kernels.linear(w.view(), 0, w.panels(), x.view_for(w), 0, rows, out.data(), stride, scratch.get());
   return out;
 }
 

@@ -105,30 +105,69 @@ TEST_CASE("activations of 8 bits: the bits of the scalar kernels on all levels, 
   }
 }
 
-TEST_CASE("BF16 weights times rows of BF16 numbers, of all widths and in parts") {
+/// Multiplies the weight with rows of BF16 numbers, on all levels, and in double.
+void check_bfloats(const RandomWeight& w, const cpu::InputRounding* how) {
   const auto& scalar = *levels()[0];
-  for (const std::int64_t cols : {1, 2, 31, 96, 640}) {
-    const RandomWeight w = random_weight(WeightType::bf16, 150, cols, 5);
-    const auto packed = pack(w);
-    const Rows x = random_rows(29, cols, 6, scalar, cpu::kCodes8);
-    const std::vector<float> values = unpacked(w);
-    const auto expected = multiply(scalar, *packed, x, 29);
-    const Eigen::Map<const Eigen::Matrix<float, -1, -1, Eigen::RowMajor>> weights(values.data(), 150, cols);
-    for (std::int32_t m = 0; m < 29; ++m) {
-      const Eigen::Map<const Eigen::VectorXf> in(x.view.f32 + m * x.view.stride, cols);
-      const Eigen::VectorXd exact = weights.cast<double>() * in.cast<double>();
-      for (std::int64_t n = 0; n < 150; ++n) {
-        CHECK(expected[static_cast<std::size_t>(m * 155 + n)] == Approx(exact[n]).margin(1e-6).epsilon(1e-5));
-      }
+  const auto packed = pack(w);
+  REQUIRE(packed->form(cpu::kCodes8) == cpu::InputForm::bfloats);
+  const Rows x = random_rows(29, w.cols, 6, scalar, cpu::kCodes8, how);
+  const std::vector<float> values = unpacked(w);
+  const auto expected = multiply(scalar, *packed, x, 29);
+  const Eigen::Map<const Eigen::Matrix<float, -1, -1, Eigen::RowMajor>> weights(values.data(), w.rows, w.cols);
+  const std::int64_t stride = w.rows + 5;
+  for (std::int32_t m = 0; m < 29; ++m) {
+    Eigen::VectorXd in(w.cols);
+    for (std::int64_t k = 0; k < w.cols; ++k) in[k] = bfloat_of(x.bfloats.data() + m * x.view.group_stride, k);
+    const Eigen::VectorXd exact = weights.cast<double>() * in;
+    const double size = (weights.cast<double>().cwiseAbs() * in.cwiseAbs()).maxCoeff();
+    for (std::int64_t n = 0; n < w.rows; ++n) {
+      CHECK(std::abs(expected[static_cast<std::size_t>(m * stride + n)] - exact[n]) <= 1e-6 * size);
     }
-    for (const auto* level : levels()) {
-      INFO(level->level << ", " << cols << " columns");
-      for (const std::int32_t rows : {1, 2, 3, 4, 5, 6, 7, 16, 29}) {
-        const std::vector<float> first(expected.begin(), expected.begin() + rows * 155);
-        CHECK(same_bits(multiply(*level, *packed, x, rows), first));
+  }
+  for (const auto* level : levels()) {
+    const Rows same = random_rows(29, w.cols, 6, *level, cpu::kCodes8, how);
+    for (const std::int32_t rows : {1, 2, 3, 4, 5, 6, 7, 16, 29}) {
+      INFO(level->level << ", " << w.cols << " columns, scales of " << w.details.scale_columns << ", M = " << rows);
+      const std::vector<float> first(expected.begin(), expected.begin() + rows * stride);
+      CHECK(same_bits(multiply(*level, *packed, same, rows), first));
+    }
+  }
+}
+
+TEST_CASE("BF16 weights times rows of BF16 numbers, of all widths and in parts") {
+  for (const std::int64_t cols : {1, 2, 31, 96, 640}) {
+    check_bfloats(random_weight(WeightType::bf16, 150, cols, 5), nullptr);
+  }
+}
+
+TEST_CASE("FP8 weights times rows of BF16 and of E4M3 numbers, whichever columns share a scale") {
+  for (const std::int64_t cols : {32, 96, 128, 640}) {
+    for (const std::int64_t scale_columns : {32, 64, 128, 1 << 20}) {
+      RandomWeight w = random_weight(WeightType::fp8, 83, cols, 7);
+      if (scale_columns > 32) share_scales(w, scale_columns, 4);
+      check_bfloats(w, nullptr);
+      for (const cpu::InputRounding how : {cpu::InputRounding{true, true, 64, 0.0f, 0},
+                                           {true, true, 128, 0.0f, 0, 1.5f, true},
+                                           {true, true, 0, 0.0f, 0},
+                                           {true, false, 0, 0.01f, 0}}) {
+        check_bfloats(w, &how);
       }
     }
   }
+}
+
+TEST_CASE("which FP8 weights multiply BF16 numbers") {
+  using Kind = llminfer::InputQuantization::Kind;
+  const auto form = [](llminfer::InputQuantization input, cpu::ActivationCodes wanted) {
+    return cpu::form_of(cpu::PanelKind::fp8, input, wanted);
+  };
+  using enum cpu::InputForm;
+  CHECK(form({Kind::fp8, true, 128}, cpu::kCodes16) == bfloats);
+  CHECK(form({Kind::fp8, true, 0}, cpu::kCodes8) == bfloats);
+  CHECK(form({Kind::fp8, true, 32}, cpu::kCodes8) == floats);
+  CHECK(form({Kind::int8, true, 0}, cpu::kCodes8) == floats);
+  CHECK(form({}, cpu::kCodes8) == bfloats);
+  CHECK(form({}, cpu::kCodes16) == floats);
 }
 
 TEST_CASE("where slices begin changes no bit") {
@@ -149,7 +188,7 @@ TEST_CASE("where slices begin changes no bit") {
             INFO(llminfer::weight_type_info(type).name << " on " << level->level << ", M = " << m);
             std::vector<float> out(static_cast<std::size_t>(m * 40), kUntouched);
             const auto scratch = aligned(cpu::linear_scratch_bytes(cols));
-            level->linear(view, 0, packed->panels(), x.view, 0, m, out.data(), 40, scratch.get());
+            level->linear(view, 0, packed->panels(), x.view_for(*packed), 0, m, out.data(), 40, scratch.get());
             REQUIRE(same_bits(out, std::vector<float>(expected.begin(), expected.begin() + m * 40)));
           }
         }

@@ -131,7 +131,7 @@ struct Model {
   }
 };
 
-/// Random weights. Blocks of q8_0, q4_0 and q4_1 are random codes under scales that make elements of about 1 /
+/// Random weights. Blocks of q8_0, q4_0, q4_1 and fp8 are random codes under scales that make elements of about 1 /
 /// sqrt(cols).
 inline Model make_model(Program program, WeightType type, std::uint32_t seed = 1) {
   std::mt19937 random(seed);
@@ -162,8 +162,16 @@ inline Model make_model(Program program, WeightType type, std::uint32_t seed = 1
           const std::uint16_t h = core::float_to_half(x);
           std::memcpy(bytes->data() + block + offset, &h, 2);
         };
-        const float codes = t == WeightType::q8_0 ? 74.0f : 4.6f;  // standard deviation of a uniform code
+        // Standard deviation of a uniform code.
+        const float codes = t == WeightType::q8_0 ? 74.0f : t == WeightType::fp8 ? 104.0f : 4.6f;
         const float scale = size / codes * (0.5f + static_cast<float>(random() % 1000) / 1000.0f);
+        if (t == WeightType::fp8) {
+          std::memcpy(bytes->data() + block, &scale, sizeof scale);
+          for (std::size_t i = block + 4; i < block + 36; ++i) {  // no NaN
+            if (((*bytes)[i] & std::byte{0x7f}) == std::byte{0x7f}) (*bytes)[i] ^= std::byte{1};
+          }
+          continue;
+        }
         put(0, scale);
         if (t == WeightType::q4_1) put(2, -7.5f * scale);
       }

@@ -226,6 +226,38 @@ TEST_CASE("mixtures: activations of 8 bits") {
   CHECK(same_bits(Driver(wide, options, CacheType::f32).feed(tokens, {13, 1}), sixteen));
 }
 
+TEST_CASE("FP8 weights and rows of E4M3 or BF16 numbers: all levels alike, close to exact mode") {
+  for (const bool dense : {true, false}) {
+    const Program program = dense ? make_program({.layers = 1, .ffn = 64, .bias = true})
+                                  : make_mixture({.experts = 5, .used = 2, .layers = 1, .biases = true});
+    Model model = make_model(program, WeightType::fp8, 19);
+    const auto tokens = random_tokens(20, program.vocab_size);
+    const std::vector<double> unrounded = Oracle(model, tokens).logits();
+    for (const bool declared : {false, true}) {
+      InputQuantization input;
+      input.kind = InputQuantization::Kind::fp8;
+      if (declared) model.round_inputs("", input);
+      const Oracle oracle(model, tokens);
+      std::vector<float> expected;
+      for (const std::string& level : cpu_levels()) {
+        CAPTURE(dense, declared, level);
+        BackendOptions options = options_of(level, 2);
+        options.activation_bits = declared ? 16 : 8;
+        Driver driver(model, options, CacheType::f32);
+        const auto logits = driver.feed(tokens, {13, 1});
+        if (expected.empty()) expected = logits;
+        CHECK(same_bits(logits, expected));
+        const auto vocab = static_cast<std::size_t>(program.vocab_size);
+        CHECK(median_nmse(logits, oracle.logits(), vocab) < (declared ? 1e-5 : 1e-3));
+        CHECK(median_nmse(logits, unrounded, vocab) > (declared ? 1e-4 : 1e-8));
+        std::vector<WeightView> views;
+        for (std::size_t i = 0; i < model.types.size(); ++i) views.push_back(model.view(i));
+        CHECK(driver.plan->bytes() == driver.backend->plan_bytes(program, views, {256}));
+      }
+    }
+  }
+}
+
 TEST_CASE("mixtures: a profile counts the experts that were read") {
   const Mixture mixture{.experts = 6, .used = 2, .layers = 1};
   const Model model = make_model(make_mixture(mixture), WeightType::q8_0);

@@ -3,17 +3,14 @@
 
 namespace {
 
-/// Of those in pairs columns are taken in the order 1, 0, 3, 2, …: see linear_scalar-inl.hpp.
-enum class Dense { f32, f16, bf16, fp8, f16_sparse, bf16_sparse, f32_pairs, bf16_pairs };
+enum class Dense { f32, f16, bf16, fp8, f16_sparse, bf16_sparse };
 constexpr bool sparse(Dense d) { return d == Dense::f16_sparse || d == Dense::bf16_sparse; }
-constexpr bool in_pairs(Dense d) { return d == Dense::f32_pairs || d == Dense::bf16_pairs; }
 
 template <Dense D>
 [[gnu::always_inline]] inline Floats load_dense(const std::uint8_t* panel, std::int64_t at) {
-  if constexpr (D == Dense::f32 || D == Dense::f32_pairs) return load_floats(panel + at * 4);
+  if constexpr (D == Dense::f32) return load_floats(panel + at * 4);
   if constexpr (D == Dense::f16 || D == Dense::f16_sparse) return load_halves(panel + at * 2);
-  if constexpr (D == Dense::bf16 || D == Dense::bf16_sparse || D == Dense::bf16_pairs)
-    return load_bfloats(panel + at * 2);
+  if constexpr (D == Dense::bf16 || D == Dense::bf16_sparse) return load_bfloats(panel + at * 2);
   if constexpr (D == Dense::fp8) return load_e4m3(panel + at);
 }
 
@@ -53,7 +50,7 @@ template <Dense D, int M, int V>
                                               std::int64_t x_stride, std::int64_t cols, Floats (&acc)[M][V]) {
   if constexpr (sparse(D)) return sparse_tile<D, M, V>(w, layout, x, x_stride, cols, acc);
   [[maybe_unused]] Floats scale[V];
-  const auto add_column = [&](std::int64_t k) __attribute__((always_inline)) {
+  for (std::int64_t k = 0; k < cols; ++k, ++x) {
     if constexpr (D == Dense::fp8) {
       if (k % kGroupValues == 0) {
         LLMINFER_UNROLL
@@ -68,17 +65,11 @@ template <Dense D, int M, int V>
     }
     LLMINFER_UNROLL
     for (int m = 0; m < M; ++m) {
-      const Floats value = fill_float(x[m * x_stride + k]);
+      const Floats value = fill_float(x[m * x_stride]);
       LLMINFER_UNROLL
       for (int v = 0; v < V; ++v) acc[m][v] = fma(c[v], value, acc[m][v]);
     }
-  };
-  std::int64_t k = 0;
-  for (; in_pairs(D) && k + 1 < cols; k += 2) {
-    add_column(k + 1);
-    add_column(k);
   }
-  for (; k < cols; ++k) add_column(k);
 }
 
 /// Vectors of a dense tile: enough independent sums to hide the latency of fma with a single row.
@@ -127,8 +118,9 @@ void dense_all_rows(const Columns<kDenseVectors>& columns, const PanelLayout& la
   }
 }
 
-/// Columns [begin, begin + cols) of the weights as floats; `begin` is a multiple of 32.
-template <Dense D>
+/// Columns [begin, begin + cols) of the weights as floats; `begin` is a multiple of 32. Of fp8 those that load_dense
+/// gives, or `kScaled`.
+template <Dense D, bool kScaled = D == Dense::fp8>
 [[gnu::noinline]] void fill_dense_slice(const Columns<kDenseVectors>& w, const PanelLayout& layout, std::int64_t begin,
                                         std::int64_t cols, std::uint8_t* to) {
   unroll<kDenseVectors>([&](auto v) __attribute__((always_inline)) {
@@ -136,11 +128,11 @@ template <Dense D>
                 v.value * kLanes % kPanelRows;
     [[maybe_unused]] Floats scale = zero_floats();
     for (std::int64_t k = begin; k < begin + cols; ++k, out += kPanelRows) {
-      if constexpr (D == Dense::fp8) {
+      if constexpr (kScaled) {
         if (k % kGroupValues == 0) scale = dense_scale(w, layout, k, v.value);
       }
       Floats c = load_dense<D>(w.panel[v.value], k * kPanelRows + w.lane[v.value]);
-      if constexpr (D == Dense::fp8) c = multiply(c, scale);
+      if constexpr (kScaled) c = multiply(c, scale);
       store_floats(out, c);
     }
   });
@@ -153,7 +145,6 @@ template <Dense D>
   const std::int32_t rows = row_end - row_begin;
   const float* const in = x.f32 + row_begin * x.stride;
   constexpr bool kSlices = D != Dense::f32 && !sparse(D);
-  constexpr Dense kSliced = in_pairs(D) ? Dense::f32_pairs : Dense::f32;
   const bool slices = kSlices && rows >= (w.slice_rows > 0 ? w.slice_rows : kDenseSliceRows);
   const std::int64_t step = slices ? kDenseSliceCols : w.cols;
   const auto sliced = columns_of<kDenseVectors>(slice, kDenseSliceCols * kPanelRows * 4, kDensePanels);
@@ -172,7 +163,7 @@ template <Dense D>
       if constexpr (kSlices) {
         const std::int64_t some = w.cols - k < step ? w.cols - k : step;
         fill_dense_slice<D>(columns, w.layout, k, some, slice);
-        dense_all_rows<kSliced>(sliced, w.layout, in + k, x.stride, some, rows, to, k > 0);
+        dense_all_rows<Dense::f32>(sliced, w.layout, in + k, x.stride, some, rows, to, k > 0);
       }
     }
   }

@@ -48,20 +48,7 @@ inline float largest(const float* x, std::int64_t n) {
   return floats_of(xor_bytes(bits_of(subtract(add_floats(size, round), round)), sign));
 }
 
-void round_to_bfloats(const float* x, std::int64_t k, float* out) {
-  for (std::int64_t i = 0; i < k; i += kLanes) {
-    const Floats v = load_values(x + i, k - i);
-    const Floats rounded = add_floats(to_bfloats(v), multiply(v, zero_floats()));  // infinity and NaN make NaN
-    if (k - i >= kLanes) {
-      store_floats(out + i, rounded);
-    } else {
-      store_some(out + i, rounded, static_cast<int>(k - i));
-    }
-  }
-}
-
 void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
-  if (how.bfloats) return round_to_bfloats(x, k, out);
   const std::int64_t group = how.dynamic && how.group > 0 ? how.group : k;
   for (std::int64_t begin = 0; begin < k; begin += group) {
     const std::int64_t end = k - begin < group ? k : begin + group;
@@ -79,6 +66,32 @@ void round_row(const InputRounding& how, const float* x, std::int64_t k, float* 
         store_some(out + i, rounded, static_cast<int>(end - i));
       }
     }
+  }
+}
+
+/// The BF16 numbers of floats that are such, 32 of them.
+[[gnu::always_inline]] inline void store_bfloats(const float* x, std::uint8_t* out) {
+  std::uint16_t words[kGroupValues];
+  for (int i = 0; i < kGroupValues; ++i) {
+    words[i] = static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, x[i]) >> 16);
+  }
+  __builtin_memcpy(out, words, sizeof words);
+}
+
+void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out) {
+  const std::int64_t shared = how && how->dynamic && how->group > 0 ? how->group : k;
+  RowScale s{};
+  for (std::int64_t i = 0; i < k; i += kGroupValues, ++out) {
+    if (how && i % shared == 0) s = scale_of(*how, largest(x + i, k - i < shared ? k - i : shared));
+    const Floats scale = fill_float(s.scale);
+    float numbers[kGroupValues] = {};
+    for (std::int64_t j = 0; j < kGroupValues && i + j < k && (!how || s.live); j += kLanes) {
+      const Floats v = load_values(x + i + j, k - i - j);
+      // Infinity and NaN make NaN.
+      store_floats(numbers + j, how ? to_e4m3(v, scale) : add_floats(to_bfloats(v), multiply(v, zero_floats())));
+    }
+    store_bfloats(numbers, out->codes);
+    out->scale = !how ? 1.0f : s.live ? s.scale : s.value;
   }
 }
 

@@ -14,6 +14,8 @@
 //
 #include "dense-inl.hpp"
 //
+#include "bfloats-inl.hpp"
+//
 #include "row_scale-inl.hpp"
 //
 #include "input-inl.hpp"
@@ -29,12 +31,13 @@ void linear_of_kind(const PackedWeightView& w, std::int32_t panel_begin, std::in
   } else if constexpr (kind == PanelKind::f16) {
     dense_linear<Dense::f16>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::bf16) {
-    const auto multiply_all = x.bfloats ? dense_linear<Dense::bf16_pairs> : dense_linear<Dense::bf16>;
+    const auto multiply_all = x.bfloats ? bfloat_linear<Dense::bf16> : dense_linear<Dense::bf16>;
     multiply_all(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::w8a8) {
     byte_linear(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride);
   } else if constexpr (kind == PanelKind::fp8) {
-    dense_linear<Dense::fp8>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
+    const auto multiply_all = x.bfloats ? bfloat_linear<Dense::fp8> : dense_linear<Dense::fp8>;
+    multiply_all(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::f16_sparse) {
     dense_linear<Dense::f16_sparse>(w, panel_begin, panel_end, x, row_begin, row_end, out, out_stride, slice);
   } else if constexpr (kind == PanelKind::bf16_sparse) {
@@ -75,6 +78,7 @@ constexpr LinearKernels kLinearKernels{.level = kLevelName,
                                        .quantize_row = quantize_row,
                                        .round_row = round_row,
                                        .quantize_bytes = quantize_bytes,
+                                       .quantize_bfloats = quantize_bfloats,
                                        .linear = linear,
                                        .dot_rows = dot_rows};
 

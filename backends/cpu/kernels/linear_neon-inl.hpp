@@ -80,6 +80,7 @@ template <int n>
 [[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
 [[gnu::always_inline]] inline Bytes bits_of(Floats v) { return vreinterpretq_u8_f32(v); }
 [[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return vreinterpretq_f32_u8(bits); }
+[[gnu::always_inline]] inline Floats floats_of(Ints bits) { return vreinterpretq_f32_s32(bits); }
 [[gnu::always_inline]] inline Bytes fill_bits(int v) { return vreinterpretq_u8_s32(vdupq_n_s32(v)); }
 /// The nearest integers.
 [[gnu::always_inline]] inline Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }

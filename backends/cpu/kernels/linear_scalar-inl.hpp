@@ -9,9 +9,12 @@
 //   acc  = fma(t, x.scale, acc)
 //   acc  = fma(-minimum, x.scale * sum of x.code, acc)        kinds with minimums only
 // w8a8: float(sum over k of (code - 128) * (x.code - x.zero)) * scale * x.scale, from the left; the sum exact, int32.
-// Dense kinds: acc = fma(w[k], x[k], acc) for ascending k; of bf16 times rows of such numbers k = 1, 0, 3, 2, …, which
-// is what processors do that multiply them in pairs (but these take what is below 2^-126 for zero). Sparse kinds: the
-// same without the zeros, which change nothing where x is finite.
+// Dense kinds: acc = fma(w[k], x[k], acc) for ascending k. Sparse kinds: the same without the zeros, which change
+// nothing where x is finite. Of bf16 times rows of such numbers k = 1, 0, 3, 2, …, which is what processors do that
+// multiply them in pairs (but these take what is below 2^-126 for zero). Of fp8 times such rows, for blocks of 64
+// columns (kBlockValues) in ascending order:
+//   t    = the same sum of the block, of weights and inputs without their scales
+//   acc  = fma(t * scale, x.scale, acc)
 #include "panel_read-inl.hpp"
 //
 #include "row_scale-inl.hpp"
@@ -84,8 +87,6 @@ float to_bfloat(float x) {
 }
 
 void round_row(const InputRounding& how, const float* x, std::int64_t k, float* out) {
-  for (std::int64_t i = 0; how.bfloats && i < k; ++i) out[i] = to_bfloat(x[i]);
-  if (how.bfloats) return;
   const std::int64_t group = how.dynamic && how.group > 0 ? how.group : k;
   for (std::int64_t begin = 0; begin < k; begin += group) {
     const std::int64_t end = k - begin < group ? k : begin + group;
@@ -107,6 +108,39 @@ void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, Qu
     sum += codes[i];
   }
   *row = {s.live ? s.scale : s.value, s.live ? s.zero : 0, -sum, {}};
+}
+
+void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out) {
+  const std::int64_t shared = how && how->dynamic && how->group > 0 ? how->group : k;
+  RowScale s{};
+  for (std::int64_t i = 0; i < k; ++i) {
+    if (how && i % shared == 0) s = scale_of(*how, largest(x + i, k - i < shared ? k - i : shared));
+    QuantizedGroup& group = out[i / kGroupValues];
+    if (i % kGroupValues == 0) group = {{}, !how ? 1.0f : s.live ? s.scale : s.value, {}, {}, {}, {}, {}};
+    const float value = !how ? to_bfloat(x[i]) : s.live ? to_e4m3(x[i], s) : 0.0f;
+    const auto bits = static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, value) >> 16);
+    __builtin_memcpy(group.codes + i % kGroupValues * 2, &bits, sizeof bits);
+  }
+}
+
+/// One output of bf16 or fp8, a row of BF16 numbers given.
+float bfloats_output(const PackedWeightView& w, const std::uint8_t* panel, int lane, const QuantizedGroup* x) {
+  const bool blocks = w.kind == PanelKind::fp8;
+  const std::int64_t some = w.layout.scale_shift == 0 ? kGroupValues : kBlockValues, block = blocks ? some : w.cols;
+  float acc = 0.0f;
+  for (std::int64_t begin = 0; begin < w.cols; begin += block) {
+    const std::int64_t end = w.cols - begin < block ? w.cols : begin + block;
+    float t = 0.0f;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t k = (i ^ 1) < end ? i ^ 1 : i;
+      const float weight = blocks ? panel_e4m3(panel[k * kPanelRows + lane]) * 256.0f : panel_dense(w, panel, k, lane);
+      t = __builtin_fmaf(weight, panel_bfloat(x[k / kGroupValues].codes + k % kGroupValues * 2), t);
+    }
+    if (!blocks) return t;
+    const float scale = panel_fp8_scale(w, panel, begin, lane);
+    acc = __builtin_fmaf(t * scale, x[begin / kGroupValues].scale, acc);
+  }
+  return acc;
 }
 
 /// One output of w8a8, from its row's codes // (K).
@@ -169,13 +203,13 @@ void linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t pa
     }
     if (shape.bits == 0) {
       for (std::int32_t row = row_begin; row < row_end; ++row) {
+        if (x.bfloats) {
+          out[row * out_stride + n] = bfloats_output(w, panel, lane, x.groups + row * x.group_stride);
+          continue;
+        }
         const float* const in = x.f32 + row * x.stride;
         float acc = 0.0f;
-        const bool pairs = x.bfloats && w.kind == PanelKind::bf16;
-        for (std::int64_t i = 0; i < w.cols; ++i) {
-          const std::int64_t k = pairs && (i ^ 1) < w.cols ? i ^ 1 : i;
-          acc = __builtin_fmaf(panel_dense(w, panel, k, lane), in[k], acc);
-        }
+        for (std::int64_t k = 0; k < w.cols; ++k) acc = __builtin_fmaf(panel_dense(w, panel, k, lane), in[k], acc);
         out[row * out_stride + n] = acc;
       }
       continue;
@@ -217,6 +251,7 @@ const LinearKernels& linear_kernels() {
                                           .quantize_row = quantize_row,
                                           .round_row = round_row,
                                           .quantize_bytes = quantize_bytes,
+                                          .quantize_bfloats = quantize_bfloats,
                                           .linear = linear,
                                           .dot_rows = dot_rows};
   return kKernels;

@@ -261,6 +261,10 @@ void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, Qu
   few_rows_kernels().quantize_bytes(how, x, k, out);
 }
 
+void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out) {
+  few_rows_kernels().quantize_bfloats(how, x, k, out);
+}
+
 void dot_rows(const float* w, std::int64_t k, const float* x, std::int64_t stride, std::int32_t rows, float* out,
               std::int64_t out_stride) {
   few_rows_kernels().dot_rows(w, k, x, stride, rows, out, out_stride);
@@ -272,6 +276,7 @@ constexpr LinearKernels kLinearKernels{.level = kLevelName,
                                        .quantize_row = quantize_row,
                                        .round_row = round_row,
                                        .quantize_bytes = quantize_bytes,
+                                       .quantize_bfloats = quantize_bfloats,
                                        .linear = linear,
                                        .dot_rows = dot_rows};
 

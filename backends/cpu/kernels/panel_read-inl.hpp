@@ -27,6 +27,12 @@ static inline float panel_e4m3(std::uint8_t u) {
   return panel_half(bytes);
 }
 
+/// The scale of an fp8 panel's row `lane` in column `k`.
+static inline float panel_fp8_scale(const PackedWeightView& w, const std::uint8_t* panel, std::int64_t k, int lane) {
+  const std::int64_t at = (k / kGroupValues >> w.layout.scale_shift) * kPanelRows + lane;
+  return panel_float(panel + w.layout.scale + at * 4);
+}
+
 /// The 32 codes of row `lane` in group `group`; with a table, table[code] + 128.
 static inline void panel_codes(const PackedWeightView& w, const PanelShape& shape, const std::uint8_t* panel,
                                std::int64_t group, int lane, std::uint8_t* out) {
@@ -113,9 +119,6 @@ static inline float panel_dense(const PackedWeightView& w, const std::uint8_t* p
   const std::int64_t at = k * kPanelRows + lane;
   if (w.kind == PanelKind::f32) return panel_float(panel + at * 4);
   if (w.kind == PanelKind::f16) return panel_half(panel + at * 2);
-  if (w.kind == PanelKind::fp8) {
-    const std::int64_t scale = (k / kGroupValues >> w.layout.scale_shift) * kPanelRows + lane;
-    return panel_e4m3(panel[at]) * (panel_float(panel + w.layout.scale + scale * 4) * 256.0f);
-  }
+  if (w.kind == PanelKind::fp8) return panel_e4m3(panel[at]) * (panel_fp8_scale(w, panel, k, lane) * 256.0f);
   return panel_bfloat(panel + at * 2);
 }
