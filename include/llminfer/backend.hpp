@@ -1,9 +1,11 @@
 // Backend: what runs a Program. A host may write its own against this header and hand it to Engine::load.
 //
-// A backend is used by one engine thread at a time unless a function says otherwise. No function may throw; allocation
-// failure is Error{out_of_memory}.
+// A backend is used by one engine thread at a time unless a function says otherwise, and so by one engine: another that
+// is loaded with it is refused until the first is gone. No function may throw; allocation failure is
+// Error{out_of_memory}.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -24,7 +26,11 @@
 namespace llminfer::inline v0 {
 
 /// Changes whenever this header changes in a way that a compiled backend would notice.
-inline constexpr int kBackendInterfaceVersion = 14;
+inline constexpr int kBackendInterfaceVersion = 15;
+
+namespace engine {
+class UsedBackend;
+}
 
 /// Runs `body(index, count)` for some or all of the indexes in [0, count), no index twice, on as many threads as it
 /// can, and returns when all have ended. The bodies share one piece of work, whoever runs first; each returns when that
@@ -336,6 +342,10 @@ class Backend {
                                                               [[maybe_unused]] std::int32_t resident) {
     return Error{ErrorCode::unsupported, "the backend's caches have memory of their own"};
   }
+
+ private:
+  friend class engine::UsedBackend;
+  std::atomic<bool> used_{false};  ///< by an engine
 };
 
 /// The CPU backend. Errors: invalid_argument (an unknown cpu_level, or one that this machine cannot run; threads < 0).

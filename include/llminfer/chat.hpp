@@ -78,6 +78,7 @@ class LLMINFER_API ChatStream {
 
  private:
   std::shared_ptr<engine::StreamState> state_;
+  bool failed_ = false;  ///< there was no memory for the state
 };
 
 /// Move-only; one thread at a time. Keeps the engine alive.

@@ -49,7 +49,7 @@ struct EngineStats {
   std::int64_t prefill_tokens = 0;  ///< computed since the load
   std::int64_t decode_tokens = 0;
   std::int64_t forward_passes = 0;
-  std::int64_t preemptions = 0;    ///< sequences whose pages were taken for others and computed again
+  std::int64_t preemptions = 0;    ///< how often a sequence went on whose pages had been taken for others
   std::int64_t cached_tokens = 0;  ///< prompt tokens found in the cache
   std::int32_t running = 0;        ///< requests now
   std::int32_t waiting = 0;
@@ -64,7 +64,8 @@ struct EngineStats {
   double load_seconds = 0;
 };
 
-/// A cheap shared handle, callable from any thread. Sessions, chats and completions keep the model loaded.
+/// A cheap shared handle, callable from any thread. Sessions, chats and completions keep the model loaded. One that was
+/// moved from gives invalid_state, or of what has no Result nothing.
 class LLMINFER_API Engine {
  public:
   /// Loads a GGUF file (the first of a split set loads all) or a Hugging Face directory, on the calling thread and the
@@ -83,14 +84,16 @@ class LLMINFER_API Engine {
   /// of threads and backends. Errors: those of a load, on any rank; peer_lost, corrupt or out_of_memory, after which
   /// the other ranks wait until this one's Communicator is destroyed.
   static Result<void> serve(const std::string& path, const EngineOptions& options);
-  /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only. Errors as
-  /// of load(), but for out_of_memory where it is only a load that would find that there is none.
+  /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only, and calls
+  /// and makes nothing that a load does. Errors as of load(), but for what only that finds out: of callbacks, folders,
+  /// other ranks, backends that are in use, and memory that is not there.
   static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});
 
   explicit Engine(std::shared_ptr<engine::EngineCore> core);
 
   Result<Session> new_session(const SessionOptions& options = {}) const;
-  /// Errors: template_error where the model has no chat template and the options bring none.
+  /// Errors: template_error where the model has no chat template and the options bring none, or one that is wrong;
+  /// of ChatOptions::tools_json invalid_argument, corrupt, invalid_encoding and limit_exceeded.
   Result<Chat> new_chat(const ChatOptions& options = {}) const;
   /// Queues a request; requests run side by side, batched step by step, and each gives what it would give alone (on
   /// GPUs: with GpuOptions::batch_invariant). Errors: invalid_argument, context_overflow, queue_full.

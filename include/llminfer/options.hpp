@@ -54,7 +54,7 @@ struct LayerShare {
 constexpr int default_activation_bits(std::int64_t parameters) noexcept { return parameters < 400'000'000 ? 16 : 8; }
 
 struct EngineOptions {
-  /// The backend by name ("cpu"), unless `custom_backend` is given.
+  /// The backend by name ("cpu"), unless `custom_backend` is given, which is this engine's alone as long as it lives.
   std::string backend = "cpu";
   std::shared_ptr<Backend> custom_backend{};
   /// The backends that share a model between them: the first gets the first layers, and so on. The embedding table goes
@@ -83,7 +83,7 @@ struct EngineOptions {
   /// order of a sum, and so its last bits, are the library's choice. ModelInfo::backend says which ranks sum so. After
   /// an error by which a sum was not made, later passes sum in host memory. Rank 0's option counts.
   DeviceSums device_sums = DeviceSums::automatic;
-  int threads = 0;          ///< CPU threads; 0: as many as affinity, cgroup quota and physical cores allow
+  int threads = 0;          ///< CPU threads, at most 1024; 0: as affinity, cgroup quota and physical cores allow
   /// Forces an instruction set level ("scalar", "avx2", "avx512vnni", …); empty: the environment's LLMINFER_CPU_LEVEL,
   /// or the best. Level "amx" asks the operating system for tiles, which the process then has to the end: alternative
   /// signal stacks must have room for them, 8 KiB more.
@@ -91,8 +91,8 @@ struct EngineOptions {
   Executor executor{};      ///< the host's threads for the CPU backend; empty: the backend's own
   bool exact = false;       ///< float arithmetic throughout; slow, the reference for numerics
   /// Bits of activations that the CPU multiplies with quantized weights: 16, or 8, which reads prompts faster and is
-  /// further from exact mode (docs/benchmarks.md); 0: default_activation_bits(). With 8, BF16 weights meet activations
-  /// in BF16, which has 8 significant bits, otherwise floats. A checkpoint that says how to quantize
+  /// further from exact mode (docs/benchmarks.md); 0: default_activation_bits(). With 8, BF16 and FP8 weights meet
+  /// activations in BF16, which has 8 significant bits, otherwise floats. A checkpoint that says how to quantize
   /// activations is obeyed instead, and inputs of LLM.int8()'s layers have 16 always, for their outliers' sake.
   int activation_bits = 0;
   /// 8: an output matrix that the checkpoint has in floats, as most quantized ones do, is rounded to Q8_0 when it is
@@ -118,8 +118,8 @@ struct EngineOptions {
   /// them for max_sequences sequences (four, if cache_tokens is 0); idle sessions beyond these add one page each.
   /// fp8 is for GPU backends.
   CacheType cache_type = CacheType::f16;
-  /// Tokens that the KV cache holds for all sequences together; 0: at least four sequences of up to 2048 tokens, and
-  /// one of context_length. Layers with a sliding window hold no more than max_sequences windows.
+  /// Tokens that the KV cache holds for all sequences together, at least context_length and at most 2^36; 0: at least
+  /// four sequences of up to 2048 tokens, and one of context_length. Layers with a sliding window hold no more than max_sequences windows.
   std::int64_t cache_tokens = 0;
   /// Of these, the tokens that a GPU has room for; 0: all. The cache of its layers then lies in host memory, and pages
   /// are copied to the GPU when a pass needs them, while it computes the layers before: sessions that are idle take no
@@ -151,9 +151,9 @@ struct EngineOptions {
   /// for bit (on GPUs: with GpuOptions::batch_invariant). How long a prompt takes then tells what others have sent:
   /// where that must not be known, see SessionOptions::cache_salt. false: sequences share what they fork.
   bool prefix_cache = true;
-  std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass; longer prompts go in chunks
-  std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most
-  std::int32_t max_queue = 1024;        ///< requests that wait at most; beyond it Error{queue_full}
+  std::int32_t max_batch_tokens = 256;  ///< tokens of one forward pass, 1 to 65536; longer prompts go in chunks
+  std::int32_t max_sequences = 64;      ///< sequences that one forward pass serves at most, 1 to 65536
+  std::int32_t max_queue = 1024;        ///< requests that wait at most, 1 or more; beyond it Error{queue_full}
   LogCallback on_log{};
   ProgressCallback on_progress{};
 };
@@ -197,7 +197,9 @@ struct MemoryPlan {
 /// What happens when a sequence reaches the context length.
 enum class OverflowPolicy : std::uint8_t {
   stop,   ///< generation ends with FinishReason::length; a prompt that does not fit is Error{context_overflow}
-  shift,  ///< forget the oldest half after the first `keep_tokens`, and compute the rest again at its new positions
+  /// Forget the oldest half after the first `keep_tokens`, and compute the rest again at its new positions. Needs a
+  /// context of at least 2 tokens.
+  shift,
 };
 
 enum class FinishReason : std::uint8_t {
@@ -235,10 +237,10 @@ struct GenerateOptions {
   std::vector<Token> stop_tokens{};  ///< tokens that end the answer, beside the model's own
   bool ignore_end = false;           ///< go on past the model's end tokens
   OverflowPolicy overflow = OverflowPolicy::stop;
-  std::int32_t keep_tokens = 0;  ///< for OverflowPolicy::shift: the first tokens that stay
+  std::int32_t keep_tokens = 0;  ///< for OverflowPolicy::shift: the first tokens that stay, at most half the context
   TokenCallback on_token{};
   std::optional<CancelToken> cancel{};                  ///< also interrupts a prefill
-  std::optional<std::chrono::milliseconds> deadline{};  ///< from submission
+  std::optional<std::chrono::milliseconds> deadline{};  ///< from submission, not negative
 };
 
 }  // namespace llminfer::inline v0

@@ -103,8 +103,8 @@ struct QuantizeReport {
 ///
 /// Errors: those of opening a checkpoint; invalid_argument (an option, named; a group size that does not divide a
 /// layer's inputs; calibration text that is missing or too short), unsupported (settings or a vocabulary that the
-/// output's form cannot say; a value that the type cannot hold), io_error and permission_denied for the output,
-/// cancelled, callback_failed, out_of_memory.
+/// output's form cannot say; a value that the type cannot hold); for the output io_error, permission_denied, not_found
+/// (its folder) and not_a_file (a directory where the file is to be); cancelled, callback_failed, out_of_memory.
 LLMINFER_API Result<QuantizeReport> quantize_model(const std::string& input, const std::string& output,
                                                    const QuantizeOptions& options);
 

@@ -65,7 +65,7 @@ struct SamplingOptions {
   float mirostat_tau = 0.0f;
   float mirostat_eta = 0.1f;  ///< (0, 1]: learning rate
   std::vector<LogitBias> logit_bias{};
-  /// The chain, in order. Steps that are left out are off.
+  /// The chain, in order, no step twice. Steps that are left out are off.
   std::vector<SamplerStep> chain = {SamplerStep::penalties, SamplerStep::dry,        SamplerStep::top_k,
                                     SamplerStep::typical,   SamplerStep::top_p,      SamplerStep::min_p,
                                     SamplerStep::xtc,       SamplerStep::temperature};

@@ -30,7 +30,7 @@ struct DecodeOptions {
   bool skip_special = false;  ///< leave control tokens out
 };
 
-/// A cheap shared handle. Immutable and thread-safe.
+/// A cheap shared handle. Immutable and thread-safe. One that was moved from has no tokens, and gives invalid_state.
 class LLMINFER_API Tokenizer {
  public:
   explicit Tokenizer(std::shared_ptr<const tok::TokenizerModel> model) : model_(std::move(model)) {}

@@ -160,7 +160,7 @@ class ReaderSource final : public ByteSource {
 };
 
 Result<OpenFile> open_regular(const std::string& path) {
-  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe waits for its writer else
   if (fd.get() < 0) return errno_error(path, "open", errno);
   struct stat info {};
   if (::fstat(fd.get(), &info) != 0) return errno_error(path, "stat", errno);

@@ -58,7 +58,9 @@ class Handler {
     return stop(fail(ErrorCode::corrupt, name_, ": duplicate key \"", *twice, "\""));
   }
   bool parse_error(std::size_t, const std::string&, const std::exception& e) {
-    return stop(fail(ErrorCode::corrupt, name_, ": ", e.what()));
+    std::string_view what = e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."
+    if (what.starts_with('[')) what.remove_prefix(std::min(what.size(), what.find("] ") + 2));
+    return stop(fail(ErrorCode::corrupt, name_, ": ", what));
   }
 
  private:

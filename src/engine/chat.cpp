@@ -119,6 +119,7 @@ Result<void> begin(StreamState& stream, const GenerateOptions& options) {
 
 Result<Chat> Engine::new_chat(const ChatOptions& options) const {
   return core::guarded([&]() -> Result<Chat> {
+    if (!core_) return fail(ErrorCode::invalid_state, "the engine was moved from");
     auto state = std::make_shared<engine::ChatState>();
     state->core = core_;
     state->sequence = core_->new_sequence(options.cache_salt);
@@ -195,7 +196,7 @@ Result<std::string> Chat::render() const {
   });
 }
 
-ChatStream::ChatStream(std::shared_ptr<engine::StreamState> state) : state_(std::move(state)) {}
+ChatStream::ChatStream(std::shared_ptr<engine::StreamState> state) : state_(std::move(state)), failed_(!state_) {}
 ChatStream::~ChatStream() = default;
 ChatStream::ChatStream(ChatStream&&) noexcept = default;
 ChatStream& ChatStream::operator=(ChatStream&&) noexcept = default;
@@ -221,7 +222,11 @@ void ChatStream::cancel() noexcept {
 }
 
 Result<FinishReason> ChatStream::finish() {
-  if (!state_) return Error{ErrorCode::out_of_memory, {}};
+  if (failed_) return Error{ErrorCode::out_of_memory, {}};
+  if (!state_) {
+    return core::guarded(
+        []() -> Result<FinishReason> { return fail(ErrorCode::invalid_state, "the stream was moved from"); });
+  }
   state_->end();
   if (!state_->outcome) return core::copy_of(state_->outcome.error());
   return *state_->outcome;

@@ -156,7 +156,6 @@ Result<void> EngineCore::enqueue(const std::shared_ptr<Request>& request) {
   sequence.active = true;
   request->result.prompt_tokens = sequence.size();
   request->result.cached_tokens = sequence.cached;
-  stats_.cached_tokens += sequence.cached;
   return {};
 }
 
@@ -344,8 +343,13 @@ void EngineCore::commit(std::span<const Share> shares) {
     for (const Share& share : shares) {
       Sequence& sequence = *share.request->sequence;
       const auto first = static_cast<std::size_t>(sequence.cached / kPageTokens);
+      if (!share.request->computed) {
+        share.request->result.cached_tokens = sequence.cached;
+        stats_.cached_tokens += sequence.cached;
+      }
+      stats_.preemptions += std::exchange(sequence.taken, false);
       sequence.cached += share.rows;
-      share.request->computed = true;
+      share.request->computed = sequence.computed = true;
       const auto last = static_cast<std::size_t>(sequence.cached / kPageTokens);
       for (std::size_t group = 0; group < pools_.size(); ++group) {
         for (std::size_t i = first; i < last; ++i) model_->caches[group]->finish_page(sequence.pages[group][i]);
@@ -402,6 +406,8 @@ void EngineCore::finish(const std::shared_ptr<Request>& request, Result<void> ou
   {
     const std::lock_guard lock(mutex_);
     if (!outcome) restore(*request);
+    // What needed no pass found all of its tokens.
+    if (outcome && request->started && !request->computed) stats_.cached_tokens += request->result.cached_tokens;
     if (!request->keep_sequence) {  // the request lives as long as its handle, and needs these no more
       free_pages(sequence, 0);
       std::vector<Token>().swap(sequence.tokens);

@@ -14,6 +14,8 @@ using core::fail;
 
 namespace {
 
+Error moved_from() { return fail(ErrorCode::invalid_state, "the engine was moved from"); }
+
 Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& options) {
   std::shared_ptr<engine::Leader> leader;
   if (options.communicator && options.communicator->size() > 1) {
@@ -27,7 +29,8 @@ Result<Engine> start(Result<load::Checkpoint> checkpoint, const EngineOptions& o
   auto model = engine::load_model(*checkpoint, options, std::move(leader));
   if (!model) return core::at(checkpoint->path, std::move(model).error());
   const ModelInfo& info = (*model)->info;
-  LLMINFER_TRY(engine::log(options, LogLevel::info, "loaded " + info.architecture + " on " + info.backend));
+  auto logged = engine::log(options, LogLevel::info, "loaded " + info.architecture + " on " + info.backend);
+  if (!logged) return core::at(checkpoint->path, std::move(logged).error());
   try {
     return Engine(std::make_shared<engine::EngineCore>(std::move(*model), options));
   } catch (const std::system_error& e) {
@@ -94,11 +97,15 @@ Result<MemoryPlan> Engine::plan(const std::string& path, const EngineOptions& op
 }
 
 Result<Session> Engine::new_session(const SessionOptions& options) const {
-  return core::guarded([&]() -> Result<Session> { return Session(core_, core_->new_sequence(options.cache_salt)); });
+  return core::guarded([&]() -> Result<Session> {
+    if (!core_) return moved_from();
+    return Session(core_, core_->new_sequence(options.cache_salt));
+  });
 }
 
 Result<Completion> Engine::submit(CompletionRequest request) const {
   return core::guarded([&]() -> Result<Completion> {
+    if (!core_) return moved_from();
     if (request.tokens.empty()) request.tokens = LLMINFER_TRY(tokenizer().encode(request.prompt));
     LLMINFER_TRY(core_->check_tokens(request.tokens));
     /// The handle owns the engine too, so that the engine outlives its requests.
@@ -121,9 +128,18 @@ Result<CompletionResult> Engine::complete(CompletionRequest request) const {
   return completion.wait();
 }
 
-const Tokenizer& Engine::tokenizer() const noexcept { return core_->model().tokenizer; }
-const ModelInfo& Engine::info() const noexcept { return core_->model().info; }
-const SamplingOptions& Engine::recommended_sampling() const noexcept { return core_->model().recommended; }
-EngineStats Engine::stats() const { return core_->stats(); }
+const Tokenizer& Engine::tokenizer() const noexcept {
+  static const Tokenizer kNone{nullptr};
+  return core_ ? core_->model().tokenizer : kNone;
+}
+const ModelInfo& Engine::info() const noexcept {
+  static const ModelInfo kNone;
+  return core_ ? core_->model().info : kNone;
+}
+const SamplingOptions& Engine::recommended_sampling() const noexcept {
+  static const SamplingOptions kNone;
+  return core_ ? core_->model().recommended : kNone;
+}
+EngineStats Engine::stats() const { return core_ ? core_->stats() : EngineStats{}; }
 
 }  // namespace llminfer::inline v0

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <future>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "core/checked.hpp"
@@ -13,6 +14,7 @@
 #include "engine/rank_plan.hpp"
 #include "engine/shards.hpp"
 #include "engine/staged_plan.hpp"
+#include "engine/used_backend.hpp"
 #include "tok/tokenizer_model.hpp"
 
 namespace llminfer::inline v0::engine {
@@ -211,10 +213,29 @@ Result<void> log(const EngineOptions& options, LogLevel level, const std::string
   return {};
 }
 
+namespace {
+
+/// From now on no other engine can use the backends.
+Result<void> use_backends(std::vector<StageLayout>& stages, const EngineOptions& options) {
+  std::map<Backend*, std::shared_ptr<Backend>> used;
+  for (StageLayout& stage : stages) {
+    std::shared_ptr<Backend>& backend = used[stage.backend.get()];
+    if (!backend) {
+      const char* const option = options.split.empty() ? "custom_backend" : "split";
+      backend = LLMINFER_TRY(UsedBackend::use(std::move(stage.backend), option));
+    }
+    stage.backend = backend;
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Model>> load_model(const load::Checkpoint& checkpoint, const EngineOptions& options,
                                           std::shared_ptr<Leader> leader) {
   const auto start = std::chrono::steady_clock::now();
   Layout layout = LLMINFER_TRY(lay_out(checkpoint, options));
+  LLMINFER_TRY(use_backends(layout.stages, options));
   auto model = std::make_unique<Model>();
   // Takes one thread tens of milliseconds, in which others load and prepare weights. Deferred where there is no thread.
   auto tokenizer = std::async(std::launch::async | std::launch::deferred, [&, words = layout.program.vocab_size] {
@@ -271,7 +292,8 @@ Result<RankStage> load_rank(const load::Checkpoint& checkpoint, const EngineOpti
   as_leader.max_batch_tokens = setup.max_batch_rows;
   as_leader.cache_type = setup.cache_type;
   as_leader.tensor_parallel = setup.shards;
-  const Layout layout = LLMINFER_TRY(lay_out(checkpoint, as_leader));
+  Layout layout = LLMINFER_TRY(lay_out(checkpoint, as_leader));
+  LLMINFER_TRY(use_backends(layout.stages, options));
   if (model_numbers(layout, as_leader) != setup.model || layout.places != setup.places) {
     return fail(ErrorCode::invalid_argument, "not the checkpoint, the split or the arithmetic of rank 0");
   }

@@ -82,7 +82,12 @@ Result<std::shared_ptr<Backend>> choose_backend(const EngineOptions& options, co
   backend.activation_bits = activation_bits(options, program);
   backend.cpu_level = options.cpu_level;
   backend.executor = options.executor;
-  return make_cpu_backend(backend);
+  auto made = make_cpu_backend(backend);
+  constexpr std::string_view kTheirs = "BackendOptions::";  // the host has set the engine's
+  if (made || !made.error().message.starts_with(kTheirs)) return made;
+  Error error = std::move(made).error();
+  error.message.replace(0, kTheirs.size(), "EngineOptions::");
+  return error;
 }
 
 /// One per share of a split; those without a backend of their own have the CPU's in common. With ranks, this one's for
@@ -355,9 +360,10 @@ Result<Layout> lay_out(const load::Checkpoint& checkpoint, const EngineOptions& 
                 ", the model's own context length");
   }
   layout.context_length = static_cast<std::int32_t>(context);
+  // Sequences share no page that is not full.
+  const std::int64_t pages_each = (std::min(context, kDefaultSequenceTokens) + kPageTokens - 1) / kPageTokens;
   const std::int64_t cache_tokens =
-      options.cache_tokens ? options.cache_tokens
-                           : std::max(context, kDefaultSequences * std::min(context, kDefaultSequenceTokens));
+      options.cache_tokens ? options.cache_tokens : std::max(context, kDefaultSequences * pages_each * kPageTokens);
   if (cache_tokens < context) {
     return fail(ErrorCode::invalid_argument, "EngineOptions::cache_tokens is ", cache_tokens,
                 ", expected at least the context length, ", context);

@@ -33,6 +33,7 @@ std::shared_ptr<Sequence> EngineCore::fork(const Sequence& sequence) {
   auto pages = sequence.pages;
   copy->pages.swap(pages);  // from here on nothing fails: pages that a sequence has are counted
   copy->cached = sequence.cached;
+  copy->computed = sequence.computed;
   copy->last_used = ++use_counter_;
   for (std::size_t group = 0; group < pools_.size(); ++group) {
     for (const std::int32_t page : copy->pages[group]) {
@@ -122,10 +123,7 @@ void EngineCore::find_prefix(Request& request) noexcept {
     pages.resize(static_cast<std::size_t>(own), -1);
     pages.insert(pages.end(), found[group].begin(), found[group].end());
   }
-  const std::int32_t before = std::exchange(sequence.cached, static_cast<std::int32_t>(end) * kPageTokens);
-  if (request.computed) return;
-  request.result.cached_tokens += sequence.cached - before;
-  stats_.cached_tokens += sequence.cached - before;
+  sequence.cached = static_cast<std::int32_t>(end) * kPageTokens;
 }
 
 /// The requests that may take part in a pass, oldest first, each with its rows at most: all, or where device memory has
@@ -238,12 +236,10 @@ bool EngineCore::reclaim_pages(const Request& asking) {
     }
   };
   if (!victim) youngest(waiting_.rbegin(), waiting_.rend());
-  if (!victim) {
-    youngest(running_.rbegin(), running_.rend());
-    if (victim) ++stats_.preemptions;
-  }
+  if (!victim) youngest(running_.rbegin(), running_.rend());
   if (!victim) return false;
   free_pages(*victim, 0);
+  if (std::exchange(victim->computed, false)) victim->taken = true;
   return true;
 }
 

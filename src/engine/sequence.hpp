@@ -33,6 +33,8 @@ struct Sequence {
   /// Per cache group, one page per kPageTokens tokens; -1 where a sliding window has left it behind.
   std::vector<std::vector<std::int32_t>> pages;
   bool active = false;          ///< a request runs on it; otherwise it is idle
+  bool computed = false;        ///< a pass has computed tokens in its pages
+  bool taken = false;           ///< such pages were taken from it, and no pass has computed more since
   std::uint64_t last_used = 0;  ///< for eviction, oldest first
 
   std::int32_t size() const noexcept { return static_cast<std::int32_t>(tokens.size()); }

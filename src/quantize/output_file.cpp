@@ -48,6 +48,10 @@ std::uint64_t hash_of(std::uint64_t hash, std::span<const std::byte> bytes) {  /
 
 Result<std::unique_ptr<OutputFile>> OutputFile::open(const std::string& path, std::span<const std::byte> header,
                                                      std::uint64_t size, const std::string& identity) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
+    return fail(ErrorCode::not_a_file, path, ": a directory, where the file is to be");
+  }
   std::unique_ptr<OutputFile> out(new OutputFile(path));
   std::uint64_t hash = hash_of(0xcbf29ce484222325u, header);
   hash = hash_of(hash, std::as_bytes(std::span(identity)));

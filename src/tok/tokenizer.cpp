@@ -14,18 +14,27 @@ Error no_token(Token token, std::int32_t vocab_size) {
   return core::fail(ErrorCode::invalid_argument, "token ", token, " is outside the vocabulary, 0 to ", vocab_size - 1);
 }
 
+Error moved_from() { return core::fail(ErrorCode::invalid_state, "the tokenizer was moved from"); }
+
 }  // namespace
 
 Result<std::vector<Token>> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
-  return core::guarded([&] { return model_->encode(text, options); });
+  return core::guarded([&]() -> Result<std::vector<Token>> {
+    if (!model_) return moved_from();
+    return model_->encode(text, options);
+  });
 }
 
 Result<std::string> Tokenizer::escape(std::string_view text) const {
-  return core::guarded([&]() -> Result<std::string> { return model_->escape(text); });
+  return core::guarded([&]() -> Result<std::string> {
+    if (!model_) return moved_from();
+    return model_->escape(text);
+  });
 }
 
 Result<std::string> Tokenizer::decode(std::span<const Token> tokens, const DecodeOptions& options) const {
   return core::guarded([&]() -> Result<std::string> {
+    if (!model_) return moved_from();
     std::string text;
     for (const Token token : tokens) {
       if (token < 0 || token >= model_->vocab_size()) return no_token(token, model_->vocab_size());
@@ -36,13 +45,20 @@ Result<std::string> Tokenizer::decode(std::span<const Token> tokens, const Decod
   });
 }
 
-std::int32_t Tokenizer::vocab_size() const noexcept { return model_->vocab_size(); }
-std::string_view Tokenizer::token_bytes(Token token) const noexcept { return model_->token_bytes(token); }
-std::optional<Token> Tokenizer::find(std::string_view text) const noexcept { return model_->find(text); }
-bool Tokenizer::is_special(Token token) const noexcept { return model_->is_special(token); }
-std::optional<Token> Tokenizer::bos() const noexcept { return model_->bos(); }
-std::optional<Token> Tokenizer::eos() const noexcept { return model_->eos(); }
-std::span<const Token> Tokenizer::end_tokens() const noexcept { return model_->end_tokens(); }
+// One that was moved from has no tokens.
+std::int32_t Tokenizer::vocab_size() const noexcept { return model_ ? model_->vocab_size() : 0; }
+std::string_view Tokenizer::token_bytes(Token token) const noexcept {
+  return model_ ? model_->token_bytes(token) : std::string_view();
+}
+std::optional<Token> Tokenizer::find(std::string_view text) const noexcept {
+  return model_ ? model_->find(text) : std::nullopt;
+}
+bool Tokenizer::is_special(Token token) const noexcept { return model_ && model_->is_special(token); }
+std::optional<Token> Tokenizer::bos() const noexcept { return model_ ? model_->bos() : std::nullopt; }
+std::optional<Token> Tokenizer::eos() const noexcept { return model_ ? model_->eos() : std::nullopt; }
+std::span<const Token> Tokenizer::end_tokens() const noexcept {
+  return model_ ? model_->end_tokens() : std::span<const Token>();
+}
 
 StreamDecoder::StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options)
     : tokenizer_(std::move(tokenizer)), options_(options) {}

@@ -2,6 +2,7 @@
 #include "core/file.hpp"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -55,6 +56,15 @@ TEST_CASE("release gives back a mapping's pages, whose bytes come back when they
     CHECK(std::memcmp(bytes.data.data(), content.data(), kSize) == 0);
   }
   ::unlink(path.c_str());
+}
+
+TEST_CASE("what is no file is refused, and a pipe that nobody writes to does not keep the host waiting") {
+  const llminfer::test::TempDir folder;
+  const std::string pipe = folder.path() + "/pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  for (const std::string& path : {pipe, folder.path(), std::string("/dev/null")}) {
+    for (const bool use_mmap : {true, false}) CHECK(open_file(path, use_mmap).error().code == ErrorCode::not_a_file);
+  }
 }
 
 TEST_CASE("Memory in a file is zeros, keeps what is written, and leaves no name") {

@@ -277,9 +277,59 @@ TEST_CASE("handles that were moved from or used up") {
   ChatStream stream = moved.send("x", request().options), other = std::move(stream);
   std::string_view piece;
   CHECK_FALSE(stream.next(piece));
-  CHECK_FALSE(stream.finish());
+  refused(stream.finish(), ErrorCode::invalid_state, "moved from");
   CHECK(stream.result().tokens.empty());
   CHECK(other.finish());
+
+  Engine first = load();
+  const Engine second = std::move(first);
+  refused(first.new_session(), ErrorCode::invalid_state, "moved from");
+  refused(first.new_chat(), ErrorCode::invalid_state, "moved from");
+  refused(first.submit(request()), ErrorCode::invalid_state, "moved from");
+  refused(first.complete(request()), ErrorCode::invalid_state, "moved from");
+  CHECK(first.info().vocab_size == 0);
+  CHECK(first.stats().pages_total == 0);
+  CHECK(first.recommended_sampling().temperature == SamplingOptions{}.temperature);
+  CHECK(first.tokenizer().vocab_size() == 0);
+  CHECK(second.complete(request()));
+
+  Tokenizer words = second.tokenizer();
+  const Tokenizer kept = std::move(words);
+  refused(words.encode("x"), ErrorCode::invalid_state, "moved from");
+  refused(words.escape("x"), ErrorCode::invalid_state, "moved from");
+  refused(words.decode(std::vector<Token>{1}), ErrorCode::invalid_state, "moved from");
+  refused(StreamDecoder(words).push(1), ErrorCode::invalid_argument, "vocabulary");
+  CHECK(words.token_bytes(1).empty());
+  CHECK_FALSE(words.find("<s>"));
+  CHECK_FALSE(words.is_special(0));
+  CHECK_FALSE((words.bos() || words.eos()));
+  CHECK(words.end_tokens().empty());
+  CHECK(kept.encode("x"));
+}
+
+TEST_CASE("an engine has its backend alone") {
+  EngineOptions options;
+  options.custom_backend = make_cpu_backend({.threads = 1}).value();
+  const auto complete = [&] { return Engine::load(kModel, options).value().complete(request()).value().tokens; };
+  const std::vector<Token> expected = complete();
+  CHECK(complete() == expected);  // the engine before is gone
+  EngineOptions shared;
+  shared.threads = 1;
+  shared.split = {{{}, 1}, {options.custom_backend, 1}, {}};
+  {
+    const Engine first = Engine::load(kModel, options).value();
+    refused(Engine::load(kModel, options), ErrorCode::invalid_argument, "custom_backend: another engine uses");
+    refused(Engine::load(kModel, shared), ErrorCode::invalid_argument, "split: another engine uses");
+    CHECK(Engine::plan(kModel, options));
+    CHECK(first.complete(request()).value().tokens == expected);
+    Session session = first.new_session().value();
+    options.on_progress = [](float) { return false; };
+    refused(Engine::load(kModel, options), ErrorCode::invalid_argument, "another engine uses");
+  }
+  refused(Engine::load(kModel, options), ErrorCode::cancelled, kModel);
+  options.on_progress = nullptr;
+  CHECK(complete() == expected);  // nor does a load that failed use it
+  CHECK(Engine::load(kModel, shared).value().complete(request()).value().tokens == expected);
 }
 
 TEST_CASE("chat options that cannot be") {

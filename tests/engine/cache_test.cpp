@@ -49,6 +49,61 @@ TEST_CASE("a full cache preempts, recomputes and changes no result") {
   CHECK(engine.stats().pages_used == 0);
 }
 
+TEST_CASE("requests that wait for room count what they found in the cache once") {
+  EngineOptions options;
+  options.context_length = 512;
+  options.cache_tokens = 512;
+  const Engine engine = load(options);
+  const std::vector<Token> common = some_tokens(100, 1);
+  std::vector<Completion> running;
+  for (unsigned i = 0; i < 6; ++i) {
+    CompletionRequest request;
+    request.tokens = common;
+    const std::vector<Token> own = some_tokens(70, 10 + i);
+    request.tokens.insert(request.tokens.end(), own.begin(), own.end());
+    request.options = sampled(100, i);
+    running.push_back(engine.submit(std::move(request)).value());
+  }
+  std::int64_t found = 0;
+  for (Completion& completion : running) {
+    const CompletionResult result = completion.wait().value();
+    CHECK(result.cached_tokens < result.prompt_tokens);
+    found += result.cached_tokens;
+  }
+  CHECK(found > 0);
+  CHECK(engine.stats().cached_tokens == found);
+  // Each pass completes the oldest request at least, and a request loses its pages to older ones only.
+  CHECK(engine.stats().preemptions < 6 * 6);
+}
+
+TEST_CASE("idle sessions whose pages were taken count as preempted when they go on") {
+  EngineOptions options;
+  options.context_length = 512;
+  options.cache_tokens = 512;
+  options.prefix_cache = false;
+  const Engine engine = load(options);
+  Session first = engine.new_session().value(), second = engine.new_session().value();
+  first.prefill(some_tokens(400, 1)).value();
+  second.prefill(some_tokens(400, 2)).value();
+  CHECK(engine.stats().preemptions == 0);
+  first.prefill(some_tokens(1, 3)).value();
+  CHECK(engine.stats().preemptions == 1);
+  first.prefill(some_tokens(1, 4)).value();
+  CHECK(engine.stats().preemptions == 1);
+  second.prefill(some_tokens(1, 3)).value();
+  CHECK(engine.stats().preemptions == 2);
+}
+
+TEST_CASE("unless the host says otherwise four sequences have room, also where their last pages are not full") {
+  for (const std::int32_t context : {1, 64, 65, 100, 500, 512}) {
+    EngineOptions options;
+    options.context_length = context;
+    const std::int32_t pages = load(options).stats().pages_total;
+    INFO(context);
+    CHECK(pages == 4 * ((context + kPageTokens - 1) / kPageTokens));
+  }
+}
+
 namespace {
 
 /// The CPU's, with caches that copy no pages.

@@ -228,6 +228,28 @@ TEST_CASE("a run that was ended goes on") {
   CHECK(quantize_model(input, temp / "other", options).value().tensors_resumed == 0);
 }
 
+TEST_CASE("where the output cannot be is told before any work, and leaves nothing") {
+  const test::TempDir temp;
+  const std::string input = kModels + "tiny-bf16", folder = temp / "folder", file = temp / "file";
+  std::filesystem::create_directory(folder);
+  std::ofstream(file) << "x";
+  QuantizeOptions options = gguf("Q8_0");
+  const auto refusal = [&](const std::string& output) {
+    bool worked = false;
+    options.on_progress = [&](std::string_view, float) { return worked = true; };
+    const auto result = quantize_model(input, output, options);
+    REQUIRE_FALSE(result);
+    CHECK_FALSE(worked);
+    CHECK(std::distance(std::filesystem::directory_iterator(temp.path()), {}) == 2);
+    CHECK(result.error().message.find(output) == 0);
+    return result.error().code;
+  };
+  CHECK(refusal(folder) == ErrorCode::not_a_file);
+  CHECK(refusal(temp / "missing/out.gguf") == ErrorCode::not_found);
+  options = directory(QuantizeFormat::dense, 4, 64, true);
+  CHECK(refusal(file) == ErrorCode::io_error);
+}
+
 TEST_CASE("bad options of quantize_model are refused") {
   const test::TempDir temp;
   const std::string input = kModels + "tiny-bf16";

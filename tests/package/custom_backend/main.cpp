@@ -70,7 +70,7 @@ int run(const std::string& model) {
   // The middle layer on it, the others on the CPU.
   EngineOptions split = options;
   split.custom_backend = nullptr;
-  split.split = {{{}, 1}, {options.custom_backend, 1}, {}};
+  split.split = {{{}, 1}, {std::make_shared<naive::Backend>(), 1}, {}};
   if (generate(Engine::load(model, split).value(), prompt, greedy.size()) != greedy) {
     std::fprintf(stderr, "the tokens of both backends together are not those of the reference\n");
     return 6;
