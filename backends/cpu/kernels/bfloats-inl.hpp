@@ -69,20 +69,10 @@ template <Dense D, bool kScaled, int M>
 
 template <Dense D, bool kScaled>
 void bfloat_all_rows(const Columns<kDenseVectors>& columns, std::int64_t first, const Step& step,
-                     const QuantizedGroup* x, std::int64_t x_stride, std::int32_t rows, Output out) {
-  while (rows > 0) {
-    const std::int32_t taken = kDenseRows == 4 && rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-    if (taken == 4) {
-      if constexpr (kDenseRows == 4) bfloat_rows<D, kScaled, 4>(columns, first, step, x, x_stride, out);
-    } else if (taken == 2) {
-      bfloat_rows<D, kScaled, 2>(columns, first, step, x, x_stride, out);
-    } else {
-      bfloat_rows<D, kScaled, 1>(columns, first, step, x, x_stride, out);
-    }
-    rows -= taken;
-    x += taken * x_stride;
-    out.data += taken * out.stride;
-  }
+                     const QuantizedGroup* x, std::int64_t x_stride, std::int32_t rows, const Output& out) {
+  for_dense_rows(rows, [&](auto m, std::int32_t row) {
+    bfloat_rows<D, kScaled, m.value>(columns, first, step, x + row * x_stride, x_stride, out.from(row));
+  });
 }
 
 template <Dense D>

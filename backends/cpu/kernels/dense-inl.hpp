@@ -100,22 +100,21 @@ template <Dense D, int M>
   store_tile(acc, out);
 }
 
+/// f(Index of a tile's rows, first row) for all rows.
+template <class F>
+[[gnu::always_inline]] inline void for_dense_rows(std::int32_t rows, const F& f) {
+  std::int32_t row = 0;
+  for (; row + kDenseRows <= rows; row += kDenseRows) f(Index<kDenseRows>{}, row);
+  if (row + 2 <= rows) f(Index<2>{}, row), row += 2;
+  if (row < rows) f(Index<1>{}, row);
+}
+
 template <Dense D>
 void dense_all_rows(const Columns<kDenseVectors>& columns, const PanelLayout& layout, const float* x,
-                    std::int64_t x_stride, std::int64_t cols, std::int32_t rows, Output out, bool resume) {
-  while (rows > 0) {
-    const std::int32_t taken = kDenseRows == 4 && rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-    if (taken == 4) {
-      if constexpr (kDenseRows == 4) dense_rows<D, 4>(columns, layout, x, x_stride, cols, out, resume);
-    } else if (taken == 2) {
-      dense_rows<D, 2>(columns, layout, x, x_stride, cols, out, resume);
-    } else {
-      dense_rows<D, 1>(columns, layout, x, x_stride, cols, out, resume);
-    }
-    rows -= taken;
-    x += taken * x_stride;
-    out.data += taken * out.stride;
-  }
+                    std::int64_t x_stride, std::int64_t cols, std::int32_t rows, const Output& out, bool resume) {
+  for_dense_rows(rows, [&](auto m, std::int32_t row) {
+    dense_rows<D, m.value>(columns, layout, x + row * x_stride, x_stride, cols, out.from(row), resume);
+  });
 }
 
 /// Columns [begin, begin + cols) of the weights as floats; `begin` is a multiple of 32. Of fp8 those that load_dense

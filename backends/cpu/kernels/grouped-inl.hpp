@@ -318,6 +318,8 @@ struct Output {
   std::int64_t end;    ///< features from here on are not to be touched
 
   [[gnu::always_inline]] float* at(int m, int v) const { return data + m * stride + first + v * kLanes; }
+  /// The same of row `row` on.
+  [[gnu::always_inline]] Output from(std::int64_t row) const { return {data + row * stride, stride, first, end}; }
   /// Lanes of vector v that exist.
   [[gnu::always_inline]] std::int64_t lanes(int v) const { return end - first - v * kLanes; }
 };
