@@ -170,6 +170,18 @@ void round_row(benchmark::State& state, Table table, bool floats) {
   bench::count(state, 1536.0 * 4);
 }
 
+/// Rounding a row to BF16 numbers, or to E4M3 ones with their scales apart. GB/s are of its floats.
+void quantize_bfloats(benchmark::State& state, Table table, bool e4m3) {
+  const std::vector<float> x(1536, 0.5f);
+  std::vector<cpu::QuantizedGroup> groups(static_cast<std::size_t>(cpu::quantized_row_groups(1536)));
+  const cpu::InputRounding how{true, true, 128, 0.0f, 0};
+  for (auto _ : state) {
+    table->quantize_bfloats(e4m3 ? &how : nullptr, x.data(), 1536, groups.data());
+    benchmark::ClobberMemory();
+  }
+  bench::count(state, 1536.0 * 4);
+}
+
 /// Rows of 1536 floats through an elementwise kernel that reads `inputs` of them; bytes are those read and written.
 template <class F>
 void rows(benchmark::State& state, int inputs, const F& kernel) {
@@ -225,6 +237,8 @@ int main(int argc, char** argv) {
     benchmark::RegisterBenchmark((level + "/quantize").c_str(), quantize, table);
     benchmark::RegisterBenchmark((level + "/quantize_bytes").c_str(), round_row, table, false);
     benchmark::RegisterBenchmark((level + "/round_e4m3").c_str(), round_row, table, true);
+    benchmark::RegisterBenchmark((level + "/quantize_bfloats").c_str(), quantize_bfloats, table, false);
+    benchmark::RegisterBenchmark((level + "/quantize_e4m3").c_str(), quantize_bfloats, table, true);
     for (const Kind& kind : kinds()) {
       const std::string name = level + "/" + kind.name;
       // Batch 1 reads 80 MB and more; prompts use a layer's own size.

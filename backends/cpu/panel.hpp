@@ -14,9 +14,9 @@ inline constexpr int kPanelVersion = 3;
 inline constexpr int kPanelRows = 16;
 /// Input values that share one scale of a quantized activation row. K of every grouped weight is a multiple of it.
 inline constexpr int kGroupValues = 32;
-/// Columns of fp8 panels whose products with BF16 numbers are summed before they are scaled; half as many where weights
-/// have scales of 32.
-inline constexpr int kBlockValues = 64;
+/// Columns of fp8 panels whose products with BF16 numbers are summed before they are scaled; fewer, where fewer weights
+/// share a scale: block_of().
+inline constexpr int kBlockValues = 128;
 /// Groups of 32 that share the super-scales of a two-level format.
 inline constexpr int kSuperGroups = 8;
 
@@ -78,7 +78,7 @@ struct alignas(32) ByteRow {
 static_assert(sizeof(ByteRow) == 32);
 
 /// Scratch that a level needs to unpack once or twice kSuperGroups groups of a tile's panels.
-inline constexpr std::int64_t kSliceBytes = 24576;
+inline constexpr std::int64_t kSliceBytes = 32768;
 
 /// How scales lie in a panel, always [group][16 rows]. Scales of one level may be shared by 2^PanelLayout::scale_shift
 /// groups of 32, and are stored once.
@@ -251,6 +251,10 @@ inline constexpr std::int64_t kPairMasks = kGroupValues / 2 * kPanelRows;
   layout.scale_shift = scale_shift;
   layout.float_minimums = float_minimums;
   return layout;
+}
+
+[[gnu::always_inline]] constexpr std::int64_t block_of(const PanelLayout& layout) {
+  return layout.scale_shift < 2 ? kGroupValues << layout.scale_shift : kBlockValues;
 }
 
 /// A packed weight as kernels see it. Dense panels are [cols][16] of the stored type; after those of fp8 come, at

@@ -146,8 +146,8 @@ TEST_CASE("FP8 weights times rows of BF16 and of E4M3 numbers, whichever columns
       RandomWeight w = random_weight(WeightType::fp8, 83, cols, 7);
       if (scale_columns > 32) share_scales(w, scale_columns, 4);
       check_bfloats(w, nullptr);
-      for (const cpu::InputRounding how : {cpu::InputRounding{true, true, 64, 0.0f, 0},
-                                           {true, true, 128, 0.0f, 0, 1.5f, true},
+      for (const cpu::InputRounding how : {cpu::InputRounding{true, true, 128, 0.0f, 0},
+                                           {true, true, 256, 0.0f, 0, 1.5f, true},
                                            {true, true, 0, 0.0f, 0},
                                            {true, false, 0, 0.01f, 0}}) {
         check_bfloats(w, &how);
@@ -164,7 +164,7 @@ TEST_CASE("which FP8 weights multiply BF16 numbers") {
   using enum cpu::InputForm;
   CHECK(form({Kind::fp8, true, 128}, cpu::kCodes16) == bfloats);
   CHECK(form({Kind::fp8, true, 0}, cpu::kCodes8) == bfloats);
-  CHECK(form({Kind::fp8, true, 32}, cpu::kCodes8) == floats);
+  CHECK(form({Kind::fp8, true, 64}, cpu::kCodes8) == floats);
   CHECK(form({Kind::int8, true, 0}, cpu::kCodes8) == floats);
   CHECK(form({}, cpu::kCodes8) == bfloats);
   CHECK(form({}, cpu::kCodes16) == floats);

@@ -11,7 +11,7 @@ constexpr int kSliceRows = 9, kDirectRows = 4;
 constexpr std::int32_t kCachedRows = 128;
 constexpr std::int64_t kCachedCols = 1024;
 /// Columns of FP8 that are prefetched beyond those that are multiplied.
-constexpr std::int64_t kAhead = 2 * kBlockValues;
+constexpr std::int64_t kAhead = kBlockValues;
 static_assert(kBlockValues / 2 * kTilePairs <= kSliceBytes);
 
 /// Two columns of 16 features, [2][16], of BF16 numbers as pairs.
@@ -166,7 +166,7 @@ struct Fp8Tile {
   const PackedWeightView& w;
   const std::uint8_t* panel[kVectors];
 
-  [[gnu::always_inline]] std::int64_t block() const { return w.layout.scale_shift == 0 ? kGroupValues : kBlockValues; }
+  [[gnu::always_inline]] std::int64_t block() const { return block_of(w.layout); }
   /// The weights from column k on; what is prefetched are columns further on, or of the next tile.
   [[gnu::always_inline]] BytePairs from(std::int64_t k) const {
     BytePairs pairs;

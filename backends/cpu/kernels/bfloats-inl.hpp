@@ -16,15 +16,32 @@ template <Dense D, int M, int V>
       for (int m = 0; m < M; ++m) acc[m][v] = fma(c, values[m], acc[m][v]);
     }
   };
+  // Where vectors are multiplied and shifted at the same two ports a group's numbers are widened at once.
+  constexpr bool kWiden = kLanes == 16;
+  [[maybe_unused]] alignas(64) float wide[M][kGroupValues];
   for (; cols > 0; cols -= kGroupValues, begin += kGroupValues, ++x) {
+    LLMINFER_UNROLL
+    for (int m = 0; kWiden && m < M; ++m) {
+      LLMINFER_UNROLL
+      for (int i = 0; i < kGroupValues; i += kLanes) {
+        store_floats(wide[m] + i, load_bfloats(x[m * x_stride].codes + i * 2));
+      }
+    }
     const std::int64_t some = cols < kGroupValues ? cols : kGroupValues;
     for (std::int64_t i = 0; i < some; i += 2) {
       Floats even[M], odd[M];
       LLMINFER_UNROLL
       for (int m = 0; m < M; ++m) {
-        const Ints pair = fill_quad(x[m * x_stride].codes + i * 2);
-        even[m] = floats_of(shift_ints<16>(pair));
-        odd[m] = floats_of(and_bytes(bits_of(floats_of(pair)), fill_bits(static_cast<int>(0xffff0000u))));
+        if constexpr (kWiden) {
+          even[m] = fill_float(wide[m][i]);
+          odd[m] = fill_float(wide[m][i + 1]);
+        } else {
+          float two;
+          __builtin_memcpy(&two, x[m * x_stride].codes + i * 2, sizeof two);
+          const Floats pair = fill_float(two);
+          even[m] = low_bfloats(pair);
+          odd[m] = floats_of(and_bytes(bits_of(pair), fill_bits(static_cast<int>(0xffff0000u))));
+        }
       }
       if (i + 1 < some) add_column(begin + i + 1, odd);
       add_column(begin + i, even);
@@ -44,18 +61,23 @@ template <Dense D, bool kScaled, int M>
 [[gnu::noinline]] void bfloat_rows(const Columns<kDenseVectors>& columns, std::int64_t first, const Step& step,
                                    const QuantizedGroup* x, std::int64_t x_stride, const Output& out) {
   constexpr int V = kDenseVectors;
-  Floats before[M][V], acc[M][V];
-  if (step.begin > 0) {
-    load_tile(before, out);
-  } else {
-    clear_tile(before);
-  }
+  const auto load_before = [&](Floats(&before)[M][V]) __attribute__((always_inline)) {
+    if (step.begin > 0) {
+      load_tile(before, out);
+    } else {
+      clear_tile(before);
+    }
+  };
+  Floats acc[M][V];
   if constexpr (!kScaled) {
-    bfloat_tile<D, M, V>(columns, first, step.cols, x, x_stride, before);
-    return store_tile(before, out);
+    load_before(acc);
+    bfloat_tile<D, M, V>(columns, first, step.cols, x, x_stride, acc);
+    return store_tile(acc, out);
   }
   clear_tile(acc);
   bfloat_tile<D, M, V>(columns, first, step.cols, x, x_stride, acc);
+  Floats before[M][V];
+  load_before(before);
   LLMINFER_UNROLL
   for (int v = 0; v < V; ++v) {
     const Floats scale = dense_scale(step.scales, step.layout, step.begin, v);
@@ -84,8 +106,7 @@ template <Dense D>
   const std::int32_t rows = row_end - row_begin;
   const QuantizedGroup* const in = x.groups + row_begin * x.group_stride;
   const bool slices = rows >= (w.slice_rows > 0 ? w.slice_rows : kDenseSliceRows);
-  const std::int64_t block = w.layout.scale_shift == 0 ? kGroupValues : kBlockValues;
-  const std::int64_t step = kScaled ? block : slices ? kDenseSliceCols : w.cols;
+  const std::int64_t step = kScaled ? block_of(w.layout) : slices ? kDenseSliceCols : w.cols;
   const auto sliced = columns_of<kDenseVectors>(slice, kDenseSliceCols * kPanelRows * 4, kDensePanels);
   for (std::int32_t p = panel_begin; p < panel_end; p += kDensePanels) {
     const std::int32_t panels = panel_end - p < kDensePanels ? panel_end - p : kDensePanels;

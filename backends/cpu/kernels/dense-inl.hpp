@@ -80,7 +80,7 @@ constexpr int kDenseRows = kLanes == 16 ? 4 : 2;
 /// From so many rows on, weights that a load alone does not turn into floats are turned once, in slices.
 constexpr int kDenseSliceRows = 4 * kDenseRows;
 constexpr int kDensePanels = kDenseVectors * kLanes / kPanelRows;
-constexpr std::int64_t kDenseSliceBytes = 20480;
+constexpr std::int64_t kDenseSliceBytes = kLanes == 16 ? 32768 : 20480;
 /// Columns of a slice, which is [kDensePanels][kDenseSliceCols][16 rows] floats: panels of type f32.
 constexpr std::int64_t kDenseSliceCols =
     kDenseSliceBytes / (kDensePanels * kPanelRows * 4) / kGroupValues * kGroupValues;

@@ -69,29 +69,22 @@ void round_row(const InputRounding& how, const float* x, std::int64_t k, float* 
   }
 }
 
-/// The BF16 numbers of floats that are such, 32 of them.
-[[gnu::always_inline]] inline void store_bfloats(const float* x, std::uint8_t* out) {
-  std::uint16_t words[kGroupValues];
-  for (int i = 0; i < kGroupValues; ++i) {
-    words[i] = static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, x[i]) >> 16);
-  }
-  __builtin_memcpy(out, words, sizeof words);
-}
-
 void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out) {
   const std::int64_t shared = how && how->dynamic && how->group > 0 ? how->group : k;
-  RowScale s{};
+  RowScale s{true, 1.0f, 0, 0.0f};
   for (std::int64_t i = 0; i < k; i += kGroupValues, ++out) {
     if (how && i % shared == 0) s = scale_of(*how, largest(x + i, k - i < shared ? k - i : shared));
     const Floats scale = fill_float(s.scale);
-    float numbers[kGroupValues] = {};
-    for (std::int64_t j = 0; j < kGroupValues && i + j < k && (!how || s.live); j += kLanes) {
-      const Floats v = load_values(x + i + j, k - i - j);
-      // Infinity and NaN make NaN.
-      store_floats(numbers + j, how ? to_e4m3(v, scale) : add_floats(to_bfloats(v), multiply(v, zero_floats())));
+    for (std::int64_t j = 0; j < kGroupValues; j += kLanes) {
+      Floats number = zero_floats();
+      if (s.live && i + j < k) {
+        const Floats v = load_values(x + i + j, k - i - j);
+        // Infinity and NaN make NaN.
+        number = how ? to_e4m3(v, scale) : add_floats(to_bfloats(v), multiply(v, zero_floats()));
+      }
+      store_bfloats(out->codes + j * 2, number);
     }
-    store_bfloats(numbers, out->codes);
-    out->scale = !how ? 1.0f : s.live ? s.scale : s.value;
+    out->scale = s.live ? s.scale : s.value;
   }
 }
 

@@ -122,6 +122,16 @@ template <int n>
   const __m256i nearest = _mm256_add_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x8000));
   return _mm256_castsi256_ps(_mm256_and_si256(nearest, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+/// The low halves of lanes as BF16 numbers.
+[[gnu::always_inline]] inline Floats low_bfloats(Floats v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 16));
+}
+/// Those of BF16 numbers, 16 bits each.
+[[gnu::always_inline]] inline void store_bfloats(std::uint8_t* p, Floats v) {
+  const __m256i wide = _mm256_srli_epi32(_mm256_castps_si256(v), 16);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+}
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
   const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)));

@@ -110,6 +110,15 @@ template <int n>
   const __m512i nearest = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
   return _mm512_castsi512_ps(_mm512_and_si512(nearest, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+/// The low halves of lanes as BF16 numbers.
+[[gnu::always_inline]] inline Floats low_bfloats(Floats v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 16));
+}
+/// Those of BF16 numbers, 16 bits each.
+[[gnu::always_inline]] inline void store_bfloats(std::uint8_t* p, Floats v) {
+  const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+}
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {
   const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));

@@ -80,7 +80,6 @@ template <int n>
 [[gnu::always_inline]] inline Floats larger(Floats a, Floats b) { return vmaxq_f32(a, b); }
 [[gnu::always_inline]] inline Bytes bits_of(Floats v) { return vreinterpretq_u8_f32(v); }
 [[gnu::always_inline]] inline Floats floats_of(Bytes bits) { return vreinterpretq_f32_u8(bits); }
-[[gnu::always_inline]] inline Floats floats_of(Ints bits) { return vreinterpretq_f32_s32(bits); }
 [[gnu::always_inline]] inline Bytes fill_bits(int v) { return vreinterpretq_u8_s32(vdupq_n_s32(v)); }
 /// The nearest integers.
 [[gnu::always_inline]] inline Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
@@ -99,6 +98,14 @@ template <int n>
 [[gnu::always_inline]] inline Floats to_bfloats(Floats v) {
   const uint32x4_t nearest = vaddq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0x8000));
   return vreinterpretq_f32_u32(vandq_u32(nearest, vdupq_n_u32(0xffff0000u)));
+}
+/// The low halves of lanes as BF16 numbers.
+[[gnu::always_inline]] inline Floats low_bfloats(Floats v) {
+  return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(v), 16));
+}
+/// Those of BF16 numbers, 16 bits each.
+[[gnu::always_inline]] inline void store_bfloats(std::uint8_t* p, Floats v) {
+  vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(vreinterpretq_u32_f32(v), 16));
 }
 /// E4M3 divided by 2^8; see panel_e4m3.
 [[gnu::always_inline]] inline Floats load_e4m3(const void* p) {

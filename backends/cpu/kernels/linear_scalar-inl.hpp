@@ -11,8 +11,8 @@
 // w8a8: float(sum over k of (code - 128) * (x.code - x.zero)) * scale * x.scale, from the left; the sum exact, int32.
 // Dense kinds: acc = fma(w[k], x[k], acc) for ascending k. Sparse kinds: the same without the zeros, which change
 // nothing where x is finite. Of bf16 times rows of such numbers k = 1, 0, 3, 2, …, which is what processors do that
-// multiply them in pairs (but these take what is below 2^-126 for zero). Of fp8 times such rows, for blocks of 64
-// columns (kBlockValues) in ascending order:
+// multiply them in pairs (but these take what is below 2^-126 for zero). Of fp8 times such rows, for blocks of
+// block_of() columns in ascending order:
 //   t    = the same sum of the block, of weights and inputs without their scales
 //   acc  = fma(t * scale, x.scale, acc)
 #include "panel_read-inl.hpp"
@@ -112,11 +112,11 @@ void quantize_bytes(const InputRounding& how, const float* x, std::int64_t k, Qu
 
 void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, QuantizedGroup* out) {
   const std::int64_t shared = how && how->dynamic && how->group > 0 ? how->group : k;
-  RowScale s{};
+  RowScale s{true, 1.0f, 0, 0.0f};
   for (std::int64_t i = 0; i < k; ++i) {
     if (how && i % shared == 0) s = scale_of(*how, largest(x + i, k - i < shared ? k - i : shared));
     QuantizedGroup& group = out[i / kGroupValues];
-    if (i % kGroupValues == 0) group = {{}, !how ? 1.0f : s.live ? s.scale : s.value, {}, {}, {}, {}, {}};
+    if (i % kGroupValues == 0) group = {{}, s.live ? s.scale : s.value, {}, {}, {}, {}, {}};
     const float value = !how ? to_bfloat(x[i]) : s.live ? to_e4m3(x[i], s) : 0.0f;
     const auto bits = static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, value) >> 16);
     __builtin_memcpy(group.codes + i % kGroupValues * 2, &bits, sizeof bits);
@@ -126,7 +126,7 @@ void quantize_bfloats(const InputRounding* how, const float* x, std::int64_t k, 
 /// One output of bf16 or fp8, a row of BF16 numbers given.
 float bfloats_output(const PackedWeightView& w, const std::uint8_t* panel, int lane, const QuantizedGroup* x) {
   const bool blocks = w.kind == PanelKind::fp8;
-  const std::int64_t some = w.layout.scale_shift == 0 ? kGroupValues : kBlockValues, block = blocks ? some : w.cols;
+  const std::int64_t block = blocks ? block_of(w.layout) : w.cols;
   float acc = 0.0f;
   for (std::int64_t begin = 0; begin < w.cols; begin += block) {
     const std::int64_t end = w.cols - begin < block ? w.cols : begin + block;
