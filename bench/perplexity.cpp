@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -50,13 +51,14 @@ void declare(CLI::App& app, Options& o) {
                  "bits of activations that meet quantized weights; 0: 16 for small models, 8 for others")
       ->check(CLI::IsMember({0, 8, 16}))
       ->capture_default_str();
+  using llminfer::CacheType;
+  static const std::map<std::string, CacheType> kCacheTypes = {{"f16", CacheType::f16},
+                                                               {"bf16", CacheType::bf16},
+                                                               {"f32", CacheType::f32},
+                                                               {"int8", CacheType::int8},
+                                                               {"int4", CacheType::int4}};
   app.add_option("-k,--cache-type", o.engine.cache_type, "how keys and values are cached: f16, bf16, f32, int8 or int4")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, llminfer::CacheType>{{"f16", llminfer::CacheType::f16},
-                                                                             {"bf16", llminfer::CacheType::bf16},
-                                                                             {"f32", llminfer::CacheType::f32},
-                                                                             {"int8", llminfer::CacheType::int8},
-                                                                             {"int4", llminfer::CacheType::int4}}))
+      ->transform(CLI::CheckedTransformer(kCacheTypes).description(""))
       ->default_str("f16");
   app.add_option("--save", o.save, "file for this run's predictions, to compare others with");
   app.add_option("--reference", o.reference, "file of an earlier --save: also print how far this run is from it");
@@ -101,6 +103,10 @@ nlohmann::json measure(const Options& o) {
 
   std::optional<bench::ReferenceReader> reference;
   std::optional<bench::ReferenceWriter> save;
+  std::error_code ignored;
+  if (std::filesystem::equivalent(o.reference, o.save, ignored)) {
+    throw std::runtime_error(o.save + ": --save would replace the --reference");
+  }
   if (!o.reference.empty()) reference.emplace(o.reference, vocab, o.ctx, tokens);
   if (!o.save.empty()) save.emplace(o.save, vocab, o.ctx, tokens);
 

@@ -52,6 +52,7 @@ void ReferenceWriter::finish() {
 ReferenceReader::ReferenceReader(const std::string& path, std::size_t vocab, std::int32_t ctx,
                                  std::span<const std::int32_t> tokens)
     : path_(path), file_(path, std::ios::binary), row_(vocab) {
+  if (!file_) throw std::runtime_error(path_ + ": cannot be opened");
   Header header{};
   get(file_, &header, 1);
   if (!file_ || std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {

@@ -117,6 +117,10 @@ bool take_turn(Conversation& conversation, const std::string& message, const li:
     complain(result.error());
     return false;
   }
+  if (!std::cout) {
+    std::fputs("error: the answer cannot be written to standard output\n", stderr);
+    return false;
+  }
   if (result->reason == li::FinishReason::length && options.max_tokens == 0) {
     std::fputs("[the context is full; /reset begins anew]\n", stderr);
   }
@@ -141,6 +145,7 @@ int converse(Conversation& conversation, const li::GenerateOptions& options, boo
       case terminal::Input::line:
         leaving = false;
     }
+    if (line.ends_with('\r')) line.pop_back();  // of files from other systems
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     if (line == "/exit" || line == "/quit") return 0;
     if (line == "/reset") {
@@ -151,6 +156,7 @@ int converse(Conversation& conversation, const li::GenerateOptions& options, boo
       continue;
     }
     take_turn(conversation, line, options, stats);
+    if (!std::cout) return 1;
     terminal::clear_interrupt();  // what stopped the answer does not count at the prompt
   }
 }

@@ -85,8 +85,8 @@ class LLMINFER_API Engine {
   /// the other ranks wait until this one's Communicator is destroyed.
   static Result<void> serve(const std::string& path, const EngineOptions& options);
   /// The memory that load() would take, on all ranks as if they had this one's backend. Reads headers only, and calls
-  /// and makes nothing that a load does. Errors as of load(), but for what only that finds out: of callbacks, folders,
-  /// other ranks, backends that are in use, and memory that is not there.
+  /// and makes nothing that a load does. Errors as of load(), but for what only that finds out: of the vocabulary,
+  /// callbacks, folders, other ranks, backends that are in use, and memory that is not there.
   static Result<MemoryPlan> plan(const std::string& path, const EngineOptions& options = {});
 
   explicit Engine(std::shared_ptr<engine::EngineCore> core);

@@ -92,7 +92,8 @@ struct QuantizeReport {
 
 /// Reads the checkpoint at `input` (GGUF file or Hugging Face directory) and writes `output`: a file for gguf, else a
 /// directory, which is made. Names, order of rotary pairs, settings and vocabulary are converted where input and output
-/// are of different kinds; other files of a directory that belong to the model are copied.
+/// are of different kinds; other files of a directory that belong to the model are copied, and those of a model that was
+/// in the output before are removed.
 ///
 /// The weights are read and written layer by layer. Until all is done, the weights lie in a file whose name ends in
 /// ".partial", beside a ".journal"; the same call goes on where an earlier one ended.
@@ -104,7 +105,8 @@ struct QuantizeReport {
 /// Errors: those of opening a checkpoint; invalid_argument (an option, named; a group size that does not divide a
 /// layer's inputs; calibration text that is missing or too short), unsupported (settings or a vocabulary that the
 /// output's form cannot say; a value that the type cannot hold); for the output io_error, permission_denied, not_found
-/// (its folder) and not_a_file (a directory where the file is to be); cancelled, callback_failed, out_of_memory.
+/// (its folder), not_a_file (something that is no regular file is where it is to be) and invalid_state (another run is
+/// writing it); cancelled, callback_failed, out_of_memory.
 LLMINFER_API Result<QuantizeReport> quantize_model(const std::string& input, const std::string& output,
                                                    const QuantizeOptions& options);
 

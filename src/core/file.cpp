@@ -1,6 +1,7 @@
 #include "core/file.hpp"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -11,6 +12,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <filesystem>
 #include <mutex>
 #include <system_error>
 #include <utility>
@@ -204,13 +207,12 @@ std::shared_ptr<const ByteSource> reader_source(std::string name, std::uint64_t 
   return std::make_shared<ReaderSource>(std::move(name), size, std::move(read));
 }
 
-namespace {
-
-/// Whether the process may not write a file of so many bytes: to try it is a signal.
-bool over_limit(std::uint64_t bytes) {
+bool over_limit(std::uint64_t bytes) noexcept {
   struct rlimit limit {};
   return ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur;
 }
+
+namespace {
 
 /// Gives the empty file so many bytes of the disk; errno's number, 0 for success. Checks come first: the call may fill
 /// the disk before it fails.
@@ -296,13 +298,40 @@ Result<std::string> read_text_file(const std::string& path, std::uint64_t limit)
 
 namespace {
 
+constexpr std::string_view kPartial = ".partial";
+
 /// A new file beside `path`, whose name is put into `name`. Others may be writing the same, in this process or another.
+/// It is locked as long as it is open.
 Result<FileDescriptor> create_partial(const std::string& path, std::string& name) {
   for (int attempt = 0;; ++attempt) {
-    name = path + "." + std::to_string(::getpid()) + "-" + std::to_string(attempt) + ".partial";
+    name = path + "." + std::to_string(::getpid()) + "-" + std::to_string(attempt) + std::string(kPartial);
     FileDescriptor fd(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    if (fd.get() >= 0) return fd;
+    if (fd.get() >= 0) {
+      (void)::flock(fd.get(), LOCK_EX | LOCK_NB);
+      return fd;
+    }
     if (errno != EEXIST || attempt == 1000) return errno_error(path, "create", errno);
+  }
+}
+
+/// Removes what processes that were killed have left of create_partial(path): nobody has it locked, nor has made it
+/// just now or is about to rename it.
+void remove_stale(const std::string& path) {
+  const std::filesystem::path whole(path);
+  const std::string begin = whole.filename().string() + ".";
+  std::error_code error;
+  const auto folder = whole.has_parent_path() ? whole.parent_path() : std::filesystem::path(".");
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (!name.starts_with(begin) || !name.ends_with(kPartial) || name.size() <= begin.size() + kPartial.size())
+      continue;
+    const auto middle = std::string_view(name).substr(begin.size(), name.size() - begin.size() - kPartial.size());
+    if (middle.find_first_not_of("0123456789-") != std::string_view::npos) continue;
+    const FileDescriptor fd(::open(it->path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    struct stat info {};
+    constexpr std::time_t kSeconds = 600;
+    const bool old = fd.get() >= 0 && ::fstat(fd.get(), &info) == 0 && info.st_mtime < std::time(nullptr) - kSeconds;
+    if (old && ::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) (void)::unlink(it->path().c_str());
   }
 }
 
@@ -323,6 +352,7 @@ Result<void> write_file(const std::string& path, std::span<const FilePart> parts
   Result<void> written = write_parts(path, LLMINFER_TRY(create_partial(path, partial)), parts);
   if (written && ::rename(partial.c_str(), path.c_str()) != 0) written = errno_error(path, "rename", errno);
   if (!written) (void)::unlink(partial.c_str());
+  remove_stale(path);
   return written;
 }
 

@@ -83,8 +83,13 @@ struct FilePart {
   std::span<const std::byte> data;
 };
 
+/// Whether the process may not write a file of so many bytes: to try it is a signal.
+bool over_limit(std::uint64_t bytes) noexcept;
+
 /// Writes a file of these parts, and only once it is whole, on the disk, gives it its name, in the place of what had it
-/// before; threads and processes may do so at once. Between parts there are zeros. Errors: not_found (the folder),
+/// before; threads and processes may do so at once. What processes that were killed have left of that goes
+/// after ten minutes.
+/// Between parts there are zeros. Errors: not_found (the folder),
 /// permission_denied, io_error (no room, or a file may not be as large).
 Result<void> write_file(const std::string& path, std::span<const FilePart> parts);
 

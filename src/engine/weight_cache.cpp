@@ -10,7 +10,7 @@
 namespace llminfer::inline v0::engine {
 namespace {
 
-constexpr std::array<char, 8> kMagic = {'l', 'l', 'm', 'i', 'w', 't', 's', '1'};
+constexpr std::array<char, 8> kMagic = {'l', 'l', 'm', 'i', 'w', 't', 's', '2'};
 /// Stored weights start on pages.
 constexpr std::uint64_t kAlignment = 4096;
 constexpr std::uint64_t kSample = 1024;
@@ -19,6 +19,7 @@ constexpr std::uint64_t kSample = 1024;
 struct Header {
   std::array<char, 8> magic;
   std::uint64_t key, tensors, file_bytes;
+  std::uint64_t entries;  ///< hash_of them
 };
 
 constexpr std::uint64_t aligned(std::uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
@@ -48,6 +49,13 @@ class Hash {
  private:
   std::uint64_t value_ = 0xcbf29ce484222325;
 };
+
+template <class T>
+std::uint64_t hash_of(const std::vector<T>& table) {
+  Hash hash;
+  hash.add(std::as_bytes(std::span(table)));
+  return hash.value();
+}
 
 std::string hexadecimal(std::uint64_t n) {
   std::string text(16, '0');
@@ -108,7 +116,7 @@ Result<void> WeightCache::map(std::size_t tensors) {
   const core::Bytes table = LLMINFER_TRY(source_->read(sizeof header, tensors * sizeof(Entry)));
   entries_.resize(tensors);
   std::memcpy(entries_.data(), table.data.data(), table.data.size());
-  return {};
+  return hash_of(entries_) == header.entries ? Result<void>{} : damaged();
 }
 
 Result<core::Bytes> WeightCache::read(std::size_t index) const {
@@ -128,7 +136,7 @@ Result<void> WeightCache::save(std::span<const std::shared_ptr<const PreparedWei
     parts.push_back({entries[i].offset, stored});
     end = entries[i].offset + stored.size();
   }
-  const Header header{kMagic, key_, weights.size(), end};
+  const Header header{kMagic, key_, weights.size(), end, hash_of(entries)};
   parts[0] = {0, std::as_bytes(std::span(&header, 1))};
   parts[1] = {sizeof header, std::as_bytes(std::span(entries))};
   return core::write_file(path_, parts);

@@ -126,6 +126,7 @@ struct VocabularyData {
   std::vector<std::int32_t>
       types;  ///< empty or one per token: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
   std::vector<std::string> merges;
+  bool has_merges = false;  ///< there is a list, maybe without any
   std::optional<bool> add_space_prefix, add_bos, add_eos, remove_extra_whitespaces;
   // Hugging Face
   std::string tokenizer_json;         ///< the text of tokenizer.json

@@ -162,6 +162,7 @@ Result<void> apply_vocabulary(const GgufMetadata& metadata, GgufFile& file, Chec
   vocabulary.tokens = LLMINFER_TRY(take_strings(file, prefix + "tokens"));
   vocabulary.scores = LLMINFER_TRY(metadata.floats(prefix + "scores"));
   vocabulary.types = LLMINFER_TRY(metadata.integers(prefix + "token_type"));
+  vocabulary.has_merges = file.metadata.find(prefix + "merges") != nullptr;
   vocabulary.merges = LLMINFER_TRY(take_strings(file, prefix + "merges"));
   const std::size_t tokens = vocabulary.tokens.size();
   for (const auto& [key, size] :

@@ -11,6 +11,7 @@
 #include <llminfer/result.hpp>
 
 #include "core/json.hpp"
+#include "quantize/hf_tokenizer.hpp"
 #include "quantize/layout.hpp"
 #include "quantize/source.hpp"
 
@@ -30,9 +31,11 @@ std::string safetensors_header(std::vector<HfTensor>& tensors, std::uint64_t& si
 /// The object quantization_config; null for QuantizeFormat::dense. `routers`: see Layout.
 core::Json quantization_config(const QuantizeOptions& options, const std::vector<std::string>& routers);
 
-/// Writes config.json, the tokenizer's files and those beside them: the input's own, or what a GGUF file's metadata
-/// say. Errors: unsupported (hyperparameters or a vocabulary that the files cannot say), those of files.
-Result<void> write_hf_texts(const Source& source, const std::string& input, const std::string& output,
-                            const QuantizeOptions& options, const Layout& layout);
+/// config.json, the tokenizer's files and those beside them: the input's own, or what a GGUF file's metadata say.
+/// Errors: unsupported (hyperparameters or a vocabulary that the files cannot say), those of reading.
+Result<std::vector<TextFile>> make_hf_texts(const Source& source, const std::string& input,
+                                            const QuantizeOptions& options, const Layout& layout);
+/// Writes them to a directory, and removes those of another model that was there.
+Result<void> write_hf_texts(const std::vector<TextFile>& texts, const std::string& directory);
 
 }  // namespace llminfer::quantize

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <iterator>
 
 #include "arch/rope.hpp"
 #include "core/error.hpp"
@@ -33,6 +35,8 @@ constexpr const char* kCopied[] = {"generation_config.json",
                                    "chat_template.jinja",
                                    "chat_template.json",
                                    "LICENSE"};
+
+constexpr const char* kQuantizeConfig = "quantize_config.json";
 
 /// Sets or removes (null) a member.
 void set(Json::Object& object, const std::string& key, Json value) {
@@ -69,8 +73,8 @@ Result<Json> rope_parameters(const load::ModelConfig& config) {
     const auto rule = s.kind == RopeScaling::Kind::factors ? llama3_rule(config) : std::nullopt;
     if (!rule) {
       return fail(ErrorCode::unsupported,
-                  "tensor rope_freqs.weight: frequency factors that are not those of Llama 3's rule "
-                  "have no form in config.json");
+                  "tensor rope_freqs.weight: frequency factors that are not those of Llama 3's rule for a model of "
+                  "8192 tokens before it was extended have no form in config.json");
     }
     s = *rule;
   }
@@ -194,30 +198,32 @@ Json make_generation_config(const load::Checkpoint& checkpoint) {
   return config.json();
 }
 
-Result<void> copy_texts(const std::string& input, const std::string& output) {
+Result<std::vector<TextFile>> copied_texts(const std::string& input) {
+  std::vector<TextFile> texts;
   for (const char* name : kCopied) {
-    const auto text = core::read_text_file(input + "/" + name, kMaxText);
+    auto text = core::read_text_file(input + "/" + name, kMaxText);
     if (!text && text.error().code == ErrorCode::not_found) continue;
-    if (!text) return text.error();
-    LLMINFER_TRY(write_file(output + "/" + name, *text));
+    if (!text) return std::move(text).error();
+    texts.push_back({name, std::move(*text)});
   }
-  return {};
+  return texts;
 }
 
 }  // namespace
 
-Result<void> write_hf_texts(const Source& source, const std::string& input, const std::string& output,
-                            const QuantizeOptions& options, const Layout& layout) {
+Result<std::vector<TextFile>> make_hf_texts(const Source& source, const std::string& input,
+                                            const QuantizeOptions& options, const Layout& layout) {
   const load::Checkpoint& checkpoint = source.checkpoint;
+  std::vector<TextFile> texts;
   Json config;
   if (source.from_hf) {
     const std::string path = input + "/config.json";
     config = LLMINFER_TRY(core::parse_json(LLMINFER_TRY(core::read_text_file(path, kMaxText)), path));
-    LLMINFER_TRY(copy_texts(input, output));
+    texts = LLMINFER_TRY(copied_texts(input));
   } else {
     config = LLMINFER_TRY(make_config(checkpoint));
-    LLMINFER_TRY(write_hf_tokenizer(checkpoint, output));
-    LLMINFER_TRY(write_file(output + "/generation_config.json", make_generation_config(checkpoint).dump()));
+    texts = LLMINFER_TRY(make_hf_tokenizer(checkpoint));
+    texts.push_back({"generation_config.json", make_generation_config(checkpoint).dump()});
   }
   auto& members = std::get<Json::Object>(config.value());
   const Json settings = quantization_config(options, layout.routers);
@@ -226,9 +232,22 @@ Result<void> write_hf_texts(const Source& source, const std::string& input, cons
   if (options.output_matrix) set(members, "tie_word_embeddings", false);
   for (const char* key : {"torch_dtype", "dtype"}) set(members, key, torch_name(layout.dense));
   if (options.format == QuantizeFormat::gptq || options.format == QuantizeFormat::awq) {
-    LLMINFER_TRY(write_file(output + "/quantize_config.json", settings.dump()));
+    texts.push_back({kQuantizeConfig, settings.dump()});
   }
-  return write_file(output + "/config.json", config.dump());
+  texts.push_back({"config.json", config.dump()});
+  return texts;
+}
+
+Result<void> write_hf_texts(const std::vector<TextFile>& texts, const std::string& directory) {
+  std::vector<std::string> stale(std::begin(kCopied), std::end(kCopied));
+  stale.insert(stale.end(), {kQuantizeConfig, "quant_config.json", "model.safetensors.index.json"});
+  for (const TextFile& file : texts) {
+    LLMINFER_TRY(write_file(directory + "/" + file.name, file.text));
+    std::erase(stale, file.name);
+  }
+  std::error_code ignored;
+  for (const std::string& name : stale) std::filesystem::remove(directory + "/" + name, ignored);
+  return {};
 }
 
 }  // namespace llminfer::quantize

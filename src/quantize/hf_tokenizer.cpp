@@ -7,7 +7,6 @@
 
 #include "core/error.hpp"
 #include "quantize/json_fields.hpp"
-#include "quantize/output_file.hpp"
 #include "tok/pre_types.hpp"
 
 namespace llminfer::quantize {
@@ -172,9 +171,10 @@ Json sentencepiece_tokenizer(const VocabularyData& v) {
 
 }  // namespace
 
-Result<void> write_hf_tokenizer(const load::Checkpoint& checkpoint, const std::string& directory) {
+Result<std::vector<TextFile>> make_hf_tokenizer(const load::Checkpoint& checkpoint) {
   const VocabularyData& v = checkpoint.vocabulary;
-  if (v.model.empty()) return {};  // a model for tokens alone
+  std::vector<TextFile> texts;
+  if (v.model.empty()) return texts;  // a model for tokens alone
   Json tokenizer;
   if (v.model == "gpt2") {
     tokenizer = LLMINFER_TRY(byte_level_tokenizer(v));
@@ -184,7 +184,7 @@ Result<void> write_hf_tokenizer(const load::Checkpoint& checkpoint, const std::s
     return fail(ErrorCode::unsupported, "tokenizer.ggml.model: no tokenizer.json for a vocabulary of kind \"", v.model,
                 "\"");
   }
-  LLMINFER_TRY(write_file(directory + "/tokenizer.json", tokenizer.dump()));
+  texts.push_back({"tokenizer.json", tokenizer.dump()});
 
   Fields config;
   const auto name = [&](const char* key, const std::optional<std::int64_t>& id) {
@@ -200,9 +200,10 @@ Result<void> write_hf_tokenizer(const load::Checkpoint& checkpoint, const std::s
   name("unk_token", v.unk);
   if (!checkpoint.chat_template.empty()) {
     config.add("chat_template", Json(checkpoint.chat_template));
-    LLMINFER_TRY(write_file(directory + "/chat_template.jinja", checkpoint.chat_template));
+    texts.push_back({"chat_template.jinja", checkpoint.chat_template});
   }
-  return write_file(directory + "/tokenizer_config.json", config.json().dump());
+  texts.push_back({"tokenizer_config.json", config.json().dump()});
+  return texts;
 }
 
 }  // namespace llminfer::quantize

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <llminfer/result.hpp>
 
@@ -9,8 +10,13 @@
 
 namespace llminfer::quantize {
 
-/// Writes both files, and chat_template.jinja if there is a template, to a directory. Errors: unsupported (a kind of
-/// vocabulary that llminfer does not know), those of files.
-Result<void> write_hf_tokenizer(const load::Checkpoint& checkpoint, const std::string& directory);
+/// A file of a directory.
+struct TextFile {
+  std::string name, text;
+};
+
+/// Both files, and chat_template.jinja if there is a template. Errors: unsupported (a kind of vocabulary that llminfer
+/// does not know).
+Result<std::vector<TextFile>> make_hf_tokenizer(const load::Checkpoint& checkpoint);
 
 }  // namespace llminfer::quantize

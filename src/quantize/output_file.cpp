@@ -1,12 +1,14 @@
 #include "quantize/output_file.hpp"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "core/error.hpp"
@@ -46,13 +48,30 @@ std::uint64_t hash_of(std::uint64_t hash, std::span<const std::byte> bytes) {  /
 
 }  // namespace
 
+Result<std::string> output_path(const std::string& path) {
+  constexpr int kMostLinks = 40;
+  std::filesystem::path file = path;
+  std::error_code error;
+  for (int links = 0; std::filesystem::is_symlink(file, error); ++links) {
+    const auto target = std::filesystem::read_symlink(file, error);
+    if (error || links == kMostLinks) return fail(ErrorCode::not_a_file, path, ": a link that leads nowhere");
+    file = file.parent_path() / target;
+  }
+  const auto status = std::filesystem::status(file, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    return fail(ErrorCode::not_a_file, path, ": not a regular file");
+  }
+  return file.string();
+}
+
 Result<std::unique_ptr<OutputFile>> OutputFile::open(const std::string& path, std::span<const std::byte> header,
                                                      std::uint64_t size, const std::string& identity) {
-  struct stat status {};
-  if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
-    return fail(ErrorCode::not_a_file, path, ": a directory, where the file is to be");
+  if (core::over_limit(size)) {
+    errno = EFBIG;
+    return system_error(path, "writing");
   }
   std::unique_ptr<OutputFile> out(new OutputFile(path));
+  LLMINFER_TRY(out->lock());
   std::uint64_t hash = hash_of(0xcbf29ce484222325u, header);
   hash = hash_of(hash, std::as_bytes(std::span(identity)));
   const std::string first_line = "llminfer-quantize " + std::to_string(hash) + " " + std::to_string(size) + "\n";
@@ -67,18 +86,34 @@ OutputFile::~OutputFile() {
   if (journal_ >= 0) ::close(journal_);
 }
 
+/// Opens PATH.partial, or makes it, for this run alone.
+Result<void> OutputFile::lock() {
+  const std::string partial = path_ + ".partial";
+  for (;;) {
+    file_ = ::open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (file_ < 0) return system_error(partial, "creating");
+    struct stat opened {
+    }, named{};
+    if (::fstat(file_, &opened) != 0) return system_error(partial, "opening");
+    if (!S_ISREG(opened.st_mode)) return fail(ErrorCode::not_a_file, partial, ": not a regular file");
+    if (::flock(file_, LOCK_EX | LOCK_NB) != 0) {
+      return fail(ErrorCode::invalid_state, path_, ": another run is writing it");
+    }
+    // Another run may have finished it, and so renamed it, before this one had the lock.
+    if (::stat(partial.c_str(), &named) == 0 && named.st_ino == opened.st_ino && named.st_dev == opened.st_dev) {
+      return {};
+    }
+    ::close(std::exchange(file_, -1));
+  }
+}
+
 /// Whether there is something to go on with.
 Result<bool> OutputFile::resume(std::uint64_t size, const std::string& first_line) {
-  const std::string journal = path_ + ".journal", partial = path_ + ".partial";
+  const std::string journal = path_ + ".journal";
   auto text = core::read_text_file(journal, kMaxJournal);
   if (!text || !text->starts_with(first_line)) return false;
-  file_ = ::open(partial.c_str(), O_RDWR | O_CLOEXEC);
-  if (file_ < 0) return false;
   struct stat status {};
-  if (::fstat(file_, &status) != 0 || static_cast<std::uint64_t>(status.st_size) != size) {
-    ::close(std::exchange(file_, -1));
-    return false;
-  }
+  if (::fstat(file_, &status) != 0 || static_cast<std::uint64_t>(status.st_size) != size) return false;
   std::string_view lines = std::string_view(*text).substr(first_line.size());
   for (std::size_t end; (end = lines.find('\n')) != std::string_view::npos; lines.remove_prefix(end + 1)) {
     done_.emplace(lines.substr(0, end));
@@ -95,9 +130,9 @@ Result<bool> OutputFile::resume(std::uint64_t size, const std::string& first_lin
 Result<void> OutputFile::start(std::span<const std::byte> header, std::uint64_t size, const std::string& first_line) {
   const std::string journal = path_ + ".journal", partial = path_ + ".partial";
   if (::unlink(journal.c_str()) != 0 && errno != ENOENT) return system_error(journal, "removing");
-  file_ = ::open(partial.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file_ < 0) return system_error(partial, "creating");
-  if (::ftruncate(file_, static_cast<off_t>(size)) != 0) return system_error(partial, "growing");
+  if (::ftruncate(file_, 0) != 0 || ::ftruncate(file_, static_cast<off_t>(size)) != 0) {
+    return system_error(partial, "growing");
+  }
   LLMINFER_TRY(write_all(file_, partial, 0, header));
   journal_ = ::open(journal.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
   if (journal_ < 0) return system_error(journal, "creating");

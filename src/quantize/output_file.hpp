@@ -14,11 +14,16 @@
 
 namespace llminfer::quantize {
 
-/// One thread at a time, but for write().
+/// The file that is written where the host says `path`: what a link leads to. Errors: not_a_file (there is something
+/// that is no regular file).
+Result<std::string> output_path(const std::string& path);
+
+/// One thread at a time, but for write(). One at a time has the file, in any process.
 class OutputFile {
  public:
   /// Opens PATH.partial with a PATH.journal of what is done. Both begin anew unless they are there from a run with the
-  /// same header, size and `identity` (any line that tells what the contents depend on).
+  /// same header, size and `identity` (any line that tells what the contents depend on). Errors: invalid_state (another
+  /// run has it), io_error (the size, too), permission_denied, not_found, not_a_file.
   static Result<std::unique_ptr<OutputFile>> open(const std::string& path, std::span<const std::byte> header,
                                                   std::uint64_t size, const std::string& identity);
   ~OutputFile();
@@ -37,6 +42,7 @@ class OutputFile {
 
  private:
   OutputFile(std::string path) : path_(std::move(path)) {}
+  Result<void> lock();
   Result<bool> resume(std::uint64_t size, const std::string& first_line);
   Result<void> start(std::span<const std::byte> header, std::uint64_t size, const std::string& first_line);
 

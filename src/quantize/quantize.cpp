@@ -72,6 +72,18 @@ Result<void> make_directory(const std::string& path) {
               ": cannot make this directory: ", error.message());
 }
 
+/// That no file which is written is one that is read.
+Result<void> check_apart(const load::Checkpoint& checkpoint, const std::string& path) {
+  std::error_code ignored;
+  for (const char* suffix : {"", ".partial", ".journal", ".calibration"}) {
+    for (const auto& source : checkpoint.sources) {
+      if (!std::filesystem::equivalent(source->name(), path + suffix, ignored)) continue;
+      return fail(ErrorCode::invalid_argument, path, suffix, ": the output would replace a file of the input");
+    }
+  }
+  return {};
+}
+
 Result<QuantizeReport> run(const std::string& input, const std::string& output, const QuantizeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   LLMINFER_TRY(q::check_options(options));
@@ -86,8 +98,13 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
   if (std::filesystem::equivalent(input, output, ignored)) {
     return fail(ErrorCode::invalid_argument, output, ": the output is the input itself");
   }
-  if (directory) LLMINFER_TRY(make_directory(output));
-  const std::string path = directory ? output + "/model.safetensors" : output;
+  std::vector<q::TextFile> texts;  // what cannot be said in them is told before any work
+  if (directory) {
+    texts = LLMINFER_TRY(q::make_hf_texts(source, input, options, layout));
+    LLMINFER_TRY(make_directory(output));
+  }
+  const std::string path = LLMINFER_TRY(q::output_path(directory ? output + "/model.safetensors" : output));
+  LLMINFER_TRY(check_apart(source.checkpoint, path));
   const auto file = LLMINFER_TRY(
       q::OutputFile::open(path, std::as_bytes(std::span(layout.header)), layout.size, identity_of(source, options)));
 
@@ -127,7 +144,7 @@ Result<QuantizeReport> run(const std::string& input, const std::string& output, 
     LLMINFER_TRY(mark(job));
     LLMINFER_TRY(progress.report(job.tensor->name));
   }
-  if (directory) LLMINFER_TRY(q::write_hf_texts(source, input, output, options, layout));
+  if (directory) LLMINFER_TRY(q::write_hf_texts(texts, output));
   LLMINFER_TRY(file->finish());
   std::filesystem::remove(state, ignored);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -141,7 +141,7 @@ Result<TokenizerParts> read_byte_level(const load::VocabularyData& data, std::in
     auto bytes = text_token ? alphabet_to_bytes(data.tokens[i]) : std::nullopt;
     parts.bytes[i] = bytes ? *std::move(bytes) : data.tokens[i];
   }
-  if (data.merges.empty()) return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges is missing or empty");
+  if (data.merges.empty() && !data.has_merges) return core::fail(ErrorCode::bad_vocabulary, "tokenizer.ggml.merges is missing");
   const std::vector<Merge> merges = LLMINFER_TRY(read_merges(data.merges, *parts.index));
   if (pre->nfc) parts.normalizers.push_back(normal_form(NormalForm::nfc));
   if (data.add_space_prefix.value_or(false)) parts.pre_tokenizers.push_back(prefix_space());

@@ -1,6 +1,8 @@
 // Byte sources: what release() gives back, and that it changes nothing. Memory that is a file.
 #include "core/file.hpp"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -9,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -148,6 +151,28 @@ TEST_CASE("Memory in a file that cannot be, and files for weights") {
   CHECK(over.error().code == ErrorCode::io_error);
   std::filesystem::remove(folder / "file");
   CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("what a process that was killed has left of a file is removed by the next that writes it") {
+  const llminfer::test::TempDir folder;
+  const std::string path = folder.path() + "/file";
+  const auto left = [&](const char* name, int minutes) {
+    folder.write(name, "x");
+    const auto then = std::filesystem::file_time_type::clock::now() - std::chrono::minutes(minutes);
+    std::filesystem::last_write_time(folder / name, then);
+    return folder / name;
+  };
+  const std::string stale = left("file.123-0.partial", 11), fresh = left("file.123-1.partial", 5);
+  const std::string other = left("files.123-0.partial", 11), named = left("file.mine.partial", 11);
+  const std::string held = left("file.123-2.partial", 11);
+  const int fd = ::open(held.c_str(), O_RDONLY);
+  REQUIRE(::flock(fd, LOCK_EX) == 0);
+  const std::byte content[1] = {};
+  const llminfer::core::FilePart part{0, content};
+  REQUIRE(write_file(path, {&part, 1}));
+  CHECK_FALSE(std::filesystem::exists(stale));
+  for (const std::string& kept : {fresh, other, named, held}) CHECK(std::filesystem::exists(kept));
+  ::close(fd);
 }
 
 TEST_CASE("A file that many write at once is whole whenever it is there") {

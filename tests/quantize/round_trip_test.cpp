@@ -1,4 +1,7 @@
 // Round-to-nearest: what is written, llminfer's own loader reads back, with the values that the formulas give.
+#include <sys/resource.h>
+#include <sys/stat.h>
+
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
@@ -244,10 +247,79 @@ TEST_CASE("where the output cannot be is told before any work, and leaves nothin
     CHECK(result.error().message.find(output) == 0);
     return result.error().code;
   };
-  CHECK(refusal(folder) == ErrorCode::not_a_file);
+  REQUIRE(::mkfifo((temp / "folder/pipe").c_str(), 0600) == 0);
+  std::filesystem::create_symlink("pipe", temp / "folder/link");
+  std::filesystem::create_symlink("round", temp / "folder/round");
+  for (const char* name : {"folder", "folder/pipe", "folder/link", "folder/round"}) {
+    CHECK(refusal(temp / name) == ErrorCode::not_a_file);
+  }
+  CHECK(refusal("/dev/null") == ErrorCode::not_a_file);
+  struct rlimit before {};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  struct rlimit less = before;
+  less.rlim_cur = 100000;
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &less) == 0);
+  const ErrorCode over = refusal(temp / "large");
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  CHECK(over == ErrorCode::io_error);
   CHECK(refusal(temp / "missing/out.gguf") == ErrorCode::not_found);
   options = directory(QuantizeFormat::dense, 4, 64, true);
   CHECK(refusal(file) == ErrorCode::io_error);
+}
+
+TEST_CASE("an output that is a link is written where that leads") {
+  const test::TempDir temp;
+  std::filesystem::create_directory(temp / "disk");
+  std::filesystem::create_symlink("disk/model.gguf", temp / "link.gguf");
+  quantize_model(kModels + "tiny-bf16", temp / "link.gguf", gguf("Q8_0")).value();
+  CHECK(std::filesystem::is_symlink(temp / "link.gguf"));
+  CHECK(std::filesystem::file_size(temp / "disk/model.gguf") > 100000);
+  CHECK(std::distance(std::filesystem::directory_iterator(temp / "disk"), {}) == 1);
+}
+
+TEST_CASE("no file of the input is written to, and one run at a time has an output") {
+  const test::TempDir temp;
+  const std::string input = temp / "input", weights = temp / "input/model.safetensors";
+  std::filesystem::copy(kModels + "tiny-bf16", input);
+  const auto size = std::filesystem::file_size(weights);
+  const auto refusal = [&](const std::string& from, const std::string& to, ErrorCode code) {
+    const auto result = quantize_model(from, to, gguf("Q8_0"));
+    REQUIRE_FALSE(result);
+    INFO(result.error().message);
+    CHECK(result.error().code == code);
+  };
+  refusal(input, weights, ErrorCode::invalid_argument);
+  CHECK(std::filesystem::file_size(weights) == size);
+  const std::string file = temp / "a.gguf.partial";
+  quantize_model(input, file, gguf("F16")).value();
+  refusal(file, temp / "a.gguf", ErrorCode::invalid_argument);
+  CHECK(quantize_model(file, temp / "b.gguf", gguf("Q8_0")));
+
+  QuantizeOptions options = gguf("Q8_0");
+  int calls = 0;
+  options.on_progress = [&](std::string_view, float) {
+    if (++calls == 3) refusal(input, temp / "c.gguf", ErrorCode::invalid_state);
+    return true;
+  };
+  CHECK(quantize_model(input, temp / "c.gguf", options));
+  CHECK(calls > 3);
+  CHECK(quantize_model(input, temp / "c.gguf", options).value().tensors_resumed == 0);
+}
+
+TEST_CASE("a directory that had another model has nothing of it afterwards") {
+  const test::TempDir temp;
+  const std::string output = temp / "out";
+  quantize_model(kModels + "tiny-bf16", output, directory(QuantizeFormat::gptq, 4, 64, true)).value();
+  REQUIRE(std::filesystem::exists(output + "/quantize_config.json"));
+  std::ofstream(output + "/model.safetensors.index.json") << "{}";
+  std::ofstream(output + "/chat_template.jinja") << "of another model";
+  std::ofstream(output + "/notes.txt") << "the user's";
+  quantize_model(kModels + "llama-biases", output, directory(QuantizeFormat::dense, 4, 64, true)).value();
+  for (const char* name : {"/quantize_config.json", "/model.safetensors.index.json", "/chat_template.jinja"}) {
+    CHECK_FALSE(std::filesystem::exists(output + name));
+  }
+  CHECK(std::filesystem::exists(output + "/notes.txt"));
+  CHECK(load::open_checkpoint(output, true));
 }
 
 TEST_CASE("bad options of quantize_model are refused") {

@@ -55,6 +55,10 @@ TEST_CASE("the small vocabularies are sound as they are") {
   CHECK(encode(make_json(small_json().dump(), 4).value(), "<s>").size() == 1);
   CHECK(make(small_gguf(), 10).value().vocab_size() == 10);  // padded embeddings
   CHECK(decode(make(small_gguf(), 10).value(), {1, 9, 2}) == "ab");
+  auto unmerged = small_gguf();
+  unmerged.merges.clear();
+  unmerged.has_merges = true;  // a list, if an empty one
+  CHECK(encode(make(unmerged, 4).value(), "ab") == std::vector<Token>{1, 2});
 }
 
 TEST_CASE("GGUF vocabularies that contradict themselves") {
