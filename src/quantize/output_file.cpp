@@ -96,7 +96,7 @@ Result<void> OutputFile::lock() {
     }, named{};
     if (::fstat(file_, &opened) != 0) return system_error(partial, "opening");
     if (!S_ISREG(opened.st_mode)) return fail(ErrorCode::not_a_file, partial, ": not a regular file");
-    if (::flock(file_, LOCK_EX | LOCK_NB) != 0) {
+    if (::flock(file_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {  // other errors: a file system without locks
       return fail(ErrorCode::invalid_state, path_, ": another run is writing it");
     }
     // Another run may have finished it, and so renamed it, before this one had the lock.
