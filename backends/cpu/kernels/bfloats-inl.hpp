@@ -109,11 +109,7 @@ template <Dense D>
   const std::int64_t step = kScaled ? block_of(w.layout) : slices ? kDenseSliceCols : w.cols;
   const auto sliced = columns_of<kDenseVectors>(slice, kDenseSliceCols * kPanelRows * 4, kDensePanels);
   for (std::int32_t p = panel_begin; p < panel_end; p += kDensePanels) {
-    const std::int32_t panels = panel_end - p < kDensePanels ? panel_end - p : kDensePanels;
-    const auto columns = columns_of<kDenseVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
-    const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-    const Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows,
-                    end < w.rows ? end : w.rows};
+    const auto [columns, to] = dense_tile_of(w, p, panel_end, out + row_begin * out_stride, out_stride);
     for (std::int64_t k = 0; k < w.cols; k += step) {
       const Step some{k, w.cols - k < step ? w.cols - k : step, columns, w.layout};
       const QuantizedGroup* const groups = in + k / kGroupValues;

@@ -137,6 +137,19 @@ template <Dense D, bool kScaled = D == Dense::fp8>
   });
 }
 
+/// kDensePanels panels, or those that are left before panel_end, and where their outputs go.
+struct DenseTile {
+  Columns<kDenseVectors> columns;
+  Output out;
+};
+[[gnu::always_inline]] inline DenseTile dense_tile_of(const PackedWeightView& w, std::int32_t first,
+                                                      std::int32_t panel_end, float* out, std::int64_t out_stride) {
+  const std::int32_t panels = panel_end - first < kDensePanels ? panel_end - first : kDensePanels;
+  const std::int64_t end = (std::int64_t{first} + panels) * kPanelRows;
+  return {columns_of<kDenseVectors>(w.data + first * w.layout.bytes, w.layout.bytes, panels),
+          {out, out_stride, std::int64_t{first} * kPanelRows, end < w.rows ? end : w.rows}};
+}
+
 template <Dense D>
 [[gnu::noinline]] void dense_linear(const PackedWeightView& w, std::int32_t panel_begin, std::int32_t panel_end,
                                     const ActivationView& x, std::int32_t row_begin, std::int32_t row_end, float* out,
@@ -150,11 +163,7 @@ template <Dense D>
   // Panels go by while the rows' part of a slice stays in a second-level cache.
   for (std::int64_t k = 0; k < w.cols; k += step) {
     for (std::int32_t p = panel_begin; p < panel_end; p += kDensePanels) {
-      const std::int32_t panels = panel_end - p < kDensePanels ? panel_end - p : kDensePanels;
-      const auto columns = columns_of<kDenseVectors>(w.data + p * w.layout.bytes, w.layout.bytes, panels);
-      const std::int64_t end = (std::int64_t{p} + panels) * kPanelRows;
-      const Output to{out + row_begin * out_stride, out_stride, std::int64_t{p} * kPanelRows,
-                      end < w.rows ? end : w.rows};
+      const auto [columns, to] = dense_tile_of(w, p, panel_end, out + row_begin * out_stride, out_stride);
       if (!slices) {
         dense_all_rows<D>(columns, w.layout, in, x.stride, w.cols, rows, to, false);
         continue;
